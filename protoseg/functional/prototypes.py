@@ -1,0 +1,146 @@
+"""Class prototypes as pure mathematics: nearest prototype, online clustering, momentum update, PPC and PPD.
+
+Shapes: ``n`` pixels, ``d`` channels, ``c`` classes, ``k`` prototypes per class. Embeddings and prototypes are unit
+vectors. Source of all formulas: ProtoSeg, CVPR 2022, arXiv 2203.15102; deviations are named where they happen.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from protoseg.distributed import mean_over_ranks
+from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.sinkhorn import sinkhorn
+from protoseg.types import IGNORE_INDEX, ProtosegError
+
+ASSIGNMENTS: tuple[str, ...] = ("argmax", "gumbel", "released")
+
+
+class Clustering(NamedTuple):
+    """Which prototype each pixel belongs to.
+
+    Attributes:
+        target: the prototype a pixel should be near (argmax of its row of the plan), flat index ``class * k + j``,
+            int64 ``n``; ``IGNORE_INDEX``-labelled pixels carry -1.
+        member: the prototype that the pixel's embedding is added to in the update, same form; differs from
+            ``target`` only when the assignment is drawn at random.
+    """
+
+    target: Tensor
+    member: Tensor
+
+
+def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosine of every pixel to every prototype: ``n d``, ``c k d`` to ``n c k``."""
+    c, k, d = prototypes.shape
+    return (embeddings @ prototypes.reshape(c * k, d).T).view(-1, c, k)
+
+
+def own_class_similarity(similarity: Tensor, label: Tensor) -> Tensor:
+    """Similarity to the prototypes of each pixel's own class: ``n c k`` and labels ``n`` to ``n k``.
+
+    Ignored pixels give the row of class 0; the caller masks them.
+    """
+    index = label.where(label != IGNORE_INDEX, 0).view(-1, 1, 1).expand(-1, 1, similarity.shape[2])
+    return similarity.gather(1, index).squeeze(1)
+
+
+@torch.no_grad()
+def cluster(
+    similarity: Tensor, label: Tensor, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
+) -> Clustering:
+    """Online clustering of labelled pixels into the K prototypes of their class (training only).
+
+    Args:
+        similarity: ``n c k``, cosines.
+        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
+        assignment: how the plan becomes a membership. ``argmax``: the most likely prototype (paper).
+            ``gumbel``: a true sample from the plan (Gumbel noise on *log*-probabilities).
+            ``released``: the public code's draw, Gumbel noise on the plan's *probabilities*, nearly uniform; only
+            for comparison with published checkpoints.
+        epsilon, rounds: see :func:`protoseg.functional.sinkhorn.sinkhorn`.
+
+    Raises:
+        ProtosegError: unknown ``assignment``.
+    """
+    if assignment not in ASSIGNMENTS:
+        raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
+    num_classes, k = similarity.shape[1:]
+    valid = label != IGNORE_INDEX
+    plan = sinkhorn(own_class_similarity(similarity, label), label, num_classes, valid, epsilon, rounds)
+    chosen = plan.argmax(1)
+    drawn = chosen
+    if assignment != "argmax":
+        log_weight = plan.clamp_min(torch.finfo(plan.dtype).tiny).log() if assignment == "gumbel" else plan
+        drawn = (log_weight - torch.empty_like(plan).exponential_().log()).argmax(1)
+    offset = label * k
+    return Clustering((offset + chosen).where(valid, -1), (offset + drawn).where(valid, -1))
+
+
+@torch.no_grad()
+def prototype_sums(embeddings: Tensor, member: Tensor, num_prototypes: int) -> tuple[Tensor, Tensor]:
+    """Sum of embeddings and number of pixels per prototype, of this rank's pixels.
+
+    Args:
+        embeddings: ``n d``.
+        member: flat prototype index per pixel, int64 ``n``; -1 takes no part.
+        num_prototypes: ``c * k``.
+
+    Returns:
+        Sums ``c*k d`` (fp32, or fp64 for fp64 input) and counts ``c*k`` of the same dtype.
+    """
+    embeddings = at_least_fp32(embeddings)
+    # One extra row swallows the pixels that take no part: no host synchronisation, static shapes.
+    row = member.where(member >= 0, num_prototypes)
+    sums = embeddings.new_zeros(num_prototypes + 1, embeddings.shape[1]).index_add_(0, row, embeddings)
+    counts = embeddings.new_zeros(num_prototypes + 1).index_add_(0, row, torch.ones_like(row, dtype=embeddings.dtype))
+    return sums[:-1], counts[:-1]
+
+
+@torch.no_grad()
+def update_prototypes(prototypes: Tensor, sums: Tensor, counts: Tensor, momentum: Tensor | float) -> Tensor:
+    """Momentum update: p <- normalise(m * p + (1 - m) * normalise(sum)); prototypes with no pixel stay.
+
+    Args:
+        prototypes: unit vectors, ``m d``.
+        sums, counts: of :func:`prototype_sums`, summed over ranks.
+        momentum: m in [0, 1], one number or one per prototype (``m``).
+
+    Returns:
+        The new prototypes, ``m d``, unit length.
+    """
+    momentum = torch.as_tensor(momentum, dtype=prototypes.dtype, device=prototypes.device).expand(len(prototypes))
+    moved = torch.lerp(F.normalize(sums.to(prototypes.dtype), dim=1), prototypes, momentum.unsqueeze(1))
+    return F.normalize(moved, dim=1).where((counts > 0).unsqueeze(1), prototypes)
+
+
+def pixel_prototype_contrast(similarity: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+    """PPC, Eq. 11: cross-entropy over all c*k similarities / temperature, the assigned prototype as the class.
+
+    The released code has temperature 1, the paper 0.1. No labelled pixel gives 0 (with gradient 0).
+
+    Args:
+        similarity: ``n c k``.
+        target: flat prototype index ``n``; -1 is ignored.
+    """
+    scaled = at_least_fp32(similarity).flatten(1) / temperature
+    total = F.cross_entropy(scaled, target, ignore_index=-1, reduction="sum")
+    return mean_over_ranks(total, (target >= 0).sum())
+
+
+def pixel_prototype_distance(similarity: Tensor, target: Tensor) -> Tensor:
+    """PPD, Eq. 12: mean of (1 - cosine to the assigned prototype)^2; arguments as in the contrast."""
+    valid = target >= 0
+    cosine = at_least_fp32(similarity).flatten(1).gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
+    return mean_over_ranks(((1 - cosine).square() * valid).sum(), valid.sum())
+
+
+def within_class_cosine(prototypes: Tensor) -> Tensor:
+    """Mean pairwise cosine of the K prototypes of each class, ``c k d`` to ``c``; NaN for K = 1."""
+    k = prototypes.shape[1]
+    gram = prototypes @ prototypes.transpose(1, 2)
+    return (gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)) / (k * (k - 1) if k > 1 else float("nan"))

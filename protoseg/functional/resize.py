@@ -1,0 +1,58 @@
+"""From the decoder's grid back to pixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from protoseg.types import ProtosegError
+
+
+def grid_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of the grid of ``stride`` whose cells cover an image of ``size`` pixels."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Bilinear interpolation from a grid of ``stride`` to the pixels of an image.
+
+    Cell ``i`` covers the pixels ``i * stride`` to ``(i + 1) * stride - 1``. Resizing straight to ``size`` would stretch
+    the grid wherever the image is not a multiple of the stride; so the whole cells are resized, then cropped.
+
+    Args:
+        logits: ``b c h w`` with ``h, w = ceil(size / stride)``.
+        size: height and width of the image in pixels.
+        stride: pixels per cell.
+
+    Returns:
+        ``b c H W`` at ``size``, in the dtype of ``logits``.
+
+    Raises:
+        ProtosegError: ``logits`` is not on the grid of ``size`` and ``stride``.
+    """
+    height, width = logits.shape[-2:]
+    if (height, width) != grid_size(size, stride):
+        raise ProtosegError(
+            f"upsample_logits: expected a grid of {grid_size(size, stride)} for an image of {tuple(size)} at stride "
+            f"{stride}, got {(height, width)}; pass the size of the image that the model was given"
+        )
+    cells = (height * stride, width * stride)
+    return F.interpolate(logits, cells, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+
+
+def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """The label at the centre pixel of every grid cell: ``b H W`` to ``b h w``.
+
+    The released code takes each cell's top-left pixel (``mode="nearest"``), which shifts labels against features by
+    half a cell.
+
+    Args:
+        label: int64 ``b H W``.
+        size: ``h, w`` of the grid.
+        stride: pixels per cell.
+    """
+    height, width = label.shape[1:]
+    rows = (torch.arange(size[0], device=label.device) * stride + stride // 2).clamp_max(height - 1)
+    columns = (torch.arange(size[1], device=label.device) * stride + stride // 2).clamp_max(width - 1)
+    return label[:, rows][:, :, columns]

@@ -1,0 +1,104 @@
+"""From the decoder's map to class logits: by nearest prototype, or by a learned softmax classifier (its twin)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.nn.prototype_memory import PrototypeMemory
+from protoseg.types import ProtosegError, SegOutput
+
+LOGITS = ("layernorm", "temperature")
+
+
+def projection(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two 1 x 1 convolutions with BatchNorm and ReLU between: the map in which pixels are embedded."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 1, bias=False),
+        nn.BatchNorm2d(in_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(in_channels, out_channels, 1),
+    )
+
+
+class PrototypeHead(nn.Module):
+    """Non-parametric classifier: a pixel's class is that of its nearest prototype (ProtoSeg, Eq. 5 and 6).
+
+    Args:
+        in_channels: channels of the decoder's map.
+        num_classes: number of classes.
+        num_prototypes: K, prototypes per class.
+        embedding_dim: channels of the embedding; ``in_channels`` by default.
+        logits: ``layernorm`` over the class scores (released code; 2 c learned parameters) or ``temperature``
+            (scores / temperature; no learned parameter, whatever the number of classes).
+        temperature: for ``logits="temperature"``.
+        embedding_norm: LayerNorm over channels before the embedding is made unit length (released code).
+        memory: keyword arguments of :class:`PrototypeMemory`: momentum, momentum_warmup, init, assignment, …
+
+    Raises:
+        ProtosegError: unknown ``logits``, non-positive temperature or sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_prototypes: int = 10,
+        embedding_dim: int | None = None,
+        logits: str = "layernorm",
+        temperature: float = 0.1,
+        embedding_norm: bool = True,
+        **memory: Any,
+    ) -> None:
+        super().__init__()
+        if logits not in LOGITS or temperature <= 0:
+            raise ProtosegError(
+                f"prototype head: expected logits in {LOGITS} and temperature > 0, "
+                f"got logits={logits!r}, temperature={temperature}"
+            )
+        dim = embedding_dim or in_channels
+        self.num_classes, self.temperature = num_classes, temperature
+        self.projection = projection(in_channels, dim)
+        self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
+        self.logit_norm = nn.LayerNorm(num_classes) if logits == "layernorm" else None
+        self.memory = PrototypeMemory(num_classes, num_prototypes, dim, **memory)
+
+    def forward(self, features: Tensor) -> SegOutput:
+        """``b in_channels h w`` to logits ``b c h w``, unit embeddings ``b d h w``, cosines ``(b h w) c k``."""
+        projected = self.projection(features)
+        b, _, h, w = projected.shape
+        with no_autocast(projected):
+            pixels = at_least_fp32(projected).permute(0, 2, 3, 1).flatten(0, 2)
+            embeddings = F.normalize(self.embedding_norm(pixels), dim=1)
+            similarities = self.memory.similarity(embeddings)
+            logits = self.class_logits(similarities)
+        return SegOutput(
+            logits=logits.view(b, h, w, -1).permute(0, 3, 1, 2),
+            embeddings=embeddings.view(b, h, w, -1).permute(0, 3, 1, 2),
+            similarities=similarities,
+        )
+
+    def class_logits(self, similarities: Tensor) -> Tensor:
+        """Class scores (cosine to the nearest prototype of each class), scaled: ``n c k`` to ``n c``."""
+        scores = similarities.amax(2)
+        return self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
+
+
+class ParametricHead(nn.Module):
+    """The softmax twin of :class:`PrototypeHead`: the same projection, then a learned linear classifier."""
+
+    def __init__(self, in_channels: int, num_classes: int, embedding_dim: int | None = None) -> None:
+        super().__init__()
+        dim = embedding_dim or in_channels
+        self.num_classes = num_classes
+        self.projection = projection(in_channels, dim)
+        self.classifier = nn.Conv2d(dim, num_classes, 1)
+
+    def forward(self, features: Tensor) -> SegOutput:
+        """``b in_channels h w`` to logits ``b c h w`` and embeddings ``b d h w`` (not of unit length)."""
+        embeddings = self.projection(features)
+        return SegOutput(logits=at_least_fp32(self.classifier(torch.relu(embeddings))), embeddings=embeddings)

@@ -1,0 +1,159 @@
+"""The prototypes as state: K unit vectors per class that no gradient reaches, moved by the pixels they stand for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.distributed import all_reduce_
+from protoseg.functional.prototypes import (
+    ASSIGNMENTS,
+    Clustering,
+    cluster,
+    prototype_similarity,
+    prototype_sums,
+    update_prototypes,
+    within_class_cosine,
+)
+from protoseg.functional.resize import downsample_label
+from protoseg.types import ProtosegError, SegOutput
+
+INITS = ("features", "random")
+
+
+class Observation(NamedTuple):
+    """Pixels of one micro-batch for the memory; see :meth:`PrototypeMemory.observe`."""
+
+    embeddings: Tensor
+    member: Tensor
+    correct: Tensor
+
+
+class PrototypeMemory(nn.Module):
+    """Buffers and rules of the class prototypes (ProtoSeg, arXiv 2203.15102, Sec. 3.2).
+
+    One optimizer step is one update: every micro-batch is :meth:`observe`-d, then :meth:`step` sums over ranks and
+    moves the prototypes, so accumulated gradients and several GPUs give the update of one large batch.
+
+    Args:
+        num_classes, num_prototypes, dim: ``c``, ``k`` and ``d`` of the memory.
+        momentum: 0.999 in the paper.
+        momentum_warmup: W > 0 lets the momentum of each prototype rise with its number of updates t as
+            (1 + t) / (W + t) up to ``momentum``; without it a short run never leaves the random start.
+            0 is the paper's constant momentum.
+        init: ``features``: a prototype's first pixels (labelled right or wrong) become its position;
+            ``random``: unit vectors at random, only moved by momentum (released code).
+        assignment, epsilon, rounds: see :func:`protoseg.functional.prototypes.cluster`.
+
+    Attributes:
+        prototypes: ``c k d``, unit vectors.
+        updates: number of updates each prototype has had, int64 ``c k``.
+        occupancy: pixels that moved each prototype in the last step, over all ranks, ``c k``.
+    """
+
+    prototypes: Tensor
+    updates: Tensor
+    occupancy: Tensor
+    pending_sums: Tensor
+    pending_counts: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_prototypes: int,
+        dim: int,
+        momentum: float = 0.999,
+        momentum_warmup: int = 10,
+        init: str = "features",
+        assignment: str = "argmax",
+        epsilon: float = 0.05,
+        rounds: int = 3,
+    ) -> None:
+        super().__init__()
+        if min(num_classes, num_prototypes, dim) < 1:
+            raise ProtosegError(
+                "prototype memory: expected at least one class, prototype and channel, "
+                f"got num_classes={num_classes}, num_prototypes={num_prototypes}, dim={dim}"
+            )
+        if init not in INITS or assignment not in ASSIGNMENTS or not 0 <= momentum <= 1:
+            raise ProtosegError(
+                f"prototype memory: expected init in {INITS}, assignment in {ASSIGNMENTS} and momentum in [0, 1], "
+                f"got init={init!r}, assignment={assignment!r}, momentum={momentum}"
+            )
+        self.momentum, self.momentum_warmup = momentum, momentum_warmup
+        self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
+        c, k = num_classes, num_prototypes
+        self.register_buffer("prototypes", F.normalize(torch.randn(c, k, dim), dim=2))
+        self.register_buffer("updates", torch.zeros(c, k, dtype=torch.int64))
+        self.register_buffer("occupancy", torch.zeros(c, k))
+        # Empty between optimizer steps, and checkpoints are taken between optimizer steps: nothing to persist.
+        self.register_buffer("pending_sums", torch.zeros(c * k, dim), persistent=False)
+        self.register_buffer("pending_counts", torch.zeros(c * k), persistent=False)
+
+    def similarity(self, embeddings: Tensor) -> Tensor:
+        """Cosines ``n c k`` of unit embeddings ``n d``."""
+        # In-place updates between forward and backward (several forwards per step) must not invalidate autograd.
+        return prototype_similarity(
+            embeddings, self.prototypes.clone() if embeddings.requires_grad else self.prototypes
+        )
+
+    def cluster(self, similarity: Tensor, label: Tensor) -> Clustering:
+        """Target and member prototype of each pixel from cosines ``n c k`` and labels ``n``."""
+        return cluster(similarity.detach(), label, self.assignment, self.epsilon, self.rounds)
+
+    @torch.no_grad()
+    def assign(self, output: SegOutput, label: Tensor, stride: int) -> tuple[Clustering, Observation]:
+        """Cluster the labelled pixels of a training batch: targets for the losses, and what to observe.
+
+        Args:
+            output: of a model whose head has this memory.
+            label: train ids at full resolution, int64 ``b H W``.
+            stride: pixels per cell of the output's grid.
+        """
+        height, width = output.logits.shape[2:]
+        grid = downsample_label(label, (height, width), stride).flatten()
+        assert output.similarities is not None
+        clustering = self.cluster(output.similarities, grid)
+        correct = output.logits.argmax(1).flatten() == grid
+        embeddings = output.embeddings.detach().permute(0, 2, 3, 1).flatten(0, 2)
+        return clustering, Observation(embeddings, clustering.member, correct)
+
+    @torch.no_grad()
+    def observe(self, embeddings: Tensor, member: Tensor, correct: Tensor) -> None:
+        """Add pixels to the next update: those classified right, and the first ones of a prototype not yet placed.
+
+        Args:
+            embeddings: unit vectors, ``n d``.
+            member: flat prototype index ``n``, -1 for pixels that take no part.
+            correct: whether the pixel's class is predicted right, bool ``n``.
+        """
+        if self.init == "features":
+            correct = correct | (self.updates.flatten()[member.clamp_min(0)] == 0)
+        sums, counts = prototype_sums(embeddings, member.where(correct, -1), len(self.pending_counts))
+        self.pending_sums += sums
+        self.pending_counts += counts
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Sum what was observed over all ranks, move the prototypes, and forget it."""
+        sums, counts = all_reduce_(self.pending_sums), all_reduce_(self.pending_counts)
+        flat = self.prototypes.flatten(0, 1)
+        flat.copy_(update_prototypes(flat, sums, counts, self._momentum().flatten()))
+        self.occupancy.copy_(counts.view_as(self.occupancy))
+        self.updates += self.occupancy > 0
+        self.pending_sums.zero_()
+        self.pending_counts.zero_()
+
+    def diversity(self) -> Tensor:
+        """Mean pairwise cosine of the prototypes of each class, ``c``: 1 is K copies of one vector; NaN for K = 1."""
+        return within_class_cosine(self.prototypes)
+
+    def _momentum(self) -> Tensor:
+        momentum = torch.full_like(self.prototypes[..., 0], self.momentum)
+        if self.momentum_warmup:
+            t = self.updates.to(momentum.dtype)
+            momentum = torch.minimum(momentum, (1 + t) / (self.momentum_warmup + t))
+        return momentum.where(self.updates > 0, 0.0) if self.init == "features" else momentum

@@ -1,0 +1,78 @@
+"""The values that travel between the rooms of the package: batches, model outputs, label spaces, user errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE_INDEX = 255
+
+
+class ProtosegError(ValueError):
+    """Wrong input by the user. The message says what was expected, what was got, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set, in train-id order; every pixel outside them carries ``ignore_index``.
+
+    Attributes:
+        name: short name, e.g. ``"camvid"``.
+        classes: class names; the position is the train id.
+        colors: one RGB colour (0 to 255) per class.
+        ignore_index: label of pixels that count neither in the loss nor in any metric.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    ignore_index: int = IGNORE_INDEX
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.colors):
+            raise ProtosegError(
+                f"label space {self.name!r}: expected one colour per class, got {len(self.classes)} classes "
+                f"and {len(self.colors)} colours"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+class Batch(NamedTuple):
+    """A collated batch. Images of different sizes are padded at the bottom and right to the largest.
+
+    Attributes:
+        image: uint8 RGB, ``b 3 h w``, not normalised (the model does that with its encoder's statistics).
+        label: int64 train ids, ``b h w``, ``IGNORE_INDEX`` where unlabelled or padded.
+        size: int64, ``b 2``: height and width of each image before padding.
+        name: path of each image file, for messages and for naming outputs.
+    """
+
+    image: Tensor
+    label: Tensor
+    size: Tensor
+    name: list[str]
+
+
+class SegOutput(NamedTuple):
+    """What a ``Segmentor`` returns. The grid ``h w`` is the decoder's (usually a quarter of the image).
+
+    Attributes:
+        logits: class logits, ``b c h w``.
+        embeddings: ``b d h w``; unit length for prototype heads.
+        similarities: cosine of each pixel to each prototype, ``b (h w) c k`` flattened to ``n c k``; None for
+            heads without prototypes.
+        features: the encoder's maps, finest first.
+        auxiliary: class logits of the auxiliary head (training only), or None.
+    """
+
+    logits: Tensor
+    embeddings: Tensor
+    similarities: Tensor | None = None
+    features: list[Tensor] | None = None
+    auxiliary: Tensor | None = None

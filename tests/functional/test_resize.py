@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from protoseg.functional.resize import grid_size, upsample_logits
+from protoseg.types import ProtosegError
+
+
+@pytest.mark.parametrize("size", [(32, 48), (30, 45), (33, 46)])
+@pytest.mark.parametrize("stride", [1, 4, 8])
+def test_a_ramp_over_cell_centres_becomes_a_ramp_over_pixel_centres(size: tuple[int, int], stride: int) -> None:
+    """A linear function of the position keeps its values, away from the border, whatever the size: no stretch."""
+    height, width = grid_size(size, stride)
+    rows = (torch.arange(height, dtype=torch.double) + 0.5) * stride
+    columns = (torch.arange(width, dtype=torch.double) + 0.5) * stride
+    cells = 2.0 * rows[:, None] - 3.0 * columns[None] + 1.0
+    pixels = upsample_logits(cells[None, None], size, stride)[0, 0]
+    assert pixels.shape == size
+    y = torch.arange(size[0], dtype=torch.double) + 0.5
+    x = torch.arange(size[1], dtype=torch.double) + 0.5
+    ramp = 2.0 * y[:, None] - 3.0 * x[None] + 1.0
+    inside = ((y >= rows[0]) & (y <= rows[-1]))[:, None] & ((x >= columns[0]) & (x <= columns[-1]))[None]
+    assert inside.sum() > 0.5 * inside.numel()
+    assert_close(pixels[inside], ramp[inside])
+
+
+def test_cropping_the_image_crops_the_result() -> None:
+    """The pixels of a cell do not depend on how far the image reaches beyond it (straight resizing fails this)."""
+    logits = torch.randn(1, 2, 5, 6, dtype=torch.double)
+    whole = upsample_logits(logits, (20, 24), 4)
+    for size in ((17, 21), (19, 22), (20, 23)):
+        assert_close(upsample_logits(logits, size, 4), whole[..., : size[0], : size[1]], rtol=0, atol=0)
+
+
+def test_grid_of_another_image_is_an_error() -> None:
+    with pytest.raises(ProtosegError, match=r"expected a grid of \(5, 6\).*\(17, 21\) at stride 4, got \(4, 6\)"):
+        upsample_logits(torch.zeros(1, 2, 4, 6), (17, 21), 4)

@@ -1,0 +1,52 @@
+"""Two ranks move the prototypes as one process on the concatenated batch does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from protoseg.nn import PrototypeMemory
+
+C, K, D, N = 5, 4, 8, 300
+
+
+def data(step: int) -> tuple[Tensor, Tensor]:
+    """A global batch; its first part lacks class 4, its second part lacks 0 and 1, some pixels are ignored."""
+    generator = torch.Generator().manual_seed(step)
+    embeddings = F.normalize(torch.randn(N, D, generator=generator, dtype=torch.float64), dim=1)
+    label = torch.cat(
+        [torch.randint(0, 4, (200,), generator=generator), torch.randint(2, 5, (100,), generator=generator)]
+    )
+    label[::17] = 255
+    return embeddings, label
+
+
+def run(part: slice, init: str) -> Tensor:
+    torch.manual_seed(0)
+    memory = PrototypeMemory(C, K, D, momentum=0.9, init=init).double()
+    for step in range(5):
+        embeddings, label = (x[part] for x in data(step))
+        similarity = memory.similarity(embeddings)
+        memory.observe(embeddings, memory.cluster(similarity, label).member, similarity.amax(2).argmax(1) == label)
+        memory.step()
+    return memory.prototypes
+
+
+def worker(rank: int, folder: str, init: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    part = slice(0, 200) if rank == 0 else slice(200, N)  # unequal shares
+    torch.save(run(part, init), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("init", ["features", "random"])
+def test_two_ranks_equal_one_process(tmp_path: Path, init: str) -> None:
+    torch.multiprocessing.spawn(worker, (str(tmp_path), init), nprocs=2)
+    one = run(slice(None), init)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, atol=1e-10, rtol=0)

@@ -1,0 +1,56 @@
+"""Imports run one way, and the mathematics imports without the data libraries."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "protoseg"
+
+LAYER = {
+    "types": 0, "distributed": 0, "functional": 0,
+    "nn": 1, "losses": 1, "metrics": 1, "visualize": 1,
+    "models": 2, "inference": 2, "report": 2,
+    "callbacks": 3,
+    "training": 4, "evaluation": 4, "checkpoint": 4,
+    "cli": 5, "benchmark": 5,
+}  # fmt: skip
+"""A module imports from its own room or from a lower layer; ``data`` stands beside them and knows only types."""
+
+ALLOWED_TO_KNOW_DATA = {"cli", "data", "evaluation"}
+"""``evaluation`` reads plain images for ``mode=predict``."""
+
+
+def imports(file: Path) -> set[str]:
+    """Rooms of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("protoseg"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_one_way(file: Path) -> None:
+    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for other in imports(file) - {room}:
+        if other == "data":
+            assert room in ALLOWED_TO_KNOW_DATA
+        elif room == "data":
+            assert other in {"types", "distributed"}
+        else:
+            assert room in LAYER, f"{room} has no layer yet"
+            assert LAYER[other] < LAYER[room] or LAYER[other] == LAYER[room] == 0, f"{room} must not import {other}"
+
+
+def test_mathematics_needs_no_data_library() -> None:
+    rooms = ("functional.prototypes", "nn", "losses", "models.segmentor", "benchmark.head")
+    code = "import sys\nfor name in ('albumentations', 'cv2', 'wandb'): sys.modules[name] = None  # as if not installed\n"
+    code += "".join(f"import protoseg.{room}\n" for room in rooms)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

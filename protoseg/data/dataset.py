@@ -1,0 +1,117 @@
+"""The base class of the data sets: a list of image and mask files that read as RGB and train ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from protoseg.data.files import by_key, list_images, pair, read_image, read_label
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+FilePair = tuple[Path, "Path | None"]
+
+
+class Sample(NamedTuple):
+    """One item of a data set: ``image`` uint8 RGB ``3 h w``, ``label`` int64 train ids ``h w``, path of the image."""
+
+    image: Tensor
+    label: Tensor
+    name: str
+
+
+def to_sample(image: NDArray[np.uint8], label: NDArray[np.uint8], name: str) -> Sample:
+    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them."""
+    return Sample(
+        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        torch.from_numpy(label.astype(np.int64)),
+        name,
+    )
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Images with label masks. A new data set is a subclass that sets the class attributes and lists its files.
+
+    Attributes:
+        label_space: classes and colours; a class attribute, so that it is known before any file is there.
+        id_table: 256 entries, id in the mask file -> train id (``label_spaces.id_table``).
+        splits: the splits there are.
+        source: where the data set comes from and under which terms, for the message when it is absent.
+        split: the split read.
+        samples: path of each image and of its mask (None: no mask, every pixel reads as ``IGNORE_INDEX``).
+    """
+
+    label_space: LabelSpace
+    id_table: ClassVar[NDArray[np.uint8]]
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    source: ClassVar[str] = ""
+
+    def __init__(self, samples: Sequence[FilePair], split: str) -> None:
+        self.samples = list(samples)
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = self.read(index)
+        return to_sample(image, label, str(self.samples[index][0]))
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Image ``h w 3`` (RGB) and label ``h w`` (train ids).
+
+        Raises:
+            ProtosegError: a file is bad or the two differ in size; the message names the file.
+        """
+        image_path, mask_path = self.samples[index]
+        image = read_image(image_path)
+        if mask_path is None:
+            return image, np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)
+        label = self.read_label(index)
+        if image.shape[:2] != label.shape:
+            (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
+            raise ProtosegError(
+                f"expected image and mask of one size, got {w} x {h} in {image_path} and {mask_w} x {mask_h} in "
+                f"{mask_path}: make them the same size (masks with nearest-neighbour interpolation)"
+            )
+        return image, label
+
+    def read_label(self, index: int) -> NDArray[np.uint8]:
+        """The label alone, ``h w`` train ids; raises as ``read`` does."""
+        image_path, mask_path = self.samples[index]
+        if mask_path is None:
+            raise ProtosegError(f"expected images with masks, got {image_path}, which has none")
+        return read_label(mask_path, self.id_table)
+
+    @classmethod
+    def check_split(cls, split: str) -> None:
+        """Raise ProtosegError unless ``split`` is one of ``splits``."""
+        if split not in cls.splits:
+            raise ProtosegError(f"{cls.__name__}: expected a split out of {', '.join(cls.splits)}, got {split!r}")
+
+    @classmethod
+    def check_folder(cls, folder: Path) -> None:
+        """Raise ProtosegError, with the public source and the value to set, unless ``folder`` exists."""
+        if not folder.is_dir():
+            raise ProtosegError(
+                f"{cls.__name__}: expected the folder {folder.absolute()}, which does not exist. {cls.source} "
+                "If you have it elsewhere, set data.root=FOLDER, or the environment variable PROTOSEG_DATA to the "
+                "folder that holds all data sets"
+            )
+
+    @classmethod
+    def pair_folders(cls, images: Path, masks: Path) -> list[tuple[Path, Path]]:
+        """Pair the images of one folder with the PNG masks of another by file name; raises ProtosegError (``pair``)."""
+        cls.check_folder(images)
+        cls.check_folder(masks)
+        return pair(
+            by_key(list_images(images), lambda p: p.stem),
+            by_key((p for p in list_images(masks) if p.suffix.lower() == ".png"), lambda p: p.stem),
+            where=f"{cls.__name__}: {images} and {masks}",
+        )

@@ -1,0 +1,33 @@
+"""A folder of plain images without masks, for prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.files import IMAGE_SUFFIXES, list_images
+from protoseg.types import LabelSpace, ProtosegError
+
+
+class ImageFolder(SegmentationDataset):
+    """All images under ``root``, subfolders included, of any size; every label pixel reads as ignored.
+
+    Args:
+        root: the folder.
+        label_space: the classes of the model that will see the images.
+        split: any name; kept so that the class is called as the other data sets are.
+
+    Raises:
+        ProtosegError: ``root`` is no folder or holds no image.
+    """
+
+    def __init__(self, root: str | Path, label_space: LabelSpace, split: str = "predict") -> None:
+        folder = Path(root)
+        paths = list_images(folder, recursive=True) if folder.is_dir() else []
+        if not paths:
+            state = "no such file in it" if folder.is_dir() else "no such folder"
+            raise ProtosegError(
+                f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), got {folder.absolute()}: {state}"
+            )
+        self.label_space = label_space
+        super().__init__([(path, None) for path in paths], split)

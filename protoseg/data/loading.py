@@ -1,0 +1,98 @@
+"""The parts of a DataLoader: collation, worker set-up, and errors of workers told as if there were none."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset
+
+from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
+from protoseg.data.transforms import TrainTransform
+from protoseg.types import IGNORE_INDEX, Batch, ProtosegError
+
+
+class Augmented(Dataset[Sample]):
+    """A data set read by ``(index, seed)`` and augmented; the pairs come from ``StepBatchSampler``."""
+
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        index, seed = item
+        image, label = self.transform(*self.dataset.read(index), seed=seed)
+        return to_sample(image, label, str(self.dataset.samples[index][0]))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a ``Batch``; smaller images are padded at the bottom and right (image 0, label ignored)."""
+    sizes = [tuple(sample.label.shape) for sample in samples]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    return Batch(
+        image=torch.stack([_pad_to(sample.image, height, width, 0) for sample in samples]),
+        label=torch.stack([_pad_to(sample.label, height, width, IGNORE_INDEX) for sample in samples]),
+        size=torch.tensor(sizes, dtype=torch.int64),
+        name=[sample.name for sample in samples],
+    )
+
+
+def _pad_to(x: Tensor, height: int, width: int, value: int) -> Tensor:
+    if x.shape[-2:] == (height, width):
+        return x  # pad would copy it
+    return pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
+
+
+def seed_worker(worker: int, seed: int, rank: int) -> None:
+    """Seed python, numpy and torch apart for every (seed, rank, worker), and keep OpenCV to the worker's own core."""
+    state = [int(s) for s in np.random.SeedSequence((seed, rank, worker)).generate_state(3)]
+    random.seed(state[0])
+    np.random.seed(state[1])  # noqa: NPY002  for user code that draws from the global generator
+    torch.manual_seed(state[2])
+    cv2.setNumThreads(0)
+
+
+class Loader(DataLoader[Batch]):
+    """A DataLoader that leaves the global random state alone and raises a worker's ProtosegError as its bare message.
+
+    Args:
+        dataset, num_workers, pin_memory, options: as in ``DataLoader``.
+        seed: base seed of the workers.
+        rank: this process.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], num_workers: int, pin_memory: bool, seed: int, rank: int, **options: Any
+    ) -> None:
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=collate,
+            worker_init_fn=partial(seed_worker, seed=seed, rank=rank),
+            persistent_workers=num_workers > 0,
+            # Else each pass over the loader would draw from torch's global generator and change the training after it.
+            generator=torch.Generator().manual_seed(seed),
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except ProtosegError as error:
+            if self._iterator is not None:
+                # Left to the garbage collector, workers are waited for 5 s each: their queues are gone by then.
+                cast(Any, self._iterator)._shutdown_workers()
+                self._iterator = None
+            # torch puts the worker's traceback before the message: "...\nprotoseg.types.ProtosegError: message\n".
+            raise ProtosegError(str(error).rsplit("ProtosegError: ", 1)[-1].strip()) from None

@@ -1,0 +1,132 @@
+# ruff: noqa: NPY002  the global generator is what these tests are about
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from protoseg.data.transforms import PAD_IMAGE, TrainTransform, largest_class_share
+from protoseg.types import IGNORE_INDEX, ProtosegError
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+LABEL = np.random.default_rng(1).integers(0, 11, (60, 80), dtype=np.uint8)
+
+
+def encoded() -> tuple[np.ndarray, np.ndarray]:
+    """Image and label that say of every pixel where it came from (blocks of 10, so that scaling keeps them)."""
+    label = np.arange(48, dtype=np.uint8).reshape(6, 8).repeat(10, 0).repeat(10, 1)
+    return np.stack([label * 5] * 3, axis=-1), label
+
+
+def test_depends_on_the_seed_alone() -> None:
+    transform = TrainTransform((32, 48), max_class_share=0.75)
+    first = [transform(IMAGE, LABEL, seed) for seed in range(20)]
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    other = TrainTransform((32, 48), max_class_share=0.75)
+    for seed in reversed(range(20)):
+        image, label = other(IMAGE, LABEL, seed)
+        assert np.array_equal(image, first[seed][0])
+        assert np.array_equal(label, first[seed][1])
+    assert len({image.tobytes() for image, _ in first}) == 20
+
+
+def test_leaves_the_global_generators_and_the_input_alone() -> None:
+    image, label = IMAGE.copy(), LABEL.copy()
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    for seed in range(5):
+        TrainTransform((32, 48), max_class_share=0.5)(image, label, seed)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    assert np.array_equal(image, IMAGE)
+    assert np.array_equal(label, LABEL)
+
+
+def test_image_and_label_stay_together() -> None:
+    image, label = encoded()
+    transform = TrainTransform((40, 40), photometric=False)
+    for seed in range(30):
+        out, ids = transform(image, label, seed)
+        inside = ids != IGNORE_INDEX
+        # Interpolation mixes neighbouring blocks at their borders only.
+        assert (np.abs(out[..., 0][inside].astype(int) - ids[inside] * 5) <= 2).mean() > 0.6
+        assert (out[~inside] == PAD_IMAGE).all()
+
+
+def test_crop_larger_than_the_image_is_padded_with_ignore() -> None:
+    image, label = TrainTransform((100, 120), scale=(1, 1), photometric=False)(IMAGE, LABEL, 3)
+    assert image.shape == (100, 120, 3)
+    assert label.shape == (100, 120)
+    inside = label != IGNORE_INDEX
+    assert inside.sum() == LABEL.size
+    assert np.array_equal(np.sort(label[inside]), np.sort(LABEL.ravel()))
+    assert (image[~inside] == PAD_IMAGE).all()
+
+
+def test_scale_range() -> None:
+    image, label = encoded()
+    small = TrainTransform((60, 80), scale=(0.5, 0.5), photometric=False)(image, label, 0)[1]
+    assert (small != IGNORE_INDEX).sum() == 30 * 40
+    sizes = {
+        int((TrainTransform((60, 80), scale=(0.5, 1), photometric=False)(image, label, s)[1] != IGNORE_INDEX).sum())
+        for s in range(20)
+    }
+    assert len(sizes) > 10
+    assert min(sizes) >= 30 * 40
+    assert max(sizes) <= 60 * 80
+
+
+def test_flip_happens_half_the_time_and_goes_with_nothing_else() -> None:
+    transform = TrainTransform((60, 80), scale=(1, 1))
+    flipped = np.array([np.array_equal(transform(IMAGE, LABEL, s)[1], LABEL[:, ::-1]) for s in range(300)])
+    brightness = np.array([transform(IMAGE, LABEL, s)[0].mean() for s in range(300)])
+    assert 0.4 < flipped.mean() < 0.6
+    assert abs(np.corrcoef(flipped, brightness)[0, 1]) < 0.2
+
+
+def test_photometric_changes_colours_only() -> None:
+    transform = TrainTransform((60, 80), scale=(1, 1))
+    changed = 0
+    for seed in range(20):
+        image, label = transform(IMAGE, LABEL, seed)
+        assert np.array_equal(label, LABEL) or np.array_equal(label, LABEL[:, ::-1])
+        changed += not (np.array_equal(image, IMAGE) or np.array_equal(image, IMAGE[:, ::-1]))
+    assert changed > 15
+
+
+def test_largest_class_share_against_a_loop() -> None:
+    label = LABEL.copy()
+    label[:20] = IGNORE_INDEX
+    counts = [int((label == c).sum()) for c in range(11)]
+    assert largest_class_share(label) == pytest.approx(max(counts) / sum(counts))
+    assert largest_class_share(np.full((4, 4), IGNORE_INDEX, np.uint8)) == 1
+
+
+def test_balanced_crop_draws_again() -> None:
+    label = np.zeros((200, 200), np.uint8)
+    label[:, 100:110] = 1  # a random 20-wide crop mostly holds class 0 alone
+    image = np.repeat(label[..., None], 3, axis=2)
+    share = {}
+    for limit in (None, 0.75):
+        transform = TrainTransform((20, 20), scale=(1, 1), max_class_share=limit)
+        share[limit] = np.mean([largest_class_share(transform(image, label, s)[1]) <= 0.75 for s in range(60)])
+    assert share[None] < 0.3 < 0.5 < share[0.75]
+    # No crop can fulfil the limit: the last one stands.
+    assert (TrainTransform((20, 20), (1, 1), max_class_share=0.75)(image * 0, label * 0, 0)[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_size": [0, 4]}, "crop_size: expected"),
+        ({"crop_size": [4]}, "crop_size: expected"),
+        ({"crop_size": [4, 4], "scale": [2.0, 0.5]}, "scale: expected"),
+        ({"crop_size": [4, 4], "scale": [0.0, 0.5]}, "scale: expected"),
+        ({"crop_size": [4, 4], "max_class_share": 75}, "max_class_share: expected"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(ProtosegError, match=message):
+        TrainTransform(**options)

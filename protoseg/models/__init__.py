@@ -1,0 +1,1 @@
+"""Encoders, decoders and the ``Segmentor`` that joins them to a head."""

@@ -1,0 +1,231 @@
+"""Decoders: the encoder's maps become one embedding map; no classifier (that is the head's).
+
+All take ``(channels, strides)`` of the encoder's maps, have ``out_channels`` and ``stride`` of what they return, and
+``forward(features, finest first) -> b d h w``. UPerNet, DeepLabV3+ pool to one cell before a BatchNorm: they need a
+batch of two or more (per process) while training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder as SmpDeepLabV3Plus
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder as SmpFPN
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder as SmpSegFormer
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as SmpUPerNet
+from torch import Tensor, nn
+
+from protoseg.types import ProtosegError
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def _bilinear(factor: int) -> nn.Module:
+    return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+class FPNDecoder(nn.Module):
+    """Panoptic feature pyramid (Kirillov et al., arXiv 1901.02446).
+
+    Args:
+        pyramid_channels: width of the pyramid.
+        segmentation_channels: width of the result, a multiple of 32 (GroupNorm's groups).
+        dropout: share of channels of the result that are dropped while training.
+
+    Raises:
+        ProtosegError: strides other than 4, 8, 16, 32; a width that GroupNorm cannot divide.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        pyramid_channels: int = 256,
+        segmentation_channels: int = 128,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if list(strides) != [4, 8, 16, 32]:
+            raise ProtosegError(
+                f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}; "
+                f"use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder"
+            )
+        if segmentation_channels % 32:
+            raise ProtosegError(
+                f"decoder.segmentation_channels: expected a multiple of 32, got {segmentation_channels}"
+            )
+        self.decoder = SmpFPN(
+            encoder_channels=list(channels),
+            encoder_depth=4,
+            pyramid_channels=pyramid_channels,
+            segmentation_channels=segmentation_channels,
+            dropout=dropout,
+        )
+        for branch in self.decoder.seg_blocks:
+            branch.block = self._with_aligned_upsampling(branch.block)
+        self.out_channels, self.stride = segmentation_channels, strides[0]
+
+    @staticmethod
+    def _with_aligned_upsampling(convs: nn.Sequential) -> nn.Sequential:
+        # The library doubles with align_corners=True, which shifts the coarse maps by up to half a cell against the
+        # fine ones, by an amount that depends on the image's size (so training crops and whole images disagree).
+        layers: list[nn.Module] = []
+        for conv in convs:
+            layers += [conv, _bilinear(2)] if conv.upsample else [conv]
+            setattr(conv, "upsample", False)  # noqa: B010  (a plain flag, which nn.Module's typing takes for a module)
+        return nn.Sequential(*layers)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.decoder(features)
+
+
+class UPerNetDecoder(nn.Module):
+    """Pyramid pooling and top-down fusion (Xiao et al., UPerNet, arXiv 1807.10221), ``width`` channels throughout."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 256) -> None:
+        super().__init__()
+        # the library counts two maps (the image and stride 2) before the one at stride 4, and leaves them unused
+        self.decoder = SmpUPerNet(encoder_channels=[0, 0, *channels], encoder_depth=5, decoder_channels=width)
+        self.out_channels, self.stride = width, strides[0]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.decoder([features[0], features[0], *features])
+
+
+class SegFormerDecoder(nn.Module):
+    """All-MLP decoder (Xie et al., SegFormer, arXiv 2105.15203), ``width`` channels throughout."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 256) -> None:
+        super().__init__()
+        self.decoder = SmpSegFormer(encoder_channels=[3, 0, *channels], segmentation_channels=width)
+        self.out_channels, self.stride = width, strides[0]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        batch, _, height, width = features[0].shape
+        # the library reads the target size, a quarter of the image's, off a map that it does not use otherwise
+        image = features[0].new_empty(batch, 0, 4 * height, 4 * width)
+        return self.decoder([image, image, *features])
+
+
+class DeepLabV3PlusDecoder(nn.Module):
+    """Atrous pyramid on the coarsest map, fused with the finest (Chen et al., DeepLabV3+, arXiv 1802.02611).
+
+    The paper's encoder stops at stride 16 (``encoder.output_stride=16`` where timm offers it); 32 works as well.
+
+    Args:
+        width: channels of the result.
+        atrous_rates: dilations of the pyramid's three 3 x 3 convolutions (the paper's for stride 16).
+        dropout: after the pyramid.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 256,
+        atrous_rates: Sequence[int] = (6, 12, 18),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.decoder = SmpDeepLabV3Plus(
+            encoder_channels=[0, 0, *channels],
+            encoder_depth=5,
+            out_channels=width,
+            atrous_rates=atrous_rates,
+            output_stride=16,
+            aspp_separable=True,
+            aspp_dropout=dropout,
+        )
+        # the library's own upsampling is x4 whatever the strides, and not aligned (see FPNDecoder)
+        self.decoder.up = _bilinear(strides[-1] // strides[0])
+        self.out_channels, self.stride = width, strides[0]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.decoder([features[0], features[0], *features])
+
+
+class FCNDecoder(nn.Module):
+    """3 x 3 convolutions on one map (Long et al., arXiv 1411.4038, in the form of PSPNet's and mmseg's FCN head).
+
+    Args:
+        in_index: which map; −1 is the coarsest.
+        width: channels of the result.
+        num_convs: convolutions before the result.
+        concat_input: join the input to the convolutions' result by one more convolution.
+        dropout: share of channels of the result that are dropped while training.
+
+    Raises:
+        ProtosegError: no map of that index.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        in_index: int = -1,
+        width: int = 256,
+        num_convs: int = 2,
+        concat_input: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not -len(channels) <= in_index < len(channels):
+            raise ProtosegError(f"in_index: expected one of the encoder's {len(channels)} maps, got {in_index}")
+        self.in_index = in_index
+        widths = [channels[in_index]] + [width] * num_convs
+        self.convs = nn.Sequential(*(_conv_bn_relu(a, b) for a, b in pairwise(widths)))
+        self.join = _conv_bn_relu(channels[in_index] + widths[-1], width) if concat_input else None
+        self.dropout = nn.Dropout2d(dropout)
+        self.out_channels, self.stride = width if concat_input else widths[-1], strides[in_index]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        feature = features[self.in_index]
+        embedding = self.convs(feature)
+        if self.join is not None:
+            embedding = self.join(torch.cat([feature, embedding], dim=1))
+        return self.dropout(embedding)
+
+
+class HRNetDecoder(nn.Module):
+    """All maps at the finest resolution, concatenated (720 channels for HRNet-W48), then one 3 x 3 convolution.
+
+    The released ProtoSeg ``cls_head``. It resizes with align_corners=True; here the grids stay aligned.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1) -> None:
+        super().__init__()
+        self.out_channels, self.stride = sum(channels), strides[0]
+        self.fuse = nn.Sequential(_conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        size = features[0].shape[-2:]
+        coarse = [F.interpolate(feature, size, mode="bilinear", align_corners=False) for feature in features[1:]]
+        return self.fuse(torch.cat([features[0], *coarse], dim=1))
+
+
+class AuxiliaryHead(nn.Module):
+    """A small FCN with its own classifier on an inner map, for an auxiliary loss while training.
+
+    ``forward(features) -> class logits b c h w`` on the grid of map ``in_index``.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        in_index: int = 2,
+        width: int = 256,
+    ) -> None:
+        super().__init__()
+        self.decoder = FCNDecoder(channels, strides, in_index, width, num_convs=1)
+        self.classifier = nn.Conv2d(self.decoder.out_channels, num_classes, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.classifier(self.decoder(features))

@@ -1,0 +1,220 @@
+"""Encoders: an image becomes four maps at strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.encoders import get_encoder
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from protoseg.models.weights import check_match, load_timm_weights, no_download, read_weights
+from protoseg.types import ProtosegError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
+
+# What a family needs to take images of any size (by timm's module name).
+FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
+    "swin_transformer": {"strict_img_size": False},
+    "swin_transformer_v2": {"strict_img_size": False},
+    "vision_transformer": {"dynamic_img_size": True},
+    "deit": {"dynamic_img_size": True},
+    "eva": {"dynamic_img_size": True},
+}
+# What its features_only form needs besides: HRNet's own four maps instead of the classifier's widened ones.
+FEATURE_OPTIONS: dict[str, dict[str, Any]] = {"hrnet": {"feature_location": ""}}
+
+
+class Encoder(nn.Module):
+    """``forward(image b 3 h w, normalised) -> list of maps b c h/s w/s``, finest first; h, w multiples of max(strides).
+
+    Attributes:
+        channels, strides: of each map.
+        mean, std: what the image must be normalised by, for pixels in [0, 1].
+    """
+
+    channels: list[int]
+    strides: list[int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """Maps at strides 4, 8, 16, 32 from the single map of a plain ViT (Li et al., ViTDet, arXiv 2203.16527, §3).
+
+    Args:
+        in_channels: width of the ViT.
+        stride: stride of its map, a power of two.
+        out_channels: width of each of the four maps.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, in_channels: int, stride: int, out_channels: int = 256) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(self._stage(in_channels, stride, target, out_channels) for target in self.strides)
+
+    @staticmethod
+    def _stage(width: int, stride: int, target: int, out_channels: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        while stride > target:
+            # the paper halves the width at each doubling of the resolution
+            layers += [nn.ConvTranspose2d(width, width // 2, 2, stride=2), LayerNorm2d(width // 2), nn.GELU()]
+            width, stride = width // 2, stride // 2
+        if stride < target:
+            layers.append(nn.MaxPool2d(target // stride))
+        layers += [nn.Conv2d(width, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
+        layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
+        return nn.Sequential(*layers)
+
+    def forward(self, feature: Tensor) -> list[Tensor]:
+        return [stage(feature) for stage in self.stages]
+
+
+class TimmEncoder(Encoder):
+    """Any timm model that gives feature maps, by name: CNN, ConvNeXt, HRNet, Swin, and plain ViT through a pyramid.
+
+    A plain ViT whose patch is no power of two (DINOv2: 14) sees the image resized so that one patch falls on one cell
+    of stride 16; the maps are then exactly at strides 4 to 32 like everyone else's.
+
+    Args:
+        name: timm model name, with or without a tag (``resnet50``, ``resnet50.a1_in1k``).
+        pretrained: ImageNet weights, see ``protoseg.models.weights.load_timm_weights``.
+        weights: local weights file (``.pth``, ``.safetensors``); goes before ``pretrained``.
+        pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
+        timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...).
+
+    Raises:
+        ProtosegError: unknown name; a model without the four maps or for one image size only; options timm refuses;
+            weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        pyramid_channels: int = 256,
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+            raise ProtosegError(
+                f"encoder.name: expected a timm model, got {name!r}; nearest: {', '.join(near) or 'none'} "
+                f"(all: timm.list_models())"
+            )
+        family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+        options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs
+        self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)
+        if weights is not None or pretrained:
+            load_timm_weights(self.model, name, weights, options)
+        config: Any = self.model.pretrained_cfg
+        if config.get("fixed_input_size") and not (FAMILY_OPTIONS.get(family) or "img_size" in timm_kwargs):
+            _check_any_size(name, self.model)
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+
+        info: Any = self.model.feature_info
+        strides, channels = info.reduction(), info.channels()
+        self.pyramid: SimpleFeaturePyramid | None = None
+        if len(set(strides)) == 1:
+            self.patch = strides[-1]
+            self.patch_stride = 2 ** round(math.log2(self.patch))
+            self.pyramid = SimpleFeaturePyramid(channels[-1], self.patch_stride, pyramid_channels)
+            self.channels, self.strides = [pyramid_channels] * 4, list(self.pyramid.strides)
+        else:
+            self.channels, self.strides = channels[-4:], strides[-4:]
+            if self.strides[:1] != [4] or len(self.strides) < 4:
+                raise ProtosegError(
+                    f"encoder {name!r}: expected maps at strides 4, 8, 16 and 32, got strides {strides}; choose "
+                    f"another encoder"
+                )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        if self.pyramid is not None:
+            return self.pyramid(self.model(self._on_patches(image))[-1])
+        maps = self.model(image)[-4:]
+        if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
+            maps = [feature.permute(0, 3, 1, 2) for feature in maps]
+        return maps
+
+    def _on_patches(self, image: Tensor) -> Tensor:
+        """Resize so that one patch of the ViT falls on one cell of ``patch_stride`` pixels."""
+        if self.patch == self.patch_stride:
+            return image
+        size = [length // self.patch_stride * self.patch for length in image.shape[-2:]]
+        return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True, **options)
+    except Exception as error:  # timm refuses with whatever its model's constructor raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ProtosegError(
+            f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {reason}; choose another "
+            f"encoder or correct the options"
+        ) from error
+
+
+@torch.no_grad()
+def _check_any_size(name: str, model: nn.Module) -> None:
+    # timm's flag for one input size only is also set on models that take any: so try, where it is set
+    try:
+        model.eval()(torch.zeros(1, 3, 64, 96))
+    except (AssertionError, RuntimeError) as error:
+        raise ProtosegError(
+            f"encoder {name!r} takes images of one size only ({str(error).splitlines()[0]}); choose another encoder, "
+            f"or give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
+        ) from error
+    model.train()
+
+
+class MiTEncoder(Encoder):
+    """Mix Transformer of SegFormer (Xie et al., arXiv 2105.15203), from segmentation-models-pytorch.
+
+    Args:
+        variant: ``"b0"`` to ``"b5"``.
+        pretrained: ImageNet weights from segmentation-models-pytorch's hub (cached).
+        weights: local weights file in SegFormer's names; goes before ``pretrained``.
+
+    Raises:
+        ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
+    """
+
+    def __init__(self, variant: str = "b0", pretrained: bool = False, weights: str | Path | None = None) -> None:
+        super().__init__()
+        if variant not in MIT_VARIANTS:
+            near = difflib.get_close_matches(variant, MIT_VARIANTS, n=3, cutoff=0.3)
+            raise ProtosegError(
+                f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}"
+                + (f"; nearest: {', '.join(near)}" if near else "")
+            )
+        name = f"mit_{variant}"
+        self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
+        if weights is not None:
+            state, expected = read_weights(weights), self.model.state_dict()
+            state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier
+            check_match(state, expected, expected, f"weights file {weights}")
+            self.model.load_state_dict(state)
+        out_channels: Any = self.model.out_channels
+        self.channels, self.strides = list(out_channels[-4:]), [4, 8, 16, 32]
+        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+
+    @staticmethod
+    def _pretrained(name: str) -> nn.Module:
+        try:
+            return get_encoder(name, weights="imagenet")
+        except Exception as error:  # the hub's clients raise whatever their transport raises
+            raise no_download(name, error) from error
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.model(image)[-4:]

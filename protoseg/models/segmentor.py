@@ -1,0 +1,97 @@
+"""The whole network: encoder, decoder, head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.functional.resize import grid_size
+from protoseg.models.encoders import Encoder
+from protoseg.types import ProtosegError, SegOutput
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and right of ``b c h w`` until height and width are multiples of ``multiple``."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
+
+
+def crop_to_grid(feature: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """The cells of ``feature`` (``b d h w`` at ``stride``) that an image of ``size`` pixels touches."""
+    height, width = grid_size(size, stride)
+    return feature[..., :height, :width]
+
+
+class Segmentor(nn.Module):
+    """Encoder, decoder and head, from pixels of any size to class logits on the decoder's grid.
+
+    The image is normalised by the encoder's own mean and std, then padded (bottom, right) with zeros, i.e. the mean
+    colour, to a multiple of its coarsest stride; every map is cropped back to the cells that the image touches.
+
+    Args:
+        encoder: maps, finest first, see ``protoseg.models.encoders.Encoder``.
+        decoder: ``(channels, strides) -> module`` with ``out_channels`` and ``stride``.
+        head: ``(in_channels, num_classes) -> module`` whose forward turns ``b d h w`` into a ``SegOutput``.
+        num_classes: number of classes.
+        auxiliary: ``(channels, strides, num_classes) -> module`` that turns the maps into class logits; training only.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Callable[[list[int], list[int]], nn.Module],
+        head: Callable[[int, int], nn.Module],
+        num_classes: int,
+        auxiliary: Callable[[list[int], list[int], int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.encoder = encoder
+        self.decoder = decoder(encoder.channels, encoder.strides)
+        self.stride: int = self.decoder.stride  # type: ignore[assignment]
+        out_channels: int = self.decoder.out_channels  # type: ignore[assignment]
+        self.head = head(out_channels, num_classes)
+        self.auxiliary = auxiliary(encoder.channels, encoder.strides, num_classes) if auxiliary is not None else None
+        # constants of the encoder, not state: a checkpoint need not hold them
+        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], to the encoder's units, in the model's own dtype."""
+        scale = 255 if image.dtype == torch.uint8 else 1
+        return (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Segment a batch.
+
+        Args:
+            image: RGB, uint8 or float in [0, 1], ``b 3 H W``, any size.
+
+        Returns:
+            ``SegOutput`` on the grid ``ceil(H / stride), ceil(W / stride)``; ``protoseg.functional.resize`` brings
+            its logits to pixels. Auxiliary logits, if any, are resized to the same grid.
+
+        Raises:
+            ProtosegError: an image of another shape or dtype.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+            raise ProtosegError(
+                f"Segmentor: expected RGB images b 3 h w as uint8 or float in [0, 1], got {tuple(image.shape)} of "
+                f"{image.dtype}"
+            )
+        size = (image.shape[-2], image.shape[-1])
+        features = self.encoder(pad_to_multiple(self.normalize(image), max(self.encoder.strides)))
+        embedding = self.decoder(features)
+        output: SegOutput = self.head(crop_to_grid(embedding, size, self.stride))
+        auxiliary = None
+        if self.auxiliary is not None and self.training:
+            logits = F.interpolate(self.auxiliary(features), embedding.shape[-2:], mode="bilinear", align_corners=False)
+            auxiliary = crop_to_grid(logits, size, self.stride)
+        maps = [crop_to_grid(f, size, s) for f, s in zip(features, self.encoder.strides, strict=True)]
+        return output._replace(features=maps, auxiliary=auxiliary)

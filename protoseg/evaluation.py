@@ -1,0 +1,230 @@
+"""Judge a model on labelled images, or predict a folder of plain ones, and write down what came out.
+
+Every file is written beside its place and then renamed, image by image, so that an interrupted run leaves only
+whole files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from protoseg.distributed import rank, world_size
+from protoseg.inference import Predictor, SegmentationModel
+from protoseg.metrics import SegmentationMetrics
+from protoseg.report import print_report, summary, write_file, write_report
+from protoseg.types import Batch, LabelSpace, ProtosegError
+from protoseg.visualize import Picture, overlay, palette_png, panel
+
+SAVES = ("overlays", "panels", "labels")
+
+
+def evaluate(
+    model: nn.Module,
+    dataloader: DataLoader[Batch],
+    predictor: Predictor,
+    label_space: LabelSpace,
+    output: str | Path,
+    device: torch.device | str,
+    save: Sequence[str] = SAVES,
+    max_overlays: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Predict every image of a loader, compare with the labels, print and write the report.
+
+    Writes into ``output``: ``metrics.json``, ``table.csv``, ``table.md``, ``confusion.npy``, ``confusion.csv`` (rows
+    are the truth), ``confusion.png``; per image ``labels/NAME.png`` (class ids in palette mode),
+    ``overlays/NAME.jpg`` (prediction over the photo) and ``panels/NAME.jpg`` (photo, truth, prediction, errors).
+
+    Args:
+        model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
+        dataloader: gives ``Batch``es; its data set lists its files in ``samples``, (image, mask) paths.
+        predictor: how images become label maps.
+        label_space: classes of model and data.
+        output: folder, made if it is missing.
+        device: where the model runs.
+        save: which pictures to write, out of ``SAVES``.
+        max_overlays: write overlays and panels of the first so many images only; None: of all.
+        classes: names of the classes that enter the means; None: all.
+
+    Returns:
+        What ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
+
+    Raises:
+        ProtosegError: model, data and label space do not fit, a name in ``save`` or ``classes`` is unknown, or a
+            file cannot be read or written.
+    """
+    _check(model, label_space, save)
+    paths = [str(sample[0]) for sample in cast(Any, dataloader.dataset).samples]
+    pictures = _Pictures(Path(output), output_names(paths), label_space, save, max_overlays)
+    metrics = SegmentationMetrics(label_space, classes).to(device)
+    started = time.perf_counter()
+    for batch, predictions in _predictions(model, dataloader, len(paths), predictor, device, "evaluating"):
+        for i, prediction in enumerate(predictions):
+            height, width = prediction.shape
+            truth = batch.label[i, :height, :width]
+            metrics.update(prediction, truth.to(device))
+            pictures.write(batch.name[i], batch.image[i, :, :height, :width], prediction.cpu(), truth.cpu())
+    scores = metrics.compute()
+    result = summary(scores, label_space)
+    seconds = time.perf_counter() - started
+    result |= {
+        "label_space": label_space.name,
+        "classes_in_means": list(classes or label_space.classes),
+        "num_images": len(paths),
+        "inference": predictor.settings(),
+        "device": str(device),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(paths) / seconds, 3),
+    }
+    if rank() == 0:
+        write_report(Path(output), result, scores["confusion"].cpu(), label_space)
+        print_report(result, Path(output))
+    return result
+
+
+def predict_folder(
+    model: nn.Module,
+    images: str | Path,
+    predictor: Predictor,
+    label_space: LabelSpace,
+    output: str | Path,
+    device: torch.device | str,
+    save: Sequence[str] = ("overlays", "labels"),
+) -> list[Path]:
+    """Predict all images under the folder ``images``, without truth; writes labels and overlays as ``evaluate`` does.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ProtosegError: as ``evaluate``; or there is no such folder, or no image in it.
+    """
+    # Only here, so that evaluating a loader of one's own needs neither OpenCV nor albumentations.
+    from protoseg.data.folder import ImageFolder
+    from protoseg.data.loading import collate
+
+    if "panels" in save:
+        raise ProtosegError("save: expected overlays or labels, got panels, which need a truth to compare with")
+    _check(model, label_space, save)
+    dataset = ImageFolder(images, label_space)
+    paths = [str(path) for path, _ in dataset.samples]
+    pictures = _Pictures(Path(output), output_names(paths), label_space, save, None)
+    batches = (collate([dataset[i]]) for i in range(rank(), len(paths), world_size()))
+    for batch, (prediction,) in _predictions(model, batches, len(paths), predictor, device, "predicting"):
+        pictures.write(batch.name[0], batch.image[0], prediction.cpu(), None)
+    if rank() == 0:
+        Console().print(f"{len(paths)} images predicted: {Path(output) / 'labels'}", soft_wrap=True, highlight=False)
+    return pictures.written
+
+
+def output_names(paths: Sequence[str]) -> dict[str, Path]:
+    """A name for the outputs of each image: its path relative to the folder that all share, without suffix.
+
+    Images that would get the same name (``a.jpg`` and ``a.png``, or ``A.jpg`` on some disks) get ``_2``, ``_3``, ….
+    """
+    absolute = {path: Path(path).absolute() for path in paths}
+    root = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
+    names: dict[str, Path] = {}
+    taken: set[str] = set()
+    for path, place in sorted(absolute.items()):
+        plain = place.relative_to(root).with_suffix("")
+        name, copy = plain, 2
+        while str(name).lower() in taken:
+            name, copy = plain.with_name(f"{plain.name}_{copy}"), copy + 1
+        taken.add(str(name).lower())
+        names[path] = name
+    return names
+
+
+class _Pictures:
+    """Writes the pictures of one image after the other."""
+
+    def __init__(
+        self, output: Path, names: dict[str, Path], label_space: LabelSpace, save: Sequence[str], limit: int | None
+    ) -> None:
+        self.output, self.names, self.label_space, self.save = output, names, label_space, save
+        self.left = math.inf if limit is None else math.ceil(limit / world_size())
+        self.written: list[Path] = []
+
+    def write(self, source: str, image: Tensor, prediction: Tensor, truth: Tensor | None) -> None:
+        space = self.label_space
+        if "labels" in self.save:
+            self._file("labels", source, ".png", lambda path: palette_png(prediction, space, path))
+        if self.left <= 0:
+            return
+        self.left -= 1
+        if "overlays" in self.save:
+            self._file("overlays", source, ".jpg", _jpeg(overlay(image, prediction, space)))
+        if "panels" in self.save and truth is not None:
+            self._file("panels", source, ".jpg", _jpeg(panel(image, truth, prediction, space)))
+
+    def _file(self, kind: str, source: str, suffix: str, save: Callable[[Path], object]) -> None:
+        name = self.names[source]
+        path = self.output / kind / name.with_name(name.name + suffix)
+        write_file(path, save)
+        self.written.append(path)
+
+
+def _predictions(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    num_images: int,
+    predictor: Predictor,
+    device: torch.device | str,
+    title: str,
+) -> Iterator[tuple[Batch, list[Tensor]]]:
+    """Each batch with its label maps, in eval mode and under a progress bar (on the first rank)."""
+    training = model.training
+    model.to(device).eval()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    started, done = time.perf_counter(), 0
+    try:
+        with Progress(*columns, disable=rank() != 0) as progress:
+            task = progress.add_task(title, total=len(range(rank(), num_images, world_size())), rate="")
+            for batch in batches:
+                image = batch.image.to(device, non_blocking=True)
+                yield batch, predictor.predict(cast(SegmentationModel, model), image, batch.size)
+                done += len(batch.name)
+                rate = done / (time.perf_counter() - started)
+                progress.update(task, completed=done, rate=f"{rate:.1f} images/s")
+    finally:
+        model.train(training)
+
+
+def _check(model: nn.Module, label_space: LabelSpace, save: Sequence[str]) -> None:
+    unknown = sorted(set(save) - set(SAVES))
+    if unknown:
+        raise ProtosegError(f"save: expected names out of {', '.join(SAVES)}, got {', '.join(unknown)}")
+    if "labels" in save and label_space.num_classes > 255:
+        raise ProtosegError(
+            f"save: expected at most 255 classes for label PNGs, got {label_space.num_classes} in label space "
+            f"{label_space.name!r}; leave labels out of save"
+        )
+    num_classes = getattr(model, "num_classes", label_space.num_classes)
+    if num_classes != label_space.num_classes:
+        raise ProtosegError(
+            f"evaluation: expected a model of the {label_space.num_classes} classes of label space "
+            f"{label_space.name!r}, got one of {num_classes}; choose the data or the checkpoint that belong together"
+        )
+
+
+def _jpeg(picture: Picture) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(picture).save(path, format="JPEG", quality=92)

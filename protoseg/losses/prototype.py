@@ -1,0 +1,45 @@
+"""The two terms that shape the embedding space around the prototypes (ProtoSeg, Eq. 11 and 12)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance
+from protoseg.losses.term import LossInput, LossTerm
+from protoseg.types import ProtosegError
+
+
+def _prototypes_of(batch: LossInput, term: str) -> tuple[Tensor, Clustering]:
+    if batch.output.similarities is None or batch.clustering is None:
+        raise ProtosegError(
+            f"loss {term}: expected a head with prototypes, got one without; use head=prototype, or loss=parametric"
+        )
+    return batch.output.similarities, batch.clustering
+
+
+class PixelPrototypeContrast(LossTerm):
+    """PPC: draws a pixel to its own prototype and away from all c*k - 1 others.
+
+    Args:
+        weight: 0.01 in the paper.
+        temperature: 0.1 in the paper, 1 in the released code.
+    """
+
+    def __init__(self, weight: float = 0.01, temperature: float = 0.1) -> None:
+        super().__init__(weight)
+        self.temperature = temperature
+
+    def forward(self, batch: LossInput) -> Tensor:
+        similarities, clustering = _prototypes_of(batch, "ppc")
+        return pixel_prototype_contrast(similarities, clustering.target, self.temperature)
+
+
+class PixelPrototypeDistance(LossTerm):
+    """PPD: makes the pixels of one prototype compact; weight 0.001 in the paper."""
+
+    def __init__(self, weight: float = 0.001) -> None:
+        super().__init__(weight)
+
+    def forward(self, batch: LossInput) -> Tensor:
+        similarities, clustering = _prototypes_of(batch, "ppd")
+        return pixel_prototype_distance(similarities, clustering.target)

@@ -1,0 +1,123 @@
+"""Cross-entropy on class logits upsampled to the label's resolution, with class weights and hard-pixel mining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from protoseg.distributed import mean_over_ranks
+from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.resize import upsample_logits
+from protoseg.losses.term import LossInput, LossTerm
+from protoseg.types import IGNORE_INDEX, ProtosegError
+
+
+def balanced_class_weights(frequencies: Tensor) -> Tensor:
+    """Weight of each class 1 / sqrt(its pixel share), with mean 1 over pixels; absent classes get the largest one.
+
+    The square root is between none (rare classes drown) and full inverse frequency (rare classes flood).
+    """
+    present = frequencies > 0
+    weight = frequencies.where(present, 1).rsqrt()
+    weight = weight.where(present, weight[present].max() if present.any() else 1.0)
+    return weight / (weight * frequencies).sum().clamp_min(1e-12) if present.any() else torch.ones_like(weight)
+
+
+def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
+    """Online hard example mining: pixels whose true class has probability below ``threshold``, at least ``min_kept``.
+
+    Args:
+        losses: cross-entropy per pixel (any shape); 0 at ignored pixels, which may fill up ``min_kept`` unharmed.
+
+    Returns:
+        bool mask of the same shape.
+    """
+    flat = losses.flatten()
+    kth_hardest = flat.topk(min(min_kept, flat.numel())).values[-1]
+    return (losses >= kth_hardest) | (losses > -torch.log(losses.new_tensor(threshold)))
+
+
+def cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    class_weights: Tensor | None = None,
+    ohem_threshold: float | None = None,
+    ohem_min_kept: int = 100_000,
+) -> Tensor:
+    """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
+
+    Args:
+        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
+    """
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
+    valid = label != IGNORE_INDEX
+    weight = valid.to(losses.dtype)
+    if class_weights is not None:
+        weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
+    if ohem_threshold is not None:
+        weight = weight * hard_pixels(losses.detach(), ohem_threshold, ohem_min_kept)
+    return mean_over_ranks((losses * weight).sum(), weight.sum())
+
+
+class CrossEntropy(LossTerm):
+    """Cross-entropy on the upsampled class logits.
+
+    Args:
+        num_classes: number of classes.
+        class_weights: None, one number per class, or ``"balanced"`` (1 / sqrt of the pixel share in the training
+            set; counted once at the start of training).
+        ohem_threshold: keep only pixels whose true class has a lower probability than this; None is off.
+        ohem_min_kept: but at least this many pixels of a batch.
+
+    Raises:
+        ProtosegError: class weights of the wrong number or form.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        weight: float = 1.0,
+        class_weights: str | Sequence[float] | None = None,
+        ohem_threshold: float | None = None,
+        ohem_min_kept: int = 100_000,
+    ) -> None:
+        super().__init__(weight)
+        self.needs_frequencies = class_weights == "balanced"
+        values = torch.ones(num_classes)
+        if class_weights is not None and not self.needs_frequencies:
+            if isinstance(class_weights, str) or len(class_weights) != num_classes:
+                raise ProtosegError(
+                    f"class_weights: expected null, 'balanced' or {num_classes} numbers (one per class), "
+                    f"got {class_weights!r}"
+                )
+            values = torch.tensor([float(w) for w in class_weights])
+        self.register_buffer("class_weights", values)
+        self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
+
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Make the weights of ``"balanced"`` from the pixel share of each class, ``c``."""
+        self.class_weights.copy_(balanced_class_weights(frequencies))
+
+    def forward(self, batch: LossInput) -> Tensor:
+        return self._on(batch.output.logits, batch)
+
+    def _on(self, logits: Tensor, batch: LossInput) -> Tensor:
+        height, width = batch.label.shape[1:]
+        full = upsample_logits(at_least_fp32(logits), (height, width), batch.stride)
+        return cross_entropy(full, batch.label, self.class_weights, self.ohem_threshold, self.ohem_min_kept)
+
+
+class AuxiliaryCrossEntropy(CrossEntropy):
+    """The same on the auxiliary head's logits (deep supervision; weight 0.4 is the field's habit)."""
+
+    def forward(self, batch: LossInput) -> Tensor:
+        if batch.output.auxiliary is None:
+            raise ProtosegError(
+                "loss auxiliary: expected a model with an auxiliary head, got none; set auxiliary=…, or drop the term"
+            )
+        return self._on(batch.output.auxiliary, batch)

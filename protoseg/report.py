@@ -1,0 +1,139 @@
+"""The report of an evaluation: numbers as JSON, CSV, Markdown and a terminal table, and the confusion matrix."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from protoseg.metrics import Scores
+from protoseg.types import LabelSpace, ProtosegError
+from protoseg.visualize import confusion_figure
+
+_HEADER = ("class", "IoU (%)", "accuracy (%)", "share of pixels (%)")
+
+
+def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
+    """The scores as plain values: four numbers, and one entry per class."""
+    confusion = scores["confusion"]
+    columns = (scores["IoU"], scores["accuracy"], confusion.sum(1), confusion.sum(0))
+    return {
+        "mIoU": scores["mIoU"],
+        "pixel_accuracy": scores["pixel_accuracy"],
+        "mean_accuracy": scores["mean_accuracy"],
+        "fw_IoU": scores["fw_IoU"],
+        "classes": [
+            {"name": name, "IoU": iou, "accuracy": accuracy, "true_pixels": true, "predicted_pixels": predicted}
+            for name, iou, accuracy, true, predicted in zip(
+                label_space.classes, *(column.tolist() for column in columns), strict=True
+            )
+        ],
+    }
+
+
+def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_space: LabelSpace) -> None:
+    """Write the numbers, the tables and the confusion matrix (see ``evaluate``) into ``output``."""
+    counts = confusion.numpy()
+    text = json.dumps(_without_nan(result), indent=2, allow_nan=False)
+    write_file(output / "metrics.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    write_file(output / "table.csv", lambda path: _write_csv(path, _csv_rows(result)))
+    write_file(output / "table.md", lambda path: path.write_text(_markdown(result), encoding="utf-8"))
+    write_file(output / "confusion.npy", lambda path: np.save(path, counts))
+    named = [[name, *row] for name, row in zip(label_space.classes, counts.tolist(), strict=True)]
+    header = ["true \\ predicted", *label_space.classes]
+    write_file(output / "confusion.csv", lambda path: _write_csv(path, [header, *named]))
+    write_file(output / "confusion.png", confusion_figure(confusion, label_space).savefig)
+
+
+def print_report(result: dict[str, Any], output: Path) -> None:
+    """Print the table per class, the four numbers, and where the report lies."""
+    *rows, means = _percent_rows(result)
+    table = Table(title=f"{result['num_images']} images, {result['images_per_second']:.1f} images/s")
+    for i, title in enumerate(_HEADER):
+        table.add_column(title, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*means, style="bold")
+    console = Console()
+    console.print(table)
+    console.print(_overall(result), highlight=False)
+    console.print(f"Report: {output}", soft_wrap=True, highlight=False)
+
+
+def write_file(path: Path, save: Callable[[Path], object]) -> None:
+    """Let ``save`` write a file beside ``path``, then put it in place.
+
+    Raises:
+        ProtosegError: the disk refuses; an earlier file at ``path`` is untouched.
+    """
+    # The suffix stays last: NumPy and matplotlib go by it.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ProtosegError(
+            f"cannot write {path}: {error}. What was written before is kept; free space or choose another folder"
+        ) from error
+
+
+def _without_nan(value: Any) -> Any:
+    """The same value with None for NaN: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
+    """Numbers in 0 to 1; an empty cell where there is nothing to count."""
+    columns = ["name", "IoU", "accuracy", "true_pixels"]
+    rows = [[entry[column] for column in columns] for entry in _without_nan(result)["classes"]]
+    means = _without_nan([result["mIoU"], result["mean_accuracy"]])
+    return [["class", *columns[1:]], *rows, ["mean", *means, sum(row[3] for row in rows)]]
+
+
+def _percent_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Class, IoU, accuracy and share of the true pixels, in percent, the means last."""
+    pixels = sum(entry["true_pixels"] for entry in result["classes"])
+    rows = [
+        [entry["name"], entry["IoU"], entry["accuracy"], entry["true_pixels"] / pixels if pixels else math.nan]
+        for entry in result["classes"]
+    ]
+    rows.append(["mean", result["mIoU"], result["mean_accuracy"], math.nan])
+    return [[name, *(_percent(number) for number in numbers)] for name, *numbers in rows]
+
+
+def _percent(number: float) -> str:
+    return "–" if math.isnan(number) else f"{100 * number:.2f}"
+
+
+def _overall(result: dict[str, Any]) -> str:
+    keys = ("mIoU", "pixel_accuracy", "mean_accuracy", "fw_IoU")
+    return " · ".join(f"{key} {_percent(result[key])} %" for key in keys)
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    lines = [_HEADER, ("---", "---:", "---:", "---:"), *_percent_rows(result)]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{table}\n\n{_overall(result)}, {result['num_images']} images\n"

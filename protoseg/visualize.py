@@ -1,0 +1,268 @@
+"""Pictures of labels, predictions, errors and confusions. Tensors in; uint8 RGB arrays ``h w 3`` or files out.
+
+matplotlib is imported only where a figure is drawn, so that training does not pay for it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Picture = npt.NDArray[np.uint8]
+
+MANY_CLASSES = 40  # above it a confusion has no cell text, and a panel's legend only the classes it shows
+DIM = 0.35  # brightness of the photo under ignored pixels
+WRONG = (230, 40, 60)
+INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (170, 170, 170)
+TILE_WIDTH = (280, 640)  # a panel's pictures are enlarged or reduced into this range of widths
+MARGIN = 8
+
+
+def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
+    """Class ids in their colours, ``h w`` to ``h w 3``; ignored pixels are black.
+
+    Raises:
+        ProtosegError: an id outside the label space.
+    """
+    ids = _ids(label, label_space)
+    return np.array([*label_space.colors, (0, 0, 0)], dtype=np.uint8)[ids]
+
+
+def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float = 0.55) -> Picture:
+    """Class colours of strength ``alpha`` over the photo; ignored pixels show the photo, dimmed.
+
+    Args:
+        image: uint8 (or float in 0 to 1) RGB, ``3 h w``.
+        label: int64 ``h w``, class ids or the label space's ``ignore_index``.
+        label_space: the classes and their colours.
+        alpha: 0 shows the photo, 1 the colours.
+    """
+    photo = _photo(image)
+    mixed = (1 - alpha) * photo + alpha * colorize(label, label_space)
+    ignored = label.cpu().numpy() == label_space.ignore_index
+    return np.where(ignored[..., None], DIM * photo, mixed).round().astype(np.uint8)
+
+
+def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
+    """Wrong pixels in red on a pale grey photo, ignored pixels dark; arguments as of ``overlay``, ``h w 3``."""
+    grey = _photo(image).mean(2, keepdims=True).repeat(3, 2)
+    pale = 0.35 * grey + 0.65 * 255
+    labels, predicted = truth.cpu().numpy(), prediction.cpu().numpy()
+    ignored = (labels == label_space.ignore_index)[..., None]
+    wrong = (labels != predicted)[..., None]
+    red = 0.25 * grey + 0.75 * np.array(WRONG)
+    return np.where(ignored, DIM * grey, np.where(wrong, red, pale)).round().astype(np.uint8)
+
+
+def palette_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
+    """Write class ids as an indexed PNG: the pixel values are the ids, and any viewer shows the class colours.
+
+    Ignored pixels are 255, black. Read the ids back with ``np.array(Image.open(path))``, without ``convert``.
+
+    Raises:
+        ProtosegError: more classes than an 8-bit palette holds, or an id outside the label space.
+    """
+    if label_space.num_classes > 255:
+        raise ProtosegError(
+            f"label PNG {path}: expected at most 255 classes (8-bit palette, 255 is ignored), got "
+            f"{label_space.num_classes} in label space {label_space.name!r}; leave labels out of what is saved"
+        )
+    ids = _ids(label, label_space)
+    ids[ids == label_space.num_classes] = 255
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[: label_space.num_classes] = label_space.colors
+    picture = Image.fromarray(ids.astype(np.uint8))
+    picture.putpalette(palette.tobytes())
+    picture.save(path, format="PNG")
+
+
+def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = None) -> Picture:
+    """A strip of colour patches with class names, ``h width 3``, all classes or the given ids, in as many rows as
+    it takes; the last entry is for ignored pixels."""
+    chosen = range(label_space.num_classes) if classes is None else classes
+    entries = [(label_space.classes[i], label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
+    font, patch, line = _font(14), 16, 24
+    places, x, y = [], MARGIN, MARGIN // 2
+    for name, _ in entries:
+        advance = patch + 24 + int(font.getlength(name))
+        if x + advance > width and x > MARGIN:
+            x, y = MARGIN, y + line
+        places.append((x, y))
+        x += advance
+    picture = Image.new("RGB", (width, y + line + MARGIN // 2), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for (x, y), (name, color) in zip(places, entries, strict=True):
+        draw.rectangle((x, y + 4, x + patch, y + 4 + patch), fill=color, outline=FRAME)
+        draw.text((x + patch + 6, y + 12), name, fill=INK, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
+    """Photo, truth, prediction and errors side by side, with titles and a legend; arguments as of ``overlay``."""
+    counted = truth != label_space.ignore_index
+    right = (prediction == truth)[counted].double().mean().item()
+    share = f"{100 * right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
+    tiles = {
+        "image": _photo(image),
+        "truth": overlay(image, truth, label_space),
+        "prediction": overlay(image, prediction, label_space),
+        f"errors · {share}": error_map(image, truth, prediction, label_space),
+    }
+    pictures = {title: _fit(tile) for title, tile in tiles.items()}
+    tile_height, tile_width = next(iter(pictures.values())).shape[:2]
+    width = MARGIN + len(tiles) * (tile_width + MARGIN)
+    classes = None
+    if label_space.num_classes > MANY_CLASSES:
+        shown = set(truth.unique().tolist()) | set(prediction.unique().tolist())
+        classes = sorted(shown - {label_space.ignore_index})
+    strip = legend(label_space, width, classes)
+    top = 30
+    canvas = Image.new("RGB", (width, top + tile_height + MARGIN // 2 + strip.shape[0]), PAPER)
+    draw, font = ImageDraw.Draw(canvas), _font(15)
+    for i, (title, picture) in enumerate(pictures.items()):
+        x = MARGIN + i * (tile_width + MARGIN)
+        canvas.paste(Image.fromarray(picture), (x, top))
+        draw.text((x, top // 2 + 1), title, fill=INK, font=font, anchor="lm")
+    canvas.paste(Image.fromarray(strip), (0, top + tile_height + MARGIN // 2))
+    return np.asarray(canvas)
+
+
+def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
+    """A figure of the confusion matrix ``c c`` (rows are the truth): each row as shares of its true pixels.
+
+    Rows of classes without a true pixel are grey. Write it with ``figure.savefig(path)``.
+    """
+    counts = confusion.cpu().double().numpy()
+    pixels = counts.sum(1, keepdims=True)
+    share = np.divide(counts, pixels, out=np.full_like(counts, np.nan), where=pixels > 0)
+    n = len(share)
+    side = min(16.0, max(6.0, 2.5 + 0.5 * n))
+    figure = _figure(side + 1, side)
+    axes = figure.add_subplot()
+    axes.set_facecolor("0.88")
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
+    # Above 150 classes names would overlap; the numbers are in the table.
+    named = range(n) if n <= 150 else []
+    names = label_space.classes[: len(named)]
+    axes.set_xticks(named, names, rotation=90 if n > 12 else 45, fontsize=size)
+    axes.set_yticks(named, names, fontsize=size)
+    for label in axes.get_xticklabels() if n <= 12 else ():
+        label.set(ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if n <= MANY_CLASSES:
+        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="minor", length=0)
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.005:
+                color = "white" if value > 0.5 else "0.2"
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=9)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title("Confusion: % of each true class's pixels", fontsize=12)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02, format=lambda value, _: f"{100 * value:.0f} %")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], title: str) -> Picture:
+    """A table of shares in 0 to 1, one row per class (``c k``, e.g. prototype occupancy), as a picture ``h w 3``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    n, columns = values.shape
+    figure = _figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
+    axes = figure.add_subplot()
+    picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max(initial=0)), 1e-12), aspect="auto")
+    named = range(n) if n <= 150 else []
+    axes.set_yticks(named, classes[: len(named)], fontsize=10 if n <= MANY_CLASSES else max(3, 400 // n))
+    axes.set_xticks(range(columns) if columns <= 20 else [])
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def curves_figure(log_file: Path, path: Path) -> None:
+    """Draw the ``train/…`` losses and the ``val/…`` metrics (not the per-class ones) of a CSV log over steps."""
+    with open(log_file, newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = _figure(11, 4)
+    for i, (prefix, title) in enumerate((("train/", "training losses"), ("val/", "validation"))):
+        axes = figure.add_subplot(1, 2, 1 + i)
+        for column in _curves(rows[0] if rows else (), prefix):
+            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            if points:
+                marker = "o" if len(points) < 40 else None
+                axes.plot(*zip(*points, strict=True), label=column.removeprefix(prefix), marker=marker, markersize=3)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _curves(columns: Iterable[str], prefix: str) -> list[str]:
+    return [c for c in columns if c.startswith(prefix) and c.count("/") == 1 and c != "train/images_per_s"]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, sides in inches. Without pyplot: no global state, nothing to close, no change of backend."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
+    """Class ids, with the number of classes in place of ``ignore_index``."""
+    ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64)
+    n, ignored = label_space.num_classes, ids == label_space.ignore_index
+    unknown = ((ids < 0) | (ids >= n)) & ~ignored
+    if unknown.any():
+        raise ProtosegError(
+            f"picture of labels: expected ids 0 to {n - 1} or {label_space.ignore_index} of label space "
+            f"{label_space.name!r}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it"
+        )
+    return np.where(ignored, n, ids)
+
+
+def _photo(image: Tensor) -> Picture:
+    photo = image.detach().cpu()
+    if photo.is_floating_point():
+        photo = (photo * 255).round().clamp(0, 255).byte()
+    array: Picture = photo.permute(1, 2, 0).numpy()
+    return array
+
+
+def _fit(picture: Picture) -> Picture:
+    """Enlarged or reduced to a width in ``TILE_WIDTH``."""
+    height, width = picture.shape[:2]
+    wanted = min(max(width, TILE_WIDTH[0]), TILE_WIDTH[1])
+    if wanted == width:
+        return picture
+    size = (wanted, max(1, round(height * wanted / width)))
+    # Nearest when enlarging: no invented colours. Box when reducing: thin things stay visible.
+    method = Image.Resampling.NEAREST if wanted > width else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize(size, method))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

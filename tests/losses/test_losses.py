@@ -1,0 +1,126 @@
+"""Loss terms: class weights, hard pixels, ignored pixels, gradients, wrong use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from protoseg.functional.resize import downsample_label
+from protoseg.losses import (
+    AuxiliaryCrossEntropy,
+    CrossEntropy,
+    LossInput,
+    PixelPrototypeContrast,
+    PixelPrototypeDistance,
+)
+from protoseg.losses.segmentation import balanced_class_weights, cross_entropy, hard_pixels
+from protoseg.nn import PrototypeHead
+from protoseg.types import ProtosegError, SegOutput
+
+
+def logits_and_label() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 4, 6, 5, dtype=torch.float64), torch.randint(0, 4, (2, 6, 5))
+    label[0, :2] = 255
+    return logits, label
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5, 3.0]])
+def test_cross_entropy_against_torch(weights: list[float] | None) -> None:
+    logits, label = logits_and_label()
+    tensor = None if weights is None else torch.tensor(weights).double()
+    expected = F.cross_entropy(logits, label, tensor, ignore_index=255)
+    torch.testing.assert_close(cross_entropy(logits, label, tensor), expected)
+
+
+def test_all_pixels_ignored_is_zero_not_nan() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    value = cross_entropy(logits, torch.full((1, 4, 4), 255))
+    value.backward()
+    assert float(value) == 0
+    assert (logits.grad == 0).all()
+
+
+def test_half_precision_logits_are_summed_in_fp32() -> None:
+    logits, label = logits_and_label()
+    value = cross_entropy(logits.half(), label)
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(float(cross_entropy(logits, label)), rel=1e-3)
+
+
+def test_hard_pixels() -> None:
+    losses = torch.tensor([0.01, 0.02, 1.5, 0.5, 3.0])  # probabilities .99 .98 .22 .61 .05
+    assert hard_pixels(losses, 0.3, 1).tolist() == [False, False, True, False, True]
+    assert hard_pixels(losses, 0.3, 3).tolist() == [False, False, True, True, True]
+    assert hard_pixels(losses, 0.3, 99).all()
+
+
+def test_ohem_is_the_mean_over_hard_pixels() -> None:
+    logits, label = logits_and_label()
+    each = F.cross_entropy(logits, label, reduction="none", ignore_index=255)
+    hard = each[(label != 255) & (each > -torch.log(torch.tensor(0.3)))]
+    value = cross_entropy(logits, label, ohem_threshold=0.3, ohem_min_kept=1)
+    torch.testing.assert_close(value, hard.mean())
+
+
+def test_balanced_weights() -> None:
+    frequencies = torch.tensor([0.64, 0.32, 0.04, 0.0])
+    weights = balanced_class_weights(frequencies)
+    assert float(weights[2] / weights[0]) == pytest.approx(4)
+    assert weights[3] == weights[2]  # absent: as the rarest
+    assert float((weights * frequencies).sum()) == pytest.approx(1)
+    assert (balanced_class_weights(torch.zeros(3)) == 1).all()
+
+
+def test_class_weights_are_state() -> None:
+    term = CrossEntropy(3, class_weights="balanced")
+    term.set_frequencies(torch.tensor([0.9, 0.09, 0.01]))
+    copy = CrossEntropy(3, class_weights="balanced")
+    copy.load_state_dict(term.state_dict())
+    assert (copy.class_weights == term.class_weights).all()
+    assert copy.class_weights[2] > copy.class_weights[0]
+
+
+@pytest.mark.parametrize("bad", [[1.0, 2.0], "median"])
+def test_bad_class_weights(bad: object) -> None:
+    with pytest.raises(ProtosegError, match="3 numbers"):
+        CrossEntropy(3, class_weights=bad)  # type: ignore[arg-type]
+
+
+def test_terms_on_a_prototype_head_reach_the_features() -> None:
+    torch.manual_seed(0)
+    head = PrototypeHead(8, 4, num_prototypes=3)
+    features, label = torch.randn(2, 8, 5, 6, requires_grad=True), torch.randint(0, 4, (2, 20, 24))
+    output = head(features)
+    clustering = head.memory.cluster(output.similarities, downsample_label(label, (5, 6), 4).flatten())
+    batch = LossInput(output, label, 4, clustering)
+    for term in (CrossEntropy(4), PixelPrototypeContrast(), PixelPrototypeDistance()):
+        (gradient,) = torch.autograd.grad(term(batch), features, retain_graph=True)
+        assert gradient.abs().sum() > 0
+
+
+def test_auxiliary_uses_its_own_logits() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(1, 3, 2, 2), torch.randint(0, 3, (1, 8, 8))
+    output = SegOutput(logits=logits, embeddings=logits, auxiliary=logits + 1 * torch.randn_like(logits))
+    main, auxiliary = CrossEntropy(3), AuxiliaryCrossEntropy(3)
+    assert auxiliary(LossInput(output, label, 4)) != main(LossInput(output, label, 4))
+    swapped = output._replace(logits=output.auxiliary)
+    assert auxiliary(LossInput(output, label, 4)) == main(LossInput(swapped, label, 4))
+
+
+def test_prototype_terms_need_prototypes() -> None:
+    output = SegOutput(logits=torch.randn(1, 3, 2, 2), embeddings=torch.randn(1, 8, 2, 2))
+    batch = LossInput(output, torch.zeros(1, 8, 8, dtype=torch.int64), 4)
+    for term in (PixelPrototypeContrast(), PixelPrototypeDistance()):
+        with pytest.raises(ProtosegError, match="head=prototype"):
+            term(batch)
+    with pytest.raises(ProtosegError, match="auxiliary head"):
+        AuxiliaryCrossEntropy(3)(batch)
+
+
+def test_downsampled_labels_are_cell_centres() -> None:
+    label = torch.arange(8 * 10).view(1, 8, 10)
+    grid = downsample_label(label, (2, 3), 4)  # 10 = 2.5 cells: the last centre lies outside
+    assert grid[0].tolist() == [[22, 26, 29], [62, 66, 69]]

@@ -1,0 +1,111 @@
+"""Checkpoints are atomic, and a stranger's checkpoint cannot run code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from protoseg.checkpoint import AtomicCheckpointIO, check_targets, checkpoint_config, read_checkpoint
+from protoseg.types import ProtosegError
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "protoseg.nn.PrototypeHead",
+        "protoseg.training.optim.poly_schedule",
+        "protoseg.data.CamVid",
+        "torch.optim.AdamW",
+        "torch.nn.Conv2d",
+        "pytorch_lightning.Trainer",
+        "pytorch_lightning.callbacks.ModelCheckpoint",
+        "segmentation_models_pytorch.Unet",
+        "albumentations.HorizontalFlip",
+        "torchmetrics.classification.MulticlassConfusionMatrix",
+    ],
+)
+def test_allowed(target: str) -> None:
+    check_targets({"a": {"b": [{"_target_": target}]}})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.run",
+        "builtins.eval",
+        "torch.os.system",  # a trusted prefix, another package's function
+        "protoseg.checkpoint.os.remove",
+        "torch.hub.load",  # fetches and runs code
+        "torch.load",  # unpickles
+        "torch.utils.cpp_extension.load",
+        "torch.utils.cpp_extension.BuildExtension",  # a class, but nothing that a config builds
+        "timm.create_model",
+        "torchvision.models.resnet18",
+        "hydra.utils.get_method",
+        "protoseg.nothing.Here",
+        "protosegment.Evil",
+        "torch",
+    ],
+)
+def test_refused(target: str) -> None:
+    with pytest.raises(ProtosegError, match=r"a\.b\.0\._target_"):
+        check_targets({"a": {"b": [{"_target_": target}]}})
+
+
+def test_interpolations_are_refused() -> None:
+    with pytest.raises(ProtosegError, match="interpolation"):
+        check_targets({"data": {"root": "${oc.env:HOME}"}})
+
+
+class Payload:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("pwned",)
+
+
+def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"protoseg": Payload()}, "evil.ckpt")
+    with pytest.raises(ProtosegError, match="refused"):
+        read_checkpoint("evil.ckpt")
+    assert not Path("pwned").exists()
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ProtosegError, match="no file at"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    file = tmp_path / "text.ckpt"
+    file.write_text("hello")
+    with pytest.raises(ProtosegError, match="not readable"):
+        read_checkpoint(file)
+    torch.save({"state_dict": {}}, file)
+    with pytest.raises(ProtosegError, match=r"train\.py"):
+        read_checkpoint(file)
+    with pytest.raises(ProtosegError, match="config inside"):
+        checkpoint_config(file, {"protoseg": {"config": None}})
+
+
+def test_truncated_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    torch.save({"protoseg": {}, "weights": torch.zeros(1000)}, file)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ProtosegError, match="damaged"):
+        read_checkpoint(file)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    io.save_checkpoint({"protoseg": {}, "x": torch.ones(3)}, file)
+
+    def full_disk(checkpoint: object, stream) -> None:  # type: ignore[no-untyped-def]
+        stream.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(ProtosegError, match="No space left"):
+        io.save_checkpoint({"x": torch.zeros(3)}, file)
+    assert io.load_checkpoint(file)["x"].tolist() == [1, 1, 1]
+    assert os.listdir(tmp_path) == ["last.ckpt"]

@@ -1,0 +1,80 @@
+"""Cost of one training step of the head alone: prototype against parametric, run in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from protoseg.losses import CrossEntropy, LossInput, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
+from protoseg.nn import ParametricHead, PrototypeHead
+from protoseg.types import SegOutput
+
+
+class HeadSetting(NamedTuple):
+    """Sizes of the step; the defaults are those of experiment=camvid_prototype."""
+
+    batch: int = 8
+    height: int = 360
+    width: int = 480
+    stride: int = 4
+    channels: int = 128
+    classes: int = 11
+    prototypes: int = 10
+
+    def describe(self) -> str:
+        return f"{self.batch} x {self.height} x {self.width}, C={self.classes}, K={self.prototypes}, D={self.channels}"
+
+
+def head_step(head: nn.Module, terms: list[LossTerm], features: Tensor, label: Tensor, stride: int) -> None:
+    """Forward, assignment, losses, backward, prototype update."""
+    output: SegOutput = head(features)
+    memory = head.memory if isinstance(head, PrototypeHead) else None
+    clustering = None
+    if memory is not None:
+        clustering, observation = memory.assign(output, label, stride)
+        memory.observe(*observation)
+    batch = LossInput(output, label, stride, clustering)
+    torch.stack([term.weight * term(batch) for term in terms]).sum().backward()
+    if memory is not None:
+        memory.step()
+
+
+def compare_heads(setting: HeadSetting, pairs: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Median milliseconds and median of the paired ratios to the softmax twin, by head."""
+    torch.manual_seed(0)
+    s = setting
+    heads: dict[str, tuple[nn.Module, list[LossTerm]]] = {
+        "parametric": (ParametricHead(s.channels, s.classes), [CrossEntropy(s.classes)]),
+        "prototype": (
+            PrototypeHead(s.channels, s.classes, s.prototypes),
+            [CrossEntropy(s.classes), PixelPrototypeContrast(), PixelPrototypeDistance()],
+        ),
+    }
+    grid = (-(-s.height // s.stride), -(-s.width // s.stride))
+    features = torch.randn(s.batch, s.channels, *grid, device=device).to(memory_format=torch.channels_last)
+    label = torch.randint(0, s.classes, (s.batch, s.height, s.width), device=device)
+    times: dict[str, list[float]] = {name: [] for name in heads}
+    for module, terms in heads.values():
+        module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nn.ModuleList(terms).to(device)
+    for run in range(pairs + 1):
+        for name, (module, terms) in heads.items():
+            started = _now(device)
+            head_step(module, terms, features.detach().requires_grad_(), label, s.stride)
+            if run > 0:  # the first is a warm-up
+                times[name].append(1000 * (_now(device) - started))
+    twin = times["parametric"]
+    return {
+        name: (statistics.median(ms), statistics.median(a / b for a, b in zip(ms, twin, strict=True)))
+        for name, ms in times.items()
+    }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,9 @@
+"""Lightning callbacks: prototype memory, throughput, pictures and tables."""
+
+from protoseg.callbacks.dashboard import Dashboard
+from protoseg.callbacks.loggers import wandb_logger
+from protoseg.callbacks.progress import ProgressBar
+from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
+from protoseg.callbacks.throughput import Throughput
+
+__all__ = ["Dashboard", "ProgressBar", "PrototypeMemoryCallback", "Throughput", "wandb_logger"]

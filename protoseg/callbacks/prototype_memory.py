@@ -1,0 +1,66 @@
+"""Keeps the prototype memory in step with the optimizer, and reports how its prototypes fare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from protoseg.nn import PrototypeMemory
+
+
+class PrototypeMemoryCallback(pl.Callback):
+    """Feeds every micro-batch's ``observation`` to the memory and moves it once per optimizer step.
+
+    The LightningModule brings it (``configure_callbacks``), so that no override of the callbacks can lose it.
+    It does nothing for models without prototypes.
+    """
+
+    def __init__(self) -> None:
+        self._stepped = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stepped = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        memory = find_memory(pl_module)
+        observation = outputs.get("observation")
+        if memory is None or observation is None:
+            return
+        memory.observe(*observation)
+        if trainer.global_step == self._stepped:
+            return  # still accumulating gradients
+        self._stepped = trainer.global_step
+        memory.step()
+        if self._stepped % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log_dict(memory_statistics(memory))
+
+
+def find_memory(module: torch.nn.Module) -> PrototypeMemory | None:
+    """The memory of a module's model, if its head has prototypes."""
+    head = getattr(getattr(module, "model", module), "head", None)
+    return getattr(head, "memory", None)
+
+
+@torch.no_grad()
+def memory_statistics(memory: PrototypeMemory) -> dict[str, Tensor]:
+    """Scalars for the logs.
+
+    ``prototypes/diversity``: mean pairwise cosine within a class (1: all K are one; lower is more diverse).
+    ``prototypes/moved``: share of prototypes that got at least one pixel in this step.
+    ``prototypes/balance``: entropy of the occupancy within a class over log K, mean over the classes seen.
+    """
+    occupancy = memory.occupancy
+    share = occupancy / occupancy.sum(1, keepdim=True).clamp_min(1)
+    entropy = torch.special.entr(share).sum(1)
+    k = occupancy.shape[1]
+    statistics = {"prototypes/moved": (occupancy > 0).float().mean()}
+    if k > 1:
+        seen = occupancy.sum(1) > 0
+        statistics["prototypes/diversity"] = memory.diversity().mean()
+        statistics["prototypes/balance"] = (entropy * seen).sum() / seen.sum().clamp_min(1) / torch.tensor(k).log()
+    return statistics

@@ -1,0 +1,155 @@
+"""Checkpoints: written atomically, read without running code, and never trusted with what they ask to build."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.strategies import Strategy
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+
+from protoseg.types import ProtosegError
+
+TRUSTED = (
+    "protoseg",
+    "torch",
+    "timm",
+    "segmentation_models_pytorch",
+    "torchmetrics",
+    "pytorch_lightning",
+    "albumentations",
+)
+"""Packages whose classes a checkpoint's config may name."""
+
+BUILDABLE = (
+    nn.Module,
+    Optimizer,
+    LRScheduler,
+    Metric,
+    pl.Trainer,
+    pl.Callback,
+    pl.LightningDataModule,
+    Logger,
+    Strategy,
+)
+"""What such a class must be: torch alone has classes that compile or launch programs when built."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a killed run or a full disk leaves the old checkpoint whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to ``path``.
+
+        Raises:
+            ProtosegError: the disk refuses; the previous file at ``path`` is untouched.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except (OSError, RuntimeError) as error:
+            raise ProtosegError(
+                f"cannot write the checkpoint {target}: {error}. An earlier checkpoint of that name is untouched; "
+                "free space or choose another folder with hydra.run.dir=…"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Load a checkpoint with ``weights_only=True``: a file from a stranger cannot run code.
+
+    Raises:
+        ProtosegError: no such file, not a checkpoint, or not one of this package.
+    """
+    if not Path(path).is_file():
+        raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ProtosegError(
+            f"checkpoint {path}: not readable as tensors and plain values ({str(error).splitlines()[0]}); "
+            "it is damaged, or holds pickled code, which is refused"
+        ) from error
+    if not isinstance(checkpoint, dict) or "protoseg" not in checkpoint:
+        raise ProtosegError(f"checkpoint {path}: expected one written by protoseg's train.py, got another file")
+    return checkpoint
+
+
+def checkpoint_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The config inside a checkpoint, checked by :func:`check_targets`.
+
+    Raises:
+        ProtosegError: there is none, or it asks for what is not allowed.
+    """
+    config = checkpoint["protoseg"].get("config")
+    if not isinstance(config, dict):
+        raise ProtosegError(f"checkpoint {path}: expected the run's config inside, got none; train with train.py")
+    check_targets(config)
+    return config
+
+
+def check_targets(config: Any) -> None:
+    """Refuse a config from a checkpoint that names anything but classes of :data:`TRUSTED` packages.
+
+    A prefix alone is no guard (``torch.os.system``, ``torch.hub.load``), so every ``_target_`` is resolved and must
+    be a class, or a function of this package, that was defined in a trusted package. Interpolations are refused
+    too: they could read the environment.
+
+    Raises:
+        ProtosegError: names the first offender.
+    """
+    for key, value in _leaves(config):
+        name = key.rpartition(".")[2]
+        if isinstance(value, str) and "${" in value:
+            raise ProtosegError(f"checkpoint config {key}: interpolation {value!r} is not allowed in a checkpoint")
+        if name == "_target_" and not _is_trusted(str(value)):
+            raise ProtosegError(
+                f"checkpoint config {key}: {value!r} is not allowed; expected a class of {', '.join(TRUSTED)}. "
+                "Do not use a checkpoint that asks for anything else"
+            )
+
+
+def _is_trusted(target: str) -> bool:
+    if target.partition(".")[0] not in TRUSTED:
+        return False
+    module_name, _, attribute = target.rpartition(".")
+    try:
+        value = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    home = str(getattr(value, "__module__", "")).partition(".")[0]
+    if home in ("protoseg", "albumentations"):
+        return home == "protoseg" or isinstance(value, type)
+    return home in TRUSTED and isinstance(value, type) and issubclass(value, BUILDABLE)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{prefix}.{index}")
+    else:
+        yield prefix, node

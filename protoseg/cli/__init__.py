@@ -1,0 +1,45 @@
+"""Command line: the only place that knows both data and training. Importing it does not import torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from protoseg.cli.errors import run_with_clear_errors
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a wheel the configs lie inside the package, in a checkout beside it.
+CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+
+def train() -> None:
+    """Entry of ``train.py`` and ``protoseg-train``."""
+    _run("train", _train)
+
+
+def evaluate() -> None:
+    """Entry of ``evaluate.py`` and ``protoseg-evaluate``."""
+    _run("evaluate", _evaluate)
+
+
+def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
+    # Hydra would print its own frames; the full error comes to us, and we print one message.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)
+    run_with_clear_errors(main, CONFIG_DIR, config_name)
+
+
+def _train(cfg: DictConfig) -> float | None:
+    from protoseg.cli.training import run_training
+
+    return run_training(cfg)
+
+
+def _evaluate(cfg: DictConfig) -> float | None:
+    from protoseg.cli.evaluation import run_evaluation
+
+    return run_evaluation(cfg)

@@ -1,0 +1,70 @@
+"""From a resolved config to objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from protoseg.data import SegmentationDataModule
+from protoseg.models.segmentor import Segmentor
+from protoseg.training.base import SegmentationModule
+from protoseg.types import LabelSpace, ProtosegError
+
+
+def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
+    """The DataModule; no file is looked at before its ``setup``."""
+    return instantiate(cfg.data)
+
+
+def build_model(cfg: DictConfig, num_classes: int, seed: int = 0) -> Segmentor:
+    """Encoder, decoder, head and auxiliary head of the config, in channels-last memory."""
+    torch.manual_seed(seed)
+    model = Segmentor(
+        encoder=instantiate(cfg.encoder),
+        decoder=instantiate(cfg.decoder, _partial_=True),
+        head=instantiate(cfg.head, _partial_=True),
+        num_classes=num_classes,
+        auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
+    )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule:
+    """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
+    losses = {}
+    for name, term in cfg.loss.items():
+        if term is None:
+            continue
+        # Only terms on class logits know the number of classes; it comes from the data, never from the config.
+        needs_classes = "class_weights" in term
+        arguments = {"num_classes": label_space.num_classes} if needs_classes else {}
+        losses[name] = instantiate(term, **arguments)
+    if not losses:
+        raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
+    # Partial, because Hydra would turn our values into configs when merging them as arguments.
+    module = instantiate(cfg.method, _partial_=True)(
+        model=build_model(cfg, label_space.num_classes, cfg.seed),
+        label_space=label_space,
+        losses=losses,
+        optimizer=instantiate(cfg.optimizer, _partial_=True),
+        schedule=instantiate(cfg.schedule, _partial_=True),
+        predictor=instantiate(cfg.inference),
+        seed=cfg.seed,
+    )
+    module.config = plain(cfg)
+    return module
+
+
+def instances(group: DictConfig | None) -> list[Any]:
+    """Instantiate every entry of a group (callbacks, loggers); an entry set to null is left out."""
+    return [instantiate(node) for node in (group or {}).values() if node is not None]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain values, interpolations resolved: what a checkpoint keeps."""
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]

@@ -1,0 +1,91 @@
+"""One clear message and an exit code for wrong input; nearest valid names for misspelt overrides."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from protoseg.types import ProtosegError
+
+
+def run_with_clear_errors(main: Callable[[], None], config_dir: Path, config_name: str) -> None:
+    """Run ``main``; end with exit code 1 and one message where the user's input is at fault.
+
+    Errors of the program itself keep their traceback.
+    """
+    try:
+        main()
+    except Exception as error:
+        message = explain(error, config_dir, config_name)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: BaseException, config_dir: Path, config_name: str) -> str | None:
+    """The message for an error that the user can mend, None for any other."""
+    for cause in _causes(error):
+        if isinstance(cause, ProtosegError):
+            # An error from a data worker carries that worker's frames before its message.
+            return str(cause).rsplit("ProtosegError: ", 1)[-1].strip()
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            group, _, name = cause.missing_cfg_file.rpartition("/")
+            hint = _nearest(name, [str(option) for option in cause.options or []])
+            return f"unknown {group or 'config'} {name!r}.{hint} Available: {', '.join(cause.options or [])}"
+        if isinstance(cause, ConfigCompositionException):
+            return _explain_override(cause, config_dir, config_name)
+        if isinstance(cause, OverrideParseException):
+            return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}"
+        if type(cause).__name__ == "MisconfigurationException" or isinstance(cause, OmegaConfBaseException):
+            return str(cause)
+    if isinstance(error, HydraException) and error.__cause__ is None:
+        return str(error)
+    return None
+
+
+def _explain_override(error: ConfigCompositionException, config_dir: Path, config_name: str) -> str:
+    text = " ".join(str(error).split())
+    match = re.search(r"Could not (?:override|append|delete)[^']*'([^'@]+)", text)
+    wrong = match.group(1).split("=")[0] if match else ""
+    # The composed defaults name every key that may be overridden.
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        valid = list(_keys(compose(config_name, return_hydra_config=False)))
+    groups = [path.name for path in config_dir.iterdir() if path.is_dir()]
+    return (
+        f"unknown override {wrong!r}.{_nearest(wrong, valid + groups)} To add a new key write +{wrong}=…"
+        if wrong
+        else text
+    )
+
+
+def _nearest(wrong: str, valid: list[str]) -> str:
+    # A key is often right but for its group, so its last part is matched as well.
+    last = {name.rpartition(".")[2]: name for name in valid}
+    close = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.6)
+    close += [last[name] for name in difflib.get_close_matches(wrong.rpartition(".")[2], last, n=3, cutoff=0.75)]
+    close = list(dict.fromkeys(close))[:3]
+    return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, cfg):
+        yield f"{prefix}{key}"
+        if not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)) and OmegaConf.is_dict(cfg[key]):
+            yield from _keys(cfg[key], f"{prefix}{key}.")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

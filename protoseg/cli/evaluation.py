@@ -1,0 +1,82 @@
+"""``evaluate.py``: judge a checkpoint on labelled data, or predict a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from protoseg.checkpoint import checkpoint_config, read_checkpoint
+from protoseg.cli.allocator import keep_freed_memory
+from protoseg.cli.build import build_datamodule, build_model
+from protoseg.evaluation import evaluate, predict_folder
+from protoseg.models.segmentor import Segmentor
+from protoseg.types import LabelSpace, ProtosegError
+
+MODES = ("evaluate", "predict")
+
+
+def run_evaluation(cfg: DictConfig) -> float | None:
+    """Evaluate or predict as configured; returns the mIoU in mode ``evaluate``.
+
+    Raises:
+        ProtosegError: wrong input; see the message.
+    """
+    if cfg.mode not in MODES:
+        raise ProtosegError(f"mode: expected one of {', '.join(MODES)}, got {cfg.mode!r}")
+    keep_freed_memory()
+    checkpoint = read_checkpoint(cfg.ckpt_path)
+    trained = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint))
+    label_space = build_datamodule(trained).label_space
+    model = load_model(trained, checkpoint, label_space)
+    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    predictor = instantiate(cfg.inference or trained.inference)
+    output = Path(cfg.paths.output)
+    if cfg.mode == "predict":
+        if cfg.images is None:
+            raise ProtosegError("mode=predict: expected a folder of images, got none; give images=FOLDER")
+        predict_folder(model, cfg.images, predictor, label_space, output, device)
+        return None
+    data = cfg.data if cfg.data is not None else trained.data
+    with open_dict(data):
+        data.num_workers = cfg.num_workers
+        if cfg.batch_size is not None:
+            data.val_batch_size = cfg.batch_size
+    datamodule = instantiate(data)
+    check_same_classes(label_space, datamodule.label_space)
+    loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
+    result = evaluate(
+        model, loader, predictor, label_space, output, device, save=tuple(cfg.save), max_overlays=cfg.max_overlays
+    )
+    return float(result["mIoU"])
+
+
+def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace) -> Segmentor:
+    """The model of a checkpoint, with its weights and prototypes, in eval mode.
+
+    Raises:
+        ProtosegError: the weights do not fit the config inside the checkpoint.
+    """
+    trained = trained.copy()
+    with open_dict(trained):
+        # The weights come from the checkpoint: never download or open another file.
+        trained.encoder.update({"pretrained": False, "weights": None})
+    model = build_model(trained, label_space.num_classes)
+    prefix = "model."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ProtosegError(f"checkpoint: the weights do not fit the config inside it: {error}") from error
+    return model.eval()
+
+
+def check_same_classes(trained: LabelSpace, data: LabelSpace) -> None:
+    """A model can only be judged on the classes it was trained for."""
+    if trained.classes != data.classes:
+        raise ProtosegError(
+            f"the checkpoint was trained on {trained.num_classes} classes ({trained.name}), the data has "
+            f"{data.num_classes} ({data.name}); choose data with the same classes, or mode=predict"
+        )

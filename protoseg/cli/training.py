@@ -1,0 +1,141 @@
+"""``train.py``: fit, then say what came out and where it lies."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
+from protoseg.cli.allocator import keep_freed_memory
+from protoseg.cli.build import build_datamodule, build_module, instances
+from protoseg.training.base import SegmentationModule
+from protoseg.types import LabelSpace, ProtosegError
+from protoseg.visualize import curves_figure
+
+
+def run_training(cfg: DictConfig) -> float:
+    """Train as configured; returns the best validation mIoU (what a sweeper optimises).
+
+    Raises:
+        ProtosegError: wrong input; see the message.
+    """
+    quiet_known_warnings()
+    keep_freed_memory()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    output = Path(cfg.paths.output)
+    datamodule = build_datamodule(cfg)
+    if cfg.resume is not None:
+        check_same_classes(cfg.resume, datamodule.label_space)
+    module = build_module(cfg, datamodule.label_space)
+    loggers = [CSVLogger(output, name=None, version="logs"), *instances(cfg.logger)]
+    trainer = instantiate(cfg.trainer, _partial_=True)(
+        logger=loggers,
+        callbacks=instances(cfg.callbacks),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=output,
+        val_check_interval=validation_interval(cfg),
+    )
+    for logger in loggers:
+        logger.log_hyperparams(module.config)
+
+    announce(cfg, module, output)
+    started = time.perf_counter()
+    trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
+    last = output / "checkpoints" / "last.ckpt"
+    trainer.save_checkpoint(last)
+    if trainer.is_global_zero:
+        return summarise(trainer, module, output, time.perf_counter() - started)
+    return float(trainer.callback_metrics.get("val/mIoU", float("nan")))
+
+
+@rank_zero_only
+def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
+    """Say in one line what is about to be trained."""
+    model, space = module.model, module.label_space
+    parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
+    Console().print(
+        f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
+        f"({space.name}), {cfg.trainer.max_steps} steps of {cfg.data.batch_size} images. Folder: {output}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def learned_parameters(module: SegmentationModule) -> int:
+    """Number of parameters that a gradient reaches: prototypes are buffers and count as none."""
+    return sum(parameter.numel() for parameter in module.model.parameters())
+
+
+def validation_interval(cfg: DictConfig) -> int:
+    """Batches between validations: never more than there are, so that short trial runs validate too."""
+    batches = cfg.trainer.max_steps * cfg.trainer.get("accumulate_grad_batches", 1)
+    return max(1, min(int(cfg.trainer.val_check_interval), batches))
+
+
+def check_same_classes(path: str, label_space: LabelSpace) -> None:
+    """Refuse to resume from a checkpoint of other classes, before anything is built."""
+    classes = read_checkpoint(path)["protoseg"]["classes"]
+    if classes != list(label_space.classes):
+        raise ProtosegError(
+            f"resume: the checkpoint {path} has {len(classes)} classes ({', '.join(classes[:4])}, …), the data has "
+            f"{label_space.num_classes} ({', '.join(label_space.classes[:4])}, …); "
+            "choose the data that it was trained on"
+        )
+
+
+def quiet_known_warnings() -> None:
+    """Silence what Lightning says of choices made on purpose."""
+    for name in ("pytorch_lightning", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*logging on a step-level.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, seconds: float) -> float:
+    """Print the outcome and the paths of what was written; draw the curves."""
+    metrics = trainer.callback_metrics
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
+    score = float("nan") if best_score is None else float(best_score)
+    log_file = output / "logs" / "metrics.csv"
+
+    table = Table(title="Training finished", show_header=False)
+    table.add_row("steps", f"{trainer.global_step} in {seconds / 60:.1f} min")
+    table.add_row("best val mIoU", f"{score:.4f}")
+    table.add_row("last val mIoU", f"{float(metrics.get('val/mIoU', float('nan'))):.4f}")
+    if "prototypes/diversity" in metrics:
+        table.add_row("prototype diversity (mean cosine)", f"{float(metrics['prototypes/diversity']):.3f}")
+    table.add_row("learned parameters", f"{learned_parameters(module) / 1e6:.2f} M")
+    table.add_row("best checkpoint", best.best_model_path if best is not None else "none")
+    table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
+    table.add_row("metrics", str(log_file))
+    if log_file.is_file():
+        curves_figure(log_file, output / "curves.png")
+        table.add_row("curves", str(output / "curves.png"))
+    if (output / "panels").is_dir():
+        table.add_row("prediction panels", str(output / "panels"))
+    Console().print(table)
+    if best is not None and best.best_model_path:
+        Console().print(f"Evaluate it: python evaluate.py ckpt_path={best.best_model_path}", soft_wrap=True)
+    return score

@@ -1,0 +1,5 @@
+"""LightningModules, parameter groups, schedules."""
+
+from protoseg.training.supervised import SupervisedModule
+
+__all__ = ["SupervisedModule"]

@@ -1,0 +1,142 @@
+"""What the supervised and the adaptation module share: optimizer, validation, random numbers, checkpoint contents."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from protoseg import __version__
+from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback, find_memory
+from protoseg.distributed import rank
+from protoseg.functional.prototypes import Clustering
+from protoseg.inference import Predictor
+from protoseg.losses import CrossEntropy, LossTerm
+from protoseg.metrics import SegmentationMetrics
+from protoseg.models.segmentor import Segmentor
+from protoseg.nn.prototype_memory import Observation
+from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
+
+
+class SegmentationModule(pl.LightningModule):
+    """Base of all training methods; a subclass writes ``training_step``.
+
+    Args:
+        model: what is trained.
+        label_space: classes of the data; must match the model.
+        losses: terms by name, each with its weight.
+        optimizer: called with the model.
+        schedule: called with the optimizer and ``total_steps``; stepped once per optimizer step.
+        predictor: how validation images are predicted.
+        seed: with rank and step it gives every random number of a training step, so that a resumed run draws the
+            same ones as a run that was never stopped.
+    """
+
+    def __init__(
+        self,
+        model: Segmentor,
+        label_space: LabelSpace,
+        losses: dict[str, LossTerm],
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        predictor: Predictor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if model.num_classes != label_space.num_classes:
+            raise ProtosegError(
+                f"model and data disagree: the model has {model.num_classes} classes, "
+                f"the label space {label_space.name!r} has {label_space.num_classes}"
+            )
+        self.model = model
+        self.label_space = label_space
+        self.losses = nn.ModuleDict(losses)
+        self.loss_weights = {name: term.weight for name, term in losses.items()}
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.predictor = predictor or Predictor()
+        self.seed = seed
+        self.metrics = SegmentationMetrics(label_space)
+        self.config: dict[str, Any] | None = None
+        """The resolved config of the run; set by the command line, kept in every checkpoint."""
+
+    def forward(self, image: Tensor) -> Any:
+        """Images ``b 3 h w`` (uint8, or float in [0, 1]) to :class:`protoseg.types.SegOutput`."""
+        return self.model(image)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.model)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = self.make_schedule(optimizer, total_steps=total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # Brought by the module, because prototypes that do not move are not this algorithm.
+        return [PrototypeMemoryCallback()]
+
+    def on_fit_start(self) -> None:
+        balanced = [m for m in self.losses.values() if isinstance(m, CrossEntropy) and m.needs_frequencies]
+        if balanced:
+            frequencies = self.trainer.datamodule.class_frequencies()  # type: ignore[attr-defined]
+            for term in balanced:
+                term.set_frequencies(frequencies.to(term.class_weights))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_step(self.seed, batch_idx)
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            # Lightning validates at multiples of the interval only; the last step must be judged too.
+            self.trainer.val_check_batch = batch_idx + 1
+
+    def assign(self, output: SegOutput, label: Tensor) -> tuple[Clustering | None, Observation | None]:
+        """See :meth:`PrototypeMemory.assign`; (None, None) for a head without prototypes."""
+        memory = find_memory(self.model)
+        return (None, None) if memory is None else memory.assign(output, label, self.model.stride)
+
+    def weighted_sum(self, terms: dict[str, Tensor], files: list[str]) -> Tensor:
+        """Log every term, sum them with their weights, and stop the run at a loss that is not finite."""
+        loss = torch.stack([self.loss_weights[name] * value for name, value in terms.items()]).sum()
+        if not torch.isfinite(loss):
+            parts = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+            raise ProtosegError(
+                f"loss is not finite at step {self.global_step}: {parts}. Files of the batch: {', '.join(files)}. "
+                "The last checkpoint is kept; lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
+            )
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
+        predictions = self.predictor.predict(self.model, batch.image, batch.size)
+        for prediction, label, (height, width) in zip(predictions, batch.label, batch.size.tolist(), strict=True):
+            self.metrics.update(prediction, label[:height, :width])
+        return {"predictions": predictions}
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.metrics.compute()
+        self.metrics.reset()
+        for name in ("mean_accuracy", "pixel_accuracy", "fw_IoU"):
+            self.log(f"val/{name}", scores[name])  # type: ignore[literal-required]
+        self.log("val/mIoU", scores["mIoU"], prog_bar=True)
+        names = self.label_space.classes
+        self.log_dict({f"val/IoU/{name}": float(iou) for name, iou in zip(names, scores["IoU"], strict=True)})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["protoseg"] = {
+            "version": __version__,
+            "config": self.config,
+            "classes": list(self.label_space.classes),
+        }
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed Python, NumPy and torch (all devices) as a function of seed, rank and step."""
+    mixed = int(np.random.SeedSequence([seed, rank(), step]).generate_state(1, np.uint64)[0])
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)  # noqa: NPY002 - libraries still draw from the global one
+    torch.manual_seed(mixed)

@@ -1,0 +1,63 @@
+"""Every YAML in conf/ composes and instantiates, also where the data it names is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from protoseg.cli.build import build_datamodule, build_module, instances, plain
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))
+MODEL_GROUPS = {"encoder", "decoder", "head", "loss", "method", "optimizer", "schedule", "data", "experiment", "debug"}
+
+
+def is_needed(group: str, name: str) -> list[str]:
+    """Choices that must go together with this one."""
+    if (group, name) == ("decoder", "hrnet"):
+        return ["encoder=hrnet_w18"]
+    return []
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_composes_and_instantiates(file: Path, configure: Callable[..., DictConfig]) -> None:
+    group, name = str(file.parent), file.stem
+    config_name = name if group == "." else "train"
+    overrides = [] if group == "." else [f"{group}={name}", *is_needed(group, name)]
+    if group == "." and name == "evaluate":
+        overrides = ["ckpt_path=x.ckpt"]
+    cfg = configure(config_name, *overrides)
+    plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+    if config_name == "evaluate":
+        return
+    if group in MODEL_GROUPS or group == ".":
+        cfg.encoder.pretrained = False
+        module = build_module(cfg, build_datamodule(cfg).label_space)
+        optimizer = module.make_optimizer(module.model)
+        module.make_schedule(optimizer, total_steps=100_000)
+        assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.model.parameters()))
+    if group in ("callbacks", "logger", "inference", "trainer", "experiment", "debug"):
+        assert len(instances(cfg.callbacks)) == 6
+        instances(cfg.logger)
+        instantiate(cfg.inference)
+        instantiate(cfg.trainer, logger=False)
+
+
+def test_the_papers_setting(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "experiment=cityscapes_hrnet_w48_prototype")
+    assert (cfg.trainer.max_steps, cfg.optimizer.lr, cfg.head.num_prototypes) == (80_000, 0.01, 10)
+    assert (cfg.head.momentum, cfg.head.momentum_warmup, cfg.head.init) == (0.999, 0, "random")
+    assert (cfg.loss.ppc.weight, cfg.loss.ppd.weight) == (0.01, 0.001)
+    assert cfg.data.batch_size * cfg.trainer.devices == 8
+
+
+def test_the_twins_differ_in_head_and_loss_only(configure: Callable[..., DictConfig]) -> None:
+    prototype, softmax = (plain(configure("train", f"experiment=camvid_{name}")) for name in ("prototype", "softmax"))
+    different = {key for key in prototype if prototype[key] != softmax[key]}
+    assert different <= {"head", "loss", "hydra"}
+    assert softmax["loss"]["ce"] == prototype["loss"]["ce"]
+    assert "ppc" not in softmax["loss"]

@@ -1,0 +1,53 @@
+"""Composed configs, and a run small enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+CONF = Path(__file__).parents[1] / "conf"
+
+TINY = (
+    "encoder.name=mobilenetv3_small_050",
+    "encoder.pretrained=false",
+    "decoder.pyramid_channels=16",
+    "decoder.segmentation_channels=16",
+    "head.num_prototypes=2",
+    "data.crop_size=[64,64]",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "trainer.limit_val_batches=1",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "callbacks.last.every_n_train_steps=1",
+    "callbacks.progress=null",
+)
+"""A whole training run in about two seconds: random weights, the built-in data."""
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+    """``configure(config_name, *overrides)``: the composed config, with its output folder in ``tmp_path``."""
+
+    def make(name: str = "train", *overrides: str, output: Path = tmp_path / "run") -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose(name, [*overrides, f"hydra.runtime.output_dir={output}"], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+        return cfg
+
+    yield make
+    HydraConfig.instance().cfg = None

@@ -1,0 +1,59 @@
+"""Parameter groups and the poly schedule."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from protoseg.training.optim import build_optimizer, parameter_groups, poly_factor, poly_schedule
+from protoseg.types import ProtosegError
+
+
+def model() -> nn.Module:
+    def part() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    return nn.Sequential(OrderedDict(encoder=part(), decoder=part(), head=part()))
+
+
+def test_groups() -> None:
+    net = model()
+    net.head[0].weight.requires_grad_(False)
+    groups = {group["name"]: group for group in parameter_groups(net, 1.0, 0.1, 0.01)}
+    assert {name: (g["lr"], g["weight_decay"], len(g["params"])) for name, g in groups.items()} == {
+        "encoder": (0.1, 0.01, 1),
+        "encoder_no_decay": (0.1, 0.0, 3),
+        "decoder": (1.0, 0.01, 1),
+        "decoder_no_decay": (1.0, 0.0, 6),
+    }
+
+
+def test_encoder_learning_rate_defaults_to_the_other() -> None:
+    optimizer = build_optimizer(model(), torch.optim.SGD, lr=0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_poly_by_hand() -> None:
+    factors = [poly_factor(step, 10, 0.9, 2, 0.1) for step in range(11)]
+    assert factors[:3] == pytest.approx([0.1, 0.55, 1.0])
+    assert factors[6] == pytest.approx(0.5**0.9)
+    assert factors[10] == 0
+    assert poly_factor(12, 10, 0.9, 2, 0.1) == 0
+
+
+def test_schedule_drives_every_group() -> None:
+    optimizer = build_optimizer(model(), torch.optim.SGD, lr=1.0, encoder_lr=0.1)
+    schedule = poly_schedule(optimizer, total_steps=4, power=1.0)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}
+
+
+def test_warm_up_longer_than_training() -> None:
+    optimizer = build_optimizer(model(), torch.optim.SGD, lr=1.0)
+    with pytest.raises(ProtosegError, match="fewer than"):
+        poly_schedule(optimizer, total_steps=5, warmup_steps=5)

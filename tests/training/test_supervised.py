@@ -1,0 +1,193 @@
+"""The training module: what it logs, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
+from protoseg.checkpoint import read_checkpoint
+from protoseg.cli.build import build_datamodule, build_module
+from protoseg.cli.evaluation import load_model, run_evaluation
+from protoseg.cli.training import run_training, validation_interval
+from protoseg.losses import CrossEntropy, LossInput
+from protoseg.nn import PrototypeMemory
+from protoseg.types import ProtosegError
+from tests.conftest import TINY
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "logs" / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_learns_and_writes_what_it_says(configure: Callable[..., DictConfig], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    run_training(configure("train", *TINY, "trainer.max_steps=30", "trainer.val_check_interval=15"))
+    run = tmp_path / "run"
+    log = rows(run)
+    losses = [float(row["train/ce"]) for row in log if row["train/ce"]]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    columns = set(log[0])
+    assert {"train/ppc", "train/ppd", "train/images_per_s", "val/mIoU", "val/pixel_accuracy", "val/IoU/Car"} <= columns
+    assert {"prototypes/diversity", "prototypes/moved", "prototypes/balance"} <= columns
+    assert any(column.startswith("lr-") for column in columns)
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "curves.png", "panels/step_000015.png"):
+        assert (run / name).stat().st_size > 0
+    printed = capsys.readouterr().out
+    assert "best val mIoU" in printed
+    assert "best.ckpt" in printed
+
+
+def test_the_checkpoint_is_complete_and_evaluates_alone(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    # All validation images, so that training and evaluation judge the same.
+    best = run_training(configure("train", *TINY, "trainer.limit_val_batches=1.0", "trainer.max_steps=3"))
+    path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    checkpoint = read_checkpoint(path)
+    assert checkpoint["protoseg"]["config"]["head"]["num_prototypes"] == 2
+    assert checkpoint["SegmentationDataModule"]["batches"] == 3
+    memory = {name for name in checkpoint["state_dict"] if ".memory." in name}
+    assert memory == {f"model.head.memory.{name}" for name in ("prototypes", "updates", "occupancy")}
+    score = run_evaluation(configure("evaluate", f"ckpt_path={path}", "num_workers=0", output=tmp_path / "evaluation"))
+    assert score == pytest.approx(best, abs=1e-6)
+    assert (tmp_path / "evaluation" / "metrics.json").is_file()
+
+    dusk = configure(
+        "evaluate",
+        f"ckpt_path={path}",
+        "data=streets",
+        "data.dataset.style=dusk",
+        "num_workers=0",
+        output=tmp_path / "d",
+    )
+    assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)
+
+
+def test_predict_a_folder(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    import cv2
+    import numpy as np
+
+    run_training(configure("train", *TINY, "trainer.max_steps=1"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, size in enumerate(((30, 50), (61, 47))):
+        cv2.imwrite(str(images / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8))
+    output = tmp_path / "prediction"
+    cfg = configure("evaluate", f"ckpt_path={checkpoint}", "mode=predict", f"images={images}", output=output)
+    assert run_evaluation(cfg) is None
+    label = cv2.imread(str(output / "labels" / "1.png"), cv2.IMREAD_COLOR)
+    assert label.shape == (61, 47, 3)
+    with pytest.raises(ProtosegError, match="images=FOLDER"):
+        run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", "mode=predict"))
+    with pytest.raises(ProtosegError, match="expected one of evaluate, predict"):
+        run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", "mode=test"))
+
+
+def test_checkpoint_of_another_class_count(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run_training(configure("train", *TINY, "trainer.max_steps=1"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ProtosegError, match="11 classes"):
+        run_evaluation(configure("evaluate", f"ckpt_path={path}", "data=cityscapes", "num_workers=0"))
+    checkpoint, cfg = read_checkpoint(path), configure("train", *TINY)
+    space = build_datamodule(configure("train", "data=cityscapes")).label_space
+    with pytest.raises(ProtosegError, match="do not fit"):
+        load_model(cfg, checkpoint, space)
+
+
+def test_nan_loss_stops_with_step_and_files_and_keeps_the_checkpoint(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CrossEntropy.forward
+    calls = []
+
+    def broken(self: CrossEntropy, batch: LossInput) -> torch.Tensor:
+        calls.append(None)
+        return original(self, batch) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(CrossEntropy, "forward", broken)
+    with pytest.raises(ProtosegError, match=r"not finite at step 2: ce=nan.*\.jpg"):
+        run_training(configure("train", *TINY))
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 2
+    assert all(t.isfinite().all() for t in checkpoint["state_dict"].values())
+
+
+def test_no_override_of_the_callbacks_can_lose_the_memory(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    original = PrototypeMemory.step
+    monkeypatch.setattr(PrototypeMemory, "step", lambda self: (steps.append(None), original(self)))
+    run_training(configure("train", *TINY, "callbacks=null", "trainer.max_steps=2"))
+    assert len(steps) == 2
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint["state_dict"]["model.head.memory.updates"].sum() > 0
+
+
+def test_memory_moves_once_per_optimizer_step(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"observe": 0, "step": 0}
+    for name in counts:
+        original = getattr(PrototypeMemory, name)
+
+        def counted(self, *args, name=name, original=original):  # type: ignore[no-untyped-def]
+            counts[name] += 1
+            return original(self, *args)
+
+        monkeypatch.setattr(PrototypeMemory, name, counted)
+    run_training(configure("train", *TINY, "trainer.max_steps=2", "trainer.accumulate_grad_batches=3"))
+    assert counts == {"observe": 6, "step": 2}
+
+
+def test_parametric_twin_trains_without_a_memory(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    overrides = [o for o in TINY if "num_prototypes" not in o]
+    run_training(configure("train", *overrides, "head=parametric", "trainer.max_steps=2"))
+    assert not any(column.startswith("prototypes/") for column in rows(tmp_path / "run")[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions(precision: str, configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run_training(configure("train", *TINY, f"trainer.precision={precision}", "trainer.max_steps=2"))
+    losses = [float(row["train/loss"]) for row in rows(tmp_path / "run") if row["train/loss"]]
+    assert all(0 < loss < 10 for loss in losses)
+
+
+def test_balanced_class_weights_come_from_the_training_masks(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_training(configure("train", *TINY, "trainer.max_steps=1", "loss.ce.class_weights=balanced"))
+    weights = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]["losses.ce.class_weights"]
+    road, pole = 3, 2
+    assert weights[pole] > 2 * weights[road]
+
+
+def test_auxiliary_head_trains(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    auxiliary = "auxiliary={_target_: protoseg.models.decoders.AuxiliaryHead, width: 8}"
+    term = "+loss.auxiliary={_target_: protoseg.losses.AuxiliaryCrossEntropy, weight: 0.4, class_weights: null}"
+    run_training(configure("train", *TINY, auxiliary, term, "trainer.max_steps=2"))
+    assert float(rows(tmp_path / "run")[0]["train/auxiliary"]) > 0
+
+
+def test_short_trials_validate_too(configure: Callable[..., DictConfig]) -> None:
+    assert validation_interval(configure("train", "trainer.max_steps=7")) == 7
+    assert validation_interval(configure("train", "trainer.max_steps=1000")) == 250
+
+
+def test_the_last_step_is_validated(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run_training(configure("train", *TINY, "trainer.max_steps=5", "trainer.val_check_interval=3"))
+    assert [row["step"] for row in rows(tmp_path / "run") if row["val/mIoU"]] == ["2", "4"]
+
+
+def test_model_and_data_must_agree(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", *TINY)
+    module = build_module(cfg, build_datamodule(cfg).label_space)
+    space = build_datamodule(configure("train", "data=cityscapes")).label_space
+    with pytest.raises(ProtosegError, match="11 classes"):
+        type(module)(module.model, space, {}, None, None)  # type: ignore[arg-type]
+    assert isinstance(module.configure_callbacks()[0], PrototypeMemoryCallback)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # on bytes that are no checkpoint, the unpickler raises whatever it stumbles over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
-            f"checkpoint {path}: not readable as tensors and plain values ({str(error).splitlines()[0]}); "
+            f"checkpoint {path}: not readable as tensors and plain values ({reason}); "
             "it is damaged, or holds pickled code, which is refused"
         ) from error
     if not isinstance(checkpoint, dict) or "protoseg" not in checkpoint:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -17,12 +17,13 @@ TINY = (
     "encoder.name=mobilenetv3_small_050",
     "encoder.pretrained=false",
     "decoder.pyramid_channels=16",
-    "decoder.segmentation_channels=16",
+    "decoder.segmentation_channels=32",
     "head.num_prototypes=2",
     "data.crop_size=[64,64]",
     "data.batch_size=2",
     "data.num_workers=0",
     "trainer.max_steps=6",
+    "schedule.warmup_steps=0",
     "trainer.val_check_interval=3",
     "trainer.limit_val_batches=1",
     "trainer.num_sanity_val_steps=0",
@@ -45,8 +46,10 @@ def configure(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
 
     def make(name: str = "train", *overrides: str, output: Path = tmp_path / "run") -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose(name, [*overrides, f"hydra.runtime.output_dir={output}"], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
+            cfg = compose(name, [*overrides, f"paths.output={output}"], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]  # as a task gets it
         return cfg
 
     yield make

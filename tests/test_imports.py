@@ -50,7 +50,9 @@ def test_one_way(file: Path) -> None:
 
 def test_mathematics_needs_no_data_library() -> None:
     rooms = ("functional.prototypes", "nn", "losses", "models.segmentor", "benchmark.head")
-    code = "import sys\nfor name in ('albumentations', 'cv2', 'wandb'): sys.modules[name] = None  # as if not installed\n"
+    code = (
+        "import sys\nfor name in ('albumentations', 'cv2', 'wandb'): sys.modules[name] = None  # as if not installed\n"
+    )
     code += "".join(f"import protoseg.{room}\n" for room in rooms)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ def wandb_logger(project: str = "protoseg", **kwargs: Any) -> Logger:
     """
     offline = os.environ.get("WANDB_MODE", "") == "offline" or not _has_wandb_key()
     return WandbLogger(project=project, offline=offline, **kwargs)
+
+
+def finish_wandb() -> None:
+    """End the run, if there is one: Lightning leaves it open, and a sweep's next job would write into it."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
 
 def _has_wandb_key() -> bool:

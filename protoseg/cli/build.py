@@ -19,11 +19,16 @@ def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
     return instantiate(cfg.data)
 
 
-def build_model(cfg: DictConfig, num_classes: int, seed: int = 0) -> Segmentor:
-    """Encoder, decoder, head and auxiliary head of the config, in channels-last memory."""
-    torch.manual_seed(seed)
+def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
+    """Encoder, decoder, head and auxiliary head of the config, in channels-last memory.
+
+    ``pretrained=False`` overrules the encoder's own setting: where a checkpoint brings the weights, no other file is
+    opened or downloaded.
+    """
+    torch.manual_seed(cfg.seed)
+    unloaded = {} if pretrained else {"pretrained": False, "weights": None}
     model = Segmentor(
-        encoder=instantiate(cfg.encoder),
+        encoder=instantiate(cfg.encoder, **unloaded),
         decoder=instantiate(cfg.decoder, _partial_=True),
         head=instantiate(cfg.head, _partial_=True),
         num_classes=num_classes,
@@ -46,7 +51,7 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
     module = instantiate(cfg.method, _partial_=True)(
-        model=build_model(cfg, label_space.num_classes, cfg.seed),
+        model=build_model(cfg, label_space.num_classes, pretrained=cfg.resume is None),
         label_space=label_space,
         losses=losses,
         optimizer=instantiate(cfg.optimizer, _partial_=True),

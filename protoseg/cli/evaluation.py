@@ -32,14 +32,14 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     label_space = build_datamodule(trained).label_space
     model = load_model(trained, checkpoint, label_space)
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    predictor = instantiate(cfg.inference or trained.inference)
+    predictor = instantiate(cfg.get("inference") or trained.inference)
     output = Path(cfg.paths.output)
     if cfg.mode == "predict":
         if cfg.images is None:
             raise ProtosegError("mode=predict: expected a folder of images, got none; give images=FOLDER")
         predict_folder(model, cfg.images, predictor, label_space, output, device)
         return None
-    data = cfg.data if cfg.data is not None else trained.data
+    data = cfg.get("data") or trained.data  # a group that is not chosen has no key at all
     with open_dict(data):
         data.num_workers = cfg.num_workers
         if cfg.batch_size is not None:
@@ -59,11 +59,7 @@ def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace) -
     Raises:
         ProtosegError: the weights do not fit the config inside the checkpoint.
     """
-    trained = trained.copy()
-    with open_dict(trained):
-        # The weights come from the checkpoint: never download or open another file.
-        trained.encoder.update({"pretrained": False, "weights": None})
-    model = build_model(trained, label_space.num_classes)
+    model = build_model(trained, label_space.num_classes, pretrained=False)
     prefix = "model."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from protoseg.callbacks.loggers import finish_wandb
 from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
 from protoseg.cli.allocator import keep_freed_memory
 from protoseg.cli.build import build_datamodule, build_module, instances
@@ -43,10 +44,10 @@ def run_training(cfg: DictConfig) -> float:
     if cfg.resume is not None:
         check_same_classes(cfg.resume, datamodule.label_space)
     module = build_module(cfg, datamodule.label_space)
-    loggers = [CSVLogger(output, name=None, version="logs"), *instances(cfg.logger)]
+    loggers = [CSVLogger(output, name=None, version="logs"), *instances(cfg.get("logger"))]
     trainer = instantiate(cfg.trainer, _partial_=True)(
         logger=loggers,
-        callbacks=instances(cfg.callbacks),
+        callbacks=instances(cfg.get("callbacks")),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=output,
         val_check_interval=validation_interval(cfg),
@@ -56,9 +57,11 @@ def run_training(cfg: DictConfig) -> float:
 
     announce(cfg, module, output)
     started = time.perf_counter()
-    trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
-    last = output / "checkpoints" / "last.ckpt"
-    trainer.save_checkpoint(last)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
+        trainer.save_checkpoint(output / "checkpoints" / "last.ckpt")
+    finally:
+        finish_wandb()
     if trainer.is_global_zero:
         return summarise(trainer, module, output, time.perf_counter() - started)
     return float(trainer.callback_metrics.get("val/mIoU", float("nan")))

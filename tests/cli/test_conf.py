@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from protoseg.cli.build import build_datamodule, build_module, instances, plain
+from protoseg.cli.build import build_datamodule, build_model, build_module, instances, plain
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))
@@ -31,7 +31,7 @@ def test_composes_and_instantiates(file: Path, configure: Callable[..., DictConf
     if group == "." and name == "evaluate":
         overrides = ["ckpt_path=x.ckpt"]
     cfg = configure(config_name, *overrides)
-    plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+    plain(cfg)
     if config_name == "evaluate":
         return
     if group in MODEL_GROUPS or group == ".":
@@ -58,6 +58,14 @@ def test_the_papers_setting(configure: Callable[..., DictConfig]) -> None:
 def test_the_twins_differ_in_head_and_loss_only(configure: Callable[..., DictConfig]) -> None:
     prototype, softmax = (plain(configure("train", f"experiment=camvid_{name}")) for name in ("prototype", "softmax"))
     different = {key for key in prototype if prototype[key] != softmax[key]}
-    assert different <= {"head", "loss", "hydra"}
+    assert different <= {"head", "loss"}
     assert softmax["loss"]["ce"] == prototype["loss"]["ce"]
     assert "ppc" not in softmax["loss"]
+
+
+def test_learned_parameters_of_the_whole_model_do_not_depend_on_the_classes(
+    configure: Callable[..., DictConfig],
+) -> None:
+    cfg = configure("train", "head.logits=temperature", "encoder.pretrained=false")
+    counts = [sum(p.numel() for p in build_model(cfg, classes).parameters()) for classes in (19, 847)]
+    assert counts[0] == counts[1]

@@ -34,7 +34,7 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
         tmp_path / "two",
         *common,
         "trainer.devices=2",
-        "+trainer.strategy=ddp",
+        "trainer.strategy=ddp",
         "data.batch_size=1",
         "trainer.log_every_n_steps=1",
     )

@@ -27,16 +27,18 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_learns_and_writes_what_it_says(configure: Callable[..., DictConfig], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    run_training(configure("train", *TINY, "trainer.max_steps=30", "trainer.val_check_interval=15"))
+    run_training(
+        configure("train", *TINY, "data.batch_size=4", "trainer.max_steps=40", "trainer.val_check_interval=20")
+    )
     run = tmp_path / "run"
     log = rows(run)
     losses = [float(row["train/ce"]) for row in log if row["train/ce"]]
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     columns = set(log[0])
     assert {"train/ppc", "train/ppd", "train/images_per_s", "val/mIoU", "val/pixel_accuracy", "val/IoU/Car"} <= columns
     assert {"prototypes/diversity", "prototypes/moved", "prototypes/balance"} <= columns
     assert any(column.startswith("lr-") for column in columns)
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "curves.png", "panels/step_000015.png"):
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "curves.png", "panels/step_000020.png"):
         assert (run / name).stat().st_size > 0
     printed = capsys.readouterr().out
     assert "best val mIoU" in printed
@@ -123,7 +125,8 @@ def test_no_override_of_the_callbacks_can_lose_the_memory(
     steps = []
     original = PrototypeMemory.step
     monkeypatch.setattr(PrototypeMemory, "step", lambda self: (steps.append(None), original(self)))
-    run_training(configure("train", *TINY, "callbacks=null", "trainer.max_steps=2"))
+    overrides = [override for override in TINY if not override.startswith("callbacks")]
+    run_training(configure("train", *overrides, "~callbacks", "trainer.max_steps=2"))
     assert len(steps) == 2
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert checkpoint["state_dict"]["model.head.memory.updates"].sum() > 0
@@ -171,7 +174,9 @@ def test_auxiliary_head_trains(configure: Callable[..., DictConfig], tmp_path: P
     auxiliary = "auxiliary={_target_: protoseg.models.decoders.AuxiliaryHead, width: 8}"
     term = "+loss.auxiliary={_target_: protoseg.losses.AuxiliaryCrossEntropy, weight: 0.4, class_weights: null}"
     run_training(configure("train", *TINY, auxiliary, term, "trainer.max_steps=2"))
-    assert float(rows(tmp_path / "run")[0]["train/auxiliary"]) > 0
+    values = [float(row["train/auxiliary"]) for row in rows(tmp_path / "run") if row["train/auxiliary"]]
+    assert len(values) == 2
+    assert min(values) > 0
 
 
 def test_short_trials_validate_too(configure: Callable[..., DictConfig]) -> None:

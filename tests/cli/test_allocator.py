@@ -1,0 +1,30 @@
+"""Freed memory is kept: the second use of a large tensor faults in no pages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, torch
+from protoseg.cli.allocator import keep_freed_memory
+{call}
+def use():
+    torch.ones(16, 1024, 1024).add_(1)  # 64 MiB
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_no_page_is_faulted_in_anew() -> None:
+    faults = {}
+    for call in ("keep_freed_memory()", ""):
+        result = subprocess.run([sys.executable, "-c", CODE.format(call=call)], capture_output=True, text=True)
+        faults[call] = int(result.stdout)
+    assert faults["keep_freed_memory()"] < 0.1 * faults[""]

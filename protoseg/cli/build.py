@@ -41,8 +41,8 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
     losses = {}
     for name, term in cfg.loss.items():
-        if term is None:
-            continue
+        if term is None or "_target_" not in term:
+            continue  # set to null; or an experiment's weight for a term that the chosen loss does not have
         # Only terms on class logits know the number of classes; it comes from the data, never from the config.
         needs_classes = "class_weights" in term
         arguments = {"num_classes": label_space.num_classes} if needs_classes else {}

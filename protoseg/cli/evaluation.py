@@ -37,7 +37,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     if cfg.mode == "predict":
         if cfg.images is None:
             raise ProtosegError("mode=predict: expected a folder of images, got none; give images=FOLDER")
-        predict_folder(model, cfg.images, predictor, label_space, output, device)
+        save = [kind for kind in cfg.save if kind != "panels"]  # those need a truth
+        predict_folder(model, cfg.images, predictor, label_space, output, device, save)
         return None
     data = cfg.get("data") or trained.data  # a group that is not chosen has no key at all
     with open_dict(data):

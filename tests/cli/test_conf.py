@@ -60,7 +60,11 @@ def test_the_twins_differ_in_head_and_loss_only(configure: Callable[..., DictCon
     different = {key for key in prototype if prototype[key] != softmax[key]}
     assert different <= {"head", "loss"}
     assert softmax["loss"]["ce"] == prototype["loss"]["ce"]
-    assert "ppc" not in softmax["loss"]
+
+
+def test_an_experiment_of_prototypes_also_runs_with_the_twin(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "experiment=streets_demo", "head=parametric", "encoder.pretrained=false")
+    assert list(build_module(cfg, build_datamodule(cfg).label_space).losses) == ["ce"]
 
 
 def test_learned_parameters_of_the_whole_model_do_not_depend_on_the_classes(

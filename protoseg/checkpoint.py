@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
-from protoseg.types import ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 
 TRUSTED = (
     "protoseg",
@@ -91,22 +91,31 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"checkpoint {path}: not readable as tensors and plain values ({reason}); "
             "it is damaged, or holds pickled code, which is refused"
         ) from error
-    if not isinstance(checkpoint, dict) or "protoseg" not in checkpoint:
+    own = checkpoint.get("protoseg") if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict) or not {"config", "label_space"} <= own.keys() or "state_dict" not in checkpoint:
         raise ProtosegError(f"checkpoint {path}: expected one written by protoseg's train.py, got another file")
     return checkpoint
 
 
-def checkpoint_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The config inside a checkpoint, checked by :func:`check_targets`.
+def checkpoint_config(path: str | Path, checkpoint: dict[str, Any], sections: Sequence[str]) -> dict[str, Any]:
+    """The sections of the config inside a checkpoint that are to be built, checked by :func:`check_targets`.
 
     Raises:
-        ProtosegError: there is none, or it asks for what is not allowed.
+        ProtosegError: there is no config, or it asks for what is not allowed.
     """
-    config = checkpoint["protoseg"].get("config")
+    config = checkpoint["protoseg"]["config"]
     if not isinstance(config, dict):
         raise ProtosegError(f"checkpoint {path}: expected the run's config inside, got none; train with train.py")
-    check_targets(config)
-    return config
+    chosen = {name: config.get(name) for name in sections}
+    check_targets(chosen)
+    return chosen
+
+
+def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
+    """The classes that a checkpoint's model was trained for."""
+    space = checkpoint["protoseg"]["label_space"]
+    colors = tuple((int(r), int(g), int(b)) for r, g, b in space["colors"])
+    return LabelSpace(str(space["name"]), tuple(map(str, space["classes"])), colors)
 
 
 def check_targets(config: Any) -> None:
@@ -126,7 +135,8 @@ def check_targets(config: Any) -> None:
         if name == "_target_" and not _is_trusted(str(value)):
             raise ProtosegError(
                 f"checkpoint config {key}: {value!r} is not allowed; expected a class of {', '.join(TRUSTED)}. "
-                "Do not use a checkpoint that asks for anything else"
+                "Do not use a stranger's checkpoint that asks for anything else; if it is your own data set, choose it "
+                "on the command line with data=NAME"
             )
 
 

@@ -96,6 +96,7 @@ def frequency_weighted_iou(confusion: Tensor) -> Tensor:
 
 def scores(confusion: Tensor, subset: Sequence[int] | None = None) -> Scores:
     """All metrics of a confusion matrix ``c c``; ``subset`` names the class ids that enter the two means."""
+    confusion = confusion.cpu()  # not every device has fp64
     chosen = slice(None) if subset is None else list(subset)
     iou, accuracy = iou_per_class(confusion), accuracy_per_class(confusion)
     return Scores(

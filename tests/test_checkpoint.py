@@ -11,6 +11,8 @@ import torch
 from protoseg.checkpoint import AtomicCheckpointIO, check_targets, checkpoint_config, read_checkpoint
 from protoseg.types import ProtosegError
 
+EMPTY: dict = {"protoseg": {"config": {}, "label_space": {}}, "state_dict": {}}
+
 
 @pytest.mark.parametrize(
     "target",
@@ -85,7 +87,7 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match=r"train\.py"):
         read_checkpoint(file)
     with pytest.raises(ProtosegError, match="config inside"):
-        checkpoint_config(file, {"protoseg": {"config": None}})
+        checkpoint_config(file, {"protoseg": {"config": None}}, ["encoder"])
 
 
 def test_truncated_checkpoint(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_truncated_checkpoint(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
-    io.save_checkpoint({"protoseg": {}, "x": torch.ones(3)}, file)
+    io.save_checkpoint({**EMPTY, "x": torch.ones(3)}, file)
 
     def full_disk(checkpoint: object, stream) -> None:  # type: ignore[no-untyped-def]
         stream.write(b"half of it")

@@ -1,9 +1,10 @@
 """Lightning callbacks: prototype memory, throughput, pictures and tables."""
 
+from protoseg.callbacks.checkpoint import Checkpoint
 from protoseg.callbacks.dashboard import Dashboard
 from protoseg.callbacks.loggers import wandb_logger
 from protoseg.callbacks.progress import ProgressBar
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.callbacks.throughput import Throughput
 
-__all__ = ["Dashboard", "ProgressBar", "PrototypeMemoryCallback", "Throughput", "wandb_logger"]
+__all__ = ["Checkpoint", "Dashboard", "ProgressBar", "PrototypeMemoryCallback", "Throughput", "wandb_logger"]

@@ -53,7 +53,11 @@ class Dashboard(pl.Callback):
             classes = pl_module.label_space.classes
             occupancy = memory.occupancy.cpu().numpy()
             share = occupancy / np.maximum(occupancy.sum(1, keepdims=True), 1)
-            log_picture(trainer, "prototypes/occupancy", heatmap_figure(share, classes, "share of the class's pixels"))
+            log_picture(
+                trainer,
+                "prototypes/occupancy",
+                heatmap_figure(share, classes, "share of the class's pixels, last step"),
+            )
 
     def _predictions(self, trainer: pl.Trainer, rows: list[np.ndarray]) -> None:
         from PIL import Image

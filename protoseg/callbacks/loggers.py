@@ -23,10 +23,10 @@ def wandb_logger(project: str = "protoseg", **kwargs: Any) -> Logger:
     return WandbLogger(project=project, offline=offline, **kwargs)
 
 
-def finish_wandb() -> None:
+def finish_wandb(failed: bool = False) -> None:
     """End the run, if there is one: Lightning leaves it open, and a sweep's next job would write into it."""
     if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
+        sys.modules["wandb"].finish(exit_code=int(failed))
 
 
 def _has_wandb_key() -> bool:

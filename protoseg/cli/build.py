@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from protoseg.data import SegmentationDataModule
+from protoseg.losses import CrossEntropy
 from protoseg.models.segmentor import Segmentor
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
+
+PROTOTYPE_TERMS = ("ppc", "ppd")
+
+
+@contextmanager
+def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Tell what a constructor refuses as wrong input of a section of the config."""
+    try:
+        yield
+    except ProtosegError:
+        raise
+    except kinds as error:
+        raise ProtosegError(f"{section}: {error}; see python train.py --cfg job") from error
 
 
 def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
@@ -25,15 +41,16 @@ def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> S
     ``pretrained=False`` overrules the encoder's own setting: where a checkpoint brings the weights, no other file is
     opened or downloaded.
     """
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(cfg.get("seed", 0))
     unloaded = {} if pretrained else {"pretrained": False, "weights": None}
-    model = Segmentor(
-        encoder=instantiate(cfg.encoder, **unloaded),
-        decoder=instantiate(cfg.decoder, _partial_=True),
-        head=instantiate(cfg.head, _partial_=True),
-        num_classes=num_classes,
-        auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
-    )
+    with wrong_input("encoder, decoder or head", TypeError):
+        model = Segmentor(
+            encoder=instantiate(cfg.encoder, **unloaded),
+            decoder=instantiate(cfg.decoder, _partial_=True),
+            head=instantiate(cfg.head, _partial_=True),
+            num_classes=num_classes,
+            auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
+        )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -41,12 +58,15 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
     losses = {}
     for name, term in cfg.loss.items():
-        if term is None or "_target_" not in term:
-            continue  # set to null; or an experiment's weight for a term that the chosen loss does not have
+        if term is None:
+            continue
+        if "_target_" not in term:
+            if name in PROTOTYPE_TERMS:
+                continue  # an experiment's weights, run with the softmax twin
+            raise ProtosegError(f"loss.{name}: expected a term with a _target_, got {term}; correct the name")
         # Only terms on class logits know the number of classes; it comes from the data, never from the config.
-        needs_classes = "class_weights" in term
-        arguments = {"num_classes": label_space.num_classes} if needs_classes else {}
-        losses[name] = instantiate(term, **arguments)
+        needs_classes = issubclass(get_class(term["_target_"]), CrossEntropy)
+        losses[name] = instantiate(term, **({"num_classes": label_space.num_classes} if needs_classes else {}))
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
     # Partial, because Hydra would turn our values into configs when merging them as arguments.

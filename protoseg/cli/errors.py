@@ -36,8 +36,7 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
     """The message for an error that the user can mend, None for any other."""
     for cause in _causes(error):
         if isinstance(cause, ProtosegError):
-            # An error from a data worker carries that worker's frames before its message.
-            return str(cause).rsplit("ProtosegError: ", 1)[-1].strip()
+            return str(cause)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             hint = _nearest(name, [str(option) for option in cause.options or []])
@@ -48,8 +47,8 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
             return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}"
         if type(cause).__name__ == "MisconfigurationException" or isinstance(cause, OmegaConfBaseException):
             return str(cause)
-    if isinstance(error, HydraException) and error.__cause__ is None:
-        return str(error)
+    if isinstance(error, HydraException):
+        return " ".join(str(error).split())
     return None
 
 

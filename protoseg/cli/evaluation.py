@@ -8,14 +8,16 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from protoseg.checkpoint import checkpoint_config, read_checkpoint
+from protoseg.checkpoint import checkpoint_config, checkpoint_label_space, read_checkpoint
 from protoseg.cli.allocator import keep_freed_memory
-from protoseg.cli.build import build_datamodule, build_model
+from protoseg.cli.build import build_model
 from protoseg.evaluation import evaluate, predict_folder
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import LabelSpace, ProtosegError
 
 MODES = ("evaluate", "predict")
+BUILT = ("encoder", "decoder", "head", "auxiliary")
+"""Sections of the trained config that make the model."""
 
 
 def run_evaluation(cfg: DictConfig) -> float | None:
@@ -28,10 +30,12 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         raise ProtosegError(f"mode: expected one of {', '.join(MODES)}, got {cfg.mode!r}")
     keep_freed_memory()
     checkpoint = read_checkpoint(cfg.ckpt_path)
-    trained = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint))
-    label_space = build_datamodule(trained).label_space
+    own_data = cfg.get("data") is not None
+    sections = [*BUILT, *([] if own_data else ["data"]), *([] if cfg.get("inference") else ["inference"])]
+    trained = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint, sections))
+    label_space = checkpoint_label_space(checkpoint)
     model = load_model(trained, checkpoint, label_space)
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(cfg.device)
     predictor = instantiate(cfg.get("inference") or trained.inference)
     output = Path(cfg.paths.output)
     if cfg.mode == "predict":
@@ -40,11 +44,13 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         save = [kind for kind in cfg.save if kind != "panels"]  # those need a truth
         predict_folder(model, cfg.images, predictor, label_space, output, device, save)
         return None
-    data = cfg.get("data") or trained.data  # a group that is not chosen has no key at all
+    data = cfg.data if own_data else trained.data
     with open_dict(data):
         data.num_workers = cfg.num_workers
         if cfg.batch_size is not None:
             data.val_batch_size = cfg.batch_size
+        if cfg.root is not None:
+            data.root = cfg.root
     datamodule = instantiate(data)
     check_same_classes(label_space, datamodule.label_space)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
@@ -52,6 +58,22 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         model, loader, predictor, label_space, output, device, save=tuple(cfg.save), max_overlays=cfg.max_overlays
     )
     return float(result["mIoU"])
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the best there is.
+
+    Raises:
+        ProtosegError: no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ProtosegError(
+            f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); try device=cpu"
+        ) from error
+    return device
 
 
 def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace) -> Segmentor:

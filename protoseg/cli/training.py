@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from itertools import count
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -18,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from protoseg.callbacks.loggers import finish_wandb
-from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
+from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
 from protoseg.cli.allocator import keep_freed_memory
-from protoseg.cli.build import build_datamodule, build_module, instances
+from protoseg.cli.build import build_datamodule, build_module, instances, wrong_input
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
 from protoseg.visualize import curves_figure
@@ -37,21 +38,22 @@ def run_training(cfg: DictConfig) -> float:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision("high")
 
     output = Path(cfg.paths.output)
     datamodule = build_datamodule(cfg)
     if cfg.resume is not None:
         check_same_classes(cfg.resume, datamodule.label_space)
     module = build_module(cfg, datamodule.label_space)
-    loggers = [CSVLogger(output, name=None, version="logs"), *instances(cfg.get("logger"))]
-    trainer = instantiate(cfg.trainer, _partial_=True)(
-        logger=loggers,
-        callbacks=instances(cfg.get("callbacks")),
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=output,
-        val_check_interval=validation_interval(cfg),
-    )
+    loggers = [CSVLogger(output, name="", version=unused_name(output, "logs")), *instances(cfg.get("logger"))]
+    callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
+    with wrong_input("trainer", ValueError, TypeError):
+        trainer = instantiate(cfg.trainer, _partial_=True)(
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=output,
+            val_check_interval=interval,
+        )
     for logger in loggers:
         logger.log_hyperparams(module.config)
 
@@ -60,11 +62,19 @@ def run_training(cfg: DictConfig) -> float:
     try:
         trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
         trainer.save_checkpoint(output / "checkpoints" / "last.ckpt")
-    finally:
-        finish_wandb()
+    except BaseException:
+        finish_wandb(failed=True)
+        raise
+    finish_wandb()
     if trainer.is_global_zero:
         return summarise(trainer, module, output, time.perf_counter() - started)
     return float(trainer.callback_metrics.get("val/mIoU", float("nan")))
+
+
+def unused_name(folder: Path, name: str) -> str:
+    """``name``, or ``name_1``, ``name_2``, … where it is taken: CSVLogger deletes the log that it finds."""
+    taken = next(i for i in count() if not (folder / (f"{name}_{i}" if i else name)).exists())
+    return f"{name}_{taken}" if taken else name
 
 
 @rank_zero_only
@@ -86,14 +96,21 @@ def learned_parameters(module: SegmentationModule) -> int:
 
 
 def validation_interval(cfg: DictConfig) -> int:
-    """Batches between validations: never more than there are, so that short trial runs validate too."""
-    batches = cfg.trainer.max_steps * cfg.trainer.get("accumulate_grad_batches", 1)
-    return max(1, min(int(cfg.trainer.val_check_interval), batches))
+    """Batches between validations: never more than there are, so that short trial runs validate too.
+
+    Raises:
+        ProtosegError: not a whole number; Lightning's fractions of an epoch mean nothing in a training by steps.
+    """
+    interval, accumulate = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
+    if not isinstance(interval, int) or interval < 1:
+        raise ProtosegError(f"trainer.val_check_interval: expected a number of batches, at least 1, got {interval}")
+    # A multiple of the accumulated batches: a checkpoint between two optimizer steps would lose half a gradient.
+    return max(accumulate, min(interval, cfg.trainer.max_steps * accumulate) // accumulate * accumulate)
 
 
 def check_same_classes(path: str, label_space: LabelSpace) -> None:
     """Refuse to resume from a checkpoint of other classes, before anything is built."""
-    classes = read_checkpoint(path)["protoseg"]["classes"]
+    classes = list(checkpoint_label_space(read_checkpoint(path)).classes)
     if classes != list(label_space.classes):
         raise ProtosegError(
             f"resume: the checkpoint {path} has {len(classes)} classes ({', '.join(classes[:4])}, …), the data has "
@@ -121,7 +138,7 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
     score = float("nan") if best_score is None else float(best_score)
-    log_file = output / "logs" / "metrics.csv"
+    log_file = next(Path(x.log_dir) for x in trainer.loggers if isinstance(x, CSVLogger)) / "metrics.csv"
 
     table = Table(title="Training finished", show_header=False)
     table.add_row("steps", f"{trainer.global_step} in {seconds / 60:.1f} min")

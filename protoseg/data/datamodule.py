@@ -137,7 +137,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             # Not the sampler's count: the workers run ahead. Nor `completed`, which is one behind while
             # on_train_batch_end saves. Lightning's count goes on from the checkpoint's after a resume.
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
             consumed = progress.processed
         return {"batches": consumed, **self._stream()}
 

@@ -101,8 +101,8 @@ class SegmentationDataset(Dataset[Sample]):
         if not folder.is_dir():
             raise ProtosegError(
                 f"{cls.__name__}: expected the folder {folder.absolute()}, which does not exist. {cls.source} "
-                "If you have it elsewhere, set data.root=FOLDER, or the environment variable PROTOSEG_DATA to the "
-                "folder that holds all data sets"
+                "If you have it elsewhere, set data.root=FOLDER (evaluate.py: root=FOLDER), or the environment "
+                "variable PROTOSEG_DATA to the folder that holds all data sets"
             )
 
     @classmethod

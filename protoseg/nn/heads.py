@@ -33,8 +33,8 @@ class PrototypeHead(nn.Module):
         num_classes: number of classes.
         num_prototypes: K, prototypes per class.
         embedding_dim: channels of the embedding; ``in_channels`` by default.
-        logits: ``layernorm`` over the class scores (released code; 2 c learned parameters) or ``temperature``
-            (scores / temperature; no learned parameter, whatever the number of classes).
+        logits: ``temperature`` (class scores / temperature; no learned parameter, whatever the number of classes) or
+            ``layernorm`` over the class scores (released code; 2 c learned parameters).
         temperature: for ``logits="temperature"``.
         embedding_norm: LayerNorm over channels before the embedding is made unit length (released code).
         memory: keyword arguments of :class:`PrototypeMemory`: momentum, momentum_warmup, init, assignment, …
@@ -49,7 +49,7 @@ class PrototypeHead(nn.Module):
         num_classes: int,
         num_prototypes: int = 10,
         embedding_dim: int | None = None,
-        logits: str = "layernorm",
+        logits: str = "temperature",
         temperature: float = 0.1,
         embedding_norm: bool = True,
         **memory: Any,

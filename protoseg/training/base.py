@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg import __version__
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback, find_memory
-from protoseg.distributed import rank
+from protoseg.distributed import all_reduce_, rank
 from protoseg.functional.prototypes import Clustering
 from protoseg.inference import Predictor
 from protoseg.losses import CrossEntropy, LossTerm
@@ -76,6 +76,14 @@ class SegmentationModule(pl.LightningModule):
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            raise ProtosegError(
+                f"the checkpoint does not fit this model: {error}. Resume with the encoder, decoder and head it has"
+            ) from error
+
     def configure_callbacks(self) -> list[pl.Callback]:
         # Brought by the module, because prototypes that do not move are not this algorithm.
         return [PrototypeMemoryCallback()]
@@ -88,8 +96,10 @@ class SegmentationModule(pl.LightningModule):
                 term.set_frequencies(frequencies.to(term.class_weights))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed_step(self.seed, batch_idx)
-        if batch_idx + 1 == self.trainer.num_training_batches:
+        # Counted over resumes too, unlike batch_idx, which starts anew where a finished run is extended.
+        started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        seed_step(self.seed, started - 1)
+        if started == self.trainer.max_steps * self.trainer.accumulate_grad_batches:
             # Lightning validates at multiples of the interval only; the last step must be judged too.
             self.trainer.val_check_batch = batch_idx + 1
 
@@ -101,7 +111,8 @@ class SegmentationModule(pl.LightningModule):
     def weighted_sum(self, terms: dict[str, Tensor], files: list[str]) -> Tensor:
         """Log every term, sum them with their weights, and stop the run at a loss that is not finite."""
         loss = torch.stack([self.loss_weights[name] * value for name, value in terms.items()]).sum()
-        if not torch.isfinite(loss):
+        # Summed over ranks, so that all stop together: one that raised alone would leave the others waiting for it.
+        if all_reduce_((~torch.isfinite(loss.detach())).float()) > 0:
             parts = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
             raise ProtosegError(
                 f"loss is not finite at step {self.global_step}: {parts}. Files of the batch: {', '.join(files)}. "
@@ -130,7 +141,11 @@ class SegmentationModule(pl.LightningModule):
         checkpoint["protoseg"] = {
             "version": __version__,
             "config": self.config,
-            "classes": list(self.label_space.classes),
+            "label_space": {
+                "name": self.label_space.name,
+                "classes": list(self.label_space.classes),
+                "colors": [list(color) for color in self.label_space.colors],
+            },
         }
 
 

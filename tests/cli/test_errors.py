@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from protoseg import data as data_module
+from protoseg.checkpoint import read_checkpoint
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +90,58 @@ finally:
     assert "Usage" in result.stdout
     assert "Available" not in result.stderr
     assert time.perf_counter() - started < 5  # under 1 s where the machine is idle
+
+
+def spoilt_streets(tmp_path: Path, image: bytes | None = None, mask: Image.Image | None = None) -> Path:
+    """A copy of a few built-in scenes with one spoilt file, and another one as validation."""
+    source = Path(data_module.__file__).parent / "streets" / "day"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            folder = tmp_path / "streets" / "day" / split / kind
+            folder.mkdir(parents=True)
+            for file in sorted((source / split / kind).iterdir())[:4]:
+                shutil.copy(file, folder)
+    folder = tmp_path / "streets" / "day" / "train"
+    if image is not None:
+        (folder / "images" / "0002.jpg").write_bytes(image)
+    if mask is not None:
+        mask.save(folder / "labels" / "0002.png")
+    return tmp_path / "streets"
+
+
+TRUNCATED = (Path(data_module.__file__).parent / "streets" / "day" / "train" / "images" / "0002.jpg").read_bytes()[
+    :3000
+]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "expected"),
+    [
+        ({"image": TRUNCATED}, ["0002.jpg"]),
+        ({"image": b"not an image"}, ["0002.jpg"]),
+        ({"mask": Image.new("L", (320, 240), 77)}, ["0002.png", "77"]),
+        ({"mask": Image.new("RGB", (320, 240))}, ["0002.png", "RGB"]),
+        ({"mask": Image.new("L", (32, 24), 3)}, ["0002", "24"]),
+    ],
+    ids=["truncated", "no image", "unknown id", "RGB mask", "another size"],
+)
+def test_bad_files_are_named_by_a_worker(spoilt: dict, expected: list[str], tmp_path: Path) -> None:
+    root = spoilt_streets(tmp_path, **spoilt)
+    result = run(
+        f"data.root={root}", *TINY, "data.num_workers=1", "trainer.max_steps=4", f"hydra.run.dir={tmp_path}/run"
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr, result.stderr
+    assert all(word in result.stderr for word in expected), result.stderr
+
+
+def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
+    result = run(
+        "-m", *TINY, "trainer.max_steps=1", "head.num_prototypes=1,2", "seed=0,1", f"hydra.sweep.dir={tmp_path}"
+    )
+    assert result.returncode == 0, result.stderr
+    shapes = []
+    for job in range(4):
+        state = read_checkpoint(tmp_path / str(job) / "checkpoints" / "last.ckpt")["state_dict"]
+        shapes.append(state["model.head.memory.prototypes"].shape[1])
+    assert shapes == [1, 1, 2, 2]

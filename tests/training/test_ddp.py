@@ -25,7 +25,6 @@ def train(output: Path, *overrides: str) -> dict[str, str]:
         return [row for row in csv.DictReader(file) if row["val/mIoU"]][-1]
 
 
-@pytest.mark.slow
 def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     # Norm-free comparison is not possible with a BatchNorm encoder, so its statistics are shared by SyncBatchNorm,
     # which needs a GPU: here BatchNorm differs, and what must agree is what does not depend on it.

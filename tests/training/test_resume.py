@@ -14,7 +14,14 @@ from omegaconf import DictConfig
 from protoseg.callbacks import Throughput
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.training import run_training
+from protoseg.metrics import SegmentationMetrics
+from protoseg.types import ProtosegError
 from tests.conftest import TINY
+
+
+def constant_schedule(optimizer: torch.optim.Optimizer, total_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A schedule that does not know where the training ends, so that an extended run can equal a longer one."""
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 class Stop(Exception):
@@ -114,11 +121,54 @@ def test_twice_the_same_seed_is_the_same_run_whatever_the_workers(
 def test_resume_with_another_batch_size_or_other_classes_is_refused(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    from protoseg.types import ProtosegError
-
     run_training(configure("train", *TINY, "trainer.max_steps=1"))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     with pytest.raises(ProtosegError, match="batch_size"):
         run_training(configure("train", *TINY, f"resume={last}", "data.batch_size=3", output=tmp_path / "b"))
     with pytest.raises(ProtosegError, match="11 classes"):
         run_training(configure("train", *TINY, "data=cityscapes", f"resume={last}", output=tmp_path / "c"))
+
+
+def test_a_resumed_run_remembers_its_best_score(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.4, 0.3])  # the peak is before the stop
+    original = SegmentationMetrics.compute
+    monkeypatch.setattr(SegmentationMetrics, "compute", lambda self: {**original(self), "mIoU": next(scores)})
+    overrides = (*TINY, "trainer.val_check_interval=2")
+    with stopped_at(monkeypatch, 3, "on_train_batch_start"):
+        run_training(configure("train", *overrides, output=tmp_path / "stopped"))
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    best = run_training(configure("train", *overrides, f"resume={last}", output=tmp_path / "resumed"))
+    assert best == pytest.approx(0.5)
+    assert not (tmp_path / "resumed" / "checkpoints" / "best.ckpt").exists()
+    assert (tmp_path / "stopped" / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_finished_run_can_be_extended(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    def run(name: str, *overrides: str) -> Path:
+        cfg = configure("train", *TINY, "trainer.val_check_interval=2", *overrides, output=tmp_path / name)
+        cfg.schedule = {"_target_": f"{__name__}.constant_schedule"}
+        run_training(cfg)
+        return tmp_path / name / "checkpoints" / "last.ckpt"
+
+    whole = run("whole", "trainer.max_steps=7")
+    first = run("first", "trainer.max_steps=4")
+    extended = run("extended", "trainer.max_steps=7", f"resume={first}")
+    assert_same_bits(whole, extended)
+    assert read_checkpoint(extended)["SegmentationDataModule"]["batches"] == 7
+    assert "6" in validations(tmp_path / "extended")  # the last step is judged
+
+
+def test_an_earlier_log_in_the_same_folder_is_kept(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for _ in range(2):
+        run_training(configure("train", *TINY, "trainer.max_steps=1"))
+    assert (tmp_path / "run" / "logs" / "metrics.csv").is_file()
+    assert (tmp_path / "run" / "logs_1" / "metrics.csv").is_file()
+
+
+def test_resume_with_another_model_is_one_clear_error(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    run_training(configure("train", *TINY, "trainer.max_steps=1"))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ProtosegError, match=r"does not fit this model.*memory\.prototypes"):
+        run_training(configure("train", *TINY, "head.num_prototypes=3", f"resume={last}", output=tmp_path / "other"))

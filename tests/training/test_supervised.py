@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from protoseg import data as data_module
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.build import build_datamodule, build_module
@@ -196,3 +197,67 @@ def test_model_and_data_must_agree(configure: Callable[..., DictConfig]) -> None
     with pytest.raises(ProtosegError, match="11 classes"):
         type(module)(module.model, space, {}, None, None)  # type: ignore[arg-type]
     assert isinstance(module.configure_callbacks()[0], PrototypeMemoryCallback)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.val_check_interval=0.25", "number of batches"),
+        ("trainer.precision=half", "trainer: .*half"),
+        ("+head.bogus=1", "bogus"),
+        ("+loss.foo.weight=1", r"loss\.foo"),
+        ("loss.ce=null", None),
+    ],
+)
+def test_wrong_values_are_one_clear_error(
+    override: str, message: str | None, configure: Callable[..., DictConfig]
+) -> None:
+    cfg = configure("train", *TINY, "trainer.max_steps=1", override)
+    if message is None:  # a term set to null is left out, on purpose
+        run_training(cfg)
+        return
+    with pytest.raises(ProtosegError, match=message):
+        run_training(cfg)
+
+
+def test_validation_never_falls_between_two_optimizer_steps(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "trainer.accumulate_grad_batches=4", "trainer.val_check_interval=10")
+    assert validation_interval(cfg) == 8
+    assert validation_interval(configure("train", "trainer.accumulate_grad_batches=4", "trainer.max_steps=1")) == 4
+
+
+def test_gradient_clipping(configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def]
+        closure()
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        return original(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run_training(configure("train", *TINY, "trainer.gradient_clip_val=0.01", "trainer.max_steps=2"))
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_evaluation_of_moved_data_and_of_a_data_set_of_ones_own(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    run_training(configure("train", *TINY, "trainer.max_steps=1"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    data = checkpoint["protoseg"]["config"]["data"]
+    data["root"] = "/nowhere"
+    torch.save(checkpoint, path)
+    common = (f"ckpt_path={path}", "num_workers=0", "save=[]")
+    with pytest.raises(ProtosegError, match=r"/nowhere.*evaluate\.py: root=FOLDER"):
+        run_evaluation(configure("evaluate", *common, output=tmp_path / "a"))
+    here = Path(data_module.__file__).parent / "streets"
+    assert run_evaluation(configure("evaluate", *common, f"root={here}", output=tmp_path / "b")) is not None
+
+    data["dataset"]["_target_"] = "my_package.MyData"
+    torch.save(checkpoint, path)
+    with pytest.raises(ProtosegError, match="data=NAME"):
+        run_evaluation(configure("evaluate", *common, output=tmp_path / "c"))
+    assert run_evaluation(configure("evaluate", *common, "data=streets", output=tmp_path / "d")) is not None

@@ -88,7 +88,7 @@ def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace) -
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ProtosegError(f"checkpoint: the weights do not fit the config inside it: {error}") from error
+        raise ProtosegError(f"checkpoint: the weights do not fit its config: {' '.join(str(error).split())}") from error
     return model.eval()
 
 

@@ -81,7 +81,8 @@ class SegmentationModule(pl.LightningModule):
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
             raise ProtosegError(
-                f"the checkpoint does not fit this model: {error}. Resume with the encoder, decoder and head it has"
+                f"the checkpoint does not fit this model: {' '.join(str(error).split())}. "
+                "Resume with the encoder, decoder and head it has"
             ) from error
 
     def configure_callbacks(self) -> list[pl.Callback]:

@@ -1,4 +1,7 @@
-"""Two processes train together through Lightning's DDP: same prototypes on both, same metrics as one process."""
+"""Two processes train together through Lightning's DDP; their metrics are those of one process.
+
+That the prototypes are those of one process is shown, exactly, in tests/nn/test_memory_distributed.py.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,7 @@ def train(output: Path, *overrides: str) -> dict[str, str]:
         return [row for row in csv.DictReader(file) if row["val/mIoU"]][-1]
 
 
-def test_two_ranks_train_as_one(tmp_path: Path) -> None:
-    # Norm-free comparison is not possible with a BatchNorm encoder, so its statistics are shared by SyncBatchNorm,
-    # which needs a GPU: here BatchNorm differs, and what must agree is what does not depend on it.
+def test_two_ranks_train_and_are_judged_as_one(tmp_path: Path) -> None:
     common = ("trainer.max_steps=3", "trainer.limit_val_batches=1.0", "trainer.val_check_interval=3")
     two = train(
         tmp_path / "two",
@@ -39,9 +40,6 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     )
     checkpoint = read_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")
     assert checkpoint["SegmentationDataModule"]["world_size"] == 2
-    occupancy = checkpoint["state_dict"]["model.head.memory.occupancy"]
-    grid_cells = 2 * 16 * 16  # both ranks' pixels moved these prototypes
-    assert 16 * 16 < occupancy.sum() <= grid_cells
     # The same weights judged by one process give the same metrics: summed over ranks, no image twice.
     command = [
         sys.executable,
@@ -58,4 +56,6 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
 
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["mIoU"] == pytest.approx(float(two["val/mIoU"]), abs=1e-6)
-    assert torch.isfinite(checkpoint["state_dict"]["model.head.memory.prototypes"]).all()
+    state = checkpoint["state_dict"]
+    assert state["model.head.memory.updates"].sum() > 0
+    torch.testing.assert_close(state["model.head.memory.prototypes"].norm(dim=2), torch.ones(11, 2))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+from PIL import Image
 
 from protoseg.callbacks.loggers import log_picture, log_table
 from protoseg.callbacks.prototype_memory import find_memory
+from protoseg.functional.prototypes import nearest_class_cosine
+from protoseg.nn import PrototypeMemory
 from protoseg.types import Batch
 from protoseg.visualize import heatmap_figure, panel
 
 
 class Dashboard(pl.Callback):
-    """Writes ``panels/step_NNNNNN.png`` and sends the same to wandb and TensorBoard where they are in use.
+    """Writes ``panels/{step,occupancy,similarity}_NNNNNN.png``, and sends the same to wandb and TensorBoard.
 
     Args:
         folder: where the pictures go.
@@ -46,29 +50,27 @@ class Dashboard(pl.Callback):
         rows, self._rows = self._rows, []
         if trainer.sanity_checking or not trainer.is_global_zero or not rows:
             return
-        self._predictions(trainer, rows)
+        width = max(row.shape[1] for row in rows)
+        padding = [((0, 4), (0, width - row.shape[1]), (0, 0)) for row in rows]
+        stacked = [np.pad(row, pad, constant_values=255) for row, pad in zip(rows, padding, strict=True)]
+        self._show(trainer, "step", "val/predictions", np.concatenate(stacked))
         self._table(trainer, pl_module)
         memory = find_memory(pl_module)
         if memory is not None:
-            classes = pl_module.label_space.classes
-            occupancy = memory.occupancy.cpu().numpy()
-            share = occupancy / np.maximum(occupancy.sum(1, keepdims=True), 1)
-            log_picture(
-                trainer,
-                "prototypes/occupancy",
-                heatmap_figure(share, classes, "share of the class's pixels, last step"),
-            )
+            self._prototypes(trainer, memory, pl_module.label_space.classes)
 
-    def _predictions(self, trainer: pl.Trainer, rows: list[np.ndarray]) -> None:
-        from PIL import Image
-
-        width = max(row.shape[1] for row in rows)
-        picture = np.concatenate(
-            [np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows]
-        )
+    def _show(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(self.folder / f"step_{trainer.global_step:06d}.png")
-        log_picture(trainer, "val/predictions", picture)
+        Image.fromarray(picture).save(self.folder / f"{name}_{trainer.global_step:06d}.png")
+        log_picture(trainer, key, picture)
+
+    def _prototypes(self, trainer: pl.Trainer, memory: PrototypeMemory, classes: Sequence[str]) -> None:
+        share = memory.occupancy / memory.occupancy.sum(1, keepdim=True).clamp_min(1)
+        title = "prototype occupancy: share of the class's pixels, last step"
+        self._show(trainer, "occupancy", "prototypes/occupancy", heatmap_figure(share.cpu().numpy(), classes, title))
+        nearest = nearest_class_cosine(memory.prototypes).cpu().numpy()
+        title = "cosine of the nearest prototypes of two classes (columns as rows)"
+        self._show(trainer, "similarity", "prototypes/similarity", heatmap_figure(nearest, classes, title))
 
     def _table(self, trainer: pl.Trainer, pl_module: Any) -> None:
         metrics = trainer.callback_metrics

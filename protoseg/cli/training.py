@@ -141,6 +141,8 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     log_file = next(Path(x.log_dir) for x in trainer.loggers if isinstance(x, CSVLogger)) / "metrics.csv"
 
     table = Table(title="Training finished", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("steps", f"{trainer.global_step} in {seconds / 60:.1f} min")
     table.add_row("best val mIoU", f"{score:.4f}")
     table.add_row("last val mIoU", f"{float(metrics.get('val/mIoU', float('nan'))):.4f}")
@@ -154,7 +156,7 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
         curves_figure(log_file, output / "curves.png")
         table.add_row("curves", str(output / "curves.png"))
     if (output / "panels").is_dir():
-        table.add_row("prediction panels", str(output / "panels"))
+        table.add_row("predictions, prototypes", str(output / "panels"))
     Console().print(table)
     if best is not None and best.best_model_path:
         Console().print(f"Evaluate it: python evaluate.py ckpt_path={best.best_model_path}", soft_wrap=True)

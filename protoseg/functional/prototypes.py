@@ -144,3 +144,16 @@ def within_class_cosine(prototypes: Tensor) -> Tensor:
     k = prototypes.shape[1]
     gram = prototypes @ prototypes.transpose(1, 2)
     return (gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)) / (k * (k - 1) if k > 1 else float("nan"))
+
+
+def nearest_class_cosine(prototypes: Tensor) -> Tensor:
+    """Cosine of the two nearest prototypes of each pair of classes, ``c k d`` to ``c c``: high is easily confused.
+
+    On the diagonal stands the mean within the class, as in :func:`within_class_cosine` (1 for K = 1).
+    """
+    c, k, d = prototypes.shape
+    flat = prototypes.reshape(c * k, d)
+    nearest = (flat @ flat.T).view(c, k, c, k).amax((1, 3))
+    return torch.where(
+        torch.eye(c, dtype=torch.bool, device=flat.device), within_class_cosine(prototypes), nearest
+    ).nan_to_num(1.0)

@@ -55,7 +55,7 @@ def test_tensorboard(configure: Callable[..., DictConfig], tmp_path: Path) -> No
     run_training(configure("train", *SHORT, "logger=tensorboard"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
     assert {"val/mIoU", "train/loss", "prototypes/diversity"} <= set(events["scalars"])
-    assert {"val/predictions", "prototypes/occupancy"} <= set(events["images"])
+    assert {"val/predictions", "prototypes/occupancy", "prototypes/similarity"} <= set(events["images"])
     assert "val/per_class_IoU/text_summary" in events["tensors"]
 
 

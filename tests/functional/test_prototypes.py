@@ -12,6 +12,7 @@ from torch import Tensor
 
 from protoseg.functional.prototypes import (
     cluster,
+    nearest_class_cosine,
     own_class_similarity,
     pixel_prototype_contrast,
     pixel_prototype_distance,
@@ -171,3 +172,15 @@ def test_within_class_cosine() -> None:
     assert within_class_cosine(one.expand(2, 3, 4)).tolist() == pytest.approx([1, 1])
     assert within_class_cosine(torch.eye(4)[None]).tolist() == pytest.approx([0])
     assert within_class_cosine(one).isnan().all()
+
+
+def test_nearest_class_cosine_against_a_loop() -> None:
+    torch.manual_seed(0)
+    prototypes = unit(3, 2, 4)
+    table = nearest_class_cosine(prototypes)
+    for a in range(3):
+        for b in range(3):
+            pairs = prototypes[a] @ prototypes[b].T
+            expected = pairs.max() if a != b else (pairs.sum() - 2) / 2
+            torch.testing.assert_close(table[a, b], expected)
+    assert (nearest_class_cosine(unit(3, 1, 4)).diagonal() == 1).all()

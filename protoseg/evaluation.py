@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from protoseg.distributed import rank, world_size
+from protoseg.files import write_file
 from protoseg.inference import Predictor, SegmentationModel
 from protoseg.metrics import SegmentationMetrics
-from protoseg.report import print_report, summary, write_file, write_report
+from protoseg.report import print_report, summary, write_report
 from protoseg.types import Batch, LabelSpace, ProtosegError
 from protoseg.visualize import Picture, overlay, palette_png, panel
 

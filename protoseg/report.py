@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from protoseg.files import write_file
 from protoseg.metrics import Scores
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace
 from protoseg.visualize import confusion_figure
 
 _HEADER = ("class", "IoU (%)", "accuracy (%)", "share of pixels (%)")
@@ -68,27 +68,6 @@ def print_report(result: dict[str, Any], output: Path) -> None:
     console.print(table)
     console.print(_overall(result), highlight=False)
     console.print(f"Report: {output}", soft_wrap=True, highlight=False)
-
-
-def write_file(path: Path, save: Callable[[Path], object]) -> None:
-    """Let ``save`` write a file beside ``path``, then put it in place.
-
-    Raises:
-        ProtosegError: the disk refuses; an earlier file at ``path`` is untouched.
-    """
-    # The suffix stays last: NumPy and matplotlib go by it.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ProtosegError(
-            f"cannot write {path}: {error}. What was written before is kept; free space or choose another folder"
-        ) from error
 
 
 def _without_nan(value: Any) -> Any:

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from protoseg import evaluation, metrics
 from protoseg.evaluation import evaluate, output_names, predict_folder
+from protoseg.files import write_file
 from protoseg.inference import Predictor
-from protoseg.report import write_file
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 from protoseg.visualize import overlay, panel
 

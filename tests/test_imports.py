@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 LAYER = {
-    "types": 0, "distributed": 0, "functional": 0,
+    "types": 0, "files": 0, "distributed": 0, "functional": 0,
     "nn": 1, "losses": 1, "metrics": 1, "visualize": 1,
     "models": 2, "inference": 2, "report": 2,
     "callbacks": 3,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from protoseg.callbacks.loggers import log_picture, log_table
 from protoseg.callbacks.prototype_memory import find_memory
+from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.nn import PrototypeMemory
 from protoseg.types import Batch
@@ -60,8 +61,7 @@ class Dashboard(pl.Callback):
             self._prototypes(trainer, memory, pl_module.label_space.classes)
 
     def _show(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(self.folder / f"{name}_{trainer.global_step:06d}.png")
+        write_file(self.folder / f"{name}_{trainer.global_step:06d}.png", Image.fromarray(picture).save)
         log_picture(trainer, key, picture)
 
     def _prototypes(self, trainer: pl.Trainer, memory: PrototypeMemory, classes: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from protoseg.checkpoint import checkpoint_config, checkpoint_label_space, read_checkpoint
+from protoseg.checkpoint import check_same_classes, checkpoint_config, checkpoint_label_space, read_checkpoint
 from protoseg.cli.allocator import keep_freed_memory
 from protoseg.cli.build import build_model
 from protoseg.evaluation import evaluate, predict_folder
@@ -52,7 +52,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         if cfg.root is not None:
             data.root = cfg.root
     datamodule = instantiate(data)
-    check_same_classes(label_space, datamodule.label_space)
+    check_same_classes(cfg.ckpt_path, label_space, datamodule.label_space)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
     result = evaluate(
         model, loader, predictor, label_space, output, device, save=tuple(cfg.save), max_overlays=cfg.max_overlays
@@ -90,12 +90,3 @@ def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace) -
     except RuntimeError as error:
         raise ProtosegError(f"checkpoint: the weights do not fit its config: {' '.join(str(error).split())}") from error
     return model.eval()
-
-
-def check_same_classes(trained: LabelSpace, data: LabelSpace) -> None:
-    """A model can only be judged on the classes it was trained for."""
-    if trained.classes != data.classes:
-        raise ProtosegError(
-            f"the checkpoint was trained on {trained.num_classes} classes ({trained.name}), the data has "
-            f"{data.num_classes} ({data.name}); choose data with the same classes, or mode=predict"
-        )

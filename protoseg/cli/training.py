@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from protoseg.callbacks.loggers import finish_wandb
-from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
+from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.cli.allocator import keep_freed_memory
 from protoseg.cli.build import build_datamodule, build_module, instances, wrong_input
 from protoseg.training.base import SegmentationModule
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import ProtosegError
 from protoseg.visualize import curves_figure
 
 
@@ -42,7 +42,9 @@ def run_training(cfg: DictConfig) -> float:
     output = Path(cfg.paths.output)
     datamodule = build_datamodule(cfg)
     if cfg.resume is not None:
-        check_same_classes(cfg.resume, datamodule.label_space)
+        # Before anything is built; the trainer will read the file in full.
+        trained = checkpoint_label_space(read_checkpoint(cfg.resume, mmap=True))
+        check_same_classes(cfg.resume, trained, datamodule.label_space)
     module = build_module(cfg, datamodule.label_space)
     loggers = [CSVLogger(output, name="", version=unused_name(output, "logs")), *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
@@ -106,17 +108,6 @@ def validation_interval(cfg: DictConfig) -> int:
         raise ProtosegError(f"trainer.val_check_interval: expected a number of batches, at least 1, got {interval}")
     # A multiple of the accumulated batches: a checkpoint between two optimizer steps would lose half a gradient.
     return max(accumulate, min(interval, cfg.trainer.max_steps * accumulate) // accumulate * accumulate)
-
-
-def check_same_classes(path: str, label_space: LabelSpace) -> None:
-    """Refuse to resume from a checkpoint of other classes, before anything is built."""
-    classes = list(checkpoint_label_space(read_checkpoint(path)).classes)
-    if classes != list(label_space.classes):
-        raise ProtosegError(
-            f"resume: the checkpoint {path} has {len(classes)} classes ({', '.join(classes[:4])}, …), the data has "
-            f"{label_space.num_classes} ({', '.join(label_space.classes[:4])}, …); "
-            "choose the data that it was trained on"
-        )
 
 
 def quiet_known_warnings() -> None:

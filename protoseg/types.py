@@ -24,18 +24,25 @@ class LabelSpace:
         classes: class names; the position is the train id.
         colors: one RGB colour (0 to 255) per class.
         ignore_index: label of pixels that count neither in the loss nor in any metric.
+        things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
     """
 
     name: str
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     ignore_index: int = IGNORE_INDEX
+    things: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.colors):
             raise ProtosegError(
                 f"label space {self.name!r}: expected one colour per class, got {len(self.classes)} classes "
                 f"and {len(self.colors)} colours"
+            )
+        unknown = set(self.things) - set(self.classes)
+        if unknown:
+            raise ProtosegError(
+                f"label space {self.name!r}: expected things out of its classes, got {', '.join(sorted(unknown))}"
             )
 
     @property
@@ -59,6 +66,30 @@ class Batch(NamedTuple):
     name: list[str]
 
 
+class AdaptationBatch(NamedTuple):
+    """What one step of domain adaptation sees: labelled source images and target images without labels.
+
+    Attributes:
+        source: labelled.
+        target: every label is ``IGNORE_INDEX``: the files are not even opened in training.
+    """
+
+    source: Batch
+    target: Batch
+
+
+class Detail(NamedTuple):
+    """Class logits of HRDA's high-resolution crop, before the fusion.
+
+    Attributes:
+        logits: ``b c h w`` on the grid of the model's stride.
+        box: top, left, height and width of the crop in pixels of the image.
+    """
+
+    logits: Tensor
+    box: tuple[int, int, int, int]
+
+
 class SegOutput(NamedTuple):
     """What a ``Segmentor`` returns. The grid ``h w`` is the decoder's (usually a quarter of the image).
 
@@ -69,6 +100,7 @@ class SegOutput(NamedTuple):
             heads without prototypes.
         features: the encoder's maps, finest first.
         auxiliary: class logits of the auxiliary head (training only), or None.
+        detail: of multi-resolution models (training only), or None.
     """
 
     logits: Tensor
@@ -76,3 +108,4 @@ class SegOutput(NamedTuple):
     similarities: Tensor | None = None
     features: list[Tensor] | None = None
     auxiliary: Tensor | None = None
+    detail: Detail | None = None

@@ -6,7 +6,7 @@ matplotlib is imported only where a figure is drawn, so that training does not p
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,12 +120,53 @@ def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSp
         "prediction": overlay(image, prediction, label_space),
         f"errors · {share}": error_map(image, truth, prediction, label_space),
     }
+    return _tile_row(tiles, label_space, [truth, prediction])
+
+
+def adaptation_panel(
+    image: Tensor,
+    mixed: Tensor,
+    pseudo_label: Tensor,
+    confidence: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    label_space: LabelSpace,
+) -> Picture:
+    """What a step of domain adaptation saw and thought of one target image, side by side, with a legend.
+
+    Args:
+        image, mixed: uint8 RGB ``3 h w``, the target image and what the student was given.
+        pseudo_label, student, teacher: class ids ``h w``: the teacher's at the step, and what both predict after it.
+        confidence: the teacher's, ``h w`` in [0, 1].
+        label_space: the classes and their colours.
+    """
+    tiles = {
+        "target image": _photo(image),
+        "mixed image": _photo(mixed),
+        "pseudo-label": overlay(image, pseudo_label, label_space),
+        f"confidence · mean {confidence.mean().item():.2f}": _heat(confidence),
+        "student": overlay(image, student, label_space),
+        "teacher": overlay(image, teacher, label_space),
+    }
+    return _tile_row(tiles, label_space, [pseudo_label, student, teacher])
+
+
+def _heat(values: Tensor) -> Picture:
+    """Numbers in [0, 1], ``h w``, from dark blue to yellow."""
+    from matplotlib import colormaps
+
+    rgb: Picture = (colormaps["viridis"](values.cpu().numpy())[..., :3] * 255).round().astype(np.uint8)
+    return rgb
+
+
+def _tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequence[Tensor]) -> Picture:
+    """Pictures of one size in a row under their titles, and a legend of the classes (of many, those in ``labels``)."""
     pictures = {title: _fit(tile) for title, tile in tiles.items()}
     tile_height, tile_width = next(iter(pictures.values())).shape[:2]
     width = MARGIN + len(tiles) * (tile_width + MARGIN)
     classes = None
     if label_space.num_classes > MANY_CLASSES:
-        shown = set(truth.unique().tolist()) | set(prediction.unique().tolist())
+        shown = {i for label in labels for i in label.unique().tolist()}
         classes = sorted(shown - {label_space.ignore_index})
     strip = legend(label_space, width, classes)
     top = 30
@@ -200,17 +241,19 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
 
 
 def curves_figure(log_file: Path, path: Path) -> None:
-    """Draw the ``train/…`` losses and the ``val/…`` metrics (not the per-class ones) of a CSV log over steps."""
+    """Draw losses, validation metrics and quality of pseudo-labels (nothing per class) of a CSV log over steps."""
     with open(log_file, newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = _figure(11, 4)
-    for i, (prefix, title) in enumerate((("train/", "training losses"), ("val/", "validation"))):
-        axes = figure.add_subplot(1, 2, 1 + i)
-        for column in _curves(rows[0] if rows else (), prefix):
+    charts = {title: _curves(rows[0] if rows else (), belongs) for title, belongs in CHARTS.items()}
+    charts = {title: columns for title, columns in charts.items() if columns}
+    figure = _figure(5.5 * max(2, len(charts)), 4)
+    for i, (title, columns) in enumerate(charts.items()):
+        axes = figure.add_subplot(1, len(charts), 1 + i)
+        for column in columns:
             points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
             if points:
                 marker = "o" if len(points) < 40 else None
-                axes.plot(*zip(*points, strict=True), label=column.removeprefix(prefix), marker=marker, markersize=3)
+                axes.plot(*zip(*points, strict=True), label=column, marker=marker, markersize=3)
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
@@ -220,8 +263,17 @@ def curves_figure(log_file: Path, path: Path) -> None:
     figure.savefig(path)
 
 
-def _curves(columns: Iterable[str], prefix: str) -> list[str]:
-    return [c for c in columns if c.startswith(prefix) and c.count("/") == 1 and c != "train/images_per_s"]
+# What has no scale of its own in the picture of a run: shares in [0, 1] that judge the teacher's labels.
+_PSEUDO = ("train/quality", "val/reliable", "val/pseudo_label_accuracy")
+CHARTS: dict[str, Callable[[str], bool]] = {
+    "training losses": lambda c: c.startswith("train/") and c not in (*_PSEUDO, "train/images_per_s"),
+    "validation": lambda c: c.startswith("val/") and c not in _PSEUDO,
+    "pseudo-labels": lambda c: c in _PSEUDO,
+}
+
+
+def _curves(columns: Iterable[str], belongs: Callable[[str], bool]) -> list[str]:
+    return [c for c in columns if c.count("/") == 1 and belongs(c)]
 
 
 def _figure(width: float, height: float) -> Figure:

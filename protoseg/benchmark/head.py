@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from protoseg.benchmark.paired import paired_medians
 from protoseg.losses import CrossEntropy, LossInput, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.nn import ParametricHead, PrototypeHead
 from protoseg.types import SegOutput
@@ -57,24 +57,12 @@ def compare_heads(setting: HeadSetting, pairs: int, device: torch.device) -> dic
     grid = (-(-s.height // s.stride), -(-s.width // s.stride))
     features = torch.randn(s.batch, s.channels, *grid, device=device).to(memory_format=torch.channels_last)
     label = torch.randint(0, s.classes, (s.batch, s.height, s.width), device=device)
-    times: dict[str, list[float]] = {name: [] for name in heads}
     for module, terms in heads.values():
         module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         nn.ModuleList(terms).to(device)
-    for run in range(pairs + 1):
-        for name, (module, terms) in heads.items():
-            started = _now(device)
-            head_step(module, terms, features.detach().requires_grad_(), label, s.stride)
-            if run > 0:  # the first is a warm-up
-                times[name].append(1000 * (_now(device) - started))
-    twin = times["parametric"]
-    return {
-        name: (statistics.median(ms), statistics.median(a / b for a, b in zip(ms, twin, strict=True)))
-        for name, ms in times.items()
-    }
 
+    def step(module: nn.Module, terms: list[LossTerm]) -> None:
+        head_step(module, terms, features.detach().requires_grad_(), label, s.stride)
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    steps = {name: partial(step, module, terms) for name, (module, terms) in heads.items()}
+    return paired_medians(steps, pairs, device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 
 from protoseg.callbacks.loggers import log_picture, log_table
@@ -16,11 +17,13 @@ from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.nn import PrototypeMemory
 from protoseg.types import Batch
-from protoseg.visualize import heatmap_figure, panel
+from protoseg.visualize import adaptation_panel, heatmap_figure, panel
 
 
 class Dashboard(pl.Callback):
     """Writes ``panels/{step,occupancy,similarity}_NNNNNN.png``, and sends the same to wandb and TensorBoard.
+
+    Of domain adaptation also ``panels/adaptation_NNNNNN.png``: what the last training step before it saw and thought.
 
     Args:
         folder: where the pictures go.
@@ -30,6 +33,22 @@ class Dashboard(pl.Callback):
     def __init__(self, folder: str, num_images: int = 4) -> None:
         self.folder, self.num_images = Path(folder), num_images
         self._rows: list[np.ndarray] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        picture = outputs.get("picture")
+        if picture is None or (batch_idx + 1) % trainer.val_check_batch or not trainer.is_global_zero:  # type: ignore[operator]
+            return
+        image = picture["image"].unsqueeze(0)
+        size = torch.tensor([image.shape[2:]])
+        pl_module.eval()
+        student, teacher = (
+            pl_module.predictor.predict(model, image, size)[0] for model in (pl_module.model, pl_module.teacher.module)
+        )
+        pl_module.train()
+        image, mixed, label, confidence = (picture[key].cpu() for key in ("image", "mixed", "label", "confidence"))
+        space = pl_module.label_space
+        drawn = adaptation_panel(image, mixed, label, confidence, student.cpu(), teacher.cpu(), space)
+        self._show(trainer, "adaptation", "train/adaptation", drawn)
 
     def on_validation_batch_end(
         self,
@@ -41,6 +60,8 @@ class Dashboard(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        if dataloader_idx:
+            return  # the source domain's images
         every = max(1, int(batches[dataloader_idx]) // self.num_images)
         if batch_idx % every == 0 and len(self._rows) < self.num_images and trainer.is_global_zero:
             height, width = batch.size[0].tolist()

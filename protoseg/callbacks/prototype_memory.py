@@ -12,7 +12,7 @@ from protoseg.nn import PrototypeMemory
 
 
 class PrototypeMemoryCallback(pl.Callback):
-    """Feeds every micro-batch's ``observation`` to the memory and moves it once per optimizer step.
+    """Feeds every micro-batch's ``observations`` to the memory and moves it once per optimizer step.
 
     The LightningModule brings it (``configure_callbacks``), so that no override of the callbacks can lose it.
     It does nothing for models without prototypes.
@@ -28,10 +28,11 @@ class PrototypeMemoryCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         memory = find_memory(pl_module)
-        observation = outputs.get("observation")
-        if memory is None or observation is None:
+        observations = outputs.get("observations")
+        if memory is None or not observations:
             return
-        memory.observe(*observation)
+        for observation in observations:
+            memory.observe(*observation)
         if trainer.global_step == self._stepped:
             return  # still accumulating gradients
         self._stepped = trainer.global_step
@@ -41,9 +42,10 @@ class PrototypeMemoryCallback(pl.Callback):
 
 
 def find_memory(module: torch.nn.Module) -> PrototypeMemory | None:
-    """The memory of a module's model, if its head has prototypes."""
+    """The memory of a module's model, if its head has prototypes; else that of its adaptation terms, if one has any."""
     head = getattr(getattr(module, "model", module), "head", None)
-    return getattr(head, "memory", None)
+    holders = [head, *getattr(module, "terms", torch.nn.ModuleDict()).values()]
+    return next((holder.memory for holder in holders if getattr(holder, "memory", None) is not None), None)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from protoseg.data import SegmentationDataModule
-from protoseg.losses import CrossEntropy
+from protoseg.losses import CrossEntropy, LossTerm
 from protoseg.models.segmentor import Segmentor
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
@@ -44,7 +44,9 @@ def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> S
     torch.manual_seed(cfg.get("seed", 0))
     unloaded = {} if pretrained else {"pretrained": False, "weights": None}
     with wrong_input("encoder, decoder or head", TypeError):
-        model = Segmentor(
+        # Checkpoints of before the group existed have no segmentor.
+        make = instantiate(cfg.segmentor, _partial_=True) if cfg.get("segmentor") else Segmentor
+        model = make(
             encoder=instantiate(cfg.encoder, **unloaded),
             decoder=instantiate(cfg.decoder, _partial_=True),
             head=instantiate(cfg.head, _partial_=True),
@@ -56,7 +58,7 @@ def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> S
 
 def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule:
     """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
-    losses = {}
+    losses: dict[str, LossTerm] = {}
     for name, term in cfg.loss.items():
         if term is None:
             continue
@@ -69,8 +71,9 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
         losses[name] = instantiate(term, **({"num_classes": label_space.num_classes} if needs_classes else {}))
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
+    method, terms = adaptation_terms(cfg)
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
-    module = instantiate(cfg.method, _partial_=True)(
+    module = instantiate(method, _partial_=True)(
         model=build_model(cfg, label_space.num_classes, pretrained=cfg.resume is None),
         label_space=label_space,
         losses=losses,
@@ -78,9 +81,32 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
         schedule=instantiate(cfg.schedule, _partial_=True),
         predictor=instantiate(cfg.inference),
         seed=cfg.seed,
+        **terms,
     )
     module.config = plain(cfg)
     return module
+
+
+def adaptation_terms(cfg: DictConfig) -> tuple[DictConfig, dict[str, dict[str, LossTerm]]]:
+    """``cfg.method`` without its groups of terms, and these groups built, ``cfg.contrast`` among them.
+
+    Raises:
+        ProtosegError: a contrast beside a method without adaptation terms to add it to.
+    """
+    built: dict[str, dict[str, LossTerm]] = {
+        group: {name: instantiate(term) for name, term in (cfg.method[group] or {}).items() if term is not None}
+        for group in ("source_terms", "terms")
+        if group in cfg.method
+    }
+    method = OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key not in built])
+    if "_target_" in (cfg.get("contrast") or {}):
+        if not built.get("terms"):
+            raise ProtosegError(
+                f"contrast: expected a method of adaptation to add it to, got {method['_target_']}; use method=dacs or "
+                "method=daformer, or contrast=none"
+            )
+        built["terms"]["contrast"] = instantiate(cfg.contrast)
+    return method, built
 
 
 def instances(group: DictConfig | None) -> list[Any]:

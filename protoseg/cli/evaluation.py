@@ -16,7 +16,8 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.types import LabelSpace, ProtosegError
 
 MODES = ("evaluate", "predict")
-BUILT = ("encoder", "decoder", "head", "auxiliary")
+NETWORKS = {"student": "model.", "teacher": "teacher.module."}
+BUILT = ("encoder", "decoder", "segmentor", "head", "auxiliary")
 """Sections of the trained config that make the model."""
 
 
@@ -28,13 +29,15 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     """
     if cfg.mode not in MODES:
         raise ProtosegError(f"mode: expected one of {', '.join(MODES)}, got {cfg.mode!r}")
+    if cfg.network not in NETWORKS:
+        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {cfg.network!r}")
     keep_freed_memory()
     checkpoint = read_checkpoint(cfg.ckpt_path)
     own_data = cfg.get("data") is not None
     sections = [*BUILT, *([] if own_data else ["data"]), *([] if cfg.get("inference") else ["inference"])]
     trained = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint, sections))
     label_space = checkpoint_label_space(checkpoint)
-    model = load_model(trained, checkpoint, label_space)
+    model = load_model(trained, checkpoint, label_space, cfg.network)
     device = choose_device(cfg.device)
     predictor = instantiate(cfg.get("inference") or trained.inference)
     output = Path(cfg.paths.output)
@@ -50,7 +53,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         if cfg.batch_size is not None:
             data.val_batch_size = cfg.batch_size
         if cfg.root is not None:
-            data.root = cfg.root
+            data.get("target", data).root = cfg.root
     datamodule = instantiate(data)
     check_same_classes(cfg.ckpt_path, label_space, datamodule.label_space)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
@@ -76,15 +79,23 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace) -> Segmentor:
+def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace, network: str = "student") -> Segmentor:
     """The model of a checkpoint, with its weights and prototypes, in eval mode.
 
+    Args:
+        trained: the config inside the checkpoint.
+        checkpoint: see :func:`protoseg.checkpoint.read_checkpoint`.
+        label_space: its classes.
+        network: ``student`` (what supervised training makes, too) or ``teacher``.
+
     Raises:
-        ProtosegError: the weights do not fit the config inside the checkpoint.
+        ProtosegError: no teacher in it, or weights that do not fit the config inside the checkpoint.
     """
     model = build_model(trained, label_space.num_classes, pretrained=False)
-    prefix = "model."
+    prefix = NETWORKS[network]
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if not weights:
+        raise ProtosegError(f"network: expected a checkpoint with a {network}, got one without; use network=student")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

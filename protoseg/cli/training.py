@@ -83,10 +83,11 @@ def unused_name(folder: Path, name: str) -> str:
 def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     """Say in one line what is about to be trained."""
     model, space = module.model, module.label_space
+    images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
     Console().print(
         f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
-        f"({space.name}), {cfg.trainer.max_steps} steps of {cfg.data.batch_size} images. Folder: {output}",
+        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}",
         soft_wrap=True,
         highlight=False,
     )
@@ -117,6 +118,7 @@ def quiet_known_warnings() -> None:
     for pattern in (
         ".*does not have many workers.*",
         ".*logging on a step-level.*",
+        ".*module.s. in eval mode at the start of training.*",  # teacher and ImageNet reference, on purpose
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
     ):
@@ -137,6 +139,8 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     table.add_row("steps", f"{trainer.global_step} in {seconds / 60:.1f} min")
     table.add_row("best val mIoU", f"{score:.4f}")
     table.add_row("last val mIoU", f"{float(metrics.get('val/mIoU', float('nan'))):.4f}")
+    if "val/teacher_mIoU" in metrics:
+        table.add_row("last val mIoU of the teacher", f"{float(metrics['val/teacher_mIoU']):.4f}")
     if "prototypes/diversity" in metrics:
         table.add_row("prototype diversity (mean cosine)", f"{float(metrics['prototypes/diversity']):.3f}")
     table.add_row("learned parameters", f"{learned_parameters(module) / 1e6:.2f} M")

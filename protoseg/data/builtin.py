@@ -18,6 +18,7 @@ class Streets(SegmentationDataset):
         root: folder with ``day`` and ``dusk``; None for the one inside the package.
         style: ``day`` (200 train, 60 val) or ``dusk`` (120 train, 60 val).
         split: ``train`` or ``val``.
+        labels: False lists the images alone.
 
     Raises:
         ProtosegError: unknown style or split, or files that are missing or do not pair up.
@@ -28,9 +29,11 @@ class Streets(SegmentationDataset):
     splits = ("train", "val")
     source = "Streets ships inside the package: install it again if its files are gone."
 
-    def __init__(self, root: str | Path | None = None, style: str = "day", split: str = "train") -> None:
+    def __init__(
+        self, root: str | Path | None = None, style: str = "day", split: str = "train", labels: bool = True
+    ) -> None:
         self.check_split(split)
         if style not in STYLES:
             raise ProtosegError(f"Streets: expected a style out of {', '.join(STYLES)}, got {style!r}")
         folder = (Path(__file__).parent / "streets" if root is None else Path(root)) / style / split
-        super().__init__(self.pair_folders(folder / "images", folder / "labels"), split)
+        super().__init__(self.pair_folders(folder / "images", folder / "labels" if labels else None), split)

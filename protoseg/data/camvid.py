@@ -20,6 +20,7 @@ class CamVid(SegmentationDataset):
         split: ``train``, ``val`` or ``test``.
         sequences: keep the images whose file name begins with one of these; None keeps all. ``0001TP`` was filmed
             at dusk, ``0006R0``, ``0016E5`` and ``Seq05VD`` by day.
+        labels: False lists the images alone.
 
     Raises:
         ProtosegError: files that are missing or do not pair up, or a sequence that no file belongs to.
@@ -33,10 +34,12 @@ class CamVid(SegmentationDataset):
         "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/, for non-commercial research use."
     )
 
-    def __init__(self, root: str | Path, split: str = "train", sequences: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str = "train", sequences: Sequence[str] | None = None, labels: bool = True
+    ) -> None:
         self.check_split(split)
         images, masks = Path(root) / split, Path(root) / f"{split}annot"
-        samples = self.pair_folders(images, masks)
+        samples = self.pair_folders(images, masks if labels else None)
         if sequences is not None:
             prefixes = (sequences,) if isinstance(sequences, str) else tuple(sequences)
             names = [image.name for image, _ in samples]

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import by_key, list_images, pair
 from protoseg.data.label_spaces import CITYSCAPES, CITYSCAPES_IDS
-
-_IMAGE_END, _MASK_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
 class Cityscapes(SegmentationDataset):
@@ -18,6 +15,7 @@ class Cityscapes(SegmentationDataset):
     Args:
         root: the folder that holds ``leftImg8bit`` and ``gtFine``.
         split: ``train``, ``val`` or ``test`` (whose public masks are all void).
+        labels: False lists the images alone.
 
     Raises:
         ProtosegError: files that are missing or do not pair up.
@@ -30,19 +28,12 @@ class Cityscapes(SegmentationDataset):
         "https://www.cityscapes-dataset.com, after registration, for non-commercial research use."
     )
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
+    def __init__(self, root: str | Path, split: str = "train", labels: bool = True) -> None:
         self.check_split(split)
-        images, masks = Path(root) / "leftImg8bit" / split, Path(root) / "gtFine" / split
-        self.check_folder(images)
-        self.check_folder(masks)
-        samples = pair(
-            _by_city_and_name(images, _IMAGE_END),
-            _by_city_and_name(masks, _MASK_END),
-            where=f"Cityscapes: {images} and {masks}",
+        samples = self.pair_trees(
+            Path(root) / "leftImg8bit" / split,
+            "_leftImg8bit.png",
+            Path(root) / "gtFine" / split if labels else None,
+            "_gtFine_labelIds.png",
         )
         super().__init__(samples, split)
-
-
-def _by_city_and_name(folder: Path, end: str) -> dict[str, Path]:
-    paths = (p for p in list_images(folder, recursive=True) if p.name.endswith(end))
-    return by_key(paths, lambda p: p.relative_to(folder).as_posix()[: -len(end)])

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
-from rich.progress import track
 from torch import Tensor
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.label_spaces import mapping_table
 from protoseg.data.loading import Augmented, Loader
+from protoseg.data.rare_classes import RareClassDraw, RareClasses
 from protoseg.data.samplers import RankSampler, StepBatchSampler
+from protoseg.data.statistics import ClassStatistics, class_statistics
 from protoseg.data.transforms import TrainTransform
 from protoseg.types import LabelSpace, ProtosegError
-
-_PROGRESS_BAR_FROM = 500
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -33,9 +36,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         val_batch_size: evaluation samples per batch; has no influence on any result.
         num_workers: loader processes; has no influence on any result.
         crop_size, scale, photometric, max_class_share: augmentation, see ``TrainTransform``.
+        rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
         train_split, val_split: names of the splits.
         root: folder of the data; None leaves it to ``dataset``.
+        labels: False trains on images alone: no training mask is opened, or need be there, and every label is
+            ``IGNORE_INDEX``. Evaluation is not changed.
 
     Raises:
         ProtosegError: values that make no sense; later, data that is missing or bad.
@@ -51,10 +57,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         scale: Sequence[float] = (0.5, 2.0),
         photometric: bool = True,
         max_class_share: float | None = None,
+        rare_classes: RareClasses | None = None,
         seed: int = 0,
         train_split: str = "train",
         val_split: str = "val",
         root: str | None = None,
+        labels: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1 or val_batch_size < 1 or num_workers < 0 or seed < 0:
@@ -62,27 +70,56 @@ class SegmentationDataModule(pl.LightningDataModule):
                 "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0, got "
                 f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
             )
+        if not labels and (max_class_share is not None or rare_classes is not None):
+            raise ProtosegError(
+                "expected no max_class_share and no rare_classes for a training without labels, got one of them: set "
+                "both to null"
+            )
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.train_split = train_split
         self.val_split = val_split
+        self.labels = labels
+        self.rare_classes = rare_classes
         self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
         self.label_space = _label_space(dataset)
         self._make = dataset if root is None else partial(dataset, root=root)
-        self._datasets: dict[str, SegmentationDataset] = {}
+        self._mapping: NDArray[np.uint8] | None = None
+        self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
         self._start = 0
 
-    def dataset(self, split: str) -> SegmentationDataset:
+    def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | None) -> None:
+        """Read the labels as classes of another label space; see ``mapping_table``, also for what is raised."""
+        self._mapping = mapping_table(self.label_space, label_space, mapping)
+        self.label_space = label_space
+        self._datasets.clear()
+
+    def dataset(self, split: str, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
-        if split not in self._datasets:
-            self._datasets[split] = self._make(split=split)
-        return self._datasets[split]
+        key = (split, labels)
+        if key not in self._datasets:
+            dataset = self._make(split=split) if labels else _without_labels(self._make, split)
+            if self._mapping is not None:
+                dataset.map_classes(self.label_space, self._mapping)
+            self._datasets[key] = dataset
+        return self._datasets[key]
+
+    def train_dataset(self) -> SegmentationDataset:
+        """What training reads; raises as ``dataset``, and where masks are missing without ``labels=False``."""
+        dataset = self.dataset(self.train_split, self.labels)
+        bare = next((image for image, mask in dataset.samples if mask is None), None)
+        if self.labels and bare is not None:
+            raise ProtosegError(
+                f"split {self.train_split!r}: expected images with masks to train on, got {bare}, which has none: such "
+                "images serve as the target of domain adaptation"
+            )
+        return dataset
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.dataset(self.train_split)
+            self.train_dataset()
         if stage in ("fit", "validate"):
             self.dataset(self.val_split)
 
@@ -90,14 +127,16 @@ class SegmentationDataModule(pl.LightningDataModule):
         """One pass over this loader is the whole training: ``max_steps * accumulate_grad_batches`` batches.
 
         Raises:
-            ProtosegError: the trainer does not count in steps, cuts the pass short or replaces the sampler.
+            ProtosegError: the trainer does not count in steps, cuts the pass short or replaces the sampler; or too
+                few pixels for rare-class sampling.
         """
-        dataset = self.dataset(self.train_split)
+        dataset = self.train_dataset()
         rank, world = distributed.rank(), distributed.world_size()
         sampler = StepBatchSampler(
             len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, rank, world, self._start
         )
-        return self._loader(Augmented(dataset, self.transform), batch_sampler=sampler)
+        draw = None if self.rare_classes is None else RareClassDraw(self.class_statistics(), self.rare_classes)
+        return self._loader(Augmented(dataset, self.transform, draw), batch_sampler=sampler)
 
     def val_dataloader(self) -> Loader:
         return self.eval_dataloader(self.val_split)
@@ -115,21 +154,22 @@ class SegmentationDataModule(pl.LightningDataModule):
             _check_sampler_kept(self.trainer)
         return self._loader(dataset, sampler=RankSampler(len(dataset), rank, world), batch_size=self.val_batch_size)
 
+    def class_statistics(self) -> ClassStatistics:
+        """Pixels of each class in each training mask; see ``statistics.class_statistics``, also for what is raised."""
+        return class_statistics(self.train_dataset())
+
     def class_frequencies(self) -> Tensor:
         """Share of each class among the labelled pixels of the training masks, float32 ``c``, sums to 1.
 
         Raises:
             ProtosegError: no pixel is labelled, or a mask is bad.
         """
-        dataset = self.dataset(self.train_split)
-        counts = np.zeros(256, dtype=np.int64)
-        quiet = len(dataset) <= _PROGRESS_BAR_FROM
-        for index in track(range(len(dataset)), "counting classes", disable=quiet):
-            counts += np.bincount(dataset.read_label(index).ravel(), minlength=256)
-        classes = counts[: self.label_space.num_classes]
-        if classes.sum() == 0:
-            raise ProtosegError(f"split {self.train_split!r}: expected labelled pixels, got {len(dataset)} void masks")
-        return torch.from_numpy(classes / classes.sum()).float()
+        counts = self.class_statistics()
+        if counts.pixels.sum() == 0:
+            raise ProtosegError(
+                f"split {self.train_split!r}: expected labelled pixels, got {len(counts.names)} void masks"
+            )
+        return torch.from_numpy(counts.pixels / counts.pixels.sum()).float()
 
     def state_dict(self) -> dict[str, Any]:
         """How many training batches the model has seen, and what their content depends on."""
@@ -149,27 +189,41 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        for key, got in self._stream().items():
-            if got != state_dict[key]:
-                raise ProtosegError(
-                    f"resume: expected {key}={state_dict[key]}, as in the checkpoint, got {key}={got}: the batches "
-                    "would not follow those already seen. Set it back, or start a new run from the weights alone"
-                )
+        check_same_stream(state_dict, self._stream())
         self._start = state_dict["batches"]
         # Lightning looks for the position in the loader; ours is here.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
-    def _stream(self) -> dict[str, int]:
+    def _stream(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
             "seed": self.seed,
             "world_size": distributed.world_size(),
-            "num_samples": len(self.dataset(self.train_split)),
+            "num_samples": len(self.train_dataset()),
+            "rare_classes": None if self.rare_classes is None else asdict(self.rare_classes),
         }
 
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), **options)
+
+
+def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ProtosegError unless the batches of ``now`` follow those of the checkpoint."""
+    for key, got in now.items():
+        if got != saved.get(key):
+            raise ProtosegError(
+                f"resume: expected {key}={saved.get(key)}, as in the checkpoint, got {key}={got}: the batches would "
+                "not follow those already seen. Set it back, or start a new run from the weights alone"
+            )
+
+
+def _without_labels(make: Callable[..., SegmentationDataset], split: str) -> SegmentationDataset:
+    # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
+    target = make.func if isinstance(make, partial) else make
+    dataset = make(split=split, **({"labels": False} if "labels" in signature(target).parameters else {}))
+    dataset.drop_labels()
+    return dataset
 
 
 def _label_space(dataset: Callable[..., SegmentationDataset]) -> LabelSpace:

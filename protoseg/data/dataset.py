@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from protoseg.data.files import by_key, list_images, pair, read_image, read_label
+from protoseg.data.files import by_key, by_stem, list_images, pair, read_image, read_label
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 FilePair = tuple[Path, "Path | None"]
@@ -38,9 +38,13 @@ def to_sample(image: NDArray[np.uint8], label: NDArray[np.uint8], name: str) -> 
 class SegmentationDataset(Dataset[Sample]):
     """Images with label masks. A new data set is a subclass that sets the class attributes and lists its files.
 
+    Its constructor takes ``split``, usually ``root``, and, to serve as a target whose masks need not be there,
+    ``labels``.
+
     Attributes:
         label_space: classes and colours; a class attribute, so that it is known before any file is there.
         id_table: 256 entries, id in the mask file -> train id (``label_spaces.id_table``).
+        id_channel: channel of the ids in masks that have several; None: one channel of grey, or a palette.
         splits: the splits there are.
         source: where the data set comes from and under which terms, for the message when it is absent.
         split: the split read.
@@ -48,7 +52,8 @@ class SegmentationDataset(Dataset[Sample]):
     """
 
     label_space: LabelSpace
-    id_table: ClassVar[NDArray[np.uint8]]
+    id_table: NDArray[np.uint8]
+    id_channel: ClassVar[int | None] = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
 
@@ -87,7 +92,15 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         if mask_path is None:
             raise ProtosegError(f"expected images with masks, got {image_path}, which has none")
-        return read_label(mask_path, self.id_table)
+        return read_label(mask_path, self.id_table, self.id_channel)
+
+    def drop_labels(self) -> None:
+        """Forget the masks: from now on every pixel reads as ``IGNORE_INDEX``, and no mask file is opened."""
+        self.samples = [(image, None) for image, _ in self.samples]
+
+    def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
+        """Read labels as the classes of ``label_space`` from now on, by ``label_spaces.mapping_table``."""
+        self.label_space, self.id_table = label_space, table[self.id_table]
 
     @classmethod
     def check_split(cls, split: str) -> None:
@@ -101,17 +114,40 @@ class SegmentationDataset(Dataset[Sample]):
         if not folder.is_dir():
             raise ProtosegError(
                 f"{cls.__name__}: expected the folder {folder.absolute()}, which does not exist. {cls.source} "
-                "If you have it elsewhere, set data.root=FOLDER (evaluate.py: root=FOLDER), or the environment "
-                "variable PROTOSEG_DATA to the folder that holds all data sets"
+                "If you have it elsewhere, set data.root=FOLDER (domain adaptation: data.source.root and "
+                "data.target.root; evaluate.py: root=FOLDER), or the environment variable PROTOSEG_DATA to the folder "
+                "that holds all data sets"
             )
 
     @classmethod
-    def pair_folders(cls, images: Path, masks: Path) -> list[tuple[Path, Path]]:
-        """Pair the images of one folder with the PNG masks of another by file name; raises ProtosegError (``pair``)."""
+    def pair_folders(cls, images: Path, masks: Path | None) -> list[FilePair]:
+        """Pair the images of one folder with the PNG masks of another by file name; raises ProtosegError (``pair``).
+
+        Without ``masks``, the images alone.
+        """
         cls.check_folder(images)
+        found = by_key(list_images(images), lambda p: p.stem)
+        if masks is None:
+            return pair(found, None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
         return pair(
-            by_key(list_images(images), lambda p: p.stem),
+            found,
             by_key((p for p in list_images(masks) if p.suffix.lower() == ".png"), lambda p: p.stem),
             where=f"{cls.__name__}: {images} and {masks}",
         )
+
+    @classmethod
+    def pair_trees(cls, images: Path, image_end: str, masks: Path | None, mask_end: str) -> list[FilePair]:
+        """Pair the images under one folder with the masks under another by their paths there.
+
+        ``STEM`` + ``image_end`` belongs to ``STEM`` + ``mask_end``. Without ``masks``, the images alone.
+
+        Raises:
+            ProtosegError: a folder that is missing, or files that do not pair up.
+        """
+        cls.check_folder(images)
+        if masks is None:
+            return pair(by_stem(images, image_end), None, where=f"{cls.__name__}: {images}")
+        cls.check_folder(masks)
+        where = f"{cls.__name__}: {images} and {masks}"
+        return pair(by_stem(images, image_end), by_stem(masks, mask_end), where=where)

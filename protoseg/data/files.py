@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,14 +42,23 @@ def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]
     return files
 
 
-def pair(images: Mapping[str, Path], masks: Mapping[str, Path], where: str) -> list[tuple[Path, Path]]:
-    """Image and mask of every key, in key order.
+def by_stem(folder: Path, end: str) -> dict[str, Path]:
+    """The images under ``folder``, subfolders included, whose names end in ``end``, by their path there without it."""
+    found = (path for path in list_images(folder, recursive=True) if path.name.endswith(end))
+    return by_key(found, lambda path: path.relative_to(folder).as_posix()[: -len(end)])
+
+
+def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: str) -> list[tuple[Path, Path | None]]:
+    """Image and mask of every key, in key order; without ``masks`` the images alone.
 
     Raises:
         ProtosegError: there is no image at all, an image without a mask, or a mask without an image.
     """
     if not images and not masks:
-        raise ProtosegError(f"{where}: expected images ({', '.join(IMAGE_SUFFIXES)}) and PNG masks, got none")
+        wanted = f"images ({', '.join(IMAGE_SUFFIXES)})" + ("" if masks is None else " and PNG masks")
+        raise ProtosegError(f"{where}: expected {wanted}, got none")
+    if masks is None:
+        return [(images[key], None) for key in sorted(images)]
     for what, missing in (
         ("image(s) without mask", sorted(images.keys() - masks.keys())),
         ("mask(s) without image", sorted(masks.keys() - images.keys())),
@@ -82,14 +92,31 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
 
 
-def read_label(path: Path, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def read_label(path: Path, table: NDArray[np.uint8], channel: int | None = None) -> NDArray[np.uint8]:
     """Decode a mask of class ids and map it by ``table`` (see ``label_spaces.id_table``) to train ids, ``h w``.
 
-    A palette PNG gives its indices. Pillow, unlike OpenCV, does not turn them into colours.
+    Args:
+        path: a PNG file.
+        table: 256 entries, id -> train id.
+        channel: the channel that holds the ids, 0 being the first in the file, of masks with several; None: one
+            channel of grey, or a palette.
 
     Raises:
-        ProtosegError: the file cannot be read, holds colours, or holds an id that ``table`` does not know.
+        ProtosegError: the file cannot be read, holds other channels, or holds an id that ``table`` does not know.
     """
+    ids = _read_ids(path) if channel is None else _read_channel(path, channel)
+    if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() > 255):
+        raise _unknown_ids(path, ids[(ids < 0) | (ids > 255)], table)
+    ids = ids.astype(np.uint8, copy=False)
+    label = np.asarray(cv2.LUT(ids, table), dtype=np.uint8)
+    unknown = label == UNKNOWN_ID
+    if unknown.any():
+        raise _unknown_ids(path, ids[unknown], table)
+    return label
+
+
+def _read_ids(path: Path) -> NDArray[Any]:
+    """The ids of a grey mask, or the indices of a palette: Pillow, unlike OpenCV, does not turn them into colours."""
     try:
         with Image.open(path) as file:
             mode = file.mode
@@ -101,14 +128,26 @@ def read_label(path: Path, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"mask {path}: expected one channel of class ids (grey or palette PNG), got {mode} colours: "
             "convert the colours to ids first"
         )
-    if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() > 255):
-        raise _unknown_ids(path, ids[(ids < 0) | (ids > 255)], table)
-    ids = ids.astype(np.uint8, copy=False)
-    label = np.asarray(cv2.LUT(ids, table), dtype=np.uint8)
-    unknown = label == UNKNOWN_ID
-    if unknown.any():
-        raise _unknown_ids(path, ids[unknown], table)
-    return label
+    return ids
+
+
+def _read_channel(path: Path, channel: int) -> NDArray[Any]:
+    """One channel of a colour PNG of 8 or 16 bits. Pillow keeps only the high byte of 16-bit colours, OpenCV both."""
+    try:
+        data = path.read_bytes()
+        if not _ends_properly(data):
+            raise _unreadable(path, "mask", "it is cut short, or no PNG file")
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error) as error:
+        raise _unreadable(path, "mask", error) from error
+    if image is None:
+        raise _unreadable(path, "mask", "it cannot be decoded")
+    if image.ndim != 3:
+        raise ProtosegError(
+            f"mask {path}: expected class ids in channel {channel} of a colour PNG, as in the data set's release, got "
+            "one channel: extract the mask again"
+        )
+    return np.asarray(image)[..., 2 - channel]  # OpenCV gives blue, green, red
 
 
 def _ends_properly(data: bytes) -> bool:

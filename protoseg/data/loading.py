@@ -15,23 +15,31 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
+from protoseg.data.rare_classes import RareClassDraw
 from protoseg.data.transforms import TrainTransform
-from protoseg.types import IGNORE_INDEX, Batch, ProtosegError
+from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 
 
 class Augmented(Dataset[Sample]):
-    """A data set read by ``(index, seed)`` and augmented; the pairs come from ``StepBatchSampler``."""
+    """A data set read by ``(index, seed)`` and augmented; the pairs come from ``StepBatchSampler``.
 
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform) -> None:
+    With rare-class sampling, ``draw`` makes of the seed another index and a class that the crop is to hold.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, draw: RareClassDraw | None) -> None:
         self.dataset = dataset
         self.transform = transform
+        self.draw = draw
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         index, seed = item
-        image, label = self.transform(*self.dataset.read(index), seed=seed)
+        wanted = None
+        if self.draw is not None:
+            index, wanted = self.draw(seed)
+        image, label = self.transform(*self.dataset.read(index), seed=seed, wanted=wanted)
         return to_sample(image, label, str(self.dataset.samples[index][0]))
 
 
@@ -90,9 +98,36 @@ class Loader(DataLoader[Batch]):
         try:
             yield from super().__iter__()
         except ProtosegError as error:
-            if self._iterator is not None:
-                # Left to the garbage collector, workers are waited for 5 s each: their queues are gone by then.
-                cast(Any, self._iterator)._shutdown_workers()
-                self._iterator = None
+            self.shutdown()
             # torch puts the worker's traceback before the message: "...\nprotoseg.types.ProtosegError: message\n".
             raise ProtosegError(str(error).rsplit("ProtosegError: ", 1)[-1].strip()) from None
+
+    def shutdown(self) -> None:
+        """End the workers."""
+        if self._iterator is not None:
+            # Left to the garbage collector, workers are waited for 5 s each: their queues are gone by then.
+            cast(Any, self._iterator)._shutdown_workers()
+            self._iterator = None
+
+
+class PairedLoader:
+    """A source and a target loader of one length in step, as ``AdaptationBatch``es."""
+
+    def __init__(self, source: Loader, target: Loader) -> None:
+        self.source, self.target = source, target
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[AdaptationBatch]:
+        try:
+            for source, target in zip(self.source, self.target, strict=True):
+                yield AdaptationBatch(source, target)
+        except ProtosegError:
+            self.shutdown()
+            raise
+
+    def shutdown(self) -> None:
+        """End the workers of both."""
+        self.source.shutdown()
+        self.target.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,18 +24,38 @@ MAX_CROPS = 10  # as mmsegmentation's RandomCrop(cat_max_ratio)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 180
 
 
-class BalancedCrop(A.RandomCrop):  # type: ignore[misc]
+class Wanted(NamedTuple):
+    """A class of which a crop is to hold more than ``pixels`` pixels."""
+
+    train_id: int
+    pixels: float
+
+
+class SelectiveCrop(A.RandomCrop):  # type: ignore[misc]
     """``RandomCrop`` that draws again, up to ``MAX_CROPS`` times in all, while one class has more than
-    ``max_class_share`` of the labelled pixels of the crop; the last draw stands."""
+    ``max_class_share`` of the labelled pixels of the crop; and all that up to ``MAX_CROPS`` times while the crop does
+    not hold what is ``wanted``. The last draw stands."""
 
     # Set after construction: albumentations 2 checks the arguments of __init__ against a schema of their own.
-    max_class_share = 1.0
+    max_class_share: float | None = None
+    wanted: Wanted | None = None
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
-            drawn: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+            drawn = self._draw_balanced(params, data)
+            if self.wanted is None:
+                break
             crop = self.apply_to_mask(data["mask"], **drawn)
-            if largest_class_share(crop) <= self.max_class_share:
+            if np.count_nonzero(crop == self.wanted.train_id) > self.wanted.pixels:
+                break
+        return drawn
+
+    def _draw_balanced(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        for _ in range(MAX_CROPS):
+            drawn: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+            if self.max_class_share is None:
+                break
+            if largest_class_share(self.apply_to_mask(data["mask"], **drawn)) <= self.max_class_share:
                 break
         return drawn
 
@@ -54,7 +74,7 @@ class TrainTransform:
         crop_size: height and width of the result.
         scale: range of the factor by which the image is scaled before cropping.
         photometric: distort brightness, contrast, saturation and hue.
-        max_class_share: draw the crop again (``BalancedCrop``) while one class has more than this share; None: never.
+        max_class_share: draw the crop again (``SelectiveCrop``) while one class has more than this share; None: never.
 
     Raises:
         ProtosegError: a size or range that makes no sense.
@@ -76,29 +96,34 @@ class TrainTransform:
         steps: list[Any] = []
         if tuple(scale) != (1, 1):
             steps.append(A.RandomScale((scale[0] - 1, scale[1] - 1), cv2.INTER_LINEAR, p=1))
-        steps += [_crop(int(crop_size[0]), int(crop_size[1]), max_class_share), A.HorizontalFlip(p=0.5)]
+        self._crop = SelectiveCrop(
+            int(crop_size[0]),
+            int(crop_size[1]),
+            pad_if_needed=True,
+            pad_position="random",
+            fill=PAD_IMAGE,
+            fill_mask=IGNORE_INDEX,
+        )
+        self._crop.max_class_share = max_class_share
+        steps += [self._crop, A.HorizontalFlip(p=0.5)]
         if photometric:  # last: the crop is usually smaller than the scaled image
             steps += [_jitter(brightness=BRIGHTNESS), _jitter(contrast=CONTRAST)]
             steps += [_jitter(saturation=SATURATION), _jitter(hue=HUE)]
         self._compose = A.Compose(steps)
 
     def __call__(
-        self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int
+        self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int, wanted: Wanted | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Augment ``image`` (``h w 3``) and ``label`` (``h w``); the result depends on these three arguments alone."""
+        """Augment ``image`` (``h w 3``) and ``label`` (``h w``); the result depends on these arguments alone.
+
+        With ``wanted``, the crop (not the scale) is drawn again until it holds that, see ``SelectiveCrop``.
+        """
         # One generator for all steps. Compose.set_random_seed gives every step the same seed, so that their draws agree
         # (a flip would go with a dark image), and takes seven times as long.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        self._crop.wanted = wanted
         out = self._compose(image=image, mask=label)
         return out["image"], out["mask"]
-
-
-def _crop(height: int, width: int, max_class_share: float | None) -> A.RandomCrop:
-    kind = A.RandomCrop if max_class_share is None else BalancedCrop
-    crop = kind(height, width, pad_if_needed=True, pad_position="random", fill=PAD_IMAGE, fill_mask=IGNORE_INDEX)
-    if max_class_share is not None:
-        crop.max_class_share = max_class_share
-    return crop
 
 
 def _jitter(brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0) -> A.ColorJitter:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.types import ProtosegError
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 
 def grid_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -56,3 +56,21 @@ def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tenso
     rows = (torch.arange(size[0], device=label.device) * stride + stride // 2).clamp_max(height - 1)
     columns = (torch.arange(size[1], device=label.device) * stride + stride // 2).clamp_max(width - 1)
     return label[:, rows][:, :, columns]
+
+
+def majority_label(label: Tensor, stride: int, min_ratio: float, num_classes: int) -> Tensor:
+    """The class that covers most of every grid cell, where it covers enough of it: ``b H W`` to ``b h w``.
+
+    DAFormer (arXiv 2111.14887, Sec. 3.3): source labels on the grid of the feature distance. Ignored pixels count
+    as a class of their own.
+
+    Args:
+        label: int64 ``b H W``.
+        stride: pixels per cell; a cell cut by the border is judged by the pixels it has.
+        min_ratio: share of the cell's pixels that its class must cover; ``IGNORE_INDEX`` where it does not.
+        num_classes: number of classes.
+    """
+    ids = label.where(label != IGNORE_INDEX, num_classes)
+    one_hot = F.one_hot(ids, num_classes + 1).permute(0, 3, 1, 2).float()
+    share, winner = F.avg_pool2d(one_hot, stride, ceil_mode=True, count_include_pad=False).max(1)
+    return winner.where((share >= min_ratio) & (winner < num_classes), IGNORE_INDEX)

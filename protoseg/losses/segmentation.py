@@ -62,6 +62,16 @@ def cross_entropy(
     return mean_over_ranks((losses * weight).sum(), weight.sum())
 
 
+def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
+
+    Args:
+        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled; weight: ``b h w``.
+    """
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
+    return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
+
+
 class CrossEntropy(LossTerm):
     """Cross-entropy on the upsampled class logits.
 

@@ -13,6 +13,11 @@ from protoseg.models.encoders import Encoder
 from protoseg.types import ProtosegError, SegOutput
 
 
+def image_size(image: Tensor) -> tuple[int, int]:
+    """Height and width of ``b c h w``."""
+    return image.shape[-2], image.shape[-1]
+
+
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right of ``b c h w`` until height and width are multiples of ``multiple``."""
     height, width = image.shape[-2:]
@@ -67,6 +72,16 @@ class Segmentor(nn.Module):
         scale = 255 if image.dtype == torch.uint8 else 1
         return (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
 
+    @property
+    def feature_strides(self) -> list[int]:
+        """Pixels of the image per cell of each map in ``SegOutput.features``."""
+        return list(self.encoder.strides)
+
+    def encoder_maps(self, image: Tensor, encoder: nn.Module) -> list[Tensor]:
+        """What ``SegOutput.features`` would hold for this image if the encoder were another of the same form."""
+        image = self._encoder_input(image)
+        return self._cropped(self._encode(image, encoder), image_size(image))
+
     def forward(self, image: Tensor) -> SegOutput:
         """Segment a batch.
 
@@ -80,18 +95,39 @@ class Segmentor(nn.Module):
         Raises:
             ProtosegError: an image of another shape or dtype.
         """
+        image = self._encoder_input(image)
+        size = image_size(image)
+        features = self._encode(image, self.encoder)
+        output = self._decode(features, size)
+        auxiliary = self._auxiliary_logits(features, size)
+        return output._replace(features=self._cropped(features, size), auxiliary=auxiliary)
+
+    def _encoder_input(self, image: Tensor) -> Tensor:
+        """Checked and normalised, not yet padded."""
         if image.ndim != 4 or image.shape[1] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
             raise ProtosegError(
                 f"Segmentor: expected RGB images b 3 h w as uint8 or float in [0, 1], got {tuple(image.shape)} of "
                 f"{image.dtype}"
             )
-        size = (image.shape[-2], image.shape[-1])
-        features = self.encoder(pad_to_multiple(self.normalize(image), max(self.encoder.strides)))
-        embedding = self.decoder(features)
-        output: SegOutput = self.head(crop_to_grid(embedding, size, self.stride))
-        auxiliary = None
-        if self.auxiliary is not None and self.training:
-            logits = F.interpolate(self.auxiliary(features), embedding.shape[-2:], mode="bilinear", align_corners=False)
-            auxiliary = crop_to_grid(logits, size, self.stride)
-        maps = [crop_to_grid(f, size, s) for f, s in zip(features, self.encoder.strides, strict=True)]
-        return output._replace(features=maps, auxiliary=auxiliary)
+        return self.normalize(image)
+
+    def _encode(self, image: Tensor, encoder: nn.Module) -> list[Tensor]:
+        """Maps of a normalised image, padding included: the decoder must see whole cells of every stride."""
+        return encoder(pad_to_multiple(image, max(self.encoder.strides)))
+
+    def _decode(self, features: list[Tensor], size: tuple[int, int]) -> SegOutput:
+        """The head's output for an encoded image of ``size`` pixels."""
+        return self.head(crop_to_grid(self.decoder(features), size, self.stride))
+
+    def _cropped(self, features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        return [crop_to_grid(f, size, s) for f, s in zip(features, self.encoder.strides, strict=True)]
+
+    def _auxiliary_logits(self, features: list[Tensor], size: tuple[int, int]) -> Tensor | None:
+        if self.auxiliary is None or not self.training:
+            return None
+        return crop_to_grid(self._on_grid(self.auxiliary(features), features), size, self.stride)
+
+    def _on_grid(self, feature: Tensor, features: list[Tensor], scale: int = 1) -> Tensor:
+        """Resize a map made from (padded) ``features`` to ``scale`` times the decoder's grid for them."""
+        height, width = (scale * cells * self.encoder.strides[0] // self.stride for cells in features[0].shape[-2:])
+        return F.interpolate(feature, (height, width), mode="bilinear", align_corners=False)

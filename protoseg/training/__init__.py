@@ -1,5 +1,6 @@
-"""LightningModules, parameter groups, schedules."""
+"""LightningModules, optimizers and schedules."""
 
+from protoseg.training.adaptation import AdaptationModule
 from protoseg.training.supervised import SupervisedModule
 
-__all__ = ["SupervisedModule"]
+__all__ = ["AdaptationModule", "SupervisedModule"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg import __version__
-from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback, find_memory
+from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
-from protoseg.functional.prototypes import Clustering
 from protoseg.inference import Predictor
-from protoseg.losses import CrossEntropy, LossTerm
+from protoseg.losses import CrossEntropy, LossInput, LossTerm
 from protoseg.metrics import SegmentationMetrics
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.prototype_memory import Observation
@@ -37,6 +36,11 @@ class SegmentationModule(pl.LightningModule):
         predictor: how validation images are predicted.
         seed: with rank and step it gives every random number of a training step, so that a resumed run draws the
             same ones as a run that was never stopped.
+        subsets: further means to report, by name: the classes whose IoU each is over. ``{"16": […]}`` logs
+            ``val/mIoU_16`` (SYNTHIA has 16 of Cityscapes' 19 classes, and papers report 16 and 13).
+
+    Raises:
+        ProtosegError: model and data of different classes, or a subset with a class that is not there.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class SegmentationModule(pl.LightningModule):
         schedule: Callable[..., LRScheduler],
         predictor: Predictor | None = None,
         seed: int = 0,
+        subsets: dict[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         if model.num_classes != label_space.num_classes:
@@ -63,6 +68,13 @@ class SegmentationModule(pl.LightningModule):
         self.predictor = predictor or Predictor()
         self.seed = seed
         self.metrics = SegmentationMetrics(label_space)
+        self.subsets = {str(name): tuple(classes) for name, classes in (subsets or {}).items()}
+        unknown = {c for classes in self.subsets.values() for c in classes} - set(label_space.classes)
+        if unknown:
+            raise ProtosegError(
+                f"method.subsets: expected classes of {label_space.name!r} ({', '.join(label_space.classes)}), got "
+                f"{', '.join(sorted(unknown))}"
+            )
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
 
@@ -71,7 +83,7 @@ class SegmentationModule(pl.LightningModule):
         return self.model(image)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.model)
+        optimizer = self.make_optimizer(self)
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -104,13 +116,23 @@ class SegmentationModule(pl.LightningModule):
             # Lightning validates at multiples of the interval only; the last step must be judged too.
             self.trainer.val_check_batch = batch_idx + 1
 
-    def assign(self, output: SegOutput, label: Tensor) -> tuple[Clustering | None, Observation | None]:
-        """See :meth:`PrototypeMemory.assign`; (None, None) for a head without prototypes."""
-        memory = find_memory(self.model)
-        return (None, None) if memory is None else memory.assign(output, label, self.model.stride)
+    def see(self, image: Tensor, label: Tensor, sure: Tensor | None = None) -> tuple[LossInput, list[Observation]]:
+        """The model's output on images, for the loss terms, and what its prototype memory (if any) is to observe of it.
+
+        Args:
+            image: ``b 3 H W``.
+            label: int64 ``b H W``.
+            sure: the labels that cluster the pixels and move the prototypes, where they are not ``label`` itself.
+        """
+        output: SegOutput = self(image)
+        memory = getattr(self.model.head, "memory", None)
+        if memory is None:
+            return LossInput(output, label, self.model.stride, None, image, self.model), []
+        clustering, observation = memory.assign(output, label if sure is None else sure, self.model.stride)
+        return LossInput(output, label, self.model.stride, clustering, image, self.model), [observation]
 
     def weighted_sum(self, terms: dict[str, Tensor], files: list[str]) -> Tensor:
-        """Log every term, sum them with their weights, and stop the run at a loss that is not finite."""
+        """Log every term, sum them with their weights, and stop the run at a sum that is not finite."""
         loss = torch.stack([self.loss_weights[name] * value for name, value in terms.items()]).sum()
         # Summed over ranks, so that all stop together: one that raised alone would leave the others waiting for it.
         if all_reduce_((~torch.isfinite(loss.detach())).float()) > 0:
@@ -120,14 +142,22 @@ class SegmentationModule(pl.LightningModule):
                 "The last checkpoint is kept; lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
             )
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def step_output(self, loss: Tensor, observations: list[Observation], **more: Any) -> dict[str, Any]:
+        """What ``training_step`` returns: the whole loss, logged, and what the callbacks need."""
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return {"loss": loss, "observations": observations, **more}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
         predictions = self.predictor.predict(self.model, batch.image, batch.size)
-        for prediction, label, (height, width) in zip(predictions, batch.label, batch.size.tolist(), strict=True):
-            self.metrics.update(prediction, label[:height, :width])
+        self._judge(self.metrics, predictions, batch)
         return {"predictions": predictions}
+
+    @staticmethod
+    def _judge(metrics: SegmentationMetrics, predictions: list[Tensor], batch: Batch) -> None:
+        for prediction, label, (height, width) in zip(predictions, batch.label, batch.size.tolist(), strict=True):
+            metrics.update(prediction, label[:height, :width])
 
     def on_validation_epoch_end(self) -> None:
         scores = self.metrics.compute()
@@ -135,8 +165,16 @@ class SegmentationModule(pl.LightningModule):
         for name in ("mean_accuracy", "pixel_accuracy", "fw_IoU"):
             self.log(f"val/{name}", scores[name])  # type: ignore[literal-required]
         self.log("val/mIoU", scores["mIoU"], prog_bar=True)
-        names = self.label_space.classes
-        self.log_dict({f"val/IoU/{name}": float(iou) for name, iou in zip(names, scores["IoU"], strict=True)})
+        self._log_subsets("val/mIoU", scores["IoU"])
+        self._log_classes("val/IoU", scores["IoU"])
+
+    def _log_subsets(self, key: str, iou: Tensor) -> None:
+        for name, classes in self.subsets.items():
+            chosen = iou[[self.label_space.classes.index(c) for c in classes]]
+            self.log(f"{key}_{name}", chosen.nanmean())
+
+    def _log_classes(self, key: str, values: Tensor) -> None:
+        self.log_dict({f"{key}/{name}": float(v) for name, v in zip(self.label_space.classes, values, strict=True)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["protoseg"] = {

@@ -14,13 +14,14 @@ from protoseg.types import ProtosegError
 def parameter_groups(model: nn.Module, lr: float, encoder_lr: float, weight_decay: float) -> list[dict]:
     """Up to four named groups: encoder / decoder, each with and without weight decay.
 
-    Parameters with one axis (norm scales, biases) are not decayed. Frozen parameters are left out.
+    ``model`` is a ``Segmentor``, or a LightningModule that holds one and perhaps loss terms with parameters, which go
+    with the decoder. Parameters with one axis (norm scales, biases) are not decayed. Frozen parameters are left out.
     """
     groups: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "encoder" if name.startswith("encoder.") else "decoder"
+        part = "encoder" if name.removeprefix("model.").startswith("encoder.") else "decoder"
         decayed = parameter.ndim > 1
         group = groups.setdefault(
             part if decayed else f"{part}_no_decay",

@@ -13,13 +13,18 @@ from protoseg.cli.build import build_datamodule, build_model, build_module, inst
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))
-MODEL_GROUPS = {"encoder", "decoder", "head", "loss", "method", "optimizer", "schedule", "data", "experiment", "debug"}
+MODEL_GROUPS = {
+    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "data",
+    "experiment", "debug",
+}  # fmt: skip
 
 
 def is_needed(group: str, name: str) -> list[str]:
     """Choices that must go together with this one."""
     if (group, name) == ("decoder", "hrnet"):
         return ["encoder=hrnet_w18"]
+    if group == "contrast" and name != "none":
+        return ["method=dacs"]
     return []
 
 
@@ -36,6 +41,8 @@ def test_composes_and_instantiates(file: Path, configure: Callable[..., DictConf
         return
     if group in MODEL_GROUPS or group == ".":
         cfg.encoder.pretrained = False
+        if group == "experiment" and "variant" in cfg.encoder:
+            cfg.encoder.variant = "b0"  # quick to build; every variant has a test of its own above
         module = build_module(cfg, build_datamodule(cfg).label_space)
         optimizer = module.make_optimizer(module.model)
         module.make_schedule(optimizer, total_steps=100_000)

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 Write = Callable[..., None]
 
@@ -22,6 +23,14 @@ def _write_mask(path: Path, height: int = 24, width: int = 32, seed: int = 0, id
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.random.default_rng(seed).integers(0, ids, (height, width), dtype=np.uint8)
     assert cv2.imwrite(str(path), mask)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Statistics files that cannot lie beside the data land here."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -55,4 +64,62 @@ def cityscapes(tmp_path: Path) -> Path:
         _write_mask(masks / f"{name}_gtFine_labelIds.png", ids=34)
         _write_mask(masks / f"{name}_gtFine_instanceIds.png")
         _write_image(masks / f"{name}_gtFine_color.png")
+    return tmp_path
+
+
+@pytest.fixture
+def gta5(tmp_path: Path) -> Path:
+    """GTA5 in its official layout: palette masks with ids 0 to 34, and one of the two images that are left out."""
+    for i, number in enumerate(("00001", "00002", "15188")):
+        _write_image(tmp_path / "images" / f"{number}.png", seed=i)
+        ids = np.random.default_rng(i).integers(0, 35, (24, 32), dtype=np.uint8)
+        mask = Image.fromarray(ids).convert("P")
+        mask.putpalette(np.random.default_rng(9).integers(0, 256, 768, dtype=np.uint8).tobytes())
+        mask.putdata(ids.ravel().tolist())
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        mask.save(tmp_path / "labels" / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def synthia(tmp_path: Path) -> Path:
+    """SYNTHIA-RAND-CITYSCAPES: 16-bit colour masks with class (0 to 22), instance (up to 999) and 0."""
+    for i in range(2):
+        _write_image(tmp_path / "RGB" / f"{i:07d}.png", seed=i)
+        random = np.random.default_rng(i)
+        mask = np.zeros((24, 32, 3), np.uint16)  # blue, green, red
+        mask[..., 2] = random.integers(0, 23, (24, 32))
+        mask[..., 1] = random.integers(0, 1000, (24, 32))
+        (tmp_path / "GT" / "LABELS").mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "GT" / "LABELS" / f"{i:07d}.png"), mask)
+    return tmp_path
+
+
+def _write_train_ids(path: Path, seed: int) -> None:
+    _write_mask(path.with_name(f"{path.name}_gt_labelTrainIds.png"), seed=seed, ids=19)
+    _write_mask(path.with_name(f"{path.name}_gt_labelIds.png"), seed=seed, ids=34)
+    _write_image(path.with_name(f"{path.name}_gt_labelColor.png"))
+
+
+@pytest.fixture
+def acdc(tmp_path: Path) -> Path:
+    """ACDC: four conditions, test without masks, and the reference images of other folders and names."""
+    for i, condition in enumerate(("fog", "night", "rain", "snow")):
+        for split in ("train", "val", "test"):
+            stem = f"{condition}/{split}/GOPR0475/GOPR0475_frame_{i:06d}"
+            _write_image(tmp_path / "rgb_anon" / f"{stem}_rgb_anon.png", seed=i)
+            reference = stem.replace(split, f"{split}_ref", 1)
+            _write_image(tmp_path / "rgb_anon" / f"{reference}_rgb_ref_anon.png", seed=i)
+            if split != "test":
+                _write_train_ids(tmp_path / "gt" / stem, seed=i)
+    return tmp_path
+
+
+@pytest.fixture
+def dark_zurich(tmp_path: Path) -> Path:
+    """Dark Zurich: train at three times of day without masks, val by night with masks."""
+    for i, stem in enumerate(("train/night/A/A_1", "train/night/B/B_1", "train/day/C/C_1", "val/night/D/D_1")):
+        _write_image(tmp_path / "rgb_anon" / f"{stem}_rgb_anon.png", seed=i)
+        if stem.startswith("val"):
+            _write_train_ids(tmp_path / "gt" / stem, seed=i)
     return tmp_path

@@ -7,10 +7,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from protoseg.data import SegmentationDataModule
+from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(p.stem for p in (CONF / "data").glob("[!_]*.yaml"))
+PAIRS = [name for name in NAMES if "_to_" in name]
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -21,7 +22,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize("name", NAMES)
 def test_instantiates_without_data(name: str) -> None:
     data = instantiate(composed(name))
-    assert isinstance(data, SegmentationDataModule)
+    assert isinstance(data, AdaptationDataModule if name in PAIRS else SegmentationDataModule)
     assert data.seed == 3
     assert data.label_space.num_classes in (11, 19)
 
@@ -31,3 +32,31 @@ def test_overrides_reach_the_data_set(camvid: Path) -> None:
     assert len(data.dataset("train")) == 3
     data = instantiate(composed("streets", "data.dataset.style=dusk"))
     assert len(data.dataset("train")) == 120
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_share_their_settings(name: str) -> None:
+    cfg = composed(name, "data.batch_size=5", "data.crop_size=[8,8]", "data.num_workers=0", "data.val_batch_size=7")
+    for part in (cfg.source, cfg.target):  # what --cfg job shows is what is used
+        assert (part.batch_size, part.crop_size, part.num_workers, part.val_batch_size) == (5, [8, 8], 0, 7)
+    data = instantiate(cfg)
+    for made in (data.source, data.target):
+        assert (made.batch_size, made.num_workers, made.val_batch_size) == (5, 0, 7)
+    assert data.source.labels
+    assert not data.target.labels
+
+
+def test_pair_reads_both_ends(camvid: Path) -> None:
+    rare = "{_target_:protoseg.data.RareClasses,min_pixels:5}"
+    overrides = [f"data.source.root={camvid}", f"data.target.root={camvid}", f"data.rare_classes={rare}"]
+    overrides += ["data.source.dataset.sequences=[0006R0]", "data.validate_source=true"]
+    data = instantiate(composed("camvid_day_to_dusk", *overrides))
+    data.setup("fit")
+    assert {image.name[:6] for image, _ in data.source.train_dataset().samples} == {"0006R0"}
+    assert {image.name[:6] for image, _ in data.target.train_dataset().samples} == {"0001TP"}
+    assert data.source.rare_classes == RareClasses(0.01, 5, 0.5)
+    assert data.target.rare_classes is None
+    day_to_dusk = instantiate(composed("streets_day_to_dusk"))
+    day_to_dusk.setup("fit")
+    assert len(day_to_dusk.source.train_dataset()) == 200
+    assert len(day_to_dusk.target.train_dataset()) == 120

@@ -6,84 +6,23 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from protoseg import distributed
 from protoseg.data import CAMVID, CITYSCAPES, CamVid, Cityscapes, ImageFolder, SegmentationDataModule, Streets
 from protoseg.data.loading import collate, seed_worker
-from protoseg.types import IGNORE_INDEX, Batch, ProtosegError
-
-
-class Recorder(pl.LightningModule):
-    """Keeps a digest of every training batch; optionally stops with an error in the middle of a step."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[tuple[int, int, list[str]]] = []
-        self.fail_at = fail_at
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if len(self.seen) == self.fail_at:
-            raise KeyboardInterrupt
-        self.seen.append((int(batch.image.sum()), int(batch.label.sum()), batch.name))
-        return self.weight * batch.image.float().mean()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        torch.rand(1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+from protoseg.types import IGNORE_INDEX, ProtosegError
+from tests.data.helpers import Recorder, StopAndSave, batches, equal, trainer
 
 
 def module(root: Path, **options: Any) -> SegmentationDataModule:
     options = {"batch_size": 2, "crop_size": [16, 24], "num_workers": 0, "root": str(root), **options}
     return SegmentationDataModule(CamVid, **options)
-
-
-def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
-    defaults = {
-        "max_steps": 8,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "default_root_dir": tmp_path,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-    }
-    return pl.Trainer(**{**defaults, **options})
-
-
-def batches(data: SegmentationDataModule, num_batches: int = 6) -> list[Batch]:
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        max_steps=num_batches,
-        accumulate_grad_batches=1,
-        limit_train_batches=1.0,
-        fast_dev_run=False,
-        overfit_batches=0.0,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        state=SimpleNamespace(fn="validate"),
-        _accelerator_connector=SimpleNamespace(is_distributed=False, use_distributed_sampler=True),
-    )
-    return list(data.train_dataloader())
-
-
-def equal(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x.image, y.image) and torch.equal(x.label, y.label) and x.name == y.name
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def test_train_batches(camvid: Path) -> None:
@@ -223,25 +162,6 @@ def test_one_pass_is_the_whole_training(camvid: Path, tmp_path: Path, num_worker
     assert run.current_epoch <= 1
 
 
-class StopAndSave(pl.Callback):
-    def __init__(self, at: int, path: Path, hook: str) -> None:
-        self.at, self.path, self.hook = at, path, hook
-
-    def on_train_batch_end(self, trainer: pl.Trainer, model: pl.LightningModule, *_: Any) -> None:
-        if self.hook == "on_train_batch_end" and len(model.seen) == self.at:  # type: ignore[arg-type]
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-    def on_validation_end(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
-        if self.hook == "on_validation_end" and len(model.seen) == self.at:  # type: ignore[arg-type]
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-    def on_exception(self, trainer: pl.Trainer, model: pl.LightningModule, exception: BaseException) -> None:
-        if self.hook == "on_exception":
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_exception"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resume_sees_the_batches_that_follow(camvid: Path, tmp_path: Path, hook: str, num_workers: int) -> None:
@@ -345,4 +265,4 @@ def test_streets_default_root() -> None:
     data = SegmentationDataModule(partial(Streets, style="dusk"), batch_size=2, crop_size=[240, 320], num_workers=0)
     data.setup("validate")
     assert len(data.dataset("val")) == 60
-    assert list(data._datasets) == ["val"]
+    assert list(data._datasets) == [("val", True)]

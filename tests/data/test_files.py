@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.data.files import by_key, list_images, pair, read_image, read_label
+from protoseg.data.files import by_key, by_stem, list_images, pair, read_image, read_label
 from protoseg.data.label_spaces import CAMVID_IDS
 from protoseg.types import ProtosegError
 
@@ -103,6 +104,36 @@ def test_rgb_mask_is_an_error(tmp_path: Path, write_image: Callable[..., None]) 
         read_label(tmp_path / "rgb.png", CAMVID_IDS)
 
 
+def write_colours(path: Path, channels: int, dtype: type) -> np.ndarray:
+    """A colour PNG whose first channel is 0 to 11, the others large; OpenCV's order is the reverse."""
+    colours = np.full((3, 4, channels), np.iinfo(dtype).max, dtype)
+    colours[..., 2] = np.arange(12).reshape(3, 4)
+    assert cv2.imwrite(str(path), colours)
+    return np.arange(12).reshape(3, 4)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_first_channel_of_several(tmp_path: Path, channels: int, dtype: type) -> None:
+    ids = write_colours(tmp_path / "a.png", channels, dtype)
+    assert np.array_equal(read_label(tmp_path / "a.png", CAMVID_IDS, channel=0), np.where(ids == 11, 255, ids))
+
+
+def test_bad_masks_of_several_channels(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_colours(path, 3, np.uint16)
+    with pytest.raises(ProtosegError, match=r"a\.png: expected class ids 0 to 11, 255, got 65535"):
+        read_label(path, CAMVID_IDS, channel=1)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ProtosegError, match=r"mask .*a\.png: expected a complete PNG"):
+        read_label(path, CAMVID_IDS, channel=0)
+    with pytest.raises(ProtosegError, match=r"mask .*gone\.png"):
+        read_label(tmp_path / "gone.png", CAMVID_IDS, channel=0)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+    with pytest.raises(ProtosegError, match=r"ids in channel 0 of a colour PNG.*got one channel"):
+        read_label(path, CAMVID_IDS, channel=0)
+
+
 def test_id_out_of_range_names_file_and_ids(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 12], [200, 12]], dtype=np.uint8)).save(tmp_path / "bad.png")
     with pytest.raises(ProtosegError, match=r"bad\.png: expected class ids 0 to 11, 255, got 12, 200"):
@@ -132,5 +163,18 @@ def test_pair() -> None:
         pair(names, {"a": Path("a")}, "here")
     with pytest.raises(ProtosegError, match=r"got 1 mask\(s\) without image: h"):
         pair({k: v for k, v in names.items() if k != "h"}, names, "here")
-    with pytest.raises(ProtosegError, match="expected images"):
+    with pytest.raises(ProtosegError, match=r"expected images .* and PNG masks, got none"):
         pair({}, {}, "here")
+
+
+def test_images_alone() -> None:
+    assert pair({"b": Path("1"), "a": Path("2")}, None, "x") == [(Path("2"), None), (Path("1"), None)]
+    with pytest.raises(ProtosegError, match=r"here: expected images \([^)]*\), got none"):
+        pair({}, None, "here")
+
+
+def test_by_stem(tmp_path: Path) -> None:
+    for name in ("a/x_rgb.png", "b/x_rgb.png", "b/x_other.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert by_stem(tmp_path, "_rgb.png") == {"a/x": tmp_path / "a/x_rgb.png", "b/x": tmp_path / "b/x_rgb.png"}

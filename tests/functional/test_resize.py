@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from protoseg.functional.resize import grid_size, upsample_logits
+from protoseg.functional.resize import grid_size, majority_label, upsample_logits
 from protoseg.types import ProtosegError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("size", [(32, 48), (30, 45), (33, 46)])
@@ -37,3 +42,18 @@ def test_cropping_the_image_crops_the_result() -> None:
 def test_grid_of_another_image_is_an_error() -> None:
     with pytest.raises(ProtosegError, match=r"expected a grid of \(5, 6\).*\(17, 21\) at stride 4, got \(4, 6\)"):
         upsample_logits(torch.zeros(1, 2, 4, 6), (17, 21), 4)
+
+
+def test_majority_label_is_that_of_the_reference() -> None:
+    data = np.load(GOLDEN / "downscale_label_1.npz")
+    label, factor = torch.from_numpy(data["labels"]), int(data["factor"])
+    out = majority_label(label, factor, float(data["min_ratio"]), int(data["num_classes"]))
+    assert torch.equal(out, torch.from_numpy(data["out"]))
+
+
+def test_majority_label_by_counting() -> None:
+    label = torch.tensor([[[0, 0, 1, 1, 2], [0, 3, 1, 255, 2], [255, 255, 1, 0, 2]]])
+    assert majority_label(label, 2, 0.75, 4).tolist() == [
+        [[0, 1, 2], [255, 255, 2]]
+    ]  # cut cells count their own pixels
+    assert majority_label(label, 2, 0.8, 4).tolist() == [[[255, 255, 2], [255, 255, 2]]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from protoseg.models.daformer import DAFormerDecoder
 from protoseg.models.decoders import (
     AuxiliaryHead,
     DeepLabV3PlusDecoder,
@@ -31,6 +32,7 @@ DECODERS: list[tuple[str, Callable[..., nn.Module], int, int]] = [
     ("fcn_concat", partial(FCNDecoder, width=16, in_index=1, concat_input=True), 16, 8),
     ("fcn_no_conv", partial(FCNDecoder, num_convs=0), 24, 32),
     ("hrnet", HRNetDecoder, 60, 4),
+    ("daformer", partial(DAFormerDecoder, width=16), 16, 4),
 ]
 NAMES = [case[0] for case in DECODERS]
 

@@ -150,7 +150,8 @@ def test_wrong_images(image: Tensor) -> None:
 
 def test_every_encoder_and_decoder_config_instantiates() -> None:
     decoders = sorted((CONF / "decoder").glob("*.yaml"))
-    assert [path.stem for path in decoders] == ["deeplabv3plus", "fcn", "fpn", "hrnet", "segformer", "upernet"]
+    names = ["daformer", "deeplabv3plus", "fcn", "fpn", "hrnet", "segformer", "upernet"]
+    assert [path.stem for path in decoders] == names
     for path in decoders:
         decoder = instantiate(OmegaConf.load(path))([8, 8, 8, 8], [4, 8, 16, 32])
         assert decoder.out_channels > 0

@@ -19,4 +19,15 @@ def test_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     result = json.loads(file.read_text())["result"]
     assert result["parametric"][1] == 1
     assert result["prototype"][0] > 0
-    assert "over softmax twin" in capsys.readouterr().out
+    assert "over parametric" in capsys.readouterr().out
+
+
+def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "adaptation.json"
+    sizes = ["--batch", "2", "--height", "64", "--width", "64", "--pairs", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "adaptation", *sizes, "--device", "cpu", "--json", str(file)])
+    main()
+    result = json.loads(file.read_text())["result"]
+    assert list(result) == ["dacs", "daformer", "daformer + pgpc"]
+    assert result["dacs"][1] == 1
+    assert all(milliseconds > 0 for milliseconds, _ in result.values())

@@ -1,0 +1,147 @@
+"""The DataModule of domain adaptation: labelled source images and unlabelled target images, in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from protoseg.data.datamodule import SegmentationDataModule, check_same_stream
+from protoseg.data.loading import Loader, PairedLoader
+from protoseg.data.rare_classes import RareClasses
+from protoseg.data.statistics import ClassStatistics
+from protoseg.types import LabelSpace, ProtosegError
+
+
+class AdaptationDataModule(pl.LightningDataModule):
+    """A source and a target ``SegmentationDataModule``. Training gives ``AdaptationBatch``es, evaluation the target's
+    ``Batch``es. No file is looked at before ``setup`` or the first use of a split.
+
+    Args:
+        source, target: partials of ``SegmentationDataModule``. What both share is given below and overrules theirs.
+        batch_size: training samples per step and process, of each of the two.
+        crop_size: height and width of the training crops.
+        val_batch_size: evaluation samples per batch; has no influence on any result.
+        num_workers: loader processes of each of the two; has no influence on any result.
+        seed: base seed of the order and of the augmentation of both, which draw independently.
+        mapping: where their classes differ: name of each source class -> name of a target class, or None for ignored.
+        rare_classes: draw the source images by rare-class sampling; None: in shuffled epochs.
+        validate_source: validate on the source too, as the second loader.
+
+    Raises:
+        ProtosegError: classes that differ without a mapping, a mapping that does not fit, values that make no sense;
+            later, data that is missing or bad.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., SegmentationDataModule],
+        target: Callable[..., SegmentationDataModule],
+        batch_size: int,
+        crop_size: Sequence[int],
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+        seed: int = 0,
+        mapping: Mapping[str, str | None] | None = None,
+        rare_classes: RareClasses | None = None,
+        validate_source: bool = False,
+    ) -> None:
+        self._parts: tuple[SegmentationDataModule, ...] = ()  # the trainer is passed on to them
+        super().__init__()
+        if seed < 0:
+            raise ProtosegError(f"expected a seed of at least 0, got {seed}")
+        shared = {
+            "batch_size": batch_size,
+            "crop_size": crop_size,
+            "val_batch_size": val_batch_size,
+            "num_workers": num_workers,
+        }
+        self.seed = seed
+        self.validate_source = validate_source
+        # Apart for every seed, and from one another.
+        self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)
+        self.target = target(**shared, seed=2 * seed + 1, labels=False)
+        self.source.map_classes(self.target.label_space, mapping)
+        self._parts = (self.source, self.target)
+        self._train_loader: PairedLoader | None = None
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The target's classes, which the source's labels are mapped to."""
+        return self.target.label_space
+
+    @property
+    def val_split(self) -> str:
+        return self.target.val_split
+
+    @property
+    def trainer(self) -> pl.Trainer | None:
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: pl.Trainer | None) -> None:
+        self._trainer = trainer
+        for part in self._parts:
+            part.trainer = trainer
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            for part in self._parts:
+                part.train_dataset()
+        if stage in ("fit", "validate"):
+            for part in self._validated():
+                part.dataset(part.val_split)
+
+    def train_dataloader(self) -> PairedLoader:
+        """One pass is the whole training; raises as ``SegmentationDataModule.train_dataloader``."""
+        self._train_loader = PairedLoader(self.source.train_dataloader(), self.target.train_dataloader())
+        return self._train_loader
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """The target's, or with ``validate_source`` the target's and the source's."""
+        loaders = [part.val_dataloader() for part in self._validated()]
+        return loaders if self.validate_source else loaders[0]
+
+    def eval_dataloader(self, split: str) -> Loader:
+        """The target's; see ``SegmentationDataModule.eval_dataloader``."""
+        return self.target.eval_dataloader(split)
+
+    def class_statistics(self) -> ClassStatistics:
+        """Of the source's training masks, in the target's classes."""
+        return self.source.class_statistics()
+
+    def class_frequencies(self) -> Tensor:
+        """Share of each of the target's classes among the labelled pixels of the source's training masks."""
+        return self.source.class_frequencies()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in both streams, and what their content depends on."""
+        return {"seed": self.seed, "source": self.source.state_dict(), "target": self.target.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue both streams; raises as ``SegmentationDataModule.load_state_dict``."""
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        check_same_stream(state_dict, {"seed": self.seed})
+        for name, part in (("source", self.source), ("target", self.target)):
+            try:
+                part.load_state_dict(state_dict[name])
+            except ProtosegError as error:
+                raise ProtosegError(f"data.{name}: {error}") from None
+
+    def teardown(self, stage: str) -> None:
+        self._end_workers()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._end_workers()
+
+    def _validated(self) -> list[SegmentationDataModule]:
+        return [self.target, self.source] if self.validate_source else [self.target]
+
+    def _end_workers(self) -> None:
+        # Lightning does so for loaders it knows.
+        if self._train_loader is not None:
+            self._train_loader.shutdown()

@@ -1,0 +1,68 @@
+"""Rare-class sampling of DAFormer (Hoyer, Dai, Van Gool, CVPR 2022, arXiv 2111.14887, Section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from protoseg.data.statistics import ClassStatistics, rare_class_probability
+from protoseg.data.transforms import Wanted
+from protoseg.types import ProtosegError
+
+
+@dataclass(frozen=True)
+class RareClasses:
+    """The options of rare-class sampling; the defaults are the paper's, for images of Cityscapes' size.
+
+    Attributes:
+        temperature: see ``rare_class_probability``.
+        min_pixels: an image can be drawn for a class of which its mask holds more pixels than this. Counted at the
+            mask's full size, before any scaling, as in the released code.
+        min_crop_ratio: the crop is drawn again, up to 10 times in all, until it holds more than this times
+            ``min_pixels`` pixels of the class. Counted in the crop, after scaling, as in the released code; unlike
+            there, the scale is drawn once.
+    """
+
+    temperature: float = 0.01
+    min_pixels: int = 3000
+    min_crop_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.min_pixels < 0 or self.min_crop_ratio < 0:
+            raise ProtosegError(
+                "rare_classes: expected a temperature above 0, min_pixels and min_crop_ratio of at least 0, got "
+                f"{self.temperature}, {self.min_pixels} and {self.min_crop_ratio}"
+            )
+
+
+class RareClassDraw:
+    """Draws a class by its rarity, then an image with enough of it, both from a seed alone.
+
+    Args:
+        statistics: of the images to draw from.
+        options: see ``RareClasses``.
+
+    Raises:
+        ProtosegError: a class that occurs, but in no image with enough pixels.
+    """
+
+    def __init__(self, statistics: ClassStatistics, options: RareClasses) -> None:
+        counts = statistics.counts
+        self.probability = rare_class_probability(statistics.pixels, options.temperature)
+        self.images = [np.flatnonzero(column > options.min_pixels) for column in counts.T]
+        self.crop_pixels = options.min_pixels * options.min_crop_ratio
+        empty = [c for c in np.flatnonzero(self.probability) if not len(self.images[c])]
+        if empty:
+            largest = {statistics.classes[c]: int(counts[:, c].max()) for c in empty}
+            raise ProtosegError(
+                f"rare-class sampling: expected for every class an image with more than {options.min_pixels} pixels of "
+                f"it, got at most {', '.join(f'{n} of {name}' for name, n in largest.items())}: set "
+                f"data.rare_classes.min_pixels to {min(largest.values()) - 1} or less"
+            )
+
+    def __call__(self, seed: int) -> tuple[int, Wanted]:
+        """Index of an image, and the class that its crop is to hold."""
+        random = np.random.default_rng((seed, 1))  # the augmentation draws from ``seed`` itself
+        train_id = int(random.choice(len(self.probability), p=self.probability))
+        return int(random.choice(self.images[train_id])), Wanted(train_id, self.crop_pixels)

@@ -1,0 +1,155 @@
+"""How many pixels of each class every image holds: for class frequencies and for rare-class sampling."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from protoseg import distributed
+from protoseg.data.dataset import SegmentationDataset
+from protoseg.files import write_file
+from protoseg.types import ProtosegError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PROGRESS_BAR_FROM = 500
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Pixel counts of a split.
+
+    Attributes:
+        classes: class names, by train id.
+        names: the images, as paths in the folder that holds the data.
+        counts: int64 ``n c``, pixels of each class in the mask of each image, at its full size.
+        path: the file that keeps all this; None if it could not be written.
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    counts: NDArray[np.int64]
+    path: Path | None = None
+
+    @property
+    def pixels(self) -> NDArray[np.int64]:
+        """Pixels of each class in all images, ``c``."""
+        return np.asarray(self.counts.sum(axis=0))
+
+
+def rare_class_probability(pixels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """DAFormer's probability to draw each class (arXiv 2111.14887, Section 3.2): softmax over them of (1 - f) / T.
+
+    Args:
+        pixels: count of each class, ``c``; f is its share of their sum.
+        temperature: T; the smaller, the more the rarest class is preferred.
+
+    Returns:
+        float64 ``c``, sums to 1; 0 for a class without pixels.
+
+    Raises:
+        ProtosegError: no pixels at all.
+    """
+    present = pixels > 0
+    if not present.any():
+        raise ProtosegError("rare-class sampling: expected labelled pixels, got none: check the masks")
+    # The constant 1 / T cancels; without it, the rarest class has the exponent nearest to 0.
+    exponent = -(pixels - pixels[present].min()) / (pixels.sum() * temperature)
+    weight = np.exp(np.where(present, exponent, -np.inf))
+    return np.asarray(weight / weight.sum())
+
+
+def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
+    """The statistics of a data set, from their file; where there is none that fits, they are counted and kept.
+
+    The file is a readable ``protoseg_statistics_SPLIT_CLASSES_KEY.json`` in the folder that holds the images and
+    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. Delete it
+    after changing masks. Every process of a run counts for itself if it has to: they would find the same.
+
+    Raises:
+        ProtosegError: an image without mask, or a mask that is bad.
+    """
+    folder = _common_folder(dataset)
+    names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
+    inside = folder == _PACKAGE or _PACKAGE in folder.parents
+    places = [] if inside else [folder / _file_name(dataset, names)]
+    # There, data sets of many folders may meet.
+    places.append(_cache_folder() / _file_name(dataset, (str(folder), *names)))
+    for path in places:
+        found = _load(path, dataset.label_space.classes, names)
+        if found is not None:
+            return found
+    statistics = ClassStatistics(dataset.label_space.classes, names, count_pixels(dataset))
+    for path in places:
+        try:
+            write_file(path, lambda partial: partial.write_text(_to_json(statistics), encoding="utf-8"))
+        except ProtosegError as error:
+            reason = error
+        else:
+            return ClassStatistics(statistics.classes, names, statistics.counts, path)
+    warnings.warn(f"class statistics are not kept and will be counted again: {reason}", stacklevel=2)
+    return statistics
+
+
+def count_pixels(dataset: SegmentationDataset) -> NDArray[np.int64]:
+    """Pixels of each class in the mask of each sample, int64 ``n c``; raises ProtosegError as ``read_label``."""
+    num_classes = dataset.label_space.num_classes
+
+    def count(index: int) -> NDArray[np.int64]:
+        return np.bincount(dataset.read_label(index).ravel(), minlength=256)[:num_classes]
+
+    total = len(dataset)
+    quiet = total <= _PROGRESS_BAR_FROM or distributed.rank() != 0
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            rows = list(track(pool.map(count, range(total)), "counting classes", total=total, disable=quiet))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all other masks would be read first
+            raise
+    return np.stack(rows).astype(np.int64)
+
+
+def _common_folder(dataset: SegmentationDataset) -> Path:
+    paths = [path.absolute().parent for sample in dataset.samples for path in sample if path is not None]
+    return Path(os.path.commonpath([*dict.fromkeys(map(str, paths))]))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
+
+
+def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
+    """A name that is apart for every split, choice of images, label space and mapping."""
+    space = dataset.label_space
+    what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+    readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
+    return f"protoseg_statistics_{readable}_{key}.json"
+
+
+def _to_json(statistics: ClassStatistics) -> str:
+    rows = zip(statistics.names, statistics.counts.tolist(), strict=True)
+    images = ",\n".join(json.dumps([name, row]) for name, row in rows)
+    return f'{{"classes": {json.dumps(statistics.classes)},\n"pixels": [\n{images}\n]}}\n'
+
+
+def _load(path: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> ClassStatistics | None:
+    """What ``path`` holds; None if there is no such file, or it is damaged or of other images or classes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = tuple(name for name, _ in content["pixels"])
+        counts = np.array([row for _, row in content["pixels"]], dtype=np.int64)
+        fits = tuple(content["classes"]) == classes and found == names and counts.shape == (len(names), len(classes))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ClassStatistics(classes, names, counts, path) if fits else None

@@ -1,0 +1,242 @@
+"""Pixel contrast as pure mathematics: draw a pixel to its class and away from others, in the forms of five papers.
+
+Shapes: ``n`` pixels, ``d`` channels, ``c`` classes, ``k`` prototypes and ``a`` anchors per class, ``m`` negatives.
+Embeddings are unit vectors, so products are cosines. What is absent is masked: shapes are static, and nothing absent
+gives NaN, in value or gradient. Means are over the pixels of all ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from protoseg.distributed import all_gather, all_reduce_, mean_over_ranks, rank
+from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.types import IGNORE_INDEX
+
+CHUNK = 256  # anchors whose similarities to all keys exist at once
+
+
+def _hide(logits: Tensor, hidden: Tensor) -> Tensor:
+    """Logits that count nothing in a softmax; finite, so that a row with nothing else has no NaN in its gradient."""
+    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min / 2)
+
+
+def _against(positive: Tensor, rivals: Tensor) -> Tensor:
+    """-log(e^p / (e^p + e^r)), r being the logsumexp of the negatives."""
+    return F.softplus(rivals - positive, threshold=40)  # linear above the threshold: e^-40 is below fp64's epsilon
+
+
+def mean_over_classes(losses: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the classes present on any rank of the mean over their anchors; 0 if there is none.
+
+    Args:
+        losses: ``c a``, finite.
+        valid: bool ``c a``.
+    """
+    count = valid.sum(1)
+    present = (all_reduce_(count.clone()) > 0).sum()
+    return mean_over_ranks((losses * valid).sum(1), count).sum() / present.clamp_min(1)
+
+
+def info_nce(
+    positive: Tensor, negative: Tensor, valid: Tensor, negative_valid: Tensor, temperature: float = 0.5
+) -> Tensor:
+    """-log(e^{p/t} / (e^{p/t} + sum over m of e^{n_m/t})): mean over classes present of the mean over their anchors.
+
+    U2PL (Wang et al., CVPR 2022, arXiv 2203.03884). Classes stand at their own row: the released code numbers
+    the classes present anew, which mixes up their queues as soon as one is absent. An anchor without negatives gives 0.
+
+    Args:
+        positive: cosine of each anchor to its positive, ``c a``.
+        negative: cosines to its negatives, ``c a m``.
+        valid: anchors that exist, bool ``c a``.
+        negative_valid: negatives that exist, bool ``c a m`` or ``c 1 m``.
+        temperature: t; 0.5 in the paper.
+    """
+    positive, negative = at_least_fp32(positive) / temperature, at_least_fp32(negative) / temperature
+    rivals = _hide(negative, ~negative_valid).logsumexp(2)
+    return mean_over_classes(_against(positive, rivals), valid)
+
+
+def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Tensor:
+    """Cosine of each anchor to the nearest prototype of its class: ``c a d`` and ``c k d`` to ``c a``.
+
+    Args:
+        placed: prototypes that have a position, bool ``c k``; a class without any gives 0.
+    """
+    cosine = _hide(anchors @ prototypes.transpose(1, 2), ~placed.unsqueeze(1))
+    return cosine.amax(2).where(placed.any(1, keepdim=True), 0)
+
+
+def surely_not(logits: Tensor, low: int, high: int) -> Tensor:
+    """Classes that a pixel surely does not show: rank in the order of probabilities in [low, high), 0 the likeliest.
+
+    U2PL's r_l and r_h. ``low`` is at most the last rank, so that few classes (two, say) leave one.
+
+    Args:
+        logits: ``n c``.
+
+    Returns:
+        bool ``n c``.
+    """
+    position = logits.argsort(stable=True, dim=1, descending=True).argsort(1)
+    return (position >= max(1, min(low, logits.shape[1] - 1))) & (position < high)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the softmax over classes: ``n c`` to ``n``."""
+    return torch.special.entr(at_least_fp32(logits).softmax(1)).sum(1)
+
+
+def entropy_bounds(values: Tensor, valid: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Entropies that the lowest and the highest ``share`` of the valid pixels of all ranks do not pass.
+
+    Args:
+        values: ``n``, finite.
+        valid: bool ``n``.
+        share: in (0, 0.5].
+    """
+    ordered = all_gather(values.where(valid, float("inf"))).sort().values
+    last = (all_reduce_(valid.sum()) - 1).clamp_min(0)
+    margin = (share * last).long()
+    low, high = ordered.index_select(0, torch.stack([margin, last - margin])).unbind()
+    return low, high
+
+
+def supervised_contrast(
+    anchors: Tensor,
+    label: Tensor,
+    keys: Tensor | None = None,
+    key_label: Tensor | None = None,
+    weight: Tensor | None = None,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Every anchor against all other anchors (of all ranks) and against keys, by their labels.
+
+    With s_ij the cosine over the temperature, P_i the others of anchor i's label, N_i those of another label and
+    l_ij = -log(e^{s_ij} / (e^{s_ij} + sum over N_i of e^{s_ik})): mean over i of the sum over P_i of w_i w_j l_ij,
+    divided by max(1, |P_i|). ContrastiveSeg (arXiv 2101.11939), Eq. 3; its released code divides by |P_i| alone, which
+    is NaN for a class with one pixel. The similarities of all pairs never exist at once: they are computed a few rows
+    at a time, and again in the backward pass.
+
+    Args:
+        anchors: ``n d``.
+        label: int64 ``n``; ``IGNORE_INDEX`` is no class, neither as anchor nor as key.
+        keys: further vectors to compare with, ``m d``; no gradient reaches them.
+        key_label: int64 ``m``.
+        weight: of each anchor, ``n``; 1 by default. Keys have weight 1.
+        temperature: 0.07 in ContrastiveSeg, 1 in the released code of PGPC.
+    """
+    with no_autocast(anchors):
+        anchors = at_least_fp32(anchors)
+        weight = torch.ones_like(anchors[:, 0]) if weight is None else weight.to(anchors.dtype)
+        columns, column_label, column_weight = all_gather(anchors), all_gather(label), all_gather(weight)
+        if keys is not None and key_label is not None:
+            columns = torch.cat([columns, keys.to(columns.dtype)])
+            column_label = torch.cat([column_label, key_label])
+            column_weight = torch.cat([column_weight, column_weight.new_ones(len(keys))])
+        own = rank() * len(label) + torch.arange(len(label), device=label.device)
+        total = anchors.new_zeros(())
+        for part in zip(*(x.split(CHUNK) for x in (anchors, label, weight, own)), strict=True):
+            total = total + checkpoint(
+                _pair_losses, *part, columns, column_label, column_weight, temperature,
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
+        return mean_over_ranks(total, (label != IGNORE_INDEX).sum())
+
+
+def _pair_losses(
+    rows: Tensor,
+    label: Tensor,
+    weight: Tensor,
+    own: Tensor,
+    columns: Tensor,
+    column_label: Tensor,
+    column_weight: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Sum over the rows of what :func:`supervised_contrast` averages; ``own`` is the column of each row itself."""
+    similarity = rows @ columns.T / temperature
+    same, known = label.unsqueeze(1) == column_label, column_label != IGNORE_INDEX
+    rivals = _hide(similarity, same | ~known).logsumexp(1, keepdim=True)
+    positive = same & known & (own.unsqueeze(1) != torch.arange(len(columns), device=own.device))
+    losses = (_against(similarity, rivals) * positive) @ column_weight
+    return (losses * weight / positive.sum(1).clamp_min(1)).sum()
+
+
+def pixel_to_pixel(
+    features: Tensor,
+    label: Tensor,
+    weight: Tensor | None = None,
+    temperature: float = 1.0,
+    released_order: bool = False,
+) -> Tensor:
+    """Contrast of every pixel of a batch with every other one; the released code of PGPC, which is CLUDA's.
+
+    The released code (a) flattens features pixel by pixel, but labels image by image, so that with more than one image
+    in the batch most features meet the label of another pixel; ours keeps them together; (b) takes the ignored label
+    for a class; (c) leaves out pairs of a thing and a stuff pixel from the positives, of which there are none.
+
+    Args:
+        features: ``b d h w``, of any length.
+        label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
+        weight: ``b h w``; 1 by default.
+        temperature: 1 in the released code.
+        released_order: (a) as released, for comparison with published figures.
+    """
+    rows = F.normalize(at_least_fp32(features), dim=1).permute((2, 3, 0, 1) if released_order else (0, 2, 3, 1))
+    flat_weight = None if weight is None else weight.flatten()
+    return supervised_contrast(rows.flatten(0, 2), label.flatten(), weight=flat_weight, temperature=temperature)
+
+
+def class_mean_contrast(
+    embeddings: Tensor, label: Tensor, means: Tensor, placed: Tensor, temperature: float = 100.0
+) -> Tensor:
+    """Cross-entropy of each pixel's cosines to the class means over the temperature, its label as the target.
+
+    SePiCo (Xie et al., TPAMI 2023, arXiv 2204.08808), its prototypical variant.
+
+    Args:
+        embeddings: ``n d``.
+        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
+        means: ``c d``.
+        placed: classes that have a mean, bool ``c``; pixels of the others are left out.
+        temperature: 100 in the released code.
+    """
+    known = _has_mean(label, placed)
+    logits = _mean_logits(embeddings, means, placed, temperature)
+    total = F.cross_entropy(logits, label.where(known, IGNORE_INDEX), ignore_index=IGNORE_INDEX, reduction="sum")
+    return mean_over_ranks(total, known.sum())
+
+
+def mean_feature_uniformity(
+    embeddings: Tensor, label: Tensor, means: Tensor, placed: Tensor, temperature: float = 100.0
+) -> Tensor:
+    """Cross-entropy of the uniform distribution and the mean embedding's softmax over classes, over log c: at least 1.
+
+    SePiCo's regularisation: keeps the mean feature amid the classes. The released code adds the same sum of logarithms
+    with the other sign, which is lowest where the mean feature sits on one class; ours is lowest where its softmax is
+    uniform. Arguments as in :func:`class_mean_contrast`.
+    """
+    known = _has_mean(label, placed)
+    sums = all_gather((at_least_fp32(embeddings) * known.unsqueeze(1)).sum(0, keepdim=True)).sum(0, keepdim=True)
+    count = all_reduce_(known.sum())
+    mean = sums / count.clamp_min(1)
+    log_share = _mean_logits(mean, means, placed, temperature).log_softmax(1).squeeze(0)
+    classes = placed.sum().clamp_min(1).to(log_share.dtype)
+    value = -(log_share * placed).sum() / (classes * classes.log()).clamp_min(1e-6)
+    return value * ((count > 0) & (classes > 1))
+
+
+def _has_mean(label: Tensor, placed: Tensor) -> Tensor:
+    valid = label != IGNORE_INDEX
+    return valid & placed[label.where(valid, 0)]
+
+
+def _mean_logits(embeddings: Tensor, means: Tensor, placed: Tensor, temperature: float) -> Tensor:
+    with no_autocast(embeddings):
+        embeddings = at_least_fp32(embeddings)
+        return _hide(embeddings @ means.to(embeddings.dtype).T / temperature, ~placed)

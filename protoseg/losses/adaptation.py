@@ -1,0 +1,88 @@
+"""The terms of DACS and DAFormer: weighted cross-entropy on mixed images, and the feature distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from protoseg.distributed import mean_over_ranks
+from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.resize import majority_label, upsample_logits
+from protoseg.losses.segmentation import weighted_cross_entropy
+from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput, LossTerm
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+
+class MixedCrossEntropy(AdaptationTerm):
+    """Cross-entropy on the mixed images: pasted pixels count 1, target pixels as much as the pseudo-labels' quality.
+
+    DACS (Tranheden et al., arXiv 2007.08702), Sec. 3.2; weights of ``AdaptationInput.weight``.
+    """
+
+    uses_source_graph = False
+
+    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
+        mixed = batch.mixed
+        height, width = mixed.label.shape[1:]
+        logits = upsample_logits(at_least_fp32(mixed.output.logits), (height, width), mixed.stride)
+        return weighted_cross_entropy(logits, mixed.label, batch.weight)
+
+
+class FeatureDistance(LossTerm):
+    """Keeps the encoder's features of things near those it had at the start, when it knew ImageNet.
+
+    DAFormer (arXiv 2111.14887, Sec. 3.3): mean, over the cells of the coarsest map that one thing class covers by at
+    least ``min_ratio``, of the Euclidean distance between the features of the source image by the student and by a
+    frozen copy of its initial encoder.
+
+    Args:
+        weight: 0.005 in the paper.
+        min_ratio: 0.75 in the paper.
+        classes: names of the classes that count; the label space's things by default.
+
+    Raises:
+        ProtosegError: classes that the label space lacks, or no things at all.
+    """
+
+    things: Tensor
+
+    def __init__(self, weight: float = 0.005, min_ratio: float = 0.75, classes: Sequence[str] | None = None) -> None:
+        super().__init__(weight)
+        self.min_ratio, self.classes = min_ratio, classes
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        chosen = label_space.things if self.classes is None else tuple(self.classes)
+        unknown = [name for name in chosen if name not in label_space.classes]
+        if unknown or not chosen:
+            raise ProtosegError(
+                f"feature distance: expected classes out of {', '.join(label_space.classes)}, got "
+                f"{', '.join(unknown) or 'none'}; set classes of the term to the countable ones"
+            )
+        encoder: Any = model.encoder
+        self.reference = deepcopy(encoder).requires_grad_(False).eval()
+        # One more entry, never counted, for cells without a class.
+        is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)
+        is_thing[[label_space.classes.index(name) for name in chosen]] = True
+        self.register_buffer("things", is_thing, persistent=False)
+
+    def train(self, mode: bool = True) -> FeatureDistance:
+        super().train(mode)
+        if hasattr(self, "reference"):
+            self.reference.eval()
+        return self
+
+    def forward(self, batch: LossInput) -> Tensor:
+        assert batch.output.features is not None
+        assert batch.image is not None
+        model: Any = batch.model
+        with torch.no_grad():
+            theirs = model.encoder_maps(batch.image, self.reference)[-1]
+        distance = at_least_fp32(batch.output.features[-1] - theirs).norm(dim=1)
+        classes = len(self.things) - 1
+        cells = majority_label(batch.label, model.feature_strides[-1], self.min_ratio, classes)
+        counted = self.things[cells.where(cells != IGNORE_INDEX, classes)]
+        return mean_over_ranks((distance * counted).sum(), counted.sum())

@@ -1,0 +1,282 @@
+"""Pixel contrast for adaptation, common parts and the terms on labelled and pseudo-labelled pixels alike.
+
+The two terms whose anchors are target pixels that the teacher is sure of stand in ``contrast_target``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.functional.contrast import (
+    class_mean_contrast,
+    mean_feature_uniformity,
+    pixel_to_pixel,
+    supervised_contrast,
+)
+from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.resize import downsample_label, majority_label
+from protoseg.functional.sampling import sample_hard_and_easy
+from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput
+from protoseg.nn.prototype_memory import PrototypeMemory
+from protoseg.nn.queues import ClassQueues
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+
+class PixelContrast(AdaptationTerm):
+    """Draws pixels to their class and away from others in an embedding space; the base of the five presets.
+
+    ``conf/contrast`` holds the presets, each a subclass with its paper's values. Whatever a subclass adds (projection,
+    queues, prototypes) lives in the term, not in the model: inference has the same cost with and without it.
+
+    Args:
+        weight: of the term in the sum.
+        temperature: divides the cosines.
+
+    Raises:
+        ProtosegError: a temperature that is not positive.
+    """
+
+    def __init__(self, weight: float, temperature: float) -> None:
+        super().__init__(weight)
+        expect(temperature > 0, "temperature > 0", temperature)
+        self.temperature = temperature
+
+    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
+        # fp32 for everything: exponentials of cosines over small temperatures, on few pixels.
+        with no_autocast(batch.mixed.output.embeddings):
+            return self.contrast(batch)
+
+    @abstractmethod
+    def contrast(self, batch: AdaptationInput) -> Tensor:
+        """The unweighted loss; runs without autocast."""
+
+
+def expect(condition: bool, wanted: str, got: Any) -> None:
+    if not condition:
+        raise ProtosegError(f"contrast: expected {wanted}, got {got}; see conf/contrast")
+
+
+class TargetPixels(NamedTuple):
+    """The teacher's word on the pixels of the mixed images, on the model's grid, flattened to ``n``.
+
+    Attributes:
+        label: its class; ``IGNORE_INDEX`` where the mixed image does not show the target or where it counts nothing.
+        confidence: the probability it gives that class.
+    """
+
+    label: Tensor
+    confidence: Tensor
+
+
+def full_size_target_label(batch: AdaptationInput) -> Tensor:
+    """Pseudo-labels ``b H W``, ``IGNORE_INDEX`` where pasted over or without weight."""
+    return batch.pseudo.label.where(~batch.pasted & (batch.weight > 0), IGNORE_INDEX)
+
+
+def on_grid(x: Tensor, mixed: LossInput) -> Tensor:
+    """A full-size map ``b H W`` at the centres of the cells of a model's output, flattened to ``n``."""
+    height, width = mixed.output.logits.shape[2:]
+    return downsample_label(x, (height, width), mixed.stride).flatten()
+
+
+def target_pixels(batch: AdaptationInput) -> TargetPixels:
+    label = on_grid(full_size_target_label(batch), batch.mixed)
+    return TargetPixels(label, on_grid(batch.pseudo.confidence, batch.mixed))
+
+
+def pixel_rows(x: Tensor) -> Tensor:
+    """``b d h w`` to ``n d``."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def class_rows(valid: Tensor) -> Tensor:
+    """The class of every slot of a ``c p`` table, flattened to ``c*p``; ``IGNORE_INDEX`` in empty slots."""
+    classes = torch.arange(len(valid), device=valid.device).unsqueeze(1)
+    return classes.where(valid, IGNORE_INDEX).flatten()
+
+
+def embed(projection: nn.Module, rows: Tensor) -> Tensor:
+    """Unit embeddings of decoder features, ``… D`` to ``… d``."""
+    weight = next(projection.parameters(), rows)
+    return F.normalize(at_least_fp32(projection(rows.to(weight.dtype))), dim=-1)
+
+
+class PixelToPixelContrast(PixelContrast):
+    """The released code of PGPC, from CLUDA: every pixel with every other one, in the encoder's own features.
+
+    The encoder's maps are resized to one size and concatenated. Once on the source images with their labels, once on
+    the mixed images with theirs, where pixels count as in the cross-entropy; the two losses are added, as released.
+    The cost grows with the square of the number of pixels: on a CPU choose a small ``size``.
+
+    Args:
+        weight: 1 as released.
+        temperature: 1 as released.
+        size: height and width of the map, 65 x 65 as released.
+        released_order: see :func:`protoseg.functional.contrast.pixel_to_pixel`.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        size: Sequence[int] = (65, 65),
+        released_order: bool = False,
+    ) -> None:
+        super().__init__(weight, temperature)
+        expect(len(size) == 2 and min(size) >= 1, "size as height and width", tuple(size))
+        self.size = (int(size[0]), int(size[1]))
+        self.released_order = released_order
+
+    def contrast(self, batch: AdaptationInput) -> Tensor:
+        return self._on(batch.source, None) + self._on(batch.mixed, batch.weight)
+
+    def _on(self, images: LossInput, weight: Tensor | None) -> Tensor:
+        maps = [at_least_fp32(feature) for feature in images.output.features or []]
+        expect(bool(maps), "a model that returns its encoder's maps", "none")
+        features = torch.cat([F.interpolate(m, self.size, mode="bilinear", align_corners=False) for m in maps], 1)
+        label = self._resize(images.label)
+        weight = None if weight is None else self._resize(weight)
+        return pixel_to_pixel(features, label, weight, self.temperature, self.released_order)
+
+    def _resize(self, x: Tensor) -> Tensor:
+        """The value at the centre of every cell; ids up to 255 are exact in fp32."""
+        exact = x if x.is_floating_point() else x.float()
+        resized = F.interpolate(exact.unsqueeze(1), self.size, mode="nearest-exact")
+        return resized.squeeze(1).to(x.dtype)
+
+
+class ProjectedContrast(PixelContrast):
+    """A contrast in a space of its own: the model's embeddings through two layers that exist in training only.
+
+    The layers have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be.
+
+    Args:
+        dim: channels of the space.
+    """
+
+    def __init__(self, weight: float, temperature: float, dim: int) -> None:
+        super().__init__(weight, temperature)
+        expect(dim >= 1, "dim >= 1", dim)
+        self.dim = dim
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        self.num_classes = label_space.num_classes
+        head: Any = model.head
+        channels = head.projection[-1].out_channels
+        self.projection: nn.Module = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.dim)
+        )
+
+
+class ClassMeanContrast(ProjectedContrast):
+    """SePiCo's prototypical contrast (arXiv 2204.08808): pixels of source and target against the source's class means.
+
+    Labels are pooled to the grid: the class that covers ``min_ratio`` of a cell, or none. The means are unit vectors,
+    moved by momentum once per optimizer step. Three things differ from the released code. Its means are of the
+    teacher's features of the source images, which no one here computes: ours are of the student's. Its target images
+    go through the student unmixed; ours are the target's part of the mixed images. And its uniformity term has the
+    other sign, see :func:`protoseg.functional.contrast.mean_feature_uniformity`.
+
+    Args:
+        weight: 1 as released.
+        temperature: divides the cosine, 100 as released.
+        uniformity: weight of the uniformity term beside the contrast, 0.01 as released.
+        min_ratio: 0.75 as released.
+        momentum: of the class means.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 100.0,
+        dim: int = 256,
+        uniformity: float = 0.01,
+        min_ratio: float = 0.75,
+        momentum: float = 0.999,
+    ) -> None:
+        super().__init__(weight, temperature, dim)
+        expect(uniformity >= 0 and 0 <= min_ratio <= 1, "uniformity >= 0, min_ratio in [0, 1]", (uniformity, min_ratio))
+        self.uniformity, self.min_ratio, self.momentum = uniformity, min_ratio, momentum
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        super().prepare(model, label_space, alpha)
+        # Not ``memory``: these are means of the source alone, in this term's own space.
+        self.means = PrototypeMemory(self.num_classes, 1, self.dim, self.momentum)
+
+    def step(self) -> None:
+        self.means.step()
+
+    def contrast(self, batch: AdaptationInput) -> Tensor:
+        source, target = self._pool(batch.source.label, batch), self._pool(full_size_target_label(batch), batch)
+        rows = torch.cat([pixel_rows(images.output.embeddings) for images in (batch.source, batch.mixed)])
+        embeddings, label = embed(self.projection, rows), torch.cat([source, target])
+        on_source, member = embeddings[: len(source)].detach(), source.where(source != IGNORE_INDEX, -1)
+        means, placed = self.means.prototypes[:, 0].clone(), self.means.updates[:, 0] > 0
+        self.means.observe(on_source, member, torch.ones_like(member, dtype=torch.bool))
+        self.statistics = {"anchors": (label != IGNORE_INDEX).sum().float()}
+        sizes = (embeddings, label, means, placed, self.temperature)
+        return class_mean_contrast(*sizes) + self.uniformity * mean_feature_uniformity(*sizes)
+
+    def _pool(self, label: Tensor, batch: AdaptationInput) -> Tensor:
+        return majority_label(label, batch.mixed.stride, self.min_ratio, self.num_classes).flatten()
+
+
+class SupervisedPixelContrast(ProjectedContrast):
+    """ContrastiveSeg (arXiv 2101.11939): half hard, half easy anchors per class, among themselves and with a queue.
+
+    Anchors are labelled source pixels and target pixels that the teacher is sure of; hard is what the student gets
+    wrong. Three things differ from the released code: it draws anchors image by image, ours are drawn from the batch;
+    it compares with whole queues of pixels and of region means, ours with a draw from a queue of pixels; and its loss
+    leaves out the other anchors where there is a queue, ours does not.
+
+    Args:
+        weight: 0.1 as released.
+        temperature: 0.07 in the paper.
+        anchors: per class and rank.
+        reliable: confidence from which target pixels take part.
+        keys: drawn from the queue, per class.
+        queue_length: per class.
+        per_step: written to the queue per class and step.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.1,
+        temperature: float = 0.07,
+        dim: int = 256,
+        anchors: int = 50,
+        reliable: float = 0.968,
+        keys: int = 100,
+        queue_length: int = 1024,
+        per_step: int = 10,
+    ) -> None:
+        super().__init__(weight, temperature, dim)
+        expect(min(anchors, keys) >= 1, "anchors and keys of at least 1", (anchors, keys))
+        self.anchors, self.reliable, self.keys = anchors, reliable, keys
+        self.queue_length, self.per_step = queue_length, per_step
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        super().prepare(model, label_space, alpha)
+        self.queue = ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
+
+    def contrast(self, batch: AdaptationInput) -> Tensor:
+        target = target_pixels(batch)
+        sure = target.label.where(target.confidence >= self.reliable, IGNORE_INDEX)
+        label = torch.cat([on_grid(batch.source.label, batch.source), sure])
+        outputs = [images.output for images in (batch.source, batch.mixed)]
+        predicted = torch.cat([output.logits.argmax(1).flatten() for output in outputs])
+        index, valid = sample_hard_and_easy(label, predicted != label, self.num_classes, self.anchors)
+        rows = torch.cat([pixel_rows(output.embeddings) for output in outputs]).index_select(0, index.flatten())
+        anchors = embed(self.projection, rows)
+        keys, keys_valid = self.queue.draw(self.keys)
+        self.queue.push(anchors.detach().view(*index.shape, -1), valid)
+        self.statistics = {"anchors": valid.sum().float(), "queue": self.queue.fill.float()}
+        return supervised_contrast(
+            anchors, class_rows(valid), keys.flatten(0, 1), class_rows(keys_valid), temperature=self.temperature
+        )

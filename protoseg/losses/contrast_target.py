@@ -1,0 +1,284 @@
+"""Pixel contrast whose anchors are target pixels that the teacher is sure of: PGPC and U2PL."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.distributed import all_reduce_
+from protoseg.functional.contrast import entropy, entropy_bounds, info_nce, nearest_prototype, surely_not
+from protoseg.functional.prototypes import prototype_sums
+from protoseg.functional.sampling import sample_per_class, take_rows
+from protoseg.losses.contrast import (
+    ProjectedContrast,
+    TargetPixels,
+    class_rows,
+    embed,
+    expect,
+    on_grid,
+    pixel_rows,
+    target_pixels,
+)
+from protoseg.losses.term import AdaptationInput
+from protoseg.nn.prototype_memory import Observation, PrototypeMemory
+from protoseg.nn.queues import ClassQueues
+from protoseg.nn.teacher import EMATeacher
+from protoseg.types import IGNORE_INDEX, LabelSpace
+
+
+class TargetContrast(ProjectedContrast):
+    """Anchors from reliable target pixels, balanced over classes; negatives from unreliable ones.
+
+    An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order: it joins
+    the queues of these, as a negative. Queues hold embeddings by the averaged projection of the teacher's features.
+
+    Args:
+        weight: of the term in the sum.
+        temperature: divides the cosines.
+        dim: channels of the projection.
+        anchors: the most per class and rank.
+        negatives: drawn per class or anchor, see the subclass.
+        low_rank, high_rank: ranks in the teacher's order of classes (0 is the likeliest) that a pixel surely does not
+            show: ``low_rank <= rank < high_rank``.
+        queue_length: per class.
+        per_step: written to a queue per class and step, over all ranks.
+
+    Raises:
+        ProtosegError: numbers that make no sense.
+    """
+
+    uses_source_graph = False
+
+    def __init__(
+        self,
+        weight: float,
+        temperature: float,
+        dim: int,
+        anchors: int,
+        negatives: int,
+        low_rank: int,
+        high_rank: int,
+        queue_length: int,
+        per_step: int,
+    ) -> None:
+        super().__init__(weight, temperature, dim)
+        expect(min(anchors, negatives) >= 1, "anchors and negatives of at least 1", (anchors, negatives))
+        expect(1 <= low_rank < high_rank, "1 <= low_rank < high_rank", (low_rank, high_rank))
+        self.anchors, self.negatives = anchors, negatives
+        self.low_rank, self.high_rank = low_rank, high_rank
+        self.queue_length, self.per_step = queue_length, per_step
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        super().prepare(model, label_space, alpha)
+        self.averaged: nn.Module = EMATeacher(self.projection, alpha)
+        self.unreliable_queue = self._new_queue()
+
+    def _new_queue(self) -> ClassQueues:
+        return ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
+
+    def step(self) -> None:
+        if isinstance(self.averaged, EMATeacher):
+            self.averaged.update_parameters(self.projection)
+
+    @abstractmethod
+    def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+        """Labels of the reliable pixels (``n``, ``IGNORE_INDEX`` elsewhere), and which are unreliable (bool ``n``)."""
+
+    @torch.no_grad()
+    def push_unreliable(self, unreliable: Tensor, batch: AdaptationInput) -> None:
+        """A sample of the unreliable pixels to the queues of all classes that they surely do not show."""
+        index, valid = sample_per_class((~unreliable).long() * IGNORE_INDEX, 1, self.per_step)
+        index, valid = index[0], valid[0]
+        embeddings = embed(self.averaged, take_rows(batch.teacher.embeddings, index))
+        member = surely_not(take_rows(batch.teacher.logits, index), self.low_rank, self.high_rank) & valid.unsqueeze(1)
+        self.unreliable_queue.push(embeddings.expand(self.num_classes, -1, -1), member.T)
+
+    def share_per_class(self, label: Tensor, part: Tensor) -> Tensor:
+        """Of the pixels of each class, how many are in ``part`` (the same labels or ``IGNORE_INDEX``); ``c``."""
+        counts = torch.zeros(2, self.num_classes + 1, device=label.device)
+        for count, ids in zip(counts, (part, label), strict=True):
+            ids = ids.where(ids != IGNORE_INDEX, self.num_classes)
+            count.index_add_(0, ids, torch.ones_like(ids, dtype=count.dtype))
+        return counts[0, :-1] / counts[1, :-1].clamp_min(1)
+
+
+class PrototypeGuidedContrast(TargetContrast):
+    """PGPC (Xiang, Wan and Cao, Scientific Reports 2024, arXiv 2501.09040): contrast with the prototypes of classes.
+
+    The full text of the paper is not at hand. What its abstract and figure captions say: reliable target pixels are
+    drawn to class prototypes and away from negatives, unreliable target pixels are made use of without the noise of
+    their pseudo-labels, features of a class stay diverse, and nothing is added at inference. All else is our choice,
+    and a parameter: the positive is the nearest of K prototypes of the class; negatives come half from the queues of
+    other classes' reliable features, half from the class's queue of unreliable ones. (The released code computes
+    something else: :class:`protoseg.losses.contrast.PixelToPixelContrast`.)
+
+    For a head with prototypes the positives are that head's own, in the head's own space, without a projection. Else
+    the term keeps a memory in its projected space. Either is moved by labelled source and reliable target pixels.
+
+    Args:
+        reliable: confidence from which a target pixel is reliable.
+        negatives: from each of the two kinds of queues, per class and step, shared by the anchors of the class.
+        num_prototypes: K, where the head has none.
+        momentum: of the prototypes, where the head has none.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.1,
+        temperature: float = 0.5,
+        dim: int = 64,
+        reliable: float = 0.968,
+        anchors: int = 128,
+        negatives: int = 128,
+        num_prototypes: int = 5,
+        momentum: float = 0.999,
+        low_rank: int = 3,
+        high_rank: int = 20,
+        queue_length: int = 1024,
+        per_step: int = 64,
+    ) -> None:
+        super().__init__(weight, temperature, dim, anchors, negatives, low_rank, high_rank, queue_length, per_step)
+        expect(0 < reliable <= 1 and num_prototypes >= 1, "0 < reliable <= 1, K >= 1", (reliable, num_prototypes))
+        self.reliable, self.num_prototypes, self.momentum = reliable, num_prototypes, momentum
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        head: Any = model.head
+        shared: PrototypeMemory | None = getattr(head, "memory", None)
+        if shared is not None:
+            self.dim = shared.prototypes.shape[2]
+        super().prepare(model, label_space, alpha)
+        if shared is not None:
+            self.projection = self.averaged = nn.Identity()
+        else:
+            self.memory = PrototypeMemory(self.num_classes, self.num_prototypes, self.dim, self.momentum)
+        self.reliable_queue = self._new_queue()
+
+    def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+        sure = target.confidence >= self.reliable
+        return target.label.where(sure, IGNORE_INDEX), (target.label != IGNORE_INDEX) & ~sure
+
+    def contrast(self, batch: AdaptationInput) -> Tensor:
+        target = target_pixels(batch)
+        label, unreliable = self.split(target, batch)
+        index, valid = sample_per_class(label, self.num_classes, self.anchors)
+        anchors = embed(self.projection, take_rows(batch.mixed.output.embeddings, index))
+        with torch.no_grad():
+            self.reliable_queue.push(embed(self.averaged, take_rows(batch.teacher.embeddings, index)), valid)
+            self.push_unreliable(unreliable, batch)
+            negatives, exist = self._draw()
+        memory = self._memory(batch)
+        # Copies: prototypes may move between this forward pass and its backward pass.
+        prototypes, placed = memory.prototypes.to(anchors.dtype, copy=True), memory.updates > 0
+        valid_anchor = valid & placed.any(1, keepdim=True)
+        if self.memory is not None:
+            self.observations = [self._observe(self.memory, batch, anchors.detach(), index, valid)]
+        self.statistics = {
+            "anchors": valid_anchor.sum().float(),
+            "reliable": self.share_per_class(target.label, label),
+            "reliable_queue": self.reliable_queue.fill.float(),
+            "unreliable_queue": self.unreliable_queue.fill.float(),
+        }
+        return info_nce(
+            nearest_prototype(anchors, prototypes, placed),
+            anchors @ negatives.to(anchors.dtype).transpose(1, 2),
+            valid_anchor,
+            exist.unsqueeze(1),
+            self.temperature,
+        )
+
+    def _memory(self, batch: AdaptationInput) -> PrototypeMemory:
+        student: Any = batch.student
+        return self.memory if self.memory is not None else student.head.memory
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Negatives of each class, ``c m d``, and whether they exist, bool ``c m``."""
+        drawn = (self.reliable_queue.draw_others(self.negatives), self.unreliable_queue.draw(self.negatives))
+        features, exist = zip(*drawn, strict=True)
+        return torch.cat(features, 1), torch.cat(exist, 1)
+
+    @torch.no_grad()
+    def _observe(
+        self, memory: PrototypeMemory, batch: AdaptationInput, anchors: Tensor, index: Tensor, valid: Tensor
+    ) -> Observation:
+        """The anchors, and as many labelled source pixels, for the term's own memory."""
+        source_label = on_grid(batch.source.label, batch.source)
+        source_index, source_valid = sample_per_class(source_label, self.num_classes, self.anchors)
+        on_source = embed(self.projection, take_rows(batch.source.output.embeddings, source_index))
+        embeddings = torch.cat([on_source.flatten(0, 1), anchors.flatten(0, 1)])
+        label = torch.cat([class_rows(source_valid), class_rows(valid)])
+        logits = [
+            take_rows(images.output.logits, rows.flatten())
+            for images, rows in ((batch.source, source_index), (batch.mixed, index))
+        ]
+        member = memory.cluster(memory.similarity(embeddings), label).member
+        return Observation(embeddings, member, torch.cat(logits).argmax(1) == label)
+
+
+class UnreliablePixelContrast(TargetContrast):
+    """U2PL (Wang et al., CVPR 2022, arXiv 2203.03884): "using unreliable pseudo-labels" as negatives.
+
+    Reliable are the target pixels of the lowest entropy, unreliable those of the highest. The positive of a class is
+    the teacher's mean over its reliable pixels. Two things differ from the released code: its anchors are labelled
+    pixels too, of which the teacher here says nothing; and its share of pixels falls to 0 over the training.
+
+    Args:
+        confident: probability above which a reliable pixel may be an anchor (paper: 0.3).
+        entropy_share: share of the pixels that are reliable, and of those that are unreliable (released code: 0.2).
+        negatives: per anchor (paper: 50).
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.1,
+        temperature: float = 0.5,
+        dim: int = 256,
+        confident: float = 0.3,
+        entropy_share: float = 0.2,
+        anchors: int = 256,
+        negatives: int = 50,
+        low_rank: int = 3,
+        high_rank: int = 20,
+        queue_length: int = 2048,
+        per_step: int = 256,
+    ) -> None:
+        super().__init__(weight, temperature, dim, anchors, negatives, low_rank, high_rank, queue_length, per_step)
+        wanted = "0 <= confident < 1, 0 < entropy_share <= 0.5"
+        expect(0 <= confident < 1 and 0 < entropy_share <= 0.5, wanted, (confident, entropy_share))
+        self.confident, self.entropy_share = confident, entropy_share
+
+    def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+        seen = target.label != IGNORE_INDEX
+        values = entropy(pixel_rows(batch.teacher.logits))
+        low, high = entropy_bounds(values, seen, self.entropy_share)
+        return target.label.where(values <= low, IGNORE_INDEX), seen & (values >= high)
+
+    def contrast(self, batch: AdaptationInput) -> Tensor:
+        target = target_pixels(batch)
+        label, unreliable = self.split(target, batch)
+        means, present = self._class_means(label, batch)
+        anchor_label = label.where(target.confidence > self.confident, IGNORE_INDEX)
+        index, valid = sample_per_class(anchor_label, self.num_classes, self.anchors)
+        anchors = embed(self.projection, take_rows(batch.mixed.output.embeddings, index))
+        self.push_unreliable(unreliable, batch)
+        negatives, exist = self.unreliable_queue.draw(self.anchors, self.negatives)
+        valid = valid & present.unsqueeze(1)
+        self.statistics = {
+            "anchors": valid.sum().float(),
+            "reliable": self.share_per_class(target.label, label),
+            "unreliable_queue": self.unreliable_queue.fill.float(),
+        }
+        positive = (anchors @ means.to(anchors.dtype).unsqueeze(2)).squeeze(2)
+        negative = torch.einsum("cad,camd->cam", anchors, negatives.to(anchors.dtype))
+        return info_nce(positive, negative, valid, exist, self.temperature)
+
+    @torch.no_grad()
+    def _class_means(self, label: Tensor, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+        """Mean direction of the teacher's embeddings of each class over all ranks, ``c d``, and which have one."""
+        member = label.where(label != IGNORE_INDEX, -1)
+        embeddings = embed(self.averaged, pixel_rows(batch.teacher.embeddings))
+        sums, counts = (all_reduce_(x) for x in prototype_sums(embeddings, member, self.num_classes))
+        return F.normalize(sums, dim=1), counts > 0

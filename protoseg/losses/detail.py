@@ -1,0 +1,57 @@
+"""HRDA's additional loss on the detail crop alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.resize import upsample_logits
+from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
+from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput
+from protoseg.types import Detail, ProtosegError, SegOutput
+
+
+def detail_of(output: SegOutput) -> Detail:
+    """The output's detail crop.
+
+    Raises:
+        ProtosegError: the model has none, or is not in training.
+    """
+    if output.detail is None:
+        raise ProtosegError(
+            "detail loss: expected a model with a detail crop, got none; set segmentor=hrda, or drop the term"
+        )
+    return output.detail
+
+
+def crop_to_box(pixels: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """The pixels of ``b H W`` inside ``box`` (top, left, height, width)."""
+    top, left, height, width = box
+    return pixels[:, top : top + height, left : left + width]
+
+
+def weighted_detail_cross_entropy(detail: Detail, label: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Cross-entropy of the detail crop on labels and pixel weights of the whole image, both ``b H W``."""
+    logits = upsample_logits(at_least_fp32(detail.logits), detail.box[2:], stride)
+    return weighted_cross_entropy(logits, crop_to_box(label, detail.box), crop_to_box(weight, detail.box))
+
+
+class DetailCrossEntropy(CrossEntropy):
+    """Cross-entropy of the detail crop of labelled images (HRDA, arXiv 2204.13132, Sec. 3.3).
+
+    In the paper its weight is lambda_d = 0.1, and that of the cross-entropy on the fused logits 1 - lambda_d.
+    """
+
+    def forward(self, batch: LossInput) -> Tensor:
+        detail = detail_of(batch.output)
+        return self._on(detail.logits, batch._replace(label=crop_to_box(batch.label, detail.box)))
+
+
+class MixedDetailCrossEntropy(AdaptationTerm):
+    """The same on the mixed images with their pixel weights: 0.1 of it and 0.9 of the mixed cross-entropy."""
+
+    uses_source_graph = False
+
+    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
+        detail = detail_of(batch.mixed.output)
+        return weighted_detail_cross_entropy(detail, batch.mixed.label, batch.weight, batch.mixed.stride)

@@ -1,0 +1,88 @@
+"""DAFormer's decoder: maps of all levels, embedded alike, fused by a context-aware head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.types import ProtosegError
+
+
+def _conv_bn_relu(
+    in_channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    padding = kernel // 2 * dilation
+    conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+class SeparableASPP(nn.Module):
+    """Atrous spatial pyramid of depthwise-separable convolutions, without image pooling, and a 3 x 3 bottleneck.
+
+    One branch per dilation: for 1 a 1 x 1 convolution, else a depthwise 3 x 3 at that dilation and a pointwise one
+    (Chen et al., DeepLabV3+, arXiv 1802.02611); BatchNorm and ReLU follow every convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(self._branch(in_channels, out_channels, d) for d in dilations)
+        self.bottleneck = _conv_bn_relu(len(dilations) * out_channels, out_channels, 3)
+
+    @staticmethod
+    def _branch(in_channels: int, out_channels: int, dilation: int) -> nn.Sequential:
+        pointwise = _conv_bn_relu(in_channels, out_channels, 1)
+        if dilation == 1:
+            return pointwise
+        return nn.Sequential(_conv_bn_relu(in_channels, in_channels, 3, dilation, groups=in_channels), pointwise)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.bottleneck(torch.cat([branch(feature) for branch in self.branches], dim=1))
+
+
+class DAFormerDecoder(nn.Module):
+    """Context-aware multi-level fusion (Hoyer et al., DAFormer, CVPR 2022, arXiv 2111.14887, Sec. 3.1).
+
+    Every map is embedded by a 1 x 1 convolution, brought to the finest map's size and joined to the others; one
+    :class:`SeparableASPP` fuses them. With MiT-B5 and 19 classes: 3 707 392 parameters, with a 1 x 1 classifier
+    3 712 275, the whole model 85 155 283 (the paper's 3.7 M and 85.2 M).
+
+    Args:
+        width: channels of each embedding and of the result.
+        dilations: of the fusion's branches.
+        dropout: share of channels of the result that are dropped while training.
+
+    Raises:
+        ProtosegError: maps that do not come finest first; no dilations, or one below 1.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 256,
+        dilations: Sequence[int] = (1, 6, 12, 18),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if list(strides) != sorted(strides) or len(strides) != len(channels):
+            raise ProtosegError(
+                f"DAFormer decoder: expected one stride per map, finest map first, got strides {list(strides)} for "
+                f"channels {list(channels)}"
+            )
+        if not dilations or min(dilations) < 1:
+            raise ProtosegError(
+                f"decoder.dilations: expected numbers from 1, got {list(dilations)}; e.g. [1, 6, 12, 18]"
+            )
+        self.embeddings = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.fusion = SeparableASPP(len(channels) * width, width, dilations)
+        self.dropout = nn.Dropout2d(dropout)
+        self.out_channels, self.stride = width, strides[0]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        size = features[0].shape[-2:]
+        embedded = [embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]
+        coarse = [F.interpolate(feature, size, mode="bilinear", align_corners=False) for feature in embedded[1:]]
+        return self.dropout(self.fusion(torch.cat([embedded[0], *coarse], dim=1)))

@@ -1,0 +1,199 @@
+"""HRDA: the whole image at half resolution, its details at full resolution, and a learned attention between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.resize import grid_size
+from protoseg.models.decoders import SegFormerDecoder
+from protoseg.models.encoders import Encoder
+from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
+from protoseg.types import Detail, ProtosegError, SegOutput
+
+CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
+WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depend on it
+
+Box = tuple[int, int, int, int]
+
+
+def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, int]) -> Tensor:
+    """(1 - a) context + a detail where the detail lies, the context elsewhere (HRDA, arXiv 2204.13132, Sec. 3.2).
+
+    The paper zeroes the attention outside the crop on the context's grid and upsamples afterwards, products included;
+    that mixes zeros into the logits along the crop's border, on both of its sides. Here everything is upsampled first.
+
+    Args:
+        context: ``b c h w`` on the output grid.
+        detail: ``b c i j`` on the same grid.
+        attention: in [0, 1], ``b c h w`` or ``b 1 h w``.
+        corner: row and column of the detail's first cell.
+    """
+    (top, left), (height, width) = corner, detail.shape[-2:]
+    inside = (..., slice(top, top + height), slice(left, left + width))
+    fused = context.clone()
+    fused[inside] = torch.lerp(context[inside], detail, attention[inside])
+    return fused
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """First cells of windows that cover ``length``, half a window apart; the last one ends at the border."""
+    return [*range(0, length - window, max(1, window // 2)), length - window]
+
+
+class ScaleAttention(nn.Module):
+    """Where, and for which class, the detail is to be trusted: the encoder's maps to ``b channels h w`` in [0, 1]."""
+
+    def __init__(self, decoder: nn.Module, channels: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(decoder.out_channels, channels, 1)  # type: ignore[arg-type]
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return at_least_fp32(self.classifier(self.dropout(self.decoder(features)))).sigmoid()
+
+
+class HRDASegmentor(Segmentor):
+    """Context and detail through one network, fused by scale attention (Hoyer et al., HRDA, arXiv 2204.13132).
+
+    Context: the image at half resolution. Detail, by the same encoder, decoder and head: in training one crop of
+    ``detail_size`` at a random place (the same for the whole batch, from torch's global generator); in evaluation
+    windows of that size over the whole image, half a window apart, averaged.
+
+    Logits are fused on the detail's grid, of ``stride`` pixels of the image. There lie the context's embeddings too,
+    interpolated (and, where the head has prototypes, of unit length again, with their similarities); ``features`` are
+    the context's own maps.
+
+    Args:
+        encoder, decoder, head, num_classes, auxiliary: see :class:`Segmentor`; the auxiliary head sees the context.
+        detail_size: side, or height and width, of the detail in pixels: multiples of the encoder's coarsest stride.
+        attention: ``(channels, strides) -> decoder`` of the scale attention; SegFormer's in the paper.
+        attention_per_class: one attention channel per class (paper), or one for all, so that the number of learned
+            parameters does not depend on the number of classes.
+
+    Raises:
+        ProtosegError: a detail size that does not fit the encoder's cells; in training an image smaller than that.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Callable[[list[int], list[int]], nn.Module],
+        head: Callable[[int, int], nn.Module],
+        num_classes: int,
+        auxiliary: Callable[[list[int], list[int], int], nn.Module] | None = None,
+        detail_size: int | Sequence[int] = 512,
+        attention: Callable[[list[int], list[int]], nn.Module] = SegFormerDecoder,
+        attention_per_class: bool = True,
+    ) -> None:
+        super().__init__(encoder, decoder, head, num_classes, auxiliary)
+        size = (detail_size, detail_size) if isinstance(detail_size, int) else tuple(detail_size)
+        multiple = max(encoder.strides)
+        if len(size) != 2 or any(side < 1 or side % multiple for side in size):
+            raise ProtosegError(
+                f"segmentor.detail_size: expected a side, or height and width, that are multiples of {multiple} (the "
+                f"encoder's coarsest stride), got {detail_size}; e.g. half of data.crop_size"
+            )
+        self.detail_size = (size[0], size[1])
+        channels = num_classes if attention_per_class else 1
+        self.attention = ScaleAttention(attention(encoder.channels, encoder.strides), channels)
+
+    @property
+    def feature_strides(self) -> list[int]:
+        """Pixels of the image per cell of each map in ``SegOutput.features``, the context's maps."""
+        return [CONTEXT_SCALE * stride for stride in self.encoder.strides]
+
+    def encoder_maps(self, image: Tensor, encoder: nn.Module) -> list[Tensor]:
+        """The context's maps, see :meth:`Segmentor.encoder_maps`."""
+        context = self._context(self._encoder_input(image))
+        return self._cropped(self._encode(context, encoder), image_size(context))
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Segment a batch; arguments and result as of :meth:`Segmentor.forward`, in training with ``detail``."""
+        image = self._encoder_input(image)
+        context = self._context(image)
+        size, context_size = image_size(image), image_size(context)
+        features = self._encode(context, self.encoder)
+        output = self._decode(features, context_size)
+        attention = crop_to_grid(self._on_grid(self.attention(features), features, CONTEXT_SCALE), size, self.stride)
+        detail = self._random_detail(image) if self.training else Detail(self._sliding_detail(image), (0, 0, *size))
+        top, left, _, _ = detail.box
+        logits = self._upsampled(output.logits, size)
+        embeddings, similarities = self._upsampled_embeddings(output.embeddings, size)
+        auxiliary = self._auxiliary_logits(features, context_size)
+        return SegOutput(
+            logits=fuse(logits, detail.logits, attention, (top // self.stride, left // self.stride)),
+            embeddings=embeddings,
+            similarities=similarities,
+            features=self._cropped(features, context_size),
+            auxiliary=None if auxiliary is None else self._upsampled(auxiliary, size),
+            detail=detail if self.training else None,
+        )
+
+    @staticmethod
+    def _context(image: Tensor) -> Tensor:
+        # Bilinear resizing by one half is the mean of 2 x 2 pixels; pooling also keeps an odd last row or column.
+        return F.avg_pool2d(image, CONTEXT_SCALE, ceil_mode=True, count_include_pad=False)
+
+    def _upsampled(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
+        """From the context's grid to the output grid."""
+        fine = F.interpolate(feature, scale_factor=CONTEXT_SCALE, mode="bilinear", align_corners=False)
+        return crop_to_grid(fine, size, self.stride)
+
+    def _upsampled_embeddings(self, embeddings: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        embeddings = self._upsampled(embeddings, size)
+        memory = getattr(self.head, "memory", None)
+        if memory is None:
+            return embeddings, None
+        with no_autocast(embeddings):
+            embeddings = F.normalize(embeddings, dim=1)
+            return embeddings, memory.similarity(embeddings.permute(0, 2, 3, 1).flatten(0, 2))
+
+    def _random_detail(self, image: Tensor) -> Detail:
+        """Logits of a random crop of the normalised image."""
+        box = self._random_box(image_size(image))
+        top, left, height, width = box
+        crop = image[..., top : top + height, left : left + width]
+        return Detail(self._decode(self._encode(crop, self.encoder), (height, width)).logits, box)
+
+    def _random_box(self, size: tuple[int, int]) -> Box:
+        if any(detail > side for detail, side in zip(self.detail_size, size, strict=True)):
+            raise ProtosegError(
+                f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}; set "
+                f"segmentor.detail_size to half of data.crop_size"
+            )
+        step = CONTEXT_SCALE * self.stride  # whole cells of the context's grid, hence of the output grid
+        places = [(side - detail) // step + 1 for side, detail in zip(size, self.detail_size, strict=True)]
+        top, left = (step * int(torch.randint(number, ())) for number in places)  # on the CPU: no wait for the device
+        return top, left, *self.detail_size
+
+    def _sliding_detail(self, image: Tensor) -> Tensor:
+        """Logits of the whole normalised image, averaged over overlapping windows that begin on cells of the grid."""
+        stride, batch = self.stride, len(image)
+        grid = grid_size(image_size(image), stride)
+        cells = [min(side // stride, length) for side, length in zip(self.detail_size, grid, strict=True)]
+        corners = list(product(window_starts(grid[0], cells[0]), window_starts(grid[1], cells[1])))
+        total = at_least_fp32(image).new_zeros(batch, self.num_classes, *grid)
+        count = total.new_zeros(grid)
+        for y, x in corners:
+            count[y : y + cells[0], x : x + cells[1]] += 1
+        # zeros are the mean colour, which is also what the encoder is padded with
+        image = pad_to_multiple(image, stride)
+        window = (cells[0] * stride, cells[1] * stride)
+        windows = [(i, y, x) for y, x in corners for i in range(batch)]
+        for first in range(0, len(windows), WINDOWS_AT_ONCE):
+            chunk = windows[first : first + WINDOWS_AT_ONCE]
+            crops = [
+                image[i, :, y * stride : y * stride + window[0], x * stride : x * stride + window[1]]
+                for i, y, x in chunk
+            ]
+            logits = self._decode(self._encode(torch.stack(crops), self.encoder), window).logits
+            for (i, y, x), part in zip(chunk, logits, strict=True):
+                total[i, :, y : y + cells[0], x : x + cells[1]] += part
+        return total / count

@@ -1,0 +1,63 @@
+"""The teacher: an exponential moving average of the student that no gradient reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from protoseg.nn.prototype_memory import PrototypeMemory
+from protoseg.types import ProtosegError
+
+
+class EMATeacher(AveragedModel):
+    """Average of a module's weights over the optimizer steps, always in eval mode.
+
+    After optimizer step t = 1, 2, …, with a = min(1 - 1 / (t + 1), alpha) (Tarvainen and Valpola, arXiv 1703.01780;
+    DACS, arXiv 2007.08702): parameters, BatchNorm statistics and prototypes become a * own + (1 - a) * student's,
+    prototypes are made unit length again, counters are copied. The released codes of DACS and DAFormer average
+    parameters only and leave the teacher's BatchNorm in training mode; averaged statistics belong to averaged weights,
+    and a teacher in eval mode labels an image alike in whatever batch it comes.
+
+    Args:
+        model: the student; copied.
+        alpha: largest momentum, in [0, 1).
+
+    Attributes:
+        n_averaged: states averaged so far, the initial one included: t + 1 after optimizer step t.
+
+    Raises:
+        ProtosegError: ``alpha`` outside [0, 1).
+    """
+
+    n_averaged: Tensor
+
+    def __init__(self, model: nn.Module, alpha: float = 0.999) -> None:
+        if not 0 <= alpha < 1:
+            raise ProtosegError(f"teacher: expected alpha in [0, 1), got {alpha}")
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        self.alpha = alpha
+        self.n_averaged.fill_(1)  # the initial student is the first member of the average
+        self.requires_grad_(False)
+        self.eval()
+
+    @torch.no_grad()
+    def _average(self, own: Any, student: Any, n_averaged: Tensor | int) -> None:
+        if not torch.is_floating_point(own[0]):
+            torch._foreach_copy_(own, student)
+            return
+        alpha = min(1 - 1 / (int(n_averaged) + 1), self.alpha)
+        torch._foreach_lerp_(own, student, 1 - alpha)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow the student after an optimizer step."""
+        super().update_parameters(model)
+        for module in self.modules():
+            if isinstance(module, PrototypeMemory):
+                module.prototypes.copy_(nn.functional.normalize(module.prototypes, dim=2))
+
+    def train(self, mode: bool = True) -> EMATeacher:
+        """Stays in eval mode: no dropout, no drop-path, BatchNorm by its averaged statistics."""
+        return super().train(False)

@@ -1,0 +1,68 @@
+"""ClassMix and the strong augmentation."""
+
+from __future__ import annotations
+
+import torch
+
+from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
+
+
+def labels() -> torch.Tensor:
+    label = torch.full((3, 6, 8), 255)
+    label[0, :, :2], label[0, :, 2:4], label[0, :, 4:6] = 0, 2, 4  # three classes and ignored pixels
+    label[1] = 3  # one class
+    return label  # the third image has none
+
+
+def test_half_of_the_classes_rounded_up_whole_and_never_the_ignored() -> None:
+    label = labels()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mask = class_mix_mask(label, 5)
+        chosen = [set(label[i][mask[i]].tolist()) for i in range(3)]
+        assert len(chosen[0]) == 2
+        assert chosen[0] <= {0, 2, 4}
+        assert chosen[1:] == [{3}, set()]
+        for c in chosen[0]:
+            assert mask[0][label[0] == c].all()  # a class is pasted as a whole
+
+
+def test_every_class_is_chosen_equally_often() -> None:
+    torch.manual_seed(0)
+    label = torch.arange(4).repeat(2000, 1, 1)  # four classes, two of them chosen
+    share = class_mix_mask(label, 4).float().mean((0, 1))
+    torch.testing.assert_close(share, torch.full((4,), 0.5), atol=0.05, rtol=0)
+
+
+def test_images_choose_apart() -> None:
+    torch.manual_seed(0)
+    mask = class_mix_mask(torch.arange(4).repeat(50, 1, 1), 4)
+    assert len(mask.unique(dim=0)) > 1
+
+
+def test_paste() -> None:
+    pasted = torch.tensor([[[True, False]]])
+    image = paste(pasted, torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
+    assert image[0, :, 0].tolist() == [[1, 0]] * 3
+    assert paste(pasted, torch.tensor([[[7, 7]]]), torch.tensor([[[8, 9]]])).tolist() == [[[7, 9]]]
+
+
+def test_strong_transform_is_drawn_per_image_and_repeats_with_the_seed() -> None:
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).repeat(8, 1, 1, 1)
+    torch.manual_seed(3)
+    first = strong_transform(image)
+    assert first.dtype == torch.uint8
+    assert len({tuple(one.flatten().tolist()) for one in first}) > 4
+    torch.manual_seed(3)
+    assert torch.equal(strong_transform(image), first)
+    assert torch.equal(strong_transform(image, jitter=0, blur=False), image)
+
+
+def test_blur_keeps_the_mean_and_lowers_the_contrast() -> None:
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8)
+    blurred = strong_transform(image, jitter=0, blur=True).float()
+    changed = (blurred != image.float()).flatten(1).any(1)
+    assert 3 <= changed.sum() <= 17  # about every second image
+    assert (blurred[changed].std((1, 2, 3)) < image[changed].float().std((1, 2, 3))).all()
+    torch.testing.assert_close(blurred.mean(), image.float().mean(), atol=1.0, rtol=0)

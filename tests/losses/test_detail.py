@@ -1,0 +1,80 @@
+"""HRDA's detail loss: on the crop's own labels and pixel weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy, detail_of
+from protoseg.losses.segmentation import CrossEntropy
+from protoseg.losses.term import AdaptationInput, LossInput
+from protoseg.types import Detail, ProtosegError, SegOutput
+
+BOX = (8, 16, 16, 24)  # of an image of 32 x 48 at stride 4
+
+
+def batch() -> LossInput:
+    torch.manual_seed(0)
+    label = torch.randint(0, 3, (2, 32, 48))
+    label[0, 8:12] = 255
+    detail = Detail(torch.randn(2, 3, 4, 6, dtype=torch.double, requires_grad=True), BOX)
+    logits = torch.randn(2, 3, 8, 12, dtype=torch.double)
+    return LossInput(SegOutput(logits=logits, embeddings=logits, detail=detail), label, stride=4)
+
+
+def pixel_losses(source: LossInput) -> torch.Tensor:
+    """Cross-entropy of each pixel of the crop, by a loop; 0 where unlabelled."""
+    full = F.interpolate(source.output.detail.logits, (16, 24), mode="bilinear").log_softmax(1)  # type: ignore[union-attr]
+    losses = torch.zeros(2, 16, 24, dtype=torch.double)
+    for i in range(2):
+        for y in range(16):
+            for x in range(24):
+                label = int(source.label[i, 8 + y, 16 + x])
+                losses[i, y, x] = 0 if label == 255 else -full[i, label, y, x]
+    return losses
+
+
+def adaptation(mixed: LossInput, weight: torch.Tensor) -> AdaptationInput:
+    unused: Any = None
+    return AdaptationInput(unused, unused, mixed, unused, weight, unused, unused, unused)
+
+
+def test_labelled_images_against_a_loop() -> None:
+    source = batch()
+    labelled = (source.label[:, 8:24, 16:40] != 255).sum()
+    torch.testing.assert_close(DetailCrossEntropy(3)(source), pixel_losses(source).sum() / labelled)
+
+
+def test_weights_sum_to_the_papers_total() -> None:
+    source = batch()
+    fused, detail = CrossEntropy(3, weight=0.9), DetailCrossEntropy(3, weight=0.1)
+    total = fused.weight * fused(source) + detail.weight * detail(source)
+    full = F.interpolate(source.output.logits, (32, 48), mode="bilinear")
+    expected = 0.9 * F.cross_entropy(full, source.label, ignore_index=255) + 0.1 * detail(source)
+    torch.testing.assert_close(total, expected)
+
+
+def test_mixed_images_against_a_loop() -> None:
+    mixed = batch()
+    weight = torch.rand(2, 32, 48, dtype=torch.double)
+    labelled = (mixed.label[:, 8:24, 16:40] != 255).sum()
+    expected = (pixel_losses(mixed) * weight[:, 8:24, 16:40]).sum() / labelled
+    value = MixedDetailCrossEntropy()(adaptation(mixed, weight))
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert mixed.output.detail.logits.grad.isfinite().all()  # type: ignore[union-attr]
+
+
+def test_unlabelled_crop_is_zero_not_nan() -> None:
+    source = batch()
+    source = source._replace(label=torch.full_like(source.label, 255))
+    assert float(DetailCrossEntropy(3)(source).detach()) == 0
+    assert float(MixedDetailCrossEntropy()(adaptation(source, torch.ones(2, 32, 48))).detach()) == 0
+
+
+def test_model_without_detail() -> None:
+    with pytest.raises(ProtosegError, match="expected a model with a detail crop, got none; set segmentor=hrda"):
+        detail_of(batch().output._replace(detail=None))

@@ -1,0 +1,206 @@
+"""Domain adaptation through the command line: what it logs, keeps, resumes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from protoseg.callbacks.prototype_memory import find_memory
+from protoseg.checkpoint import read_checkpoint
+from protoseg.cli.build import build_datamodule, build_module
+from protoseg.cli.evaluation import run_evaluation
+from protoseg.cli.training import run_training
+from protoseg.training import AdaptationModule
+from protoseg.types import ProtosegError
+from tests.conftest import TINY
+from tests.training.test_resume import assert_same_bits, stopped_at
+
+ADAPT = tuple(x for x in TINY if not x.startswith("head."))
+PGPC = ("experiment=streets_day_to_dusk_pgpc", *ADAPT)
+# A random teacher is never sure; the paths of reliable pixels must run all the same.
+SURE = ("method.threshold=0.1",)
+Configure = Callable[..., DictConfig]
+
+
+def columns(run: Path) -> set[str]:
+    with open(run / "logs" / "metrics.csv") as file:
+        return {key for row in csv.DictReader(file) for key, value in row.items() if value}
+
+
+@pytest.mark.parametrize("head", ["parametric", "prototype"])
+def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp_path: Path) -> None:
+    run_training(configure("train", *PGPC, *SURE, f"head={head}", "data.validate_source=true"))
+    run = tmp_path / "run"
+    assert {
+        "train/ce", "train/mixed", "train/feature_distance", "train/contrast", "train/quality", "train/reliable/Road",
+        "contrast/reliable/Road", "contrast/reliable_queue/Road", "contrast/anchors", "prototypes/moved",
+        "val/mIoU", "val/teacher_mIoU", "val/teacher_IoU/Car", "val/source_mIoU", "val/pseudo_label_accuracy",
+        "val/reliable", "val/reliable/Car",
+    } <= columns(run)  # fmt: skip
+    for name in ("curves.png", "panels/adaptation_000003.png", "panels/step_000006.png", "panels/occupancy_000006.png"):
+        assert (run / name).stat().st_size > 0
+    state = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert state["teacher.n_averaged"] == 7
+    prototypes = "model.head.memory.updates" if head == "prototype" else "terms.contrast.memory.updates"
+    assert state[prototypes].sum() > 0
+
+
+def test_student_and_teacher_are_judged_apart(configure: Configure, tmp_path: Path) -> None:
+    run_training(configure("train", *PGPC, "trainer.limit_val_batches=1.0", "optimizer.lr=0.01"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with open(tmp_path / "run" / "logs" / "metrics.csv") as file:
+        last = [row for row in csv.DictReader(file) if row["val/mIoU"]][-1]
+    for network, key in (("student", "val/mIoU"), ("teacher", "val/teacher_mIoU")):
+        cfg = configure(
+            "evaluate", f"ckpt_path={path}", f"network={network}", "num_workers=0", "save=[]", output=tmp_path / network
+        )
+        assert run_evaluation(cfg) == pytest.approx(float(last[key]), abs=1e-6)
+    assert last["val/mIoU"] != last["val/teacher_mIoU"]
+    with pytest.raises(ProtosegError, match="student, teacher"):
+        run_evaluation(configure("evaluate", f"ckpt_path={path}", "network=both"))
+
+
+def test_a_supervised_checkpoint_has_no_teacher(configure: Configure, tmp_path: Path) -> None:
+    run_training(configure("train", *TINY, "trainer.max_steps=1"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ProtosegError, match="without one"):
+        run_evaluation(configure("evaluate", f"ckpt_path={path}", "network=teacher", output=tmp_path / "e"))
+
+
+@pytest.mark.parametrize(("step", "hook"), [(1, "on_train_batch_start"), (3, "on_validation_end")])
+@pytest.mark.parametrize("extra", [(), ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4")])
+def test_stopped_and_resumed_is_never_stopped(
+    step: int,
+    hook: str,
+    extra: tuple[str, ...],
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = (*PGPC, *SURE, "data.num_workers=1", "decoder.dropout=0.2", *extra)
+    if extra:
+        step, hook = 2, "on_train_batch_start"
+    run_training(configure("train", *settings, output=tmp_path / "straight"))
+    with stopped_at(monkeypatch, step, hook):
+        run_training(configure("train", *settings, output=tmp_path / "stopped"))
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    run_training(configure("train", *settings, f"resume={last}", output=tmp_path / "resumed"))
+    name = Path("checkpoints") / "last.ckpt"
+    assert_same_bits(tmp_path / "straight" / name, tmp_path / "resumed" / name)
+    state = read_checkpoint(tmp_path / "resumed" / name)["state_dict"]
+    assert state["teacher.n_averaged"] == (5 if extra else 7)  # once per optimizer step
+    assert {
+        "terms.contrast.reliable_queue.features",
+        "losses.feature_distance.reference.model.conv_stem.weight",
+    } <= set(state)
+
+
+@pytest.mark.parametrize("contrast", ["none", "pgpc", "sepico_proto"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_separate_backwards_give_the_same_gradients(
+    contrast: str, accumulate: int, configure: Configure, tmp_path: Path
+) -> None:
+    states = []
+    for separate in (False, True):
+        output = tmp_path / str(separate)
+        settings = ("experiment=streets_day_to_dusk_daformer", *ADAPT, *SURE, f"contrast={contrast}")
+        cfg = configure(
+            "train", *settings, f"method.separate_backward={separate}", f"trainer.accumulate_grad_batches={accumulate}",
+            "trainer.max_steps=2", "trainer.precision=64-true",
+            output=output,
+        )  # fmt: skip
+        run_training(cfg)
+        states.append(read_checkpoint(output / "checkpoints" / "last.ckpt")["state_dict"])
+    for name, value in states[0].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(states[1][name], value, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_source_only_never_looks_at_the_target(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdaptationModule, "pseudo_labels", None)
+    run_training(configure("train", "experiment=streets_day_to_dusk_source_only", *ADAPT, "trainer.max_steps=2"))
+
+
+def test_optimizer_gets_the_projection_and_neither_teacher_nor_reference(configure: Configure) -> None:
+    module = module_of(configure)
+    groups = {id(p): g["name"] for g in module.make_optimizer(module).param_groups for p in g["params"]}
+    named = dict(module.named_parameters())
+    held = {name for name, p in named.items() if id(p) in groups}
+    assert {name for name in held if name.startswith("model.")} == {n for n in named if n.startswith("model.")}
+    assert any(name.startswith("terms.contrast.projection") for name in held)
+    assert not any("teacher" in name or "reference" in name for name in held)
+    assert all(("encoder" in groups[id(p)]) == n.startswith("model.encoder.") for n, p in named.items() if n in held)
+
+
+def test_the_memory_is_the_heads_or_the_terms(configure: Configure) -> None:
+    module = module_of(configure)
+    assert find_memory(module) is module.terms["contrast"].memory
+    module = module_of(configure, "head=prototype")
+    assert find_memory(module) is module.model.head.memory  # type: ignore[union-attr]
+    assert module.terms["contrast"].memory is None
+    assert sum("memory.prototypes" in name for name in module.state_dict()) == 2  # student and teacher
+
+
+def module_of(configure: Configure, *overrides: str) -> AdaptationModule:
+    cfg = configure("train", *PGPC, *overrides)
+    module = build_module(cfg, build_datamodule(cfg).label_space)
+    assert isinstance(module, AdaptationModule)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("method.threshold=0",), "threshold"),
+        (("method.ignore_top=-1",), "ignore_top"),
+        (("method.alpha=1",), "alpha"),
+        (("method.source_terms.feature_distance.classes=[dragon]",), "dragon"),
+        (("+method.subsets.few=[Car,dragon]",), "dragon"),
+        (("+method.terms.ce=${method.terms.mixed}",), "two of ce"),
+        (("method=source_only",), "contrast"),
+        (("method=supervised",), "contrast"),
+    ],
+)
+def test_wrong_settings(overrides: tuple[str, ...], message: str, configure: Configure) -> None:
+    with pytest.raises(ProtosegError, match=message):
+        module_of(configure, *overrides)
+
+
+def test_subsets_are_means_over_their_classes(configure: Configure, tmp_path: Path) -> None:
+    run_training(configure("train", *PGPC, "trainer.max_steps=1", "+method.subsets.two=[Sky,Road]"))
+    with open(tmp_path / "run" / "logs" / "metrics.csv") as file:
+        row = [row for row in csv.DictReader(file) if row["val/mIoU"]][-1]
+    for key, iou in (("val/mIoU_two", "val/IoU"), ("val/teacher_mIoU_two", "val/teacher_IoU")):
+        assert float(row[key]) == pytest.approx((float(row[f"{iou}/Sky"]) + float(row[f"{iou}/Road"])) / 2, abs=1e-6)
+
+
+def test_a_teacher_of_one_class_is_told(configure: Configure) -> None:
+    module = module_of(configure)
+    module._trainer = type("T", (), {"sanity_checking": False, "global_step": 7})()
+    confusion = torch.zeros(11, 11, dtype=torch.int64)
+    confusion[:, 3] = 10
+    with pytest.warns(UserWarning, match=r"100\.0% .* 'Road' at step 7"):
+        module._warn_of_one_class(confusion)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module._warn_of_one_class(torch.eye(11, dtype=torch.int64))
+
+
+def test_pixel_weights_and_quality(configure: Configure) -> None:
+    module = module_of(configure, "method.ignore_top=1", "method.ignore_bottom=2")
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    module.threshold = 0.12
+    output, pseudo = module.pseudo_labels(image)
+    assert pseudo.label.shape == pseudo.confidence.shape == (2, 64, 64)
+    assert pseudo.quality == pytest.approx((pseudo.confidence >= 0.12).float().mean().item())
+    assert 0 < pseudo.quality < 1
+    assert not output.logits.requires_grad
+    assert (pseudo.weight[:, 1:62] == pseudo.quality).all()
+    assert (pseudo.weight[:, [0, 62, 63]] == 0).all()

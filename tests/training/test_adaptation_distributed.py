@@ -1,0 +1,160 @@
+"""Two ranks adapt as one process on the concatenated batch does: loss, student, teacher, prototypes and queues."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from protoseg.distributed import all_reduce_, world_size
+from protoseg.losses import CrossEntropy, FeatureDistance, MixedCrossEntropy
+from protoseg.losses.contrast_target import PrototypeGuidedContrast
+from protoseg.models.segmentor import Segmentor
+from protoseg.nn import ParametricHead, PrototypeHead
+from protoseg.nn.queues import ClassQueues
+from protoseg.training import AdaptationModule, adaptation
+from protoseg.types import AdaptationBatch, Batch, LabelSpace
+from tests.losses.test_contrast_distributed import all_other_queues, whole_queue
+
+C, B, SIZE, STEPS = 4, 4, 32, 3
+RELIABLE = 0.4
+SPACE = LabelSpace("toy", ("a", "b", "c", "d"), tuple((i, i, i) for i in range(C)), things=("c", "d"))  # type: ignore[arg-type]
+
+
+class ToyEncoder(nn.Module):
+    channels, strides, mean, std = [6], [4], (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 4, stride=4)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.conv(image).tanh()]
+
+
+class ToyDecoder(nn.Module):
+    out_channels, stride = 6, 4
+
+    def __init__(self, channels: list[int], strides: list[int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.conv(features[0])
+
+
+def without_norms(module: nn.Module) -> nn.Module:
+    """BatchNorm of a rank sees its own images only; SyncBatchNorm needs a GPU."""
+    for name, child in module.named_children():
+        setattr(module, name, nn.Identity() if isinstance(child, nn.BatchNorm2d) else without_norms(child))
+    return module
+
+
+def build(head: str) -> AdaptationModule:
+    torch.manual_seed(0)
+    make = partial(PrototypeHead, num_prototypes=2, temperature=0.7) if head == "prototype" else ParametricHead
+    model = Segmentor(ToyEncoder(), ToyDecoder, make, C)  # type: ignore[arg-type]
+    module = AdaptationModule(
+        model=without_norms(model),
+        label_space=SPACE,
+        losses={"ce": CrossEntropy(C)},
+        optimizer=torch.optim.SGD,
+        schedule=torch.optim.lr_scheduler.ConstantLR,
+        source_terms={"fd": FeatureDistance(min_ratio=0.3)},
+        terms={"mixed": MixedCrossEntropy(), "contrast": contrast()},
+        threshold=RELIABLE,
+        jitter=0.0,
+        blur=False,
+    ).double()
+    without_norms(module)
+    module._trainer = SimpleNamespace(log_every_n_steps=10**9, accumulate_grad_batches=1, global_step=1)  # type: ignore[assignment]
+    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    return module.train()
+
+
+def contrast() -> PrototypeGuidedContrast:
+    """Every pixel an anchor and all of them queued, so that no choice is left to chance."""
+    pixels = B * (SIZE // 4) ** 2
+    return PrototypeGuidedContrast(
+        1.0,
+        dim=4,
+        reliable=RELIABLE,
+        anchors=pixels,
+        num_prototypes=2,
+        low_rank=2,
+        per_step=pixels,
+        queue_length=4 * pixels,
+    )
+
+
+def images(step: int) -> AdaptationBatch:
+    g = torch.Generator().manual_seed(step)
+    label = torch.randint(0, C, (B, SIZE // 4, SIZE // 4), generator=g)
+    label[0, :3], label[1, label[1] == 3] = 255, 0
+    label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+    def batch(label: Tensor) -> Batch:
+        image = torch.randint(0, 256, (B, 3, SIZE, SIZE), generator=g, dtype=torch.uint8)
+        return Batch(image, label, torch.full((B, 2), SIZE), ["x"] * B)
+
+    return AdaptationBatch(batch(label), batch(torch.full_like(label, 255)))
+
+
+def part_of(batch: AdaptationBatch, part: slice) -> AdaptationBatch:
+    return AdaptationBatch(*(Batch(*(field[part] for field in domain)) for domain in batch))
+
+
+def run(part: slice, head: str) -> dict[str, Any]:
+    """Three steps, with all that is random fixed: the mixing, and what is drawn of the queues (everything)."""
+    adaptation.class_mix_mask = lambda label, classes: label % 2 == 0  # type: ignore[assignment]
+    ClassQueues.draw, ClassQueues.draw_others = whole_queue, all_other_queues  # type: ignore[method-assign]
+    module = build(head)
+    (callback,) = module.configure_callbacks()
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
+    losses = []
+    for step in range(STEPS):
+        outputs = module.training_step(part_of(images(step), part), step)
+        optimizer.zero_grad()
+        outputs["loss"].backward()
+        for p in module.parameters():
+            if p.grad is not None:
+                p.grad.copy_(all_reduce_(p.grad) / world_size())  # what DDP does
+        optimizer.step()
+        module.teacher.update_parameters(module.model)
+        for term in module.terms.values():
+            term.step()  # type: ignore[operator]
+        module._trainer.global_step = step + 2  # type: ignore[union-attr, misc]
+        callback.on_train_batch_end(module._trainer, module, outputs, None, step)  # type: ignore[arg-type]
+        losses.append(all_reduce_(outputs["loss"].detach().clone()) / world_size())
+    # A queue's order is random, what it holds is not.
+    state = {n: x.sort(1).values if n.endswith("queue.features") else x for n, x in module.state_dict().items()}
+    return {"losses": torch.stack(losses), **state}
+
+
+def worker(rank: int, folder: str, head: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(run(slice(0, 2) if rank == 0 else slice(2, B), head), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("head", ["parametric", "prototype"])
+def test_two_ranks_equal_one_process(tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in ((adaptation, "class_mix_mask"), (ClassQueues, "draw"), (ClassQueues, "draw_others")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back what ``run`` replaces
+    torch.multiprocessing.spawn(worker, (str(tmp_path), head), nprocs=2)
+    one = run(slice(None), head)
+    assert one["teacher.n_averaged"] == STEPS + 1
+    assert one["terms.contrast.reliable_queue.fill"].sum() > 0
+    assert one["terms.contrast.unreliable_queue.fill"].sum() > 0
+    for rank in range(2):
+        two = torch.load(tmp_path / f"{rank}.pt")
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-10, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

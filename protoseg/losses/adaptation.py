@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import majority_label, upsample_logits
-from protoseg.losses.segmentation import weighted_cross_entropy
+from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput, LossTerm
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
@@ -21,15 +21,27 @@ class MixedCrossEntropy(AdaptationTerm):
     """Cross-entropy on the mixed images: pasted pixels count 1, target pixels as much as the pseudo-labels' quality.
 
     DACS (Tranheden et al., arXiv 2007.08702), Sec. 3.2; weights of ``AdaptationInput.weight``.
+
+    Args:
+        weight: 1 in the paper.
+        class_weights: None (paper), or as of :class:`CrossEntropy`: a further factor for every pixel.
     """
 
     uses_source_graph = False
+
+    def __init__(self, weight: float = 1.0, class_weights: str | Sequence[float] | None = None) -> None:
+        super().__init__(weight)
+        self.class_weights = class_weights
+
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        self.of_class = CrossEntropy(label_space.num_classes, class_weights=self.class_weights)
 
     def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
         mixed = batch.mixed
         height, width = mixed.label.shape[1:]
         logits = upsample_logits(at_least_fp32(mixed.output.logits), (height, width), mixed.stride)
-        return weighted_cross_entropy(logits, mixed.label, batch.weight)
+        of_class = self.of_class.class_weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
+        return weighted_cross_entropy(logits, mixed.label, batch.weight * of_class)
 
 
 class FeatureDistance(LossTerm):

@@ -102,7 +102,7 @@ class SegmentationModule(pl.LightningModule):
         return [PrototypeMemoryCallback()]
 
     def on_fit_start(self) -> None:
-        balanced = [m for m in self.losses.values() if isinstance(m, CrossEntropy) and m.needs_frequencies]
+        balanced = [m for m in self.modules() if isinstance(m, CrossEntropy) and m.needs_frequencies]
         if balanced:
             frequencies = self.trainer.datamodule.class_frequencies()  # type: ignore[attr-defined]
             for term in balanced:

@@ -31,21 +31,28 @@ def test_weighted_cross_entropy_against_a_loop() -> None:
     torch.testing.assert_close(torch.autograd.grad(value, logits)[0], torch.autograd.grad(total / count, logits)[0])
 
 
-def test_mixed_cross_entropy_scales_with_the_weight() -> None:
+def mixed_input(weight: Tensor) -> AdaptationInput:
     torch.manual_seed(0)
     output = SegOutput(torch.randn(1, 3, 4, 4), torch.randn(1, 2, 4, 4))
-    mixed = LossInput(output, torch.randint(0, 3, (1, 16, 16)), stride=4)
-    pseudo = PseudoLabels(mixed.label, torch.ones(1, 16, 16), torch.tensor(0.5), torch.ones(1, 16, 16))
+    label = torch.randint(0, 3, (1, 16, 16))
+    label[0, 0] = 255
+    mixed = LossInput(output, label, stride=4)
+    pseudo = PseudoLabels(label, torch.ones(1, 16, 16), torch.tensor(0.5), torch.ones(1, 16, 16))
+    return AdaptationInput(nn.Identity(), mixed, mixed, label < 0, weight, torch.zeros(1, 3, 16, 16), pseudo, output)
 
-    def value(weight: float) -> Tensor:
-        weights = torch.full((1, 16, 16), weight)
-        image = torch.zeros(1, 3, 16, 16)
-        return MixedCrossEntropy()(
-            AdaptationInput(nn.Identity(), mixed, mixed, weights > 2, weights, image, pseudo, output)
-        )
 
-    torch.testing.assert_close(value(0.25), 0.25 * value(1.0))
-    assert value(0.0) == 0
+def test_mixed_cross_entropy_scales_with_the_weight_of_pixel_and_class() -> None:
+    term = MixedCrossEntropy()
+    term.prepare(nn.Identity(), SPACE, 0.999)
+    one = term(mixed_input(torch.ones(1, 16, 16)))
+    torch.testing.assert_close(term(mixed_input(torch.full((1, 16, 16), 0.25))), 0.25 * one)
+    assert term(mixed_input(torch.zeros(1, 16, 16))) == 0
+
+    balanced = MixedCrossEntropy(class_weights=[0.5, 1.0, 2.0])
+    balanced.prepare(nn.Identity(), SPACE, 0.999)
+    label = mixed_input(torch.ones(())).mixed.label
+    factor = torch.tensor([0.5, 1.0, 2.0])[label.where(label != 255, 0)]
+    torch.testing.assert_close(balanced(mixed_input(torch.ones(1, 16, 16))), term(mixed_input(factor)))
 
 
 class Toy(nn.Module):

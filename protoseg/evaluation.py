@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from protoseg.distributed import rank, world_size
 from protoseg.files import write_file
 from protoseg.inference import Predictor, SegmentationModel
-from protoseg.metrics import SegmentationMetrics
+from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.report import print_report, summary, write_report
 from protoseg.types import Batch, LabelSpace, ProtosegError
 from protoseg.visualize import Picture, overlay, palette_png, panel
@@ -41,6 +41,7 @@ def evaluate(
     save: Sequence[str] = SAVES,
     max_overlays: int | None = None,
     classes: Sequence[str] | None = None,
+    subsets: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Predict every image of a loader, compare with the labels, print and write the report.
 
@@ -58,6 +59,7 @@ def evaluate(
         save: which pictures to write, out of ``SAVES``.
         max_overlays: write overlays and panels of the first so many images only; None: of all.
         classes: names of the classes that enter the means; None: all.
+        subsets: further means of the IoU, see :func:`protoseg.metrics.subset_means`.
 
     Returns:
         What ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
@@ -78,7 +80,7 @@ def evaluate(
             metrics.update(prediction, truth.to(device))
             pictures.write(batch.name[i], batch.image[i, :, :height, :width], prediction.cpu(), truth.cpu())
     scores = metrics.compute()
-    result = summary(scores, label_space)
+    result = summary(scores, label_space) | subset_means(scores["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
     result |= {
         "label_space": label_space.name,

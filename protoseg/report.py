@@ -108,7 +108,8 @@ def _percent(number: float) -> str:
 
 
 def _overall(result: dict[str, Any]) -> str:
-    keys = ("mIoU", "pixel_accuracy", "mean_accuracy", "fw_IoU")
+    subsets = [key for key in result if key.startswith("mIoU_")]
+    keys = ("mIoU", *subsets, "pixel_accuracy", "mean_accuracy", "fw_IoU")
     return " · ".join(f"{key} {_percent(result[key])} %" for key in keys)
 
 

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from protoseg.benchmark.adaptation import AdaptationSetting, compare_adaptations
 from protoseg.benchmark.head import HeadSetting, compare_heads
+from protoseg.benchmark.paired import Timing
 
-COMMANDS: dict[str, tuple[str, Any, Callable[..., dict[str, tuple[float, float]]]]] = {
+COMMANDS: dict[str, tuple[str, Any, Callable[..., dict[str, Timing]]]] = {
     "head": (
         "forward, loss, backward and prototype update of the prototype head against its softmax twin",
         HeadSetting,
@@ -46,10 +47,10 @@ def main() -> None:
 
     threads = torch.get_num_threads()
     table = Table(title=f"{arguments['command']} step, {setting.describe()}, {arguments['device']}, {threads} threads")
-    for column in ("", "median ms", f"over {next(iter(result))}"):
+    for column in ("", "median ms", f"over {next(iter(result))}", "over the one above"):
         table.add_column(column, justify="right")
-    for name, (milliseconds, ratio) in result.items():
-        table.add_row(name, f"{milliseconds:.1f}", f"{ratio:.2f}")
+    for name, timing in result.items():
+        table.add_row(name, f"{timing.milliseconds:.1f}", f"{timing.over_first:.2f}", f"{timing.over_previous:.2f}")
     Console().print(table)
     if arguments["json"]:
         arguments["json"].write_text(json.dumps({"setting": setting._asdict(), "result": result}, indent=2))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from protoseg.benchmark.paired import paired_medians
+from protoseg.benchmark.paired import Timing, paired_medians
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.losses import AdaptationTerm, CrossEntropy, FeatureDistance, LossTerm, MixedCrossEntropy
 from protoseg.losses.contrast_target import PrototypeGuidedContrast
@@ -32,8 +32,8 @@ class AdaptationSetting(NamedTuple):
         return f"lite0 + FPN, {self.batch} + {self.batch} x {self.height} x {self.width}, C={self.classes}"
 
 
-def compare_adaptations(setting: AdaptationSetting, pairs: int, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Median milliseconds and median of the paired ratios to DACS, by method."""
+def compare_adaptations(setting: AdaptationSetting, pairs: int, device: torch.device) -> dict[str, Timing]:
+    """Timings by method."""
     s = setting
     torch.manual_seed(0)
     label = torch.randint(0, s.classes, (s.batch, s.height // 8, s.width // 8))

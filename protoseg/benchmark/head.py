@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from protoseg.benchmark.paired import paired_medians
+from protoseg.benchmark.paired import Timing, paired_medians
 from protoseg.losses import CrossEntropy, LossInput, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.nn import ParametricHead, PrototypeHead
 from protoseg.types import SegOutput
@@ -43,8 +43,8 @@ def head_step(head: nn.Module, terms: list[LossTerm], features: Tensor, label: T
         memory.step()
 
 
-def compare_heads(setting: HeadSetting, pairs: int, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Median milliseconds and median of the paired ratios to the softmax twin, by head."""
+def compare_heads(setting: HeadSetting, pairs: int, device: torch.device) -> dict[str, Timing]:
+    """Timings by head, the softmax twin first."""
     torch.manual_seed(0)
     s = setting
     heads: dict[str, tuple[nn.Module, list[LossTerm]]] = {

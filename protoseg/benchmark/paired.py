@@ -5,14 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
 
-def paired_medians(
-    steps: Mapping[str, Callable[[], object]], pairs: int, device: torch.device
-) -> dict[str, tuple[float, float]]:
-    """Median milliseconds of each step, and median of its paired ratios to the first; a warm-up of each goes before."""
+class Timing(NamedTuple):
+    """Of one alternative: median milliseconds, and medians of its paired ratios."""
+
+    milliseconds: float
+    over_first: float
+    over_previous: float
+
+
+def paired_medians(steps: Mapping[str, Callable[[], object]], pairs: int, device: torch.device) -> dict[str, Timing]:
+    """The timing of each step; a warm-up of each goes before."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for run in range(pairs + 1):
         for name, step in steps.items():
@@ -20,11 +27,16 @@ def paired_medians(
             step()
             if run > 0:
                 times[name].append(1000 * (_now(device) - started))
-    base = next(iter(times.values()))
+    names, runs = list(times), list(times.values())
+    before = [runs[0], *runs]
     return {
-        name: (statistics.median(ms), statistics.median(a / b for a, b in zip(ms, base, strict=True)))
-        for name, ms in times.items()
+        name: Timing(statistics.median(ms), _ratio(ms, runs[0]), _ratio(ms, last))
+        for name, ms, last in zip(names, runs, before, strict=False)
     }
+
+
+def _ratio(ms: list[float], base: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ms, base, strict=True))
 
 
 def _now(device: torch.device) -> float:

@@ -15,6 +15,7 @@ from protoseg.callbacks.loggers import log_picture, log_table
 from protoseg.callbacks.prototype_memory import find_memory
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
+from protoseg.inference import Predictor
 from protoseg.nn import PrototypeMemory
 from protoseg.types import Batch
 from protoseg.visualize import adaptation_panel, heatmap_figure, panel
@@ -42,7 +43,7 @@ class Dashboard(pl.Callback):
         size = torch.tensor([image.shape[2:]])
         pl_module.eval()
         student, teacher = (
-            pl_module.predictor.predict(model, image, size)[0] for model in (pl_module.model, pl_module.teacher.module)
+            Predictor().predict(model, image, size)[0] for model in (pl_module.model, pl_module.teacher.module)
         )
         pl_module.train()
         image, mixed, label, confidence = (picture[key].cpu() for key in ("image", "mixed", "label", "confidence"))

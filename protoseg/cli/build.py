@@ -71,9 +71,9 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
         losses[name] = instantiate(term, **({"num_classes": label_space.num_classes} if needs_classes else {}))
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
-    method, terms = adaptation_terms(cfg)
+    terms = adaptation_terms(cfg)
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
-    module = instantiate(method, _partial_=True)(
+    module = instantiate(cfg.method, _partial_=True, **dict.fromkeys(terms))(
         model=build_model(cfg, label_space.num_classes, pretrained=cfg.resume is None),
         label_space=label_space,
         losses=losses,
@@ -87,8 +87,8 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     return module
 
 
-def adaptation_terms(cfg: DictConfig) -> tuple[DictConfig, dict[str, dict[str, LossTerm]]]:
-    """``cfg.method`` without its groups of terms, and these groups built, ``cfg.contrast`` among them.
+def adaptation_terms(cfg: DictConfig) -> dict[str, dict[str, LossTerm]]:
+    """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them; empty for supervised training.
 
     Raises:
         ProtosegError: a contrast beside a method without adaptation terms to add it to.
@@ -98,15 +98,14 @@ def adaptation_terms(cfg: DictConfig) -> tuple[DictConfig, dict[str, dict[str, L
         for group in ("source_terms", "terms")
         if group in cfg.method
     }
-    method = OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key not in built])
     if "_target_" in (cfg.get("contrast") or {}):
         if not built.get("terms"):
             raise ProtosegError(
-                f"contrast: expected a method of adaptation to add it to, got {method['_target_']}; use method=dacs or "
-                "method=daformer, or contrast=none"
+                f"contrast: expected a method of adaptation to add it to, got {cfg.method['_target_']}; use "
+                "method=dacs, daformer or mic, or contrast=none"
             )
         built["terms"]["contrast"] = instantiate(cfg.contrast)
-    return method, built
+    return built
 
 
 def instances(group: DictConfig | None) -> list[Any]:

@@ -57,8 +57,9 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     datamodule = instantiate(data)
     check_same_classes(cfg.ckpt_path, label_space, datamodule.label_space)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
+    subsets = (checkpoint["protoseg"]["config"].get("method") or {}).get("subsets")
     result = evaluate(
-        model, loader, predictor, label_space, output, device, save=tuple(cfg.save), max_overlays=cfg.max_overlays
+        model, loader, predictor, label_space, output, device, tuple(cfg.save), cfg.max_overlays, subsets=subsets
     )
     return float(result["mIoU"])
 

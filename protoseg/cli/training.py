@@ -22,6 +22,8 @@ from protoseg.callbacks.loggers import finish_wandb
 from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.cli.allocator import keep_freed_memory
 from protoseg.cli.build import build_datamodule, build_module, instances, wrong_input
+from protoseg.data import AdaptationDataModule
+from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.types import ProtosegError
 from protoseg.visualize import curves_figure
@@ -46,6 +48,7 @@ def run_training(cfg: DictConfig) -> float:
         trained = checkpoint_label_space(read_checkpoint(cfg.resume, mmap=True))
         check_same_classes(cfg.resume, trained, datamodule.label_space)
     module = build_module(cfg, datamodule.label_space)
+    check_data_suit_method(datamodule, module)
     loggers = [CSVLogger(output, name="", version=unused_name(output, "logs")), *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     with wrong_input("trainer", ValueError, TypeError):
@@ -71,6 +74,21 @@ def run_training(cfg: DictConfig) -> float:
     if trainer.is_global_zero:
         return summarise(trainer, module, output, time.perf_counter() - started)
     return float(trainer.callback_metrics.get("val/mIoU", float("nan")))
+
+
+def check_data_suit_method(datamodule: pl.LightningDataModule, module: SegmentationModule) -> None:
+    """Adaptation needs a source and a target, supervised training has one data set.
+
+    Raises:
+        ProtosegError: the one was given what the other needs.
+    """
+    pair, adapts = isinstance(datamodule, AdaptationDataModule), isinstance(module, AdaptationModule)
+    if pair != adapts:
+        given = "a source and a target" if pair else "one data set"
+        raise ProtosegError(
+            f"data and method: got {given} for {type(module).__name__}; use a method of adaptation (source_only, dacs, "
+            "daformer, mic) with data=SOURCE_to_TARGET, and method=supervised with any other data"
+        )
 
 
 def unused_name(folder: Path, name: str) -> str:

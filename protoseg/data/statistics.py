@@ -82,7 +82,9 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     folder = _common_folder(dataset)
     names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
     inside = folder == _PACKAGE or _PACKAGE in folder.parents
-    places = [] if inside else [folder / _file_name(dataset, names)]
+    # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
+    kept_out = inside or not folder.stat().st_mode & 0o222
+    places = [] if kept_out else [folder / _file_name(dataset, names)]
     # There, data sets of many folders may meet.
     places.append(_cache_folder() / _file_name(dataset, (str(folder), *names)))
     for path in places:

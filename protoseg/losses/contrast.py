@@ -75,8 +75,8 @@ class TargetPixels(NamedTuple):
 
 
 def full_size_target_label(batch: AdaptationInput) -> Tensor:
-    """Pseudo-labels ``b H W``, ``IGNORE_INDEX`` where pasted over or without weight."""
-    return batch.pseudo.label.where(~batch.pasted & (batch.weight > 0), IGNORE_INDEX)
+    """Pseudo-labels ``b H W``, ``IGNORE_INDEX`` where pasted over."""
+    return batch.pseudo.label.masked_fill(batch.pasted, IGNORE_INDEX)
 
 
 def on_grid(x: Tensor, mixed: LossInput) -> Tensor:
@@ -168,7 +168,7 @@ class ProjectedContrast(PixelContrast):
     def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
         self.num_classes = label_space.num_classes
         head: Any = model.head
-        channels = head.projection[-1].out_channels
+        channels = head.embedding_dim
         self.projection: nn.Module = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.dim)
         )

@@ -19,8 +19,8 @@ from protoseg.types import SegOutput
 class MaskedImageConsistency(AdaptationTerm):
     """Cross-entropy of the student on masked target images against the pseudo-labels (MIC, arXiv 2212.01322, Eq. 8).
 
-    The images get colour jitter and blur before the patches are hidden, as in the released code. Pixels weigh
-    as in ``PseudoLabels.weight``; those whose pseudo-label is ``IGNORE_INDEX`` do not count.
+    The images get colour jitter and blur before the patches are hidden, as in the released code. Every pixel weighs
+    as much as the pseudo-labels' quality; pixels whose pseudo-label is ``IGNORE_INDEX`` do not count.
 
     Args:
         weight: 1 in the paper.
@@ -51,7 +51,7 @@ class MaskedImageConsistency(AdaptationTerm):
         output: SegOutput = student(mask_image(strong_transform(batch.target), visible, student.mean))
         logits = upsample_logits(at_least_fp32(output.logits), (height, width), student.stride)
         label = batch.pseudo.label
-        weight = batch.pseudo.weight
+        weight = batch.pseudo.quality.expand(label.shape)
         loss = weighted_cross_entropy(logits, label, weight)
         if output.detail is None:
             return loss

@@ -57,16 +57,14 @@ class PseudoLabels(NamedTuple):
     """What the teacher says of the target images, at full resolution.
 
     Attributes:
-        label: its likeliest class, int64 ``b H W``.
+        label: its likeliest class, int64 ``b H W``; ``IGNORE_INDEX`` in rows that are left out.
         confidence: the probability it gives that class, fp32 ``b H W``.
         quality: share of pixels (of all ranks) with a confidence of at least the threshold, a scalar in [0, 1].
-        weight: how much each pixel counts in a cross-entropy, fp32 ``b H W``: the quality, 0 in rows that are left out.
     """
 
     label: Tensor
     confidence: Tensor
     quality: Tensor
-    weight: Tensor
 
 
 class AdaptationInput(NamedTuple):

@@ -61,7 +61,7 @@ class PrototypeHead(nn.Module):
                 f"got logits={logits!r}, temperature={temperature}"
             )
         dim = embedding_dim or in_channels
-        self.num_classes, self.temperature = num_classes, temperature
+        self.num_classes, self.temperature, self.embedding_dim = num_classes, temperature, dim
         self.projection = projection(in_channels, dim)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
         self.logit_norm = nn.LayerNorm(num_classes) if logits == "layernorm" else None
@@ -94,7 +94,7 @@ class ParametricHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, embedding_dim: int | None = None) -> None:
         super().__init__()
         dim = embedding_dim or in_channels
-        self.num_classes = num_classes
+        self.num_classes, self.embedding_dim = num_classes, dim
         self.projection = projection(in_channels, dim)
         self.classifier = nn.Conv2d(dim, num_classes, 1)
 
@@ -102,3 +102,16 @@ class ParametricHead(nn.Module):
         """``b in_channels h w`` to logits ``b c h w`` and embeddings ``b d h w`` (not of unit length)."""
         embeddings = self.projection(features)
         return SegOutput(logits=at_least_fp32(self.classifier(torch.relu(embeddings))), embeddings=embeddings)
+
+
+class LinearHead(nn.Module):
+    """A learned linear classifier straight on the decoder's map, as in DAFormer, HRDA and most of the field."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.embedding_dim = num_classes, in_channels
+        self.classifier = nn.Conv2d(in_channels, num_classes, 1)
+
+    def forward(self, features: Tensor) -> SegOutput:
+        """``b in_channels h w`` to logits ``b c h w``; the embeddings are the features themselves."""
+        return SegOutput(logits=at_least_fp32(self.classifier(features)), embeddings=features)

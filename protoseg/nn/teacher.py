@@ -16,10 +16,11 @@ class EMATeacher(AveragedModel):
     """Average of a module's weights over the optimizer steps, always in eval mode.
 
     After optimizer step t = 1, 2, …, with a = min(1 - 1 / (t + 1), alpha) (Tarvainen and Valpola, arXiv 1703.01780;
-    DACS, arXiv 2007.08702): parameters, BatchNorm statistics and prototypes become a * own + (1 - a) * student's,
-    prototypes are made unit length again, counters are copied. The released codes of DACS and DAFormer average
-    parameters only and leave the teacher's BatchNorm in training mode; averaged statistics belong to averaged weights,
-    and a teacher in eval mode labels an image alike in whatever batch it comes.
+    DACS, arXiv 2007.08702): parameters, BatchNorm statistics and prototypes become a * own + (1 - a) * student's.
+    Prototypes are then made unit length again, and are copied until the student's have been placed. Counters are
+    copied. The released codes of DACS and DAFormer average parameters only and leave the teacher's BatchNorm in
+    training mode; averaged statistics belong to averaged weights, and a teacher in eval mode labels an image alike in
+    any batch.
 
     Args:
         model: the student; copied.
@@ -53,11 +54,18 @@ class EMATeacher(AveragedModel):
 
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the student after an optimizer step."""
+        pairs = list(zip(_memories(self.module), _memories(model), strict=True))
+        unplaced = [own.updates == 0 for own, _ in pairs]
         super().update_parameters(model)
-        for module in self.modules():
-            if isinstance(module, PrototypeMemory):
-                module.prototypes.copy_(nn.functional.normalize(module.prototypes, dim=2))
+        for (own, student), new in zip(pairs, unplaced, strict=True):
+            moved = nn.functional.normalize(own.prototypes, dim=2)
+            # A prototype's first position is not averaged with the random vector that it had before.
+            own.prototypes.copy_(student.prototypes.where(new.unsqueeze(2), moved))
 
     def train(self, mode: bool = True) -> EMATeacher:
         """Stays in eval mode: no dropout, no drop-path, BatchNorm by its averaged statistics."""
         return super().train(False)
+
+
+def _memories(module: nn.Module) -> list[PrototypeMemory]:
+    return [m for m in module.modules() if isinstance(m, PrototypeMemory)]

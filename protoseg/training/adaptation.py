@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protoseg.distributed import all_reduce_
+from protoseg.distributed import all_reduce_, world_size
 from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
@@ -32,8 +32,9 @@ class AdaptationModule(SegmentationModule):
         terms: terms of the adaptation, by name (cross-entropy on mixed images, pixel contrast, masked consistency).
         alpha: largest momentum of the teacher.
         threshold: confidence from which a pseudo-label is reliable.
-        ignore_top, ignore_bottom: rows of the target images that count nothing in the mixed images (the car's bonnet,
-            the border of a rectified image; 15 and 120 of Cityscapes' 512 in DAFormer).
+        ignore_top, ignore_bottom: rows of the target images without pseudo-label (the car's bonnet, the border of a
+            rectified image; 15 and 120 of Cityscapes' 512 in DAFormer, which gives them the weight 0 instead, so that
+            they still count in the mean's number of pixels).
         jitter, jitter_probability, blur: see :func:`protoseg.functional.mixing.strong_transform`.
         separate_backward: the gradients of the source terms are computed before the mixed images go through the
             student. The same gradients, less memory, unless a term needs the source outputs again.
@@ -70,6 +71,11 @@ class AdaptationModule(SegmentationModule):
         twice = set(self.losses) & set(terms) | set(self.losses) & set(source_terms) | set(source_terms) & set(terms)
         if twice:
             raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
+        if separate_backward and self.model.auxiliary is not None:
+            raise ProtosegError(
+                "method.separate_backward: expected a model without auxiliary head, whose parameters the second "
+                "backward would not reach, got one; set auxiliary=null, or separate_backward=false"
+            )
         self.losses.update(source_terms)
         self.terms = torch.nn.ModuleDict(terms)
         for name, term in [*source_terms.items(), *terms.items()]:
@@ -80,6 +86,7 @@ class AdaptationModule(SegmentationModule):
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom
         self.jitter, self.jitter_probability, self.blur = jitter, jitter_probability, blur
         self.separate_backward = separate_backward
+        self._told_of_one_class = False
         self.teacher_metrics = SegmentationMetrics(self.label_space)
         self.reliable_metrics = SegmentationMetrics(self.label_space)
         self.source_metrics = SegmentationMetrics(self.label_space)
@@ -100,7 +107,7 @@ class AdaptationModule(SegmentationModule):
         image = strong_transform(image, self.jitter, self.jitter_probability, self.blur)
         label = paste(pasted, source.label, pseudo.label)
         reliable = paste(pasted, source.label, pseudo.label.where(pseudo.confidence >= self.threshold, IGNORE_INDEX))
-        weight = paste(pasted, torch.ones_like(pseudo.weight), pseudo.weight)
+        weight = paste(pasted, torch.ones_like(pseudo.confidence), pseudo.quality.expand(pasted.shape))
 
         on_mixed, more = self.see(image, label, reliable)
         adaptation = AdaptationInput(self.model, on_source, on_mixed, pasted, weight, target.image, pseudo, said)
@@ -119,15 +126,11 @@ class AdaptationModule(SegmentationModule):
             size = (image.shape[2], image.shape[3])
             logits = upsample_logits(at_least_fp32(output.logits), size, self.model.stride)
             confidence, label = logits.softmax(1).max(1)
-        counts = torch.stack([(confidence >= self.threshold).sum(), torch.tensor(confidence.numel()).to(label)])
-        sure, total = all_reduce_(counts.to(confidence.dtype))
-        return output, PseudoLabels(label, confidence, sure / total, self._row_weights(label, sure / total))
-
-    def _row_weights(self, label: Tensor, quality: Tensor) -> Tensor:
-        height = label.shape[1]
-        rows = torch.arange(height, device=label.device)
-        inside = (rows >= self.ignore_top) & (rows < height - self.ignore_bottom)
-        return (quality * inside.to(quality.dtype)).view(1, -1, 1).expand(label.shape)
+        sure = (confidence >= self.threshold).to(confidence.dtype).mean()
+        quality = all_reduce_(sure) / world_size()  # every rank has as many pixels
+        rows = torch.arange(size[0], device=label.device).view(1, -1, 1)
+        outside = (rows < self.ignore_top) | (rows >= size[0] - self.ignore_bottom)
+        return output, PseudoLabels(label.masked_fill(outside, IGNORE_INDEX), confidence, quality)
 
     def _zero_gradients(self, batch_idx: int) -> None:
         if self.separate_backward and batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -139,7 +142,9 @@ class AdaptationModule(SegmentationModule):
         if not self.separate_backward:
             return loss
         keep = any(term.uses_source_graph for term in self.terms.values())
-        self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None, retain_graph=keep)
+        # Lightning's own backward comes after its autocast; in it, fp32 parts would go backward in half precision.
+        with no_autocast(loss):
+            self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None, retain_graph=keep)
         return loss.detach()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
@@ -149,18 +154,25 @@ class AdaptationModule(SegmentationModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here and not in a hook, so that a checkpoint of this step holds the teacher of this step.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 0.0
         super().optimizer_step(*args, **kwargs)
+        if scaler is not None and scaler.get_scale() < scale:
+            return  # fp16 overflowed: the optimizer made no step
         self.teacher.update_parameters(self.model)
         for term in self.terms.values():
             term.step()
 
     def _log_step(self, pseudo: PseudoLabels) -> None:
         self.log("train/quality", pseudo.quality)
-        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
+        if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return  # Lightning would not write them down
         classes = self.label_space.num_classes
-        sure = torch.bincount(pseudo.label[pseudo.confidence >= self.threshold], minlength=classes)
-        self._log_classes("train/reliable", sure / torch.bincount(pseudo.label.flatten(), minlength=classes))
+        sure = pseudo.label[pseudo.confidence >= self.threshold].bincount(minlength=classes)[:classes]
+        total = pseudo.label.flatten().bincount(minlength=classes)[:classes]
+        self._log_classes("train/reliable", sure / total)
+        if self.global_step >= self.trainer.max_steps // 10:  # before, the teacher may not know better
+            self._warn_of_one_class(total, "target pixels")
         for name, term in self.terms.items():
             for key, value in term.statistics.items():
                 if value.ndim:
@@ -187,7 +199,7 @@ class AdaptationModule(SegmentationModule):
         super().on_validation_epoch_end()
         teacher, reliable = self.teacher_metrics.compute(), self.reliable_metrics.compute()
         self.log("val/teacher_mIoU", teacher["mIoU"], prog_bar=True)
-        self._log_subsets("val/teacher_mIoU", teacher["IoU"])
+        self._log_subsets("val/teacher_", teacher["IoU"])
         self._log_classes("val/teacher_IoU", teacher["IoU"])
         counted = teacher["confusion"].sum(1)
         self.log("val/pseudo_label_accuracy", reliable["pixel_accuracy"])
@@ -197,14 +209,16 @@ class AdaptationModule(SegmentationModule):
             self.log("val/source_mIoU", self.source_metrics.compute()["mIoU"])
         for metrics in (self.teacher_metrics, self.reliable_metrics, self.source_metrics):
             metrics.reset()
-        self._warn_of_one_class(teacher["confusion"])
+        if not self.trainer.sanity_checking:
+            self._warn_of_one_class(teacher["confusion"].sum(0), "validation pixels")
 
-    def _warn_of_one_class(self, confusion: Tensor) -> None:
-        share, winner = (confusion.sum(0) / confusion.sum()).max(0)
-        if share >= ONE_CLASS_SHARE and not self.trainer.sanity_checking:
+    def _warn_of_one_class(self, counts: Tensor, pixels: str) -> None:
+        share, winner = (counts / counts.sum()).max(0)
+        if share >= ONE_CLASS_SHARE and not self._told_of_one_class:
+            self._told_of_one_class = True
             name = self.label_space.classes[int(winner)]
             warnings.warn(
-                f"the teacher calls {float(share):.1%} of the validation pixels {name!r} at step {self.global_step}: its "
+                f"the teacher calls {float(share):.1%} of the {pixels} {name!r} at step {self.global_step}: its "
                 "pseudo-labels teach nothing. Train longer on the source, lower optimizer.lr or method.alpha, or set "
                 "loss.ce.class_weights=balanced",
                 stacklevel=2,

@@ -18,7 +18,7 @@ from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
 from protoseg.inference import Predictor
 from protoseg.losses import CrossEntropy, LossInput, LossTerm
-from protoseg.metrics import SegmentationMetrics
+from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.prototype_memory import Observation
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
@@ -69,12 +69,7 @@ class SegmentationModule(pl.LightningModule):
         self.seed = seed
         self.metrics = SegmentationMetrics(label_space)
         self.subsets = {str(name): tuple(classes) for name, classes in (subsets or {}).items()}
-        unknown = {c for classes in self.subsets.values() for c in classes} - set(label_space.classes)
-        if unknown:
-            raise ProtosegError(
-                f"method.subsets: expected classes of {label_space.name!r} ({', '.join(label_space.classes)}), got "
-                f"{', '.join(sorted(unknown))}"
-            )
+        subset_means(torch.zeros(label_space.num_classes), label_space, self.subsets)  # refuses wrong names now
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
 
@@ -165,13 +160,12 @@ class SegmentationModule(pl.LightningModule):
         for name in ("mean_accuracy", "pixel_accuracy", "fw_IoU"):
             self.log(f"val/{name}", scores[name])  # type: ignore[literal-required]
         self.log("val/mIoU", scores["mIoU"], prog_bar=True)
-        self._log_subsets("val/mIoU", scores["IoU"])
+        self._log_subsets("val/", scores["IoU"])
         self._log_classes("val/IoU", scores["IoU"])
 
-    def _log_subsets(self, key: str, iou: Tensor) -> None:
-        for name, classes in self.subsets.items():
-            chosen = iou[[self.label_space.classes.index(c) for c in classes]]
-            self.log(f"{key}_{name}", chosen.nanmean())
+    def _log_subsets(self, prefix: str, iou: Tensor) -> None:
+        means = subset_means(iou, self.label_space, self.subsets)
+        self.log_dict({f"{prefix}{name}": value for name, value in means.items()})
 
     def _log_classes(self, key: str, values: Tensor) -> None:
         self.log_dict({f"{key}/{name}": float(v) for name, v in zip(self.label_space.classes, values, strict=True)})

@@ -30,4 +30,6 @@ def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = json.loads(file.read_text())["result"]
     assert list(result) == ["dacs", "daformer", "daformer + pgpc"]
     assert result["dacs"][1] == 1
-    assert all(milliseconds > 0 for milliseconds, _ in result.values())
+    assert all(milliseconds > 0 for milliseconds, *_ in result.values())
+    dacs, daformer, pgpc = (timing[0] for timing in result.values())
+    assert result["daformer + pgpc"][1:] == pytest.approx([pgpc / dacs, pgpc / daformer])  # one pair: no median

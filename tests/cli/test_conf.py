@@ -62,6 +62,46 @@ def test_the_papers_setting(configure: Callable[..., DictConfig]) -> None:
     assert cfg.data.batch_size * cfg.trainer.devices == 8
 
 
+@pytest.mark.parametrize("source", ["gta5", "synthia"])
+def test_the_papers_adaptation_settings(source: str, configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", f"experiment={source}_to_cityscapes_daformer")
+    assert (cfg.trainer.max_steps, cfg.data.batch_size, list(cfg.data.crop_size)) == (40_000, 2, [512, 512])
+    assert (cfg.optimizer.lr, cfg.optimizer.encoder_lr, cfg.optimizer.weight_decay) == (6e-4, 6e-5, 0.01)
+    assert (cfg.schedule.warmup_steps, cfg.schedule.power) == (1500, 1.0)
+    assert (cfg.method.alpha, cfg.method.threshold) == (0.999, 0.968)
+    assert (cfg.method.ignore_top, cfg.method.ignore_bottom) == (15, 120)
+    assert (cfg.method.source_terms.feature_distance.weight, cfg.method.terms.mixed.weight) == (0.005, 1.0)
+    rare = cfg.data.rare_classes
+    assert (rare.temperature, rare.min_pixels, rare.min_crop_ratio) == (0.01, 3000, 0.5)
+    assert (cfg.encoder.variant, cfg.inference.mode, list(cfg.inference.scales)) == ("b5", "whole", [0.5])
+    assert list(cfg.data.target.scale) == [0.5, 0.5]
+
+    dacs = configure("train", f"experiment={source}_to_cityscapes_dacs")
+    assert dacs.data.rare_classes is None
+    assert "source_terms" not in dacs.method
+    alone = configure("train", f"experiment={source}_to_cityscapes_source_only")
+    assert "terms" not in alone.method
+
+    hrda = configure("train", f"experiment={source}_to_cityscapes_pgpc_hrda")
+    assert list(hrda.data.crop_size) == [1024, 1024]
+    assert list(hrda.segmentor.detail_size) == [512, 512]
+    assert (hrda.method.ignore_top, hrda.method.ignore_bottom, hrda.data.rare_classes.min_crop_ratio) == (30, 240, 2.0)
+    weights = [hrda.loss.ce, hrda.loss.detail, hrda.method.terms.mixed, hrda.method.terms.mixed_detail]
+    assert [term.weight for term in weights] == [0.9, 0.1, 0.9, 0.1]
+    assert (hrda.inference.mode, list(hrda.inference.crop_size), list(hrda.inference.scales)) == (
+        "slide", [1024, 1024], [1.0],
+    )  # fmt: skip
+    assert hrda.contrast.temperature == 0.5
+    if source == "synthia":
+        assert [len(classes) for classes in hrda.method.subsets.values()] == [16, 13]
+        assert hrda.callbacks.best.monitor == "val/mIoU_16"
+
+
+def test_the_network_of_daformer_has_the_papers_parameters(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "experiment=gta5_to_cityscapes_daformer", "encoder.pretrained=false")
+    assert sum(p.numel() for p in build_model(cfg, 19).parameters()) == 85_155_283
+
+
 def test_the_twins_differ_in_head_and_loss_only(configure: Callable[..., DictConfig]) -> None:
     prototype, softmax = (plain(configure("train", f"experiment=camvid_{name}")) for name in ("prototype", "softmax"))
     different = {key for key in prototype if prototype[key] != softmax[key]}

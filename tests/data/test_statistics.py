@@ -174,3 +174,16 @@ def test_frequencies_come_from_the_file(camvid: Path) -> None:
     path.write_text(json.dumps(content))
     assert found[0] < 0.5
     assert data.class_frequencies()[0] == 1
+
+
+def test_a_folder_made_read_only_stays_as_it_is(camvid: Path, cache: Path) -> None:
+    """Also for root, whom the mode would not stop."""
+    before = sorted(camvid.iterdir())
+    camvid.chmod(0o555)
+    try:
+        statistics = class_statistics(CamVid(camvid, "train"))
+    finally:
+        camvid.chmod(0o755)
+    assert sorted(camvid.iterdir()) == before
+    assert statistics.path is not None
+    assert statistics.path.parent == cache / "protoseg"

@@ -63,7 +63,7 @@ class Case:
             with torch.set_grad_enabled(name != "teacher"):
                 outputs[name] = self.model(features[images])
         mixed_label = self.pseudo_label.where(~self.pasted, self.label)
-        pseudo = PseudoLabels(self.pseudo_label[images], self.confidence[images], torch.tensor(0.5), torch.rand(1))
+        pseudo = PseudoLabels(self.pseudo_label[images], self.confidence[images], torch.tensor(0.5))
         return AdaptationInput(
             student=self.model,
             source=LossInput(outputs["source"], self.label[images], STRIDE),

@@ -37,7 +37,7 @@ def mixed_input(weight: Tensor) -> AdaptationInput:
     label = torch.randint(0, 3, (1, 16, 16))
     label[0, 0] = 255
     mixed = LossInput(output, label, stride=4)
-    pseudo = PseudoLabels(label, torch.ones(1, 16, 16), torch.tensor(0.5), torch.ones(1, 16, 16))
+    pseudo = PseudoLabels(label, torch.ones(1, 16, 16), torch.tensor(0.5))
     return AdaptationInput(nn.Identity(), mixed, mixed, label < 0, weight, torch.zeros(1, 3, 16, 16), pseudo, output)
 
 

@@ -42,8 +42,7 @@ def batch(student: Student, quality: float = 0.6) -> AdaptationInput:
     image = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     label = torch.randint(0, 3, (2, 16, 24))
     label[:, :3] = 255
-    weight = torch.full(label.shape, quality, dtype=torch.double)
-    pseudo = PseudoLabels(label, torch.rand(2, 16, 24), torch.tensor(quality), weight)
+    pseudo = PseudoLabels(label, torch.rand(2, 16, 24), torch.tensor(quality, dtype=torch.double))
     unused: Any = None
     return AdaptationInput(student, unused, unused, unused, unused, image, pseudo, unused)
 

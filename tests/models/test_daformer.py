@@ -11,18 +11,10 @@ from torch.testing import assert_close
 from protoseg.models.daformer import DAFormerDecoder, SeparableASPP
 from protoseg.models.encoders import MiTEncoder
 from protoseg.models.segmentor import Segmentor
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.nn import LinearHead
+from protoseg.types import ProtosegError
 
 CHANNELS, STRIDES = [6, 8, 10, 12], [4, 8, 16, 32]
-
-
-class LinearHead(nn.Module):
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(in_channels, num_classes, 1)
-
-    def forward(self, features: Tensor) -> SegOutput:
-        return SegOutput(logits=self.classifier(features), embeddings=features)
 
 
 def parameters(module: nn.Module) -> int:

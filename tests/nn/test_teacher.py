@@ -69,6 +69,7 @@ def test_never_trains_never_drops_never_learns() -> None:
 def test_prototypes_are_averaged_and_of_unit_length() -> None:
     torch.manual_seed(0)
     head = PrototypeHead(8, 3, num_prototypes=2)
+    head.memory.updates += 1
     teacher = EMATeacher(head)
     old = head.memory.prototypes.clone()
     with torch.no_grad():
@@ -78,6 +79,19 @@ def test_prototypes_are_averaged_and_of_unit_length() -> None:
     ours = teacher.module.memory
     torch.testing.assert_close(ours.prototypes, nn.functional.normalize(old + head.memory.prototypes, dim=2))
     assert torch.equal(ours.updates, head.memory.updates)
+
+
+def test_a_prototype_placed_late_is_taken_over_at_once() -> None:
+    """Averaged with the random vector it had before, it would take hundreds of steps to get there."""
+    torch.manual_seed(0)
+    head = PrototypeHead(8, 3, num_prototypes=2)
+    teacher = EMATeacher(head, alpha=0.99)
+    for step in range(60):
+        if step == 50:
+            head.memory.prototypes[1] = nn.functional.normalize(torch.randn(2, 8), dim=1)
+            head.memory.updates[1] = 1
+        teacher.update_parameters(head)
+    torch.testing.assert_close(teacher.module.memory.prototypes[1], head.memory.prototypes[1])
 
 
 def test_the_state_dict_goes_on_where_it_stopped() -> None:

@@ -51,8 +51,8 @@ class Case:
         self.label[0, :, :2] = IGNORE_INDEX
         self.pasted = torch.rand(2, SIDE, SIDE) > 0.6
         self.weight = torch.rand(2, SIDE, SIDE, dtype=torch.float64) + 0.1
-        self.weight[:, -3:] = 0
         self.pseudo_label = torch.randint(0, classes, (2, 6, 6)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        self.pseudo_label[:, -3:] = IGNORE_INDEX  # rows that are left out
         self.confidence = torch.rand(2, SIDE, SIDE, dtype=torch.float64)
 
     def batch(self, images: slice = slice(None)) -> AdaptationInput:
@@ -124,7 +124,8 @@ def cells(case: Case) -> list[tuple[int, int, int, int, int]]:
 
 
 def target_cells(case: Case) -> list[tuple[int, int, int, int, int]]:
-    return [(b, y, x, v, u) for b, y, x, v, u in cells(case) if not case.pasted[b, v, u] and case.weight[b, v, u] > 0]
+    hidden = case.pasted | (case.pseudo_label == IGNORE_INDEX)
+    return [(b, y, x, v, u) for b, y, x, v, u in cells(case) if not hidden[b, v, u]]
 
 
 def vector(projection: nn.Module, output: SegOutput, b: int, y: int, x: int) -> Tensor:

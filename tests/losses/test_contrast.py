@@ -81,7 +81,7 @@ def test_two_classes_still_learn(preset: str) -> None:
 # Not pixel_to_pixel: it resizes whole maps, and what an ignored pixel shows reaches its neighbours.
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "pixel_to_pixel"])
 def test_ignored_pixels_change_nothing(preset: str) -> None:
-    """Whatever stands under 255, under a pasted pixel or in a row without weight, the loss is the same."""
+    """Whatever stands under 255, under a pasted pixel or in a row that is left out, the loss is the same."""
     values = []
     for change in (0.0, 5.0):
         case = Case()
@@ -89,7 +89,7 @@ def test_ignored_pixels_change_nothing(preset: str) -> None:
         term = warm(make(preset, case), case)
         case.features["source"].data[0, :, :, 0] += change  # labelled 255
         case.features["mixed"].data[1, :, 2:4] += change  # pasted over
-        case.features["mixed"].data[:, :, -1] -= change  # without weight
+        case.features["mixed"].data[:, :, -1] -= change  # left out
         torch.manual_seed(7)
         values.append(term(case.batch()).item())
     assert values[0] == pytest.approx(values[1], rel=1e-12)

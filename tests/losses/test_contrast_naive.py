@@ -110,7 +110,7 @@ def naive_pixel_to_pixel(term: PixelToPixelContrast, case: Case, batch: Adaptati
 
 
 def naive_sepico(term: ClassMeanContrast, case: Case, batch: AdaptationInput, drawn: dict[str, Any]) -> Tensor:
-    shown = case.pseudo_label.where(~case.pasted & (case.weight > 0), IGNORE_INDEX)
+    shown = case.pseudo_label.masked_fill(case.pasted, IGNORE_INDEX)
     means, classes = drawn["means"]
     losses, vectors = [], []
     for images, label in ((batch.source, case.label), (batch.mixed, shown)):

@@ -19,12 +19,13 @@ from protoseg.cli.training import run_training
 from protoseg.training import AdaptationModule, adaptation
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
-from tests.training.test_resume import assert_same_bits, stopped_at
+from tests.training.test_resume import assert_resumes
 
 ADAPT = tuple(x for x in TINY if not x.startswith("head."))
-PGPC = ("experiment=streets_day_to_dusk_pgpc", *ADAPT)
+DAFORMER = ("experiment=streets_day_to_dusk_daformer", *ADAPT)
 # A random teacher is never sure; the paths of reliable pixels must run all the same.
 SURE = ("method.threshold=0.1",)
+PGPC = ("experiment=streets_day_to_dusk_pgpc", *ADAPT, "contrast.reliable=0.1")
 HRDA = ("segmentor=hrda", "segmentor.detail_size=64", "segmentor.attention.width=16", "data.crop_size=[128,128]")
 Configure = Callable[..., DictConfig]
 
@@ -50,6 +51,7 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
     assert state["teacher.n_averaged"] == 7
     prototypes = "model.head.memory.updates" if head == "prototype" else "terms.contrast.memory.updates"
     assert state[prototypes].sum() > 0
+    assert state["terms.contrast.reliable_queue.fill"].sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -70,14 +72,9 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
 def test_every_method_trains_and_resumes(
     overrides: tuple[str, ...], configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (*PGPC, *SURE, *overrides, "trainer.max_steps=4", "trainer.val_check_interval=2")
-    run_training(configure("train", *settings, output=tmp_path / "straight"))
-    with stopped_at(monkeypatch, 2, "on_validation_end"):
-        run_training(configure("train", *settings, output=tmp_path / "stopped"))
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    run_training(configure("train", *settings, f"resume={last}", output=tmp_path / "resumed"))
-    name = Path("checkpoints") / "last.ckpt"
-    assert_same_bits(tmp_path / "straight" / name, tmp_path / "resumed" / name)
+    base = DAFORMER if overrides[0].startswith("contrast=") else PGPC
+    settings = (*base, *SURE, *overrides, "trainer.max_steps=4", "trainer.val_check_interval=2")
+    assert_resumes(configure, tmp_path, monkeypatch, settings, 2, "on_validation_end")
 
 
 def test_student_and_teacher_are_judged_apart(configure: Configure, tmp_path: Path) -> None:
@@ -102,8 +99,14 @@ def test_a_supervised_checkpoint_has_no_teacher(configure: Configure, tmp_path: 
         run_evaluation(configure("evaluate", f"ckpt_path={path}", "network=teacher", output=tmp_path / "e"))
 
 
-@pytest.mark.parametrize(("step", "hook"), [(1, "on_train_batch_start"), (3, "on_validation_end")])
-@pytest.mark.parametrize("extra", [(), ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4")])
+@pytest.mark.parametrize(
+    ("step", "hook", "extra"),
+    [
+        (1, "on_train_batch_start", ()),
+        (3, "on_validation_end", ()),
+        (2, "on_train_batch_start", ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4")),
+    ],
+)
 def test_stopped_and_resumed_is_never_stopped(
     step: int,
     hook: str,
@@ -113,16 +116,8 @@ def test_stopped_and_resumed_is_never_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = (*PGPC, *SURE, "data.num_workers=1", "decoder.dropout=0.2", *extra)
-    if extra:
-        step, hook = 2, "on_train_batch_start"
-    run_training(configure("train", *settings, output=tmp_path / "straight"))
-    with stopped_at(monkeypatch, step, hook):
-        run_training(configure("train", *settings, output=tmp_path / "stopped"))
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    run_training(configure("train", *settings, f"resume={last}", output=tmp_path / "resumed"))
-    name = Path("checkpoints") / "last.ckpt"
-    assert_same_bits(tmp_path / "straight" / name, tmp_path / "resumed" / name)
-    state = read_checkpoint(tmp_path / "resumed" / name)["state_dict"]
+    assert_resumes(configure, tmp_path, monkeypatch, settings, step, hook)
+    state = read_checkpoint(tmp_path / "resumed" / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["teacher.n_averaged"] == (5 if extra else 7)  # once per optimizer step
     assert {
         "terms.contrast.reliable_queue.features",
@@ -140,7 +135,7 @@ def test_separate_backwards_give_the_same_gradients(
     states = []
     for separate in (False, True):
         output = tmp_path / str(separate)
-        settings = ("experiment=streets_day_to_dusk_daformer", *ADAPT, *SURE, f"contrast={contrast}")
+        settings = (*DAFORMER, *SURE, f"contrast={contrast}")
         cfg = configure(
             "train", *settings, f"method.separate_backward={separate}", f"trainer.accumulate_grad_batches={accumulate}",
             "trainer.max_steps=2", f"trainer.precision={precision}", "trainer.val_check_interval=4",
@@ -180,7 +175,7 @@ def test_the_memory_is_the_heads_or_the_terms(configure: Configure) -> None:
 
 
 def module_of(configure: Configure, *overrides: str) -> AdaptationModule:
-    cfg = configure("train", *PGPC, *overrides)
+    cfg = configure("train", *(DAFORMER if "contrast=none" in overrides else PGPC), *overrides)
     module = build_module(cfg, build_datamodule(cfg).label_space)
     assert isinstance(module, AdaptationModule)
     return module

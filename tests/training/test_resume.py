@@ -70,6 +70,25 @@ def validations(run: Path) -> dict[str, str]:
         return {row["step"]: row["val/mIoU"] for row in csv.DictReader(file) if row["val/mIoU"]}
 
 
+def assert_resumes(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...],
+    step: int,
+    hook: str,
+) -> None:
+    """Train straight, then stop at ``step`` and resume: the same bits."""
+    run_training(configure("train", *settings, output=tmp_path / "straight"))
+    with stopped_at(monkeypatch, step, hook):
+        run_training(configure("train", *settings, output=tmp_path / "stopped"))
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["global_step"] == step
+    run_training(configure("train", *settings, f"resume={last}", output=tmp_path / "resumed"))
+    name = Path("checkpoints") / "last.ckpt"
+    assert_same_bits(tmp_path / "straight" / name, tmp_path / "resumed" / name)
+
+
 EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_rate=0.2", "data.num_workers=1")
 
 
@@ -80,16 +99,7 @@ EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_ra
 def test_stopped_and_resumed_is_never_stopped(
     step: int, hook: str, configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = configure("train", *TINY, *EXTRA, output=tmp_path / "straight")
-    run_training(straight)
-    with stopped_at(monkeypatch, step, hook):
-        run_training(configure("train", *TINY, *EXTRA, output=tmp_path / "stopped"))
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    assert read_checkpoint(last)["global_step"] == step
-    run_training(configure("train", *TINY, *EXTRA, f"resume={last}", output=tmp_path / "resumed"))
-
-    name = Path("checkpoints") / "last.ckpt"
-    assert_same_bits(tmp_path / "straight" / name, tmp_path / "resumed" / name)
+    assert_resumes(configure, tmp_path, monkeypatch, (*TINY, *EXTRA), step, hook)
     expected = validations(tmp_path / "straight")
     resumed = validations(tmp_path / "resumed")
     assert resumed["5"] == expected["5"]
@@ -100,13 +110,7 @@ def test_gradient_accumulation_resumes_too(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (*TINY, "trainer.accumulate_grad_batches=2", "trainer.max_steps=4", "trainer.val_check_interval=8")
-    run_training(configure("train", *overrides, output=tmp_path / "straight"))
-    with stopped_at(monkeypatch, 2, "on_train_batch_start"):
-        run_training(configure("train", *overrides, output=tmp_path / "stopped"))
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    run_training(configure("train", *overrides, f"resume={last}", output=tmp_path / "resumed"))
-    name = Path("checkpoints") / "last.ckpt"
-    assert_same_bits(tmp_path / "straight" / name, tmp_path / "resumed" / name)
+    assert_resumes(configure, tmp_path, monkeypatch, overrides, 2, "on_train_batch_start")
 
 
 def test_twice_the_same_seed_is_the_same_run_whatever_the_workers(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.resize import upsample_logits
+from protoseg.functional.resize import upsample_logits, window_starts
 from protoseg.types import ProtosegError, SegOutput
 
 MODES = ("whole", "slide")
@@ -175,7 +175,9 @@ def slide_logits(
     """
     (height, width), batch = image.shape[2:], len(image)
     window = (min(crop_size[0], height), min(crop_size[1], width))
-    corners = [(y, x) for y in _starts(height, window[0], stride[0]) for x in _starts(width, window[1], stride[1])]
+    corners = [
+        (y, x) for y in window_starts(height, window[0], stride[0]) for x in window_starts(width, window[1], stride[1])
+    ]
     windows = [(i, y, x) for y, x in corners for i in range(batch)]
     total, count = None, image.new_zeros(1, height, width, dtype=torch.float32)
     for y, x in corners:
@@ -206,11 +208,6 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
     image = image if image.is_floating_point() else image.float() / 255
     return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _starts(length: int, window: int, step: int) -> list[int]:
-    """First pixels of the windows that cover ``length``."""
-    return [*range(0, length - window, step), length - window]
 
 
 def _groups(size: Tensor) -> dict[tuple[int, int], list[int]]:

@@ -58,6 +58,11 @@ def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tenso
     return label[:, rows][:, :, columns]
 
 
+def window_starts(length: int, window: int, step: int) -> list[int]:
+    """First pixels (or cells) of windows that cover ``length``, ``step`` apart; the last one ends at the border."""
+    return [*range(0, length - window, step), length - window]
+
+
 def majority_label(label: Tensor, stride: int, min_ratio: float, num_classes: int) -> Tensor:
     """The class that covers most of every grid cell, where it covers enough of it: ``b H W`` to ``b h w``.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.resize import grid_size
+from protoseg.functional.resize import grid_size, window_starts
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
@@ -39,11 +39,6 @@ def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, 
     fused = context.clone()
     fused[inside] = torch.lerp(context[inside], detail, attention[inside])
     return fused
-
-
-def window_starts(length: int, window: int) -> list[int]:
-    """First cells of windows that cover ``length``, half a window apart; the last one ends at the border."""
-    return [*range(0, length - window, max(1, window // 2)), length - window]
 
 
 class ScaleAttention(nn.Module):
@@ -178,7 +173,10 @@ class HRDASegmentor(Segmentor):
         stride, batch = self.stride, len(image)
         grid = grid_size(image_size(image), stride)
         cells = [min(side // stride, length) for side, length in zip(self.detail_size, grid, strict=True)]
-        corners = list(product(window_starts(grid[0], cells[0]), window_starts(grid[1], cells[1])))
+        rows, columns = (
+            window_starts(length, side, max(1, side // 2)) for length, side in zip(grid, cells, strict=True)
+        )
+        corners = list(product(rows, columns))
         total = at_least_fp32(image).new_zeros(batch, self.num_classes, *grid)
         count = total.new_zeros(grid)
         for y, x in corners:

@@ -119,15 +119,9 @@ def subset_means(iou: Tensor, label_space: LabelSpace, subsets: Mapping[str, Seq
         subsets: names of the classes of each choice.
 
     Raises:
-        ProtosegError: a class that the label space lacks.
+        ProtosegError: a class that the label space lacks, or a choice of none.
     """
-    unknown = sorted({c for chosen in subsets.values() for c in chosen} - set(label_space.classes))
-    if unknown:
-        raise ProtosegError(
-            f"subsets: expected classes of {label_space.name!r} ({', '.join(label_space.classes)}), got "
-            f"{', '.join(unknown)}; correct the names"
-        )
-    ids = {name: [label_space.classes.index(c) for c in chosen] for name, chosen in subsets.items()}
+    ids = {name: label_space.ids(chosen, f"subsets.{name}") for name, chosen in subsets.items()}
     return {f"mIoU_{name}": iou[chosen].nanmean().item() for name, chosen in ids.items()}
 
 
@@ -152,15 +146,8 @@ class SegmentationMetrics(Metric):
 
     def __init__(self, label_space: LabelSpace, classes: Sequence[str] | None = None) -> None:
         super().__init__()
-        unknown = sorted(set(classes or ()) - set(label_space.classes))
-        if unknown or (classes is not None and not classes):
-            raise ProtosegError(
-                f"metrics: expected classes of the label space {label_space.name!r} "
-                f"({', '.join(label_space.classes)}), got {unknown or 'an empty list'} in classes; correct the names, "
-                "or leave classes=None for all"
-            )
         self.label_space = label_space
-        self.subset = None if classes is None else [label_space.classes.index(name) for name in classes]
+        self.subset = None if classes is None else label_space.ids(classes, "metrics")
         c = label_space.num_classes
         self.add_state("confusion", torch.zeros(c, c, dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 IGNORE_INDEX = 255
@@ -48,6 +50,21 @@ class LabelSpace:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def ids(self, names: Iterable[str], where: str) -> list[int]:
+        """Train ids of classes by name.
+
+        Raises:
+            ProtosegError: a name that is no class here, or no name at all; the message begins with ``where``.
+        """
+        names = list(names)
+        unknown = sorted(set(names) - set(self.classes))
+        if unknown or not names:
+            raise ProtosegError(
+                f"{where}: expected classes of the label space {self.name!r} ({', '.join(self.classes)}), got "
+                f"{', '.join(unknown) or 'none (an empty list)'}; correct the names"
+            )
+        return [self.classes.index(name) for name in names]
 
 
 class Batch(NamedTuple):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.resize import majority_label, upsample_logits
-from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
+from protoseg.functional.resize import majority_label
+from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid
 from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput, LossTerm
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 
 class MixedCrossEntropy(AdaptationTerm):
@@ -38,10 +38,8 @@ class MixedCrossEntropy(AdaptationTerm):
 
     def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
         mixed = batch.mixed
-        height, width = mixed.label.shape[1:]
-        logits = upsample_logits(at_least_fp32(mixed.output.logits), (height, width), mixed.stride)
         of_class = self.of_class.class_weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
-        return weighted_cross_entropy(logits, mixed.label, batch.weight * of_class)
+        return weighted_cross_entropy_on_grid(mixed.output.logits, mixed.label, batch.weight * of_class, mixed.stride)
 
 
 class FeatureDistance(LossTerm):
@@ -67,18 +65,13 @@ class FeatureDistance(LossTerm):
         self.min_ratio, self.classes = min_ratio, classes
 
     def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        chosen = label_space.things if self.classes is None else tuple(self.classes)
-        unknown = [name for name in chosen if name not in label_space.classes]
-        if unknown or not chosen:
-            raise ProtosegError(
-                f"feature distance: expected classes out of {', '.join(label_space.classes)}, got "
-                f"{', '.join(unknown) or 'none'}; set classes of the term to the countable ones"
-            )
+        chosen = label_space.things if self.classes is None else self.classes
+        things = label_space.ids(chosen, "feature distance, classes (the label space's things unless set)")
         encoder: Any = model.encoder
         self.reference = deepcopy(encoder).requires_grad_(False).eval()
         # One more entry, never counted, for cells without a class.
         is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)
-        is_thing[[label_space.classes.index(name) for name in chosen]] = True
+        is_thing[things] = True
         self.register_buffer("things", is_thing, persistent=False)
 
     def train(self, mode: bool = True) -> FeatureDistance:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.resize import upsample_logits
-from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
+from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid
 from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput
 from protoseg.types import Detail, ProtosegError, SegOutput
 
@@ -32,8 +30,8 @@ def crop_to_box(pixels: Tensor, box: tuple[int, int, int, int]) -> Tensor:
 
 def weighted_detail_cross_entropy(detail: Detail, label: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Cross-entropy of the detail crop on labels and pixel weights of the whole image, both ``b H W``."""
-    logits = upsample_logits(at_least_fp32(detail.logits), detail.box[2:], stride)
-    return weighted_cross_entropy(logits, crop_to_box(label, detail.box), crop_to_box(weight, detail.box))
+    label, weight = crop_to_box(label, detail.box), crop_to_box(weight, detail.box)
+    return weighted_cross_entropy_on_grid(detail.logits, label, weight, stride)
 
 
 class DetailCrossEntropy(CrossEntropy):

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from protoseg.functional.masking import mask_image, random_patch_mask
 from protoseg.functional.mixing import strong_transform
-from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.resize import upsample_logits
 from protoseg.losses.detail import weighted_detail_cross_entropy
-from protoseg.losses.segmentation import weighted_cross_entropy
+from protoseg.losses.segmentation import weighted_cross_entropy_on_grid
 from protoseg.losses.term import AdaptationInput, AdaptationTerm
 from protoseg.types import SegOutput
 
@@ -49,10 +47,9 @@ class MaskedImageConsistency(AdaptationTerm):
             len(batch.target), (height, width), self.block_size, self.ratio, batch.target.device
         )
         output: SegOutput = student(mask_image(strong_transform(batch.target), visible, student.mean))
-        logits = upsample_logits(at_least_fp32(output.logits), (height, width), student.stride)
         label = batch.pseudo.label
         weight = batch.pseudo.quality.expand(label.shape)
-        loss = weighted_cross_entropy(logits, label, weight)
+        loss = weighted_cross_entropy_on_grid(output.logits, label, weight, student.stride)
         if output.detail is None:
             return loss
         detail = weighted_detail_cross_entropy(output.detail, label, weight, student.stride)

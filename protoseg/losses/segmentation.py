@@ -72,6 +72,12 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Ten
     return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
 
 
+def weighted_cross_entropy_on_grid(logits: Tensor, label: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The same for logits on a grid of ``stride``, upsampled to the labels' and weights' ``b H W``."""
+    full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride)
+    return weighted_cross_entropy(full, label, weight)
+
+
 class CrossEntropy(LossTerm):
     """Cross-entropy on the upsampled class logits.
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from protoseg.functional.similarity import Similarities
+
 IGNORE_INDEX = 255
 
 
@@ -113,8 +115,7 @@ class SegOutput(NamedTuple):
     Attributes:
         logits: class logits, ``b c h w``.
         embeddings: ``b d h w``; unit length for prototype heads.
-        similarities: cosine of each pixel to each prototype, ``b (h w) c k`` flattened to ``n c k``; None for
-            heads without prototypes.
+        similarities: cosine of each pixel to each prototype, pixels flattened; None for heads without prototypes.
         features: the encoder's maps, finest first.
         auxiliary: class logits of the auxiliary head (training only), or None.
         detail: of multi-resolution models (training only), or None.
@@ -122,7 +123,7 @@ class SegOutput(NamedTuple):
 
     logits: Tensor
     embeddings: Tensor
-    similarities: Tensor | None = None
+    similarities: Similarities | None = None
     features: list[Tensor] | None = None
     auxiliary: Tensor | None = None
     detail: Detail | None = None

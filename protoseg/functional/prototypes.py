@@ -14,6 +14,7 @@ from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.similarity import DenseSimilarities, Similarities
 from protoseg.functional.sinkhorn import sinkhorn
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
@@ -45,18 +46,25 @@ def own_class_similarity(similarity: Tensor, label: Tensor) -> Tensor:
 
     Ignored pixels give the row of class 0; the caller masks them.
     """
-    index = label.where(label != IGNORE_INDEX, 0).view(-1, 1, 1).expand(-1, 1, similarity.shape[2])
-    return similarity.gather(1, index).squeeze(1)
+    return DenseSimilarities(similarity).own(label)
+
+
+def _readable(similarity: Tensor | Similarities) -> Similarities:
+    return DenseSimilarities(similarity) if isinstance(similarity, Tensor) else similarity
 
 
 @torch.no_grad()
 def cluster(
-    similarity: Tensor, label: Tensor, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
+    similarity: Tensor | Similarities,
+    label: Tensor,
+    assignment: str = "argmax",
+    epsilon: float = 0.05,
+    rounds: int = 3,
 ) -> Clustering:
     """Online clustering of labelled pixels into the K prototypes of their class (training only).
 
     Args:
-        similarity: ``n c k``, cosines.
+        similarity: cosines, as a tensor ``n c k`` or :class:`protoseg.functional.similarity.Similarities`.
         label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
         assignment: how the plan becomes a membership. ``argmax``: the most likely prototype (paper).
             ``gumbel``: a true sample from the plan (Gumbel noise on *log*-probabilities).
@@ -69,9 +77,9 @@ def cluster(
     """
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
-    num_classes, k = similarity.shape[1:]
-    valid = label != IGNORE_INDEX
-    plan = sinkhorn(own_class_similarity(similarity, label), label, num_classes, valid, epsilon, rounds)
+    cosines = _readable(similarity)
+    k, valid = cosines.num_prototypes, label != IGNORE_INDEX
+    plan = sinkhorn(cosines.own(label), label, cosines.num_classes, valid, epsilon, rounds)
     chosen = plan.argmax(1)
     drawn = chosen
     if assignment != "argmax":
@@ -118,25 +126,24 @@ def update_prototypes(prototypes: Tensor, sums: Tensor, counts: Tensor, momentum
     return F.normalize(moved, dim=1).where((counts > 0).unsqueeze(1), prototypes)
 
 
-def pixel_prototype_contrast(similarity: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+def pixel_prototype_contrast(similarity: Tensor | Similarities, target: Tensor, temperature: float = 0.1) -> Tensor:
     """PPC, Eq. 11: cross-entropy over all c*k similarities / temperature, the assigned prototype as the class.
 
     The released code has temperature 1, the paper 0.1. No labelled pixel gives 0 (with gradient 0).
 
     Args:
-        similarity: ``n c k``.
+        similarity: as of :func:`cluster`.
         target: flat prototype index ``n``; -1 is ignored.
     """
-    scaled = at_least_fp32(similarity).flatten(1) / temperature
-    total = F.cross_entropy(scaled, target, ignore_index=-1, reduction="sum")
-    return mean_over_ranks(total, (target >= 0).sum())
+    cosines, valid = _readable(similarity), target >= 0
+    losses = cosines.logsumexp(temperature) - cosines.at(target) / temperature
+    return mean_over_ranks((losses * valid).sum(), valid.sum())
 
 
-def pixel_prototype_distance(similarity: Tensor, target: Tensor) -> Tensor:
+def pixel_prototype_distance(similarity: Tensor | Similarities, target: Tensor) -> Tensor:
     """PPD, Eq. 12: mean of (1 - cosine to the assigned prototype)^2; arguments as in the contrast."""
     valid = target >= 0
-    cosine = at_least_fp32(similarity).flatten(1).gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
-    return mean_over_ranks(((1 - cosine).square() * valid).sum(), valid.sum())
+    return mean_over_ranks(((1 - _readable(similarity).at(target)).square() * valid).sum(), valid.sum())
 
 
 def within_class_cosine(prototypes: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance
+from protoseg.functional.similarity import Similarities
 from protoseg.losses.term import LossInput, LossTerm
 from protoseg.types import ProtosegError
 
 
-def _prototypes_of(batch: LossInput, term: str) -> tuple[Tensor, Clustering]:
+def _prototypes_of(batch: LossInput, term: str) -> tuple[Similarities, Clustering]:
     if batch.output.similarities is None or batch.clustering is None:
         raise ProtosegError(
             f"loss {term}: expected a head with prototypes, got one without; use head=prototype, or loss=parametric"

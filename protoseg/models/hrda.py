@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import grid_size, window_starts
+from protoseg.functional.similarity import Similarities
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
@@ -141,7 +142,7 @@ class HRDASegmentor(Segmentor):
         fine = F.interpolate(feature, scale_factor=CONTEXT_SCALE, mode="bilinear", align_corners=False)
         return crop_to_grid(fine, size, self.stride)
 
-    def _upsampled_embeddings(self, embeddings: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def _upsampled_embeddings(self, embeddings: Tensor, size: tuple[int, int]) -> tuple[Tensor, Similarities | None]:
         embeddings = self._upsampled(embeddings, size)
         memory = getattr(self.head, "memory", None)
         if memory is None:

@@ -68,23 +68,22 @@ class PrototypeHead(nn.Module):
         self.memory = PrototypeMemory(num_classes, num_prototypes, dim, **memory)
 
     def forward(self, features: Tensor) -> SegOutput:
-        """``b in_channels h w`` to logits ``b c h w``, unit embeddings ``b d h w``, cosines ``(b h w) c k``."""
+        """``b in_channels h w`` to logits ``b c h w``, unit embeddings ``b d h w``, cosines of its ``b h w`` pixels."""
         projected = self.projection(features)
         b, _, h, w = projected.shape
         with no_autocast(projected):
             pixels = at_least_fp32(projected).permute(0, 2, 3, 1).flatten(0, 2)
             embeddings = F.normalize(self.embedding_norm(pixels), dim=1)
             similarities = self.memory.similarity(embeddings)
-            logits = self.class_logits(similarities)
+            logits = self.class_logits(similarities.scores)
         return SegOutput(
             logits=logits.view(b, h, w, -1).permute(0, 3, 1, 2),
             embeddings=embeddings.view(b, h, w, -1).permute(0, 3, 1, 2),
             similarities=similarities,
         )
 
-    def class_logits(self, similarities: Tensor) -> Tensor:
-        """Class scores (cosine to the nearest prototype of each class), scaled: ``n c k`` to ``n c``."""
-        scores = similarities.amax(2)
+    def class_logits(self, scores: Tensor) -> Tensor:
+        """Class scores (cosine to the nearest prototype of each class) ``n c``, scaled."""
         return self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
 
 

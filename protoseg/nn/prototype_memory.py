@@ -13,12 +13,12 @@ from protoseg.functional.prototypes import (
     ASSIGNMENTS,
     Clustering,
     cluster,
-    prototype_similarity,
     prototype_sums,
     update_prototypes,
     within_class_cosine,
 )
 from protoseg.functional.resize import downsample_label
+from protoseg.functional.similarity import Similarities, similarities
 from protoseg.types import ProtosegError, SegOutput
 
 INITS = ("features", "random")
@@ -93,16 +93,13 @@ class PrototypeMemory(nn.Module):
         self.register_buffer("pending_sums", torch.zeros(c * k, dim), persistent=False)
         self.register_buffer("pending_counts", torch.zeros(c * k), persistent=False)
 
-    def similarity(self, embeddings: Tensor) -> Tensor:
-        """Cosines ``n c k`` of unit embeddings ``n d``."""
-        # In-place updates between forward and backward (several forwards per step) must not invalidate autograd.
-        return prototype_similarity(
-            embeddings, self.prototypes.clone() if embeddings.requires_grad else self.prototypes
-        )
+    def similarity(self, embeddings: Tensor) -> Similarities:
+        """Cosines of unit embeddings ``n d`` to the prototypes as they are now."""
+        return similarities(embeddings, self.prototypes)
 
-    def cluster(self, similarity: Tensor, label: Tensor) -> Clustering:
-        """Target and member prototype of each pixel from cosines ``n c k`` and labels ``n``."""
-        return cluster(similarity.detach(), label, self.assignment, self.epsilon, self.rounds)
+    def cluster(self, similarity: Similarities, label: Tensor) -> Clustering:
+        """Target and member prototype of each pixel from its cosines and labels ``n``."""
+        return cluster(similarity, label, self.assignment, self.epsilon, self.rounds)
 
     @torch.no_grad()
     def assign(self, output: SegOutput, label: Tensor, stride: int) -> tuple[Clustering, Observation]:

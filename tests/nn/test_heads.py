@@ -28,7 +28,7 @@ def test_a_pixel_takes_the_class_of_its_nearest_prototype(logits: str) -> None:
     head = PrototypeHead(8, 5, num_prototypes=3, logits=logits).eval()
     output = head(torch.randn(2, 8, 6, 7))
     assert output.logits.shape == (2, 5, 6, 7)
-    assert output.similarities.shape == (2 * 6 * 7, 5, 3)
+    assert output.similarities.dense().shape == (2 * 6 * 7, 5, 3)
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(2, 6, 7))
     pixel = output.embeddings[1, :, 2, 3]
     nearest = (head.memory.prototypes @ pixel).amax(1)
@@ -49,9 +49,9 @@ def test_prototype_arithmetic_is_fp32_under_autocast(dtype: torch.dtype) -> None
     head = PrototypeHead(8, 5)
     with torch.autocast("cpu", dtype=dtype):
         output = head(torch.randn(1, 8, 4, 4))
-    assert output.logits.dtype == output.similarities.dtype == output.embeddings.dtype == torch.float32
+    assert output.logits.dtype == output.similarities.dense().dtype == output.embeddings.dtype == torch.float32
     # Cosines may leave [-1, 1] only by fp32 rounding: half precision would by 1e-3.
-    assert output.similarities.abs().max() <= 1 + 1e-6
+    assert output.similarities.dense().abs().max() <= 1 + 1e-6
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(1, 4, 4), atol=1e-6, rtol=0)
 
 

@@ -32,7 +32,7 @@ def run(part: slice, init: str) -> Tensor:
     for step in range(5):
         embeddings, label = (x[part] for x in data(step))
         similarity = memory.similarity(embeddings)
-        memory.observe(embeddings, memory.cluster(similarity, label).member, similarity.amax(2).argmax(1) == label)
+        memory.observe(embeddings, memory.cluster(similarity, label).member, similarity.scores.argmax(1) == label)
         memory.step()
     return memory.prototypes
 

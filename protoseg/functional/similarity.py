@@ -1,0 +1,253 @@
+"""Cosines of many pixels to many prototypes: computed once, read in several ways, one product for their gradient.
+
+Training asks four things of the ``n c k`` cosines: the best of each class (class scores), those of a pixel's own class
+(clustering), that to the assigned prototype (PPC, PPD) and the sum of their exponentials (PPC). Written plainly, each
+makes its own ``n c k`` tensors, forward and backward. :class:`FusedSimilarities` goes through the cosines a few rows
+at a time, which then lie in the processor's cache, and adds up the gradients of all readings before the one product
+with the prototypes. Besides that product and the one that gives the cosines, there is little left to pay for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.types import IGNORE_INDEX
+
+KEEP_BYTES = 2**30
+# Elements of the rows that are worked on at once: what a core's cache holds, or what keeps a GPU busy.
+PIECE_CPU, PIECE_GPU = 2**19, 2**25
+MIN_ROWS = 256  # fewer would make the matrix products slow
+
+
+class Similarities(Protocol):
+    """Cosines of ``n`` pixels to ``k`` prototypes of each of ``c`` classes, and differentiable readings of them."""
+
+    num_classes: int
+    num_prototypes: int
+
+    def __len__(self) -> int:
+        """Number of pixels."""
+        ...
+
+    @property
+    def scores(self) -> Tensor:
+        """Cosine to the nearest prototype of each class, ``n c``."""
+        ...
+
+    def own(self, label: Tensor) -> Tensor:
+        """Cosines to the prototypes of each pixel's class, ``n k``, without gradient; class 0's for ignored pixels."""
+        ...
+
+    def at(self, target: Tensor) -> Tensor:
+        """Cosine to the prototype of flat index ``class * k + j`` (int64 ``n``), ``n``; -1 gives that to the first."""
+        ...
+
+    def logsumexp(self, temperature: float) -> Tensor:
+        """log of the sum over all prototypes of exp(cosine / temperature), ``n``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """All of them, ``n c k``, for looking at a few pixels: without gradient, and as large as it sounds."""
+        ...
+
+
+class DenseSimilarities:
+    """The plain formulas on a tensor ``n c k``: what the fused form must equal, and what a compiler fuses by itself."""
+
+    def __init__(self, cosines: Tensor) -> None:
+        self.cosines = cosines
+        self.num_classes, self.num_prototypes = cosines.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.cosines)
+
+    @property
+    def scores(self) -> Tensor:
+        return self.cosines.amax(2)
+
+    def own(self, label: Tensor) -> Tensor:
+        index = _known(label).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
+        return self.cosines.detach().gather(1, index).squeeze(1)
+
+    def at(self, target: Tensor) -> Tensor:
+        return at_least_fp32(self.cosines).flatten(1).gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
+
+    def logsumexp(self, temperature: float) -> Tensor:
+        return (at_least_fp32(self.cosines).flatten(1) / temperature).logsumexp(1)
+
+    def dense(self) -> Tensor:
+        return self.cosines.detach()
+
+
+class FusedSimilarities:
+    """The same values and gradients from unit vectors, without an ``n c k`` tensor for every step on the way.
+
+    The cosines are kept for the backward pass where they fit into ``keep_bytes``, and computed again, piece by piece,
+    where not: memory is then bounded, whatever ``n``, ``c`` and ``k``. Without gradient they are never kept. The
+    gradient is that of the embeddings; it cannot be differentiated again, and none reaches the prototypes. Cosines
+    equal to the last bit share a maximum's gradient in the plain formula; here the first one gets it.
+
+    Args:
+        embeddings: ``n d``, fp32 or fp64.
+        prototypes: ``c k d``; taken as they are now, later changes in place have no effect.
+        keep_bytes: see above.
+    """
+
+    def __init__(self, embeddings: Tensor, prototypes: Tensor, keep_bytes: int = KEEP_BYTES) -> None:
+        self.num_classes, self.num_prototypes = prototypes.shape[:2]
+        keep = embeddings.requires_grad and torch.is_grad_enabled()
+        keep = keep and len(embeddings) * self._width * embeddings.element_size() <= keep_bytes
+        self._store = _Store(embeddings.detach(), prototypes, keep)
+        self._gradient = _Product.apply(embeddings, self._store)
+
+    def __len__(self) -> int:
+        return len(self._store.embeddings)
+
+    @property
+    def _width(self) -> int:
+        return self.num_classes * self.num_prototypes
+
+    @cached_property
+    def scores(self) -> Tensor:
+        c, k, n = self.num_classes, self.num_prototypes, len(self)
+        best = self._store.embeddings.new_empty(n, c)
+        nearest = torch.empty(n, c, dtype=torch.int64, device=best.device)
+        for rows, cosines in self._store.pieces():
+            torch.max(cosines.view(-1, k, c), 1, out=(best[rows], nearest[rows]))
+
+        def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
+            total.view(-1, k, c).scatter_add_(1, nearest[rows].unsqueeze(1), gradient[rows].unsqueeze(1))
+
+        return self._reading(best, add)
+
+    def own(self, label: Tensor) -> Tensor:
+        c, k, n = self.num_classes, self.num_prototypes, len(self)
+        index = _known(label).view(-1, 1, 1).expand(-1, k, 1)
+        own = self._store.embeddings.new_empty(n, k)
+        for rows, cosines in self._store.pieces():
+            own[rows] = cosines.view(-1, k, c).gather(2, index[rows]).squeeze(2)
+        return own
+
+    def at(self, target: Tensor) -> Tensor:
+        target = target.clamp_min(0)
+        k = self.num_prototypes
+        column = (target % k * self.num_classes + target // k).unsqueeze(1)
+        value = self._store.embeddings.new_empty(len(self))
+        for rows, cosines in self._store.pieces():
+            value[rows] = cosines.gather(1, column[rows]).squeeze(1)
+
+        def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
+            total.scatter_add_(1, column[rows], gradient[rows].unsqueeze(1))
+
+        return self._reading(value, add)
+
+    def logsumexp(self, temperature: float) -> Tensor:
+        highest = self.scores.detach().amax(1, keepdim=True)
+        value = torch.empty_like(highest)
+        for rows, cosines in self._store.pieces():
+            torch.sum(((cosines - highest[rows]) / temperature).exp_(), 1, keepdim=True, out=value[rows])
+        value = value.log_() + highest / temperature
+
+        def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
+            share = (cosines / temperature).sub_(value[rows]).exp_()
+            total.addcmul_(share, gradient[rows].unsqueeze(1) / temperature)
+
+        return self._reading(value.squeeze(1), add)
+
+    def dense(self) -> Tensor:
+        cosines = torch.cat([piece for _, piece in self._store.pieces()])
+        return cosines.view(-1, self.num_prototypes, self.num_classes).transpose(1, 2)
+
+    def _reading(self, value: Tensor, add: _Add) -> Tensor:
+        return _Reading.apply(self._gradient, self._store, value, add)
+
+
+# Adds the share of one reading, given the gradient of its value, to the gradient of the cosines of some rows.
+_Add = Callable[[Tensor, Tensor, slice, Tensor], None]
+
+
+class _Store:
+    """The cosines, kept or made when asked for, and the gradients of their readings.
+
+    Their columns are ordered by prototype, then class, so that the best of every class is found for many at once.
+    """
+
+    def __init__(self, embeddings: Tensor, prototypes: Tensor, keep: bool) -> None:
+        self.embeddings = embeddings
+        self.table = prototypes.detach().transpose(0, 1).flatten(0, 1)
+        if self.table.data_ptr() == prototypes.data_ptr():
+            self.table = self.table.clone()  # with one class or prototype there was nothing to reorder
+        self.kept = embeddings.new_empty(len(embeddings), len(self.table)) if keep else None
+        self.filled = False
+        self.gradients: dict[_Add, Tensor] = {}
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their cosines, ``r k*c``, one piece after the other."""
+        size = PIECE_CPU if self.table.device.type == "cpu" else PIECE_GPU
+        size = max(MIN_ROWS, size // len(self.table))
+        for start in range(0, len(self.embeddings), size):
+            rows = slice(start, start + size)
+            yield rows, self.kept[rows] if self.kept is not None and self.filled else self._computed(rows)
+        self.filled = True
+
+    def _computed(self, rows: slice) -> Tensor:
+        with no_autocast(self.embeddings):
+            out = None if self.kept is None else self.kept[rows]
+            return torch.mm(self.embeddings[rows], self.table.T, out=out)
+
+
+class _Product(torch.autograd.Function):
+    """Where all readings meet: its backward, called after theirs, makes the gradient of the embeddings."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, store: _Store) -> Tensor:
+        ctx.store = store
+        return embeddings.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        store: _Store = ctx.store
+        result = torch.empty_like(store.embeddings)
+        for rows, cosines in store.pieces():
+            total = torch.zeros_like(cosines)
+            for add, gradient in store.gradients.items():
+                add(total, cosines, rows, gradient)
+            with no_autocast(total):
+                torch.mm(total, store.table, out=result[rows])
+        store.gradients.clear()
+        return result, None
+
+
+class _Reading(torch.autograd.Function):
+    """A value read from the cosines; its backward leaves the gradient in the store for ``_Product``."""
+
+    @staticmethod
+    def forward(ctx: Any, meeting: Tensor, store: _Store, value: Tensor, add: _Add) -> Tensor:
+        ctx.store, ctx.add = store, add
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        ctx.store.gradients[ctx.add] = gradient
+        return gradient.new_zeros(()), None, None, None
+
+
+def similarities(embeddings: Tensor, prototypes: Tensor) -> Similarities:
+    """Cosines of unit vectors ``n d`` to prototypes ``c k d``: fused, or plain while ``torch.compile`` looks on."""
+    if torch.compiler.is_compiling():
+        c, k, d = prototypes.shape
+        return DenseSimilarities((embeddings @ prototypes.detach().reshape(c * k, d).T).view(-1, c, k))
+    return FusedSimilarities(embeddings, prototypes)
+
+
+def _known(label: Tensor) -> Tensor:
+    return label.where(label != IGNORE_INDEX, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import AdaptationInput, AdaptationTerm, LossTerm, PseudoLabels
 from protoseg.metrics import SegmentationMetrics
+from protoseg.nn.norms import unmoved_statistics
 from protoseg.nn.teacher import EMATeacher
 from protoseg.training.base import SegmentationModule
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, SegOutput
@@ -24,7 +26,9 @@ ONE_CLASS_SHARE = 0.99
 class AdaptationModule(SegmentationModule):
     """A student learns from labelled source images and from what its own average, the teacher, says of target images.
 
-    Without ``terms`` it is the source-only baseline: the target images are not looked at.
+    Without ``terms`` it is the source-only baseline: the target images are not looked at. With them, the running
+    statistics of BatchNorm are those of the mixed images alone (the released codes of DACS and DAFormer take source
+    and mixed images alike), which no gradient depends on.
 
     Args:
         args, options: of :class:`SegmentationModule`; its losses are those on the source images.
@@ -95,7 +99,9 @@ class AdaptationModule(SegmentationModule):
         source, target = batch
         self._zero_gradients(batch_idx)
 
-        on_source, observations = self.see(source.image, source.label)
+        # The statistics that student and teacher will be judged by are those of mixed images, nearer to the target.
+        with unmoved_statistics(self.model) if self.terms else nullcontext():
+            on_source, observations = self.see(source.image, source.label)
         loss = self.weighted_sum({name: term(on_source) for name, term in self.losses.items()}, source.name)
         if not self.terms:
             return self.step_output(loss, observations)

@@ -155,6 +155,27 @@ def test_source_only_never_looks_at_the_target(configure: Configure, monkeypatch
     run_training(configure("train", "experiment=streets_day_to_dusk_source_only", *ADAPT, "trainer.max_steps=2"))
 
 
+@pytest.mark.parametrize(("method", "moving"), [("dacs", [False, True]), ("source_only", [True])])
+def test_running_statistics_are_those_of_mixed_images(
+    method: str, moving: list[bool], configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    see = AdaptationModule.see
+
+    def watch(self: AdaptationModule, *args: object) -> object:
+        norms = [m for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        before = [norm.running_mean.clone() for norm in norms]  # type: ignore[union-attr]
+        seen = see(self, *args)  # type: ignore[arg-type]
+        changed = {not torch.equal(n.running_mean, old) for n, old in zip(norms, before, strict=True)}  # type: ignore[arg-type]
+        assert len(changed) == 1
+        moved.append(changed.pop())
+        return seen
+
+    monkeypatch.setattr(AdaptationModule, "see", watch)
+    run_training(configure("train", f"experiment=streets_day_to_dusk_{method}", *ADAPT, "trainer.max_steps=2"))
+    assert moved == 2 * moving
+
+
 def test_optimizer_gets_the_projection_and_neither_teacher_nor_reference(configure: Configure) -> None:
     module = module_of(configure)
     groups = {id(p): g["name"] for g in module.make_optimizer(module).param_groups for p in g["params"]}

@@ -241,6 +241,27 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelSpace, title: str) -> Figure:
+    """A figure of shares in 0 to 1, ``c`` each: a bar per class, in its colour, for every entry. Logarithmic."""
+    n = label_space.num_classes
+    figure = _figure(3 + 4 * len(shares), min(24.0, 1.5 + 0.22 * n))
+    charts = figure.subplots(1, len(shares), sharex=True, sharey=True, squeeze=False)[0]
+    colors = np.array(label_space.colors) / 255
+    for axes, (name, share) in zip(charts, shares.items(), strict=True):
+        axes.barh(range(n), 100 * share, color=colors, edgecolor="0.6", linewidth=0.5)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g} %")
+        axes.set_title(name, fontsize=11)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    charts[0].set_yticks(range(n), label_space.classes, fontsize=9 if n <= MANY_CLASSES else max(3, 800 // n))
+    charts[0].set_ylim(n - 0.5, -0.5)
+    smallest = min((share[share > 0].min() for share in shares.values() if (share > 0).any()), default=1e-3)
+    charts[0].set_xlim(50 * smallest, 100)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
 def curves_figure(log_file: Path, path: Path) -> None:
     """Draw losses, validation metrics and quality of pseudo-labels of a CSV log over steps."""
     from matplotlib import colormaps

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 from protoseg.data.adaptation import AdaptationDataModule
+from protoseg.data.ade20k import ADE20K
 from protoseg.data.adverse import ACDC, DarkZurich
 from protoseg.data.builtin import Streets
 from protoseg.data.camvid import CamVid
 from protoseg.data.cityscapes import Cityscapes
+from protoseg.data.class_file import ClassFile, read_class_file
+from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
 from protoseg.data.folder import ImageFolder
 from protoseg.data.gta5 import GTA5
-from protoseg.data.label_spaces import CAMVID, CITYSCAPES, SYNTHIA_13, SYNTHIA_16
+from protoseg.data.label_spaces import (
+    ADE20K_150,
+    CAMVID,
+    CAMVID_TO_CITYSCAPES,
+    CITYSCAPES,
+    CITYSCAPES_TO_CAMVID,
+    COCO_STUFF,
+    SYNTHIA_13,
+    SYNTHIA_16,
+)
+from protoseg.data.own import LabelledFolder, labelled_folder
 from protoseg.data.rare_classes import RareClasses
 from protoseg.data.synthia import Synthia
 from protoseg.data.transforms import TrainTransform
 
 __all__ = [
     "ACDC",
+    "ADE20K",
+    "ADE20K_150",
     "CAMVID",
+    "CAMVID_TO_CITYSCAPES",
     "CITYSCAPES",
+    "CITYSCAPES_TO_CAMVID",
+    "COCO_STUFF",
     "GTA5",
     "SYNTHIA_13",
     "SYNTHIA_16",
     "AdaptationDataModule",
+    "COCOStuff",
     "CamVid",
     "Cityscapes",
+    "ClassFile",
     "DarkZurich",
     "ImageFolder",
+    "LabelledFolder",
     "RareClasses",
     "Sample",
     "SegmentationDataModule",
@@ -35,4 +56,6 @@ __all__ = [
     "Streets",
     "Synthia",
     "TrainTransform",
+    "labelled_folder",
+    "read_class_file",
 ]

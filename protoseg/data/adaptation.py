@@ -27,7 +27,8 @@ class AdaptationDataModule(pl.LightningDataModule):
         val_batch_size: evaluation samples per batch; has no influence on any result.
         num_workers: loader processes of each of the two; has no influence on any result.
         seed: base seed of the order and of the augmentation of both, which draw independently.
-        mapping: where their classes differ: name of each source class -> name of a target class, or None for ignored.
+        mapping: where their classes differ: name of each source class -> name of a target class, or None for ignored;
+            or the name of such a mapping in ``label_spaces.MAPPINGS``.
         rare_classes: draw the source images by rare-class sampling; None: in shuffled epochs.
         validate_source: validate on the source too, as the second loader.
 
@@ -45,7 +46,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         val_batch_size: int = 1,
         num_workers: int = 2,
         seed: int = 0,
-        mapping: Mapping[str, str | None] | None = None,
+        mapping: Mapping[str, str | None] | str | None = None,
         rare_classes: RareClasses | None = None,
         validate_source: bool = False,
     ) -> None:

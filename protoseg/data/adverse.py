@@ -18,6 +18,8 @@ class ACDC(SegmentationDataset):
     """ACDC (Sakaridis, Dai, Van Gool, ICCV 2021): ``rgb_anon/CONDITION/SPLIT/SEQUENCE/*_rgb_anon.png`` with the masks
     ``gt/CONDITION/SPLIT/SEQUENCE/*_gt_labelTrainIds.png``; 1600 train, 406 val and 2000 test images, 1920 x 1080.
 
+    https://acdc.vision.ee.ethz.ch/download, after registration, for non-commercial use.
+
     Args:
         root: the folder that holds ``rgb_anon`` and ``gt``.
         split: ``train``, ``val`` or ``test`` (whose masks are not public: every pixel reads as ignored).
@@ -31,8 +33,8 @@ class ACDC(SegmentationDataset):
     label_space = CITYSCAPES
     id_table = CITYSCAPES_TRAIN_IDS
     source = (
-        "ACDC (rgb_anon_trainvaltest.zip and gt_trainval.zip) is at https://acdc.vision.ee.ethz.ch/download, after "
-        "registration, for non-commercial use."
+        "ACDC (Sakaridis et al., ICCV 2021; rgb_anon_trainvaltest.zip and gt_trainval.zip) is at "
+        "https://acdc.vision.ee.ethz.ch/download, after registration, for non-commercial use."
     )
 
     def __init__(
@@ -61,6 +63,7 @@ class DarkZurich(SegmentationDataset):
 
     Only the 50 val images, all by night, have public masks, ``gt/val/night/SEQUENCE/*_gt_labelTrainIds.png``; train
     and test read as ignored. Train has 2416 images by night, 2920 at twilight, 3041 by day.
+    https://www.trace.ethz.ch/publications/2019/GCMA_UIoU/, for non-commercial use.
 
     Args:
         root: the folder that holds ``rgb_anon`` and ``gt``.
@@ -75,7 +78,7 @@ class DarkZurich(SegmentationDataset):
     label_space = CITYSCAPES
     id_table = CITYSCAPES_TRAIN_IDS
     source = (
-        "Dark Zurich (Dark_Zurich_train_anon.zip and Dark_Zurich_val_anon.zip) is at "
+        "Dark Zurich (Sakaridis et al., ICCV 2019; Dark_Zurich_train_anon.zip and Dark_Zurich_val_anon.zip) is at "
         "https://www.trace.ethz.ch/publications/2019/GCMA_UIoU/, for non-commercial use."
     )
 

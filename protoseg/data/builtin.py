@@ -14,6 +14,8 @@ STYLES = ("day", "dusk")
 class Streets(SegmentationDataset):
     """440 rendered street scenes, 320 x 240, with CamVid's 11 classes; a day and a dusk half with own splits.
 
+    Made for this package and shipped inside it, CC0: no download, nothing to cite.
+
     Args:
         root: folder with ``day`` and ``dusk``; None for the one inside the package.
         style: ``day`` (200 train, 60 val) or ``dusk`` (120 train, 60 val).
@@ -27,7 +29,7 @@ class Streets(SegmentationDataset):
     label_space = CAMVID
     id_table = CAMVID_IDS
     splits = ("train", "val")
-    source = "Streets ships inside the package: install it again if its files are gone."
+    source = "Streets (CC0) ships inside the package: install it again if its files are gone."
 
     def __init__(
         self, root: str | Path | None = None, style: str = "day", split: str = "train", labels: bool = True

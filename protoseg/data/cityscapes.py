@@ -12,6 +12,9 @@ class Cityscapes(SegmentationDataset):
     """Cityscapes (Cordts et al., CVPR 2016): ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with the masks
     ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``, whose 34 ids are mapped to the 19 train ids while reading.
 
+    2975 train, 500 val and 1525 test images, 2048 x 1024. https://www.cityscapes-dataset.com, after registration, for
+    non-commercial research use.
+
     Args:
         root: the folder that holds ``leftImg8bit`` and ``gtFine``.
         split: ``train``, ``val`` or ``test`` (whose public masks are all void).
@@ -24,7 +27,7 @@ class Cityscapes(SegmentationDataset):
     label_space = CITYSCAPES
     id_table = CITYSCAPES_IDS
     source = (
-        "Cityscapes (leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip) is at "
+        "Cityscapes (Cordts et al., CVPR 2016; leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip) is at "
         "https://www.cityscapes-dataset.com, after registration, for non-commercial research use."
     )
 

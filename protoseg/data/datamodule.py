@@ -18,7 +18,7 @@ from torch import Tensor
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces import mapping_table
+from protoseg.data.label_spaces import mapping_table, named_mapping
 from protoseg.data.loading import Augmented, Loader
 from protoseg.data.rare_classes import RareClassDraw, RareClasses
 from protoseg.data.samplers import RankSampler, StepBatchSampler
@@ -90,8 +90,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
         self._start = 0
 
-    def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | None) -> None:
-        """Read the labels as classes of another label space; see ``mapping_table``, also for what is raised."""
+    def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
+        """Read the labels as classes of another label space; see ``mapping_table``, also for what is raised.
+
+        A string is a name of ``label_spaces.MAPPINGS``.
+        """
+        mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping
         self._mapping = mapping_table(self.label_space, label_space, mapping)
         self.label_space = label_space
         self._datasets.clear()

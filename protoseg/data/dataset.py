@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from protoseg.data.files import by_key, by_stem, list_images, pair, read_image, read_label
+from protoseg.data.files import (
+    Color,
+    by_key,
+    by_stem,
+    list_images,
+    pair,
+    read_image,
+    read_label,
+    stem_in,
+    stems_of_masks,
+)
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 FilePair = tuple[Path, "Path | None"]
@@ -45,6 +55,7 @@ class SegmentationDataset(Dataset[Sample]):
         label_space: classes and colours; a class attribute, so that it is known before any file is there.
         id_table: 256 entries, id in the mask file -> train id (``label_spaces.id_table``).
         id_channel: channel of the ids in masks that have several; None: one channel of grey, or a palette.
+        color_ids: id of each RGB colour in masks that hold colours; None: such masks are refused.
         splits: the splits there are.
         source: where the data set comes from and under which terms, for the message when it is absent.
         split: the split read.
@@ -54,6 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
     label_space: LabelSpace
     id_table: NDArray[np.uint8]
     id_channel: ClassVar[int | None] = None
+    color_ids: Mapping[Color, int] | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
 
@@ -92,7 +104,7 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         if mask_path is None:
             raise ProtosegError(f"expected images with masks, got {image_path}, which has none")
-        return read_label(mask_path, self.id_table, self.id_channel)
+        return read_label(mask_path, self.id_table, self.id_channel, self.color_ids)
 
     def drop_labels(self) -> None:
         """Forget the masks: from now on every pixel reads as ``IGNORE_INDEX``, and no mask file is opened."""
@@ -126,15 +138,11 @@ class SegmentationDataset(Dataset[Sample]):
         Without ``masks``, the images alone.
         """
         cls.check_folder(images)
-        found = by_key(list_images(images), lambda p: p.stem)
+        found = by_key(list_images(images), lambda p: stem_in(images, p))
         if masks is None:
             return pair(found, None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
-        return pair(
-            found,
-            by_key((p for p in list_images(masks) if p.suffix.lower() == ".png"), lambda p: p.stem),
-            where=f"{cls.__name__}: {images} and {masks}",
-        )
+        return pair(found, stems_of_masks(masks, found), where=f"{cls.__name__}: {images} and {masks}")
 
     @classmethod
     def pair_trees(cls, images: Path, image_end: str, masks: Path | None, mask_end: str) -> list[FilePair]:

@@ -3,48 +3,77 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from protoseg.data.faults import fault
 from protoseg.data.label_spaces import UNKNOWN_ID
 from protoseg.types import ProtosegError
+
+Color = tuple[int, int, int]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_PNG_DEPTH = 24  # where the header has the bits per channel
 # 8-bit grey, palette (its indices), bilevel, and the 16-bit greys of different Pillow versions.
 _ID_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The .png, .jpg and .jpeg files (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``."""
-    found = folder.rglob("*") if recursive else folder.glob("*")
-    return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    """The .png, .jpg and .jpeg files (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``.
+
+    Links to files and folders are followed, so that a tree may be put together from parts.
+
+    Raises:
+        ProtosegError: a link leads back to a folder that it lies in.
+    """
+    return sorted(p for p in _files(folder, recursive) if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _files(folder: Path, recursive: bool, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    # Not rglob, which follows links to folders in no Python or in some only.
+    real = os.path.realpath(folder)
+    if real in above:
+        raise ProtosegError(f"expected folders that end, got {folder}, a link to a folder above it: remove the link")
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif recursive:
+            yield from _files(Path(entry.path), recursive, (*above, real))
 
 
 def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]:
-    """Index ``paths`` by ``key``.
+    """Index ``paths`` by ``key``; one name in two Unicode forms (macOS decomposes accents) is one key.
 
     Raises:
         ProtosegError: two files have the same key, so that a mask would have two images.
     """
     files: dict[str, Path] = {}
     for path in paths:
-        other = files.setdefault(key(path), path)
+        other = files.setdefault(unicodedata.normalize("NFC", key(path)), path)
         if other is not path:
-            raise ProtosegError(f"expected one file per name, got {other} and {path}: remove one of them")
+            fault(f"expected one file per name, got {other} and {path}: remove one of them")
     return files
 
 
 def by_stem(folder: Path, end: str) -> dict[str, Path]:
-    """The images under ``folder``, subfolders included, whose names end in ``end``, by their path there without it."""
-    found = (path for path in list_images(folder, recursive=True) if path.name.endswith(end))
+    """The images under ``folder``, subfolders included, whose names end in ``end``, by their path there without it.
+
+    ``.PNG`` ends as ``.png`` does.
+    """
+    found = (path for path in list_images(folder, recursive=True) if path.name.lower().endswith(end.lower()))
     return by_key(found, lambda path: path.relative_to(folder).as_posix()[: -len(end)])
 
 
@@ -52,7 +81,8 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: st
     """Image and mask of every key, in key order; without ``masks`` the images alone.
 
     Raises:
-        ProtosegError: there is no image at all, an image without a mask, or a mask without an image.
+        ProtosegError: there is no image at all, an image without a mask, a mask without an image, or a mask that is
+            a JPEG.
     """
     if not images and not masks:
         wanted = f"images ({', '.join(IMAGE_SUFFIXES)})" + ("" if masks is None else " and PNG masks")
@@ -65,11 +95,36 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: st
     ):
         if missing:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ProtosegError(
-                f"{where}: expected one PNG mask per image, got {len(missing)} {what}: {names}. "
-                "Add the missing files or remove these"
+            expected, remedy = f"{where}: expected one PNG mask per image, got", "Add the missing files or remove these"
+            fault(
+                f"{expected} {len(missing)} {what}: {names}. {remedy}",
+                [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in missing],
             )
-    return [(images[key], masks[key]) for key in sorted(images)]
+    pairs: list[tuple[Path, Path | None]] = []
+    for key in sorted(images.keys() & masks.keys()):
+        if masks[key].suffix.lower() in (".jpg", ".jpeg"):
+            fault(str(_lossy(masks[key])))
+        else:
+            pairs.append((images[key], masks[key]))
+    return pairs
+
+
+def stems_of_masks(folder: Path, images: Mapping[str, Path], recursive: bool = False) -> dict[str, Path]:
+    """The PNG masks in ``folder`` by their path there without suffix; JPEGs only where an image has no other mask.
+
+    ``pair`` refuses these with the reason; pictures of masks beside the masks are left out.
+    """
+    found = list_images(folder, recursive)
+    masks = by_key((p for p in found if p.suffix.lower() == ".png"), lambda p: stem_in(folder, p))
+    for path in found:
+        if stem_in(folder, path) in images:
+            masks.setdefault(stem_in(folder, path), path)
+    return masks
+
+
+def stem_in(folder: Path, path: Path) -> str:
+    """Path of a file in ``folder``, without its suffix."""
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -92,7 +147,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
 
 
-def read_label(path: Path, table: NDArray[np.uint8], channel: int | None = None) -> NDArray[np.uint8]:
+def read_label(
+    path: Path, table: NDArray[np.uint8], channel: int | None = None, colors: Mapping[Color, int] | None = None
+) -> NDArray[np.uint8]:
     """Decode a mask of class ids and map it by ``table`` (see ``label_spaces.id_table``) to train ids, ``h w``.
 
     Args:
@@ -100,11 +157,19 @@ def read_label(path: Path, table: NDArray[np.uint8], channel: int | None = None)
         table: 256 entries, id -> train id.
         channel: the channel that holds the ids, 0 being the first in the file, of masks with several; None: one
             channel of grey, or a palette.
+        colors: the id of each RGB colour, for masks that hold colours (8 bits a channel); None: there are none.
 
     Raises:
-        ProtosegError: the file cannot be read, holds other channels, or holds an id that ``table`` does not know.
+        ProtosegError: the file cannot be read, is no PNG, holds other channels, or holds an id that ``table`` or a
+            colour that ``colors`` does not know.
     """
-    ids = _read_ids(path) if channel is None else _read_channel(path, channel)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, "mask", error) from error
+    if data.startswith(_JPEG_START):
+        raise _lossy(path)
+    ids = _decode_ids(path, data, colors) if channel is None else _decode_channel(path, data, channel)
     if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() > 255):
         raise _unknown_ids(path, ids[(ids < 0) | (ids > 255)], table)
     ids = ids.astype(np.uint8, copy=False)
@@ -115,30 +180,59 @@ def read_label(path: Path, table: NDArray[np.uint8], channel: int | None = None)
     return label
 
 
-def _read_ids(path: Path) -> NDArray[Any]:
+def _decode_ids(path: Path, data: bytes, colors: Mapping[Color, int] | None) -> NDArray[Any]:
     """The ids of a grey mask, or the indices of a palette: Pillow, unlike OpenCV, does not turn them into colours."""
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(data)) as file:
             mode = file.mode
-            ids = np.asarray(file.convert("L") if mode == "1" else file)
+            pixels = np.asarray(file.convert("L") if mode == "1" else file)
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, "mask", error) from error
-    if mode not in _ID_MODES:
+    if mode in _ID_MODES:
+        return pixels
+    deep = data.startswith(_PNG_START) and data[_PNG_DEPTH] == 16  # Pillow would give their high bytes
+    if colors is None or mode not in ("RGB", "RGBA") or deep:
         raise ProtosegError(
-            f"mask {path}: expected one channel of class ids (grey or palette PNG), got {mode} colours: "
-            "convert the colours to ids first"
+            f"mask {path}: expected one channel of class ids (grey or palette PNG)"
+            f"{'' if colors is None else ' or RGB colours of 8 bits'}, got {'16-bit ' if deep else ''}{mode} colours: "
+            f"{'convert the colours to ids first' if colors is None else 'export the mask again'}"
+        )
+    if mode == "RGBA" and pixels[..., 3].min() < 255:
+        raise ProtosegError(f"mask {path}: expected opaque colours, got transparent pixels: fill them with a colour")
+    return _ids_of_colors(path, pixels, colors)
+
+
+def _ids_of_colors(path: Path, pixels: NDArray[np.uint8], colors: Mapping[Color, int]) -> NDArray[np.uint8]:
+    packed = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2RGBA).view("<u4")[..., 0] & 0xFFFFFF
+    ids = _color_table(tuple(colors.items()))[packed]
+    unknown = packed[ids == UNKNOWN_ID]
+    if unknown.size:
+        found = np.unique(unknown)
+        shown = ", ".join(f"({key & 255}, {key >> 8 & 255}, {key >> 16})" for key in found[:5].tolist())
+        raise ProtosegError(
+            f"mask {path}: expected the colours of the classes, got {len(found)} other(s) on {unknown.size} pixels: "
+            f"{shown}{', ...' if len(found) > 5 else ''}: add them to the file of classes (void: colours that count "
+            "nowhere), or export the mask again without smooth edges"
         )
     return ids
 
 
-def _read_channel(path: Path, channel: int) -> NDArray[Any]:
+@lru_cache(maxsize=2)
+def _color_table(colors: tuple[tuple[Color, int], ...]) -> NDArray[np.uint8]:
+    """The id of every colour, packed with red in the low byte; 16 MB, but much faster than a search."""
+    table = np.full(1 << 24, UNKNOWN_ID, dtype=np.uint8)
+    for (red, green, blue), file_id in colors:
+        table[red | green << 8 | blue << 16] = file_id
+    return table
+
+
+def _decode_channel(path: Path, data: bytes, channel: int) -> NDArray[Any]:
     """One channel of a colour PNG of 8 or 16 bits. Pillow keeps only the high byte of 16-bit colours, OpenCV both."""
+    if not _ends_properly(data):
+        raise _unreadable(path, "mask", "it is cut short, or no PNG file")
     try:
-        data = path.read_bytes()
-        if not _ends_properly(data):
-            raise _unreadable(path, "mask", "it is cut short, or no PNG file")
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error) as error:
+    except cv2.error as error:
         raise _unreadable(path, "mask", error) from error
     if image is None:
         raise _unreadable(path, "mask", "it cannot be decoded")
@@ -156,7 +250,16 @@ def _ends_properly(data: bytes) -> bool:
     return data.startswith(_PNG_START) and data.endswith(_PNG_END)
 
 
+def _lossy(path: Path) -> ProtosegError:
+    return ProtosegError(
+        f"mask {path}: expected a PNG file, got a JPEG, whose compression changes class ids, most of all at the edges: "
+        "export the mask again as PNG (a JPEG converted to PNG stays damaged)"
+    )
+
+
 def _unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
+    if isinstance(reason, UnidentifiedImageError):
+        reason = "it is no image"  # Pillow names the buffer, not the file
     return ProtosegError(
         f"{kind} {path}: expected a complete PNG or JPEG file, got one that cannot be read ({reason}): "
         "copy the file again or remove it together with its partner"

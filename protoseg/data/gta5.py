@@ -15,6 +15,8 @@ class GTA5(SegmentationDataset):
     """GTA5 (Richter et al., "Playing for Data", ECCV 2016): ``images/*.png`` with the palette PNGs ``labels/*.png``,
     which hold Cityscapes' label ids. All 24966 images but two invalid ones (15188, 17705) are ``train``.
 
+    https://download.visinf.tu-darmstadt.de/data/from_games/, for research and educational use.
+
     Args:
         root: the folder that holds ``images`` and ``labels``, the ten parts together.
         split: ``train``.
@@ -28,7 +30,7 @@ class GTA5(SegmentationDataset):
     id_table = GTA5_IDS
     splits = ("train",)
     source = (
-        "GTA5 (Playing for Data: ten parts of images and labels) is at "
+        "GTA5 (Richter et al., Playing for Data, ECCV 2016: ten parts of images and labels) is at "
         "https://download.visinf.tu-darmstadt.de/data/from_games/, for research and educational use."
     )
 

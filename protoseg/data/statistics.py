@@ -6,13 +6,18 @@ import hashlib
 import json
 import os
 import re
+import time
 import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 
 from protoseg import distributed
@@ -23,6 +28,7 @@ from protoseg.types import ProtosegError
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PROGRESS_BAR_FROM = 500
 _THREADS = 8
+_KEEP_EVERY = 60.0  # seconds: what a stopped count loses at most
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,90 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
 
     The file is a readable ``protoseg_statistics_SPLIT_CLASSES_KEY.json`` in the folder that holds the images and
     masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. Delete it
-    after changing masks. Every process of a run counts for itself if it has to: they would find the same.
+    after changing masks. While counting, it is written once a minute, and a count that was stopped goes on from there.
+    Every process of a run counts for itself if it has to: they would find the same.
 
     Raises:
         ProtosegError: an image without mask, or a mask that is bad.
     """
+    names, places = _names_and_places(dataset)
+    classes = dataset.label_space.classes
+    begun: NDArray[np.int64] = np.zeros((0, len(classes)), np.int64)
+    for path in places:
+        counts = _load(path, classes, names)
+        if counts is not None and len(counts) == len(names):
+            return ClassStatistics(classes, names, counts, path)
+        if counts is not None and len(counts) > len(begun):
+            begun = counts
+
+    def keep(counts: NDArray[np.int64]) -> tuple[Path | None, str]:
+        return _write(places, ClassStatistics(classes, names[: len(counts)], counts))
+
+    counts = count_pixels(dataset, begun, keep)
+    kept, reason = keep(counts)
+    if kept is None:
+        warnings.warn(f"class statistics are not kept and will be counted again: {reason}", stacklevel=2)
+    return ClassStatistics(classes, names, counts, kept)
+
+
+def count_pixels(
+    dataset: SegmentationDataset,
+    begun: NDArray[np.int64] | None = None,
+    keep: Callable[[NDArray[np.int64]], object] = lambda counts: None,
+) -> NDArray[np.int64]:
+    """Pixels of each class in the mask of each sample, int64 ``n c``; raises ProtosegError as ``read_label``.
+
+    Args:
+        dataset: whose masks are read, by several threads.
+        begun: the counts of the first samples, if they are known already.
+        keep: called with the counts so far, once a minute.
+    """
+    num_classes = dataset.label_space.num_classes
+    rows = [] if begun is None else list(begun)
+    kept_at = time.monotonic()
+    for row in in_threads(
+        lambda index: np.bincount(dataset.read_label(index).ravel(), minlength=256)[:num_classes],
+        range(len(rows), len(dataset)),
+        "counting classes",
+    ):
+        rows.append(row)
+        if time.monotonic() - kept_at > _KEEP_EVERY:
+            keep(np.stack(rows).astype(np.int64))
+            kept_at = time.monotonic()
+    return np.stack(rows).astype(np.int64)
+
+
+def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
+    """How many images there are of each width and height; only the heads of the files are read.
+
+    Raises:
+        ProtosegError: a file that is no image.
+    """
+
+    def size(index: int) -> tuple[int, int]:
+        path = dataset.samples[index][0]
+        try:
+            with Image.open(path) as file:
+                return file.size
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ProtosegError(f"image {path}: expected a PNG or JPEG file, got {error}: run `check` on it") from error
+
+    return Counter(in_threads(size, range(len(dataset)), "reading sizes"))
+
+
+def in_threads(task: Callable[[int], Any], indices: range, title: str) -> Iterator[Any]:
+    """The results of ``task`` in order, under a progress bar where there are many (on the first rank)."""
+    quiet = len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all other files would be read first
+            raise
+
+
+def _names_and_places(dataset: SegmentationDataset) -> tuple[tuple[str, ...], list[Path]]:
+    """The images, as paths in the folder that holds the data, and the files that may keep their counts."""
     folder = _common_folder(dataset)
     names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
     inside = folder == _PACKAGE or _PACKAGE in folder.parents
@@ -87,38 +172,20 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     places = [] if kept_out else [folder / _file_name(dataset, names)]
     # There, data sets of many folders may meet.
     places.append(_cache_folder() / _file_name(dataset, (str(folder), *names)))
-    for path in places:
-        found = _load(path, dataset.label_space.classes, names)
-        if found is not None:
-            return found
-    statistics = ClassStatistics(dataset.label_space.classes, names, count_pixels(dataset))
+    return names, places
+
+
+def _write(places: list[Path], statistics: ClassStatistics) -> tuple[Path | None, str]:
+    """The first place that takes the file, or None and the reason."""
+    reason = ""
     for path in places:
         try:
             write_file(path, lambda partial: partial.write_text(_to_json(statistics), encoding="utf-8"))
         except ProtosegError as error:
-            reason = error
+            reason = str(error)
         else:
-            return ClassStatistics(statistics.classes, names, statistics.counts, path)
-    warnings.warn(f"class statistics are not kept and will be counted again: {reason}", stacklevel=2)
-    return statistics
-
-
-def count_pixels(dataset: SegmentationDataset) -> NDArray[np.int64]:
-    """Pixels of each class in the mask of each sample, int64 ``n c``; raises ProtosegError as ``read_label``."""
-    num_classes = dataset.label_space.num_classes
-
-    def count(index: int) -> NDArray[np.int64]:
-        return np.bincount(dataset.read_label(index).ravel(), minlength=256)[:num_classes]
-
-    total = len(dataset)
-    quiet = total <= _PROGRESS_BAR_FROM or distributed.rank() != 0
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            rows = list(track(pool.map(count, range(total)), "counting classes", total=total, disable=quiet))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # else all other masks would be read first
-            raise
-    return np.stack(rows).astype(np.int64)
+            return path, ""
+    return None, reason
 
 
 def _common_folder(dataset: SegmentationDataset) -> Path:
@@ -134,6 +201,8 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
     space = dataset.label_space
     what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
+    if dataset.color_ids is not None:
+        what.append([*dataset.color_ids.items()])
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"
@@ -145,13 +214,17 @@ def _to_json(statistics: ClassStatistics) -> str:
     return f'{{"classes": {json.dumps(statistics.classes)},\n"pixels": [\n{images}\n]}}\n'
 
 
-def _load(path: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> ClassStatistics | None:
-    """What ``path`` holds; None if there is no such file, or it is damaged or of other images or classes."""
+def _load(path: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.int64] | None:
+    """The counts in ``path``, of the first images where it was not finished.
+
+    None if there is no such file, or it is damaged or of other images or classes.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = tuple(name for name, _ in content["pixels"])
         counts = np.array([row for _, row in content["pixels"]], dtype=np.int64)
-        fits = tuple(content["classes"]) == classes and found == names and counts.shape == (len(names), len(classes))
+        fits = tuple(content["classes"]) == classes and found == names[: len(found)]
+        fits = fits and counts.shape == (len(found), len(classes))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return ClassStatistics(classes, names, counts, path) if fits else None
+    return counts if fits else None

@@ -13,6 +13,7 @@ class Synthia(SegmentationDataset):
     ``GT/LABELS/*.png``, whose first channel is the class id (the second is the instance).
 
     16 of Cityscapes' 19 classes occur (``label_spaces.SYNTHIA_16``): no terrain, truck or train.
+    http://synthia-dataset.net/downloads/, for non-commercial research use.
 
     Args:
         root: the folder ``RAND_CITYSCAPES``, which holds ``RGB`` and ``GT``.
@@ -28,7 +29,8 @@ class Synthia(SegmentationDataset):
     id_channel = 0
     splits = ("train",)
     source = (
-        "SYNTHIA-RAND-CITYSCAPES (CVPR16) is at http://synthia-dataset.net/downloads/, for non-commercial research use."
+        "SYNTHIA-RAND-CITYSCAPES (Ros et al., CVPR 2016) is at http://synthia-dataset.net/downloads/, for "
+        "non-commercial research use."
     )
 
     def __init__(self, root: str | Path, split: str = "train", labels: bool = True) -> None:

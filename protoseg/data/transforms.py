@@ -31,33 +31,82 @@ class Wanted(NamedTuple):
     pixels: float
 
 
-class SelectiveCrop(A.RandomCrop):  # type: ignore[misc]
-    """``RandomCrop`` that draws again, up to ``MAX_CROPS`` times in all, while one class has more than
-    ``max_class_share`` of the labelled pixels of the crop; and all that up to ``MAX_CROPS`` times while the crop does
-    not hold what is ``wanted``. The last draw stands."""
+class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
+    """Scaling by a random factor, then ``RandomCrop``; of the image, only what the crop shows is scaled.
+
+    Draws the crop again, up to ``MAX_CROPS`` times in all, while one class has more than ``max_class_share`` of the
+    labelled pixels of the crop; and all that up to ``MAX_CROPS`` times while the crop does not hold what is ``wanted``.
+    The last draw stands.
+    """
 
     # Set after construction: albumentations 2 checks the arguments of __init__ against a schema of their own.
+    scale: tuple[float, float] = (1, 1)
     max_class_share: float | None = None
     wanted: Wanted | None = None
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        label = data["mask"]
+        if self.scale != (1, 1):
+            factor = self.py_random.uniform(*self.scale)
+            height, width = (max(1, int(side * factor)) for side in label.shape)
+            label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
+        return {"label": label, **self._draw(label)}
+
+    def apply_to_mask(self, mask: NDArray[np.uint8], label: NDArray[np.uint8], **crop: Any) -> NDArray[np.uint8]:
+        out: NDArray[np.uint8] = super().apply_to_mask(label, **crop)
+        return out
+
+    def apply(
+        self, img: NDArray[np.uint8], label: NDArray[np.uint8], crop_coords: tuple[int, ...], **crop: Any
+    ) -> NDArray[np.uint8]:
+        pad = crop["pad_params"] or dict.fromkeys(("pad_top", "pad_left"), 0)
+        left, top, right, bottom = np.subtract(crop_coords, 2 * (pad["pad_left"], pad["pad_top"])).tolist()
+        height, width = label.shape
+        shown = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        part = scaled_part(img, (height, width), shown)
+        if part.shape[:2] == (bottom - top, right - left):
+            return part
+        around = shown[1] - top, bottom - shown[3], shown[0] - left, right - shown[2]
+        padded = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=(PAD_IMAGE,) * 3)
+        return np.asarray(padded, dtype=np.uint8)
+
+    def _draw(self, label: NDArray[np.uint8]) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
-            drawn = self._draw_balanced(params, data)
+            drawn = self._draw_balanced(label)
             if self.wanted is None:
                 break
-            crop = self.apply_to_mask(data["mask"], **drawn)
+            crop = self.apply_to_mask(label, label, **drawn)
             if np.count_nonzero(crop == self.wanted.train_id) > self.wanted.pixels:
                 break
         return drawn
 
-    def _draw_balanced(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    def _draw_balanced(self, label: NDArray[np.uint8]) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
-            drawn: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+            drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
             if self.max_class_share is None:
                 break
-            if largest_class_share(self.apply_to_mask(data["mask"], **drawn)) <= self.max_class_share:
+            if largest_class_share(self.apply_to_mask(label, label, **drawn)) <= self.max_class_share:
                 break
         return drawn
+
+
+def scaled_part(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """What ``cv2.resize`` of the whole image, and a slice of that, would give: bilinear, to a grey level or two.
+
+    Args:
+        image: ``h w 3``.
+        size: height and width to scale to.
+        box: left, top, right and bottom of the part, in pixels of the scaled image.
+    """
+    left, top, right, bottom = box
+    if size == image.shape[:2]:
+        return np.ascontiguousarray(image[top:bottom, left:right])
+    # Pixel centres are at halves; the inverse map takes pixels of the part to pixels of the image.
+    y, x = image.shape[0] / size[0], image.shape[1] / size[1]
+    inverse = np.array([[x, 0, (left + 0.5) * x - 0.5], [0, y, (top + 0.5) * y - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    part = cv2.warpAffine(image, inverse, (right - left, bottom - top), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(part, dtype=np.uint8)
 
 
 def largest_class_share(label: NDArray[np.uint8]) -> float:
@@ -74,7 +123,7 @@ class TrainTransform:
         crop_size: height and width of the result.
         scale: range of the factor by which the image is scaled before cropping.
         photometric: distort brightness, contrast, saturation and hue.
-        max_class_share: draw the crop again (``SelectiveCrop``) while one class has more than this share; None: never.
+        max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
 
     Raises:
         ProtosegError: a size or range that makes no sense.
@@ -93,10 +142,7 @@ class TrainTransform:
             raise ProtosegError(f"scale: expected [low, high] with 0 < low <= high, got {list(scale)}")
         if max_class_share is not None and not 0 < max_class_share <= 1:
             raise ProtosegError(f"max_class_share: expected a share in (0, 1] or null, got {max_class_share}")
-        steps: list[Any] = []
-        if tuple(scale) != (1, 1):
-            steps.append(A.RandomScale((scale[0] - 1, scale[1] - 1), cv2.INTER_LINEAR, p=1))
-        self._crop = SelectiveCrop(
+        self._crop = ScaledCrop(
             int(crop_size[0]),
             int(crop_size[1]),
             pad_if_needed=True,
@@ -104,9 +150,10 @@ class TrainTransform:
             fill=PAD_IMAGE,
             fill_mask=IGNORE_INDEX,
         )
+        self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.max_class_share = max_class_share
-        steps += [self._crop, A.HorizontalFlip(p=0.5)]
-        if photometric:  # last: the crop is usually smaller than the scaled image
+        steps: list[Any] = [self._crop, A.HorizontalFlip(p=0.5)]
+        if photometric:  # last: the crop is usually smaller than the image
             steps += [_jitter(brightness=BRIGHTNESS), _jitter(contrast=CONTRAST)]
             steps += [_jitter(saturation=SATURATION), _jitter(hue=HUE)]
         self._compose = A.Compose(steps)
@@ -116,7 +163,7 @@ class TrainTransform:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Augment ``image`` (``h w 3``) and ``label`` (``h w``); the result depends on these arguments alone.
 
-        With ``wanted``, the crop (not the scale) is drawn again until it holds that, see ``SelectiveCrop``.
+        With ``wanted``, the crop (not the scale) is drawn again until it holds that, see ``ScaledCrop``.
         """
         # One generator for all steps. Compose.set_random_seed gives every step the same seed, so that their draws agree
         # (a flip would go with a dark image), and takes seven times as long.

@@ -25,6 +25,8 @@ def is_needed(group: str, name: str) -> list[str]:
         return ["encoder=hrnet_w18"]
     if group == "contrast" and name != "none":
         return ["method=dacs"]
+    if (group, name) == ("data", "folder"):
+        return ["data.dataset.classes=tests/data/classes.yaml"]  # there is no model without classes
     return []
 
 

@@ -123,3 +123,56 @@ def dark_zurich(tmp_path: Path) -> Path:
         if stem.startswith("val"):
             _write_train_ids(tmp_path / "gt" / stem, seed=i)
     return tmp_path
+
+
+@pytest.fixture
+def ade20k(tmp_path: Path) -> Path:
+    """ADE20K's benchmark: JPEG images, 8-bit masks with 0 and 1 to 150, and a test image without a mask."""
+    for split, name in (("training", "train"), ("validation", "val"), ("testing", "test")):
+        for i in (1, 2):
+            stem = f"{split}/ADE_{name}_{i:08d}"
+            _write_image(tmp_path / "images" / f"{stem}.jpg", seed=i)
+            if name != "test":
+                _write_mask(tmp_path / "annotations" / f"{stem}.png", seed=i, ids=151)
+    return tmp_path
+
+
+@pytest.fixture
+def coco_stuff(tmp_path: Path) -> Path:
+    """COCO-Stuff 164k: JPEG images, one of them grey, and pixelmaps with the 171 numbers that are used and 255."""
+    unused = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+    used = np.array([i for i in range(182) if i not in unused] + [255], dtype=np.uint8)
+    for split in ("train2017", "val2017"):
+        (tmp_path / "annotations" / split).mkdir(parents=True)
+        for i in (9, 25):
+            _write_image(tmp_path / "images" / split / f"{i:012d}.jpg", seed=i)
+            mask = used[np.random.default_rng(i).integers(0, len(used), (24, 32))]
+            assert cv2.imwrite(str(tmp_path / "annotations" / split / f"{i:012d}.png"), mask)
+        grey = cv2.imread(str(tmp_path / "images" / split / f"{9:012d}.jpg"), cv2.IMREAD_GRAYSCALE)
+        assert cv2.imwrite(str(tmp_path / "images" / split / f"{9:012d}.jpg"), grey)
+    return tmp_path
+
+
+CLASSES = """
+classes:
+  ground: [128, 64, 128]
+  "café roof": [0, 0, 142]
+  tree: [10, 200, 30]
+ids: {ground: 7, "café roof": 26, tree: 21}
+void: [0, [0, 0, 0]]
+things: ["café roof"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One's own data in a flat folder: five images with masks, of ids where the number is even, else of colours."""
+    ids = np.array([7, 26, 21, 0], dtype=np.uint8)
+    colors = np.array([[128, 64, 128], [0, 0, 142], [10, 200, 30], [0, 0, 0]], dtype=np.uint8)
+    (tmp_path / "classes.yaml").write_text(CLASSES, encoding="utf-8")
+    (tmp_path / "masks").mkdir()
+    for i in range(5):
+        _write_image(tmp_path / "images" / f"photo {i}.{'jpg' if i % 2 else 'png'}", seed=i)
+        classes = np.random.default_rng(i).integers(0, 4, (24, 32))
+        Image.fromarray((colors if i % 2 else ids)[classes]).save(tmp_path / "masks" / f"photo {i}.png")
+    return tmp_path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,34 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from protoseg.data import AdaptationDataModule, SegmentationDataModule
+from protoseg.data import (
+    ACDC,
+    ADE20K,
+    GTA5,
+    AdaptationDataModule,
+    CamVid,
+    Cityscapes,
+    COCOStuff,
+    DarkZurich,
+    SegmentationDataModule,
+    SegmentationDataset,
+    Synthia,
+    labelled_folder,
+)
 from protoseg.types import AdaptationBatch, Batch
+
+DATASETS: dict[str, Callable[[Path], SegmentationDataset]] = {
+    "acdc": partial(ACDC, conditions=["fog"]),
+    "ade20k": ADE20K,
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco_stuff": COCOStuff,
+    "dark_zurich": partial(DarkZurich, split="val"),
+    "folder": lambda root: labelled_folder(root / "classes.yaml")(root=root),
+    "gta5": GTA5,
+    "synthia": Synthia,
+}
+"""Every data set with masks, by the name of its config and of the fixture that fabricates it."""
 
 
 class Recorder(pl.LightningModule):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -19,12 +20,29 @@ def composed(name: str, *overrides: str) -> DictConfig:
         return compose(overrides=[f"+data={name}", "+paths.data=/nowhere", "+seed=3", *overrides]).data
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "folder"])
 def test_instantiates_without_data(name: str) -> None:
     data = instantiate(composed(name))
     assert isinstance(data, AdaptationDataModule if name in PAIRS else SegmentationDataModule)
     assert data.seed == 3
-    assert data.label_space.num_classes in (11, 19)
+    assert data.label_space.num_classes == {"ade20k": 150, "coco_stuff": 171}.get(name, data.label_space.num_classes)
+
+
+def test_own_folder_needs_its_file_of_classes(folder: Path) -> None:
+    with pytest.raises(InstantiationException, match=r"/nowhere/folder/classes.yaml, which does not exist"):
+        instantiate(composed("folder"))
+    data = instantiate(composed("folder", f"data.root={folder}", "data.dataset.val_share=0.4"))
+    assert data.label_space.classes == ("ground", "café roof", "tree")
+    assert (len(data.dataset("train")), len(data.dataset("val"))) == (3, 2)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("streets_to_cityscapes", 19), ("cityscapes_to_camvid", 11)])
+def test_pairs_with_a_named_mapping(name: str, classes: int) -> None:
+    data = instantiate(composed(name))
+    assert data.source.label_space == data.target.label_space == data.label_space
+    assert data.label_space.num_classes == classes
+    with pytest.raises(InstantiationException, match="mapping: expected camvid_to_cityscapes or"):
+        instantiate(composed(name, "data.mapping=nonsense"))
 
 
 def test_overrides_reach_the_data_set(camvid: Path) -> None:

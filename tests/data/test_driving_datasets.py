@@ -90,20 +90,6 @@ def test_dark_zurich(dark_zurich: Path) -> None:
         DarkZurich(dark_zurich, time="noon")
 
 
-@pytest.mark.parametrize(
-    ("kind", "source"),
-    [
-        (GTA5, r"GTA5 \(Playing for Data.*visinf.*research"),
-        (Synthia, "SYNTHIA.*synthia-dataset.*non-commercial"),
-        (ACDC, "ACDC.*acdc.vision.*non-commercial"),
-        (DarkZurich, "Dark Zurich.*trace.ethz.*non-commercial"),
-    ],
-)
-def test_missing_data_names_source_and_licence(kind: type[SegmentationDataset], source: str, tmp_path: Path) -> None:
-    with pytest.raises(ProtosegError, match=rf"does not exist\. {source}.*data\.root=.*data\.target\.root"):
-        kind(tmp_path / "nowhere", split="train")  # type: ignore[call-arg]
-
-
 def loads_without_masks(kind: partial[SegmentationDataset] | type[SegmentationDataset], root: Path, masks: str) -> None:
     for path in root.rglob("*.png"):
         if path.relative_to(root).parts[0] in masks.split():

@@ -1,21 +1,33 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from cityscapesscripts.helpers.labels import labels
 
 from protoseg.data.label_spaces import (
+    ADE20K_150,
+    ADE20K_IDS,
     CAMVID,
     CAMVID_IDS,
+    CAMVID_TO_CITYSCAPES,
     CITYSCAPES,
     CITYSCAPES_IDS,
+    CITYSCAPES_TO_CAMVID,
     CITYSCAPES_TRAIN_IDS,
+    COCO_STUFF,
+    COCO_STUFF_IDS,
     GTA5_IDS,
+    MAPPINGS,
     SYNTHIA_13,
     SYNTHIA_16,
     SYNTHIA_IDS,
     UNKNOWN_ID,
+    file_ids,
     id_table,
     mapping_table,
+    named_mapping,
 )
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
@@ -26,24 +38,33 @@ def test_camvid_table() -> None:
     assert CAMVID_IDS[255] == IGNORE_INDEX
 
 
-@pytest.mark.parametrize(
-    ("name", "label_id"), [("road", 7), ("sky", 23), ("person", 24), ("train", 31), ("bicycle", 33)]
-)
-def test_cityscapes_table_maps_official_ids(name: str, label_id: int) -> None:
-    assert CITYSCAPES.classes[CITYSCAPES_IDS[label_id]] == name
+@pytest.mark.parametrize("label", labels, ids=lambda label: label.name)
+def test_cityscapes_is_what_cityscapesscripts_says(label: Any) -> None:
+    train_id = IGNORE_INDEX if label.ignoreInEval else label.trainId
+    if label.id >= 0:
+        assert CITYSCAPES_IDS[label.id] == train_id
+    assert GTA5_IDS[34 if label.name == "license plate" else label.id] == train_id
+    if not label.ignoreInEval:
+        assert (CITYSCAPES.classes[train_id], CITYSCAPES.colors[train_id]) == (label.name, label.color)
+        assert CITYSCAPES_TRAIN_IDS[label.trainId] == train_id
+        assert file_ids(CITYSCAPES_IDS, 19)[train_id] == label.id
+        # Signs and lights are things of DAFormer, but have no instances.
+        things = label.hasInstances or label.name in ("traffic light", "traffic sign")
+        assert (label.name in CITYSCAPES.things) == things
 
 
-def test_cityscapes_table_ignores_the_other_ids() -> None:
-    known = CITYSCAPES_IDS[:34]
-    assert sorted(known[known != IGNORE_INDEX].tolist()) == list(range(19))
-    assert CITYSCAPES_IDS[29] == IGNORE_INDEX  # caravan
+def test_cityscapes_table_knows_no_more() -> None:
+    assert sum(not label.ignoreInEval for label in labels) == CITYSCAPES.num_classes == 19
     assert (CITYSCAPES_IDS[34:255] == UNKNOWN_ID).all()
 
 
-@pytest.mark.parametrize("space", [CAMVID, CITYSCAPES])
-def test_colours_are_distinct(space: object) -> None:
-    assert len(set(space.colors)) == space.num_classes  # type: ignore[attr-defined]
-    assert space.num_classes in (11, 19)  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("space", "count"), [(CAMVID, 11), (CITYSCAPES, 19), (COCO_STUFF, 171), (ADE20K_150, 150)])
+def test_names_and_colours_are_distinct(space: LabelSpace, count: int) -> None:
+    assert len(set(space.classes)) == space.num_classes == count
+    assert all(name == name.strip() for name in space.classes)
+    assert all(0 <= value <= 255 for color in space.colors for value in color)
+    twice = {name for name, color in zip(space.classes, space.colors, strict=True) if space.colors.count(color) > 1}
+    assert twice == ({"road", "skyscraper"} if space is ADE20K_150 else set())  # so in its official colours
 
 
 def test_id_table() -> None:
@@ -76,6 +97,49 @@ def test_synthia_subsets() -> None:
     assert {CITYSCAPES.classes[t] for t in SYNTHIA_IDS[:23] if t != IGNORE_INDEX} == set(SYNTHIA_16)
     assert len(SYNTHIA_13) == 13
     assert set(SYNTHIA_16) - set(SYNTHIA_13) == {"wall", "fence", "pole"}
+
+
+def test_ade20k_table() -> None:
+    assert ADE20K_IDS[0] == IGNORE_INDEX
+    assert ADE20K_IDS[1:151].tolist() == list(range(150))
+    assert (ADE20K_IDS[151:255] == UNKNOWN_ID).all()
+    for number, name in ((1, "wall"), (13, "person"), (44, "signboard"), (90, "television"), (150, "flag")):
+        assert ADE20K_150.classes[number - 1] == name
+    assert ADE20K_150.colors[0] == (120, 120, 120)
+    assert ADE20K_150.colors[149] == (92, 0, 255)
+    assert len(ADE20K_150.things) == 100
+    assert {"person", "car", "bed", "pole"} < set(ADE20K_150.things)
+    assert not {"wall", "sky", "tree", "road", "house"} & set(ADE20K_150.things)
+
+
+def test_coco_stuff_table() -> None:
+    # Numbers of labels.txt less 1; 12, 26, 29, 30, 45, 66, 68, 69, 71, 83 and 91 are not annotated.
+    unused = [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
+    known = np.flatnonzero(COCO_STUFF_IDS != UNKNOWN_ID).tolist()
+    assert known == [i for i in range(182) if i not in unused] + [255]
+    for number, name in ((1, "person"), (13, "stop sign"), (90, "toothbrush"), (92, "banner"), (149, "road")):
+        assert COCO_STUFF.classes[COCO_STUFF_IDS[number - 1]] == name
+    assert COCO_STUFF.things == COCO_STUFF.classes[:80]
+    assert COCO_STUFF.classes[170] == "wood"
+    assert file_ids(COCO_STUFF_IDS, 171).tolist() == known[:-1]
+
+
+def test_file_ids_is_the_way_back() -> None:
+    for table, count in ((CAMVID_IDS, 11), (CITYSCAPES_IDS, 19), (GTA5_IDS, 19), (ADE20K_IDS, 150)):
+        assert table[file_ids(table, count)].tolist() == list(range(count))
+    assert file_ids(id_table({3: 0, 9: 0, 5: 2}), 3).tolist() == [3, IGNORE_INDEX, 5]
+
+
+def test_mappings_between_camvid_and_cityscapes() -> None:
+    forth = mapping_table(CAMVID, CITYSCAPES, CAMVID_TO_CITYSCAPES)
+    back = mapping_table(CITYSCAPES, CAMVID, CITYSCAPES_TO_CAMVID)
+    assert back[forth[:11]].tolist() == list(range(11))
+    assert set(back[:19].tolist()) == set(range(11))
+    assert named_mapping("camvid_to_cityscapes") is CAMVID_TO_CITYSCAPES
+    assert named_mapping("cityscapes_to_camvid") is CITYSCAPES_TO_CAMVID
+    with pytest.raises(ProtosegError, match=r"expected camvid_to_cityscapes or .* got 'x'"):
+        named_mapping("x")
+    assert len(MAPPINGS) == 2
 
 
 def test_things() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +14,7 @@ from protoseg import distributed
 from protoseg.data import CamVid, SegmentationDataModule, Streets
 from protoseg.data import statistics as module
 from protoseg.data.label_spaces import mapping_table
-from protoseg.data.statistics import class_statistics, count_pixels, rare_class_probability
+from protoseg.data.statistics import class_statistics, count_pixels, image_sizes, rare_class_probability
 from protoseg.types import LabelSpace, ProtosegError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rare_class_probability.json"
@@ -187,3 +189,33 @@ def test_a_folder_made_read_only_stays_as_it_is(camvid: Path, cache: Path) -> No
     assert sorted(camvid.iterdir()) == before
     assert statistics.path is not None
     assert statistics.path.parent == cache / "protoseg"
+
+
+def test_a_count_that_was_stopped_goes_on(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = count_pixels(CamVid(camvid, "train"))
+    monkeypatch.setattr(module, "_KEEP_EVERY", 0)
+    bad = camvid / "trainannot" / "0006R0_f00004.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    with pytest.raises(ProtosegError, match="0006R0_f00004"):
+        class_statistics(CamVid(camvid, "train"))
+    (file,) = camvid.glob("protoseg_statistics_*.json")
+    kept = len(json.loads(file.read_text())["pixels"])
+    assert 0 < kept < 7
+    bad.write_bytes(good)
+    read = []
+    monkeypatch.setattr(CamVid, "read_label", _noting(CamVid.read_label, read))
+    found = class_statistics(CamVid(camvid, "train"))
+    assert sorted(read) == list(range(kept, 7))
+    assert np.array_equal(found.counts, whole)
+    assert found.path == file
+    assert len(json.loads(file.read_text())["pixels"]) == 7
+
+
+def _noting(read: Callable[..., Any], noted: list[int]) -> Callable[..., Any]:
+    return lambda self, index: noted.append(index) or read(self, index)
+
+
+def test_sizes(camvid: Path) -> None:
+    cv2.imwrite(str(camvid / "train" / "0006R0_f00000.png"), np.zeros((5, 9, 3), np.uint8))
+    assert image_sizes(CamVid(camvid, "train")) == {(32, 24): 6, (9, 5): 1}

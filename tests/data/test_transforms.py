@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from protoseg.data.transforms import PAD_IMAGE, TrainTransform, largest_class_share
+from protoseg.data.transforms import PAD_IMAGE, A, TrainTransform, largest_class_share, scaled_part
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -76,6 +77,49 @@ def test_scale_range() -> None:
     assert len(sizes) > 10
     assert min(sizes) >= 30 * 40
     assert max(sizes) <= 60 * 80
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 60 * np.sin(x / 7 + c) + 60 * np.cos(y / 5 - c) for c in range(3)]
+    return np.stack(waves, -1).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("crop_size", [(40, 50), (150, 40), (200, 200)])
+@pytest.mark.parametrize("max_class_share", [None, 0.6])
+def test_scaling_the_crop_alone_is_scaling_then_cropping(
+    crop_size: tuple[int, int], max_class_share: float | None
+) -> None:
+    """The steps of albumentations one after the other, with the same draws."""
+    image, label = smooth(97, 131), np.random.default_rng(0).integers(0, 11, (97, 131), dtype=np.uint8)
+    label[:, 60:] = 3
+    crop = A.RandomCrop(*crop_size, pad_if_needed=True, pad_position="random", fill=PAD_IMAGE, fill_mask=IGNORE_INDEX)
+    plain = A.Compose([A.RandomScale((-0.5, 1.0), cv2.INTER_LINEAR, p=1), crop, A.HorizontalFlip(p=0.5)])
+    ours = TrainTransform(crop_size, photometric=False, max_class_share=max_class_share)
+    compared = 0
+    for seed in range(30):
+        plain.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        wanted = plain(image=image, mask=label)
+        if max_class_share is not None and largest_class_share(wanted["mask"]) > max_class_share:
+            continue
+        out, ids = ours(image, label, seed)
+        assert np.array_equal(ids, wanted["mask"])
+        difference = np.abs(out.astype(int) - wanted["image"])
+        assert difference.max() <= 2
+        assert difference.mean() < 0.3
+        compared += 1
+    assert compared == 30 if max_class_share is None else compared > 10
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.67, 1.0, 1.37, 2.0])
+def test_scaled_part_is_a_slice_of_the_scaled_image(factor: float) -> None:
+    image = smooth(97, 131)
+    height, width = int(97 * factor), int(131 * factor)
+    whole = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(int)
+    for left, top, right, bottom in ((0, 0, width, height), (5, 7, 40, 30), (width - 9, height - 5, width, height)):
+        part = scaled_part(image, (height, width), (left, top, right, bottom))
+        assert part.flags.c_contiguous
+        assert np.abs(part - whole[top:bottom, left:right]).max() <= 2
 
 
 def test_flip_happens_half_the_time_and_goes_with_nothing_else() -> None:

@@ -1,16 +1,11 @@
-"""Label spaces (classes and colours) and the tables from the ids stored in mask files to train ids."""
+"""Street scenes: CamVid, Cityscapes and what shares their classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
+from protoseg.data.label_spaces.tables import id_table
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
-
-# What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
-UNKNOWN_ID = 254
 
 # Colours of the SegNet tutorial, https://github.com/alexgkendall/SegNet-Tutorial
 CAMVID = LabelSpace(
@@ -108,16 +103,6 @@ CITYSCAPES = LabelSpace(
 SYNTHIA_16 = tuple(name for name in CITYSCAPES.classes if name not in ("terrain", "truck", "train"))
 SYNTHIA_13 = tuple(name for name in SYNTHIA_16 if name not in ("wall", "fence", "pole"))
 
-
-def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
-    """The 256-entry table ``file id -> train id``; ids not in ``train_ids`` give ``UNKNOWN_ID``, 255 stays ignored."""
-    table = np.full(256, UNKNOWN_ID, dtype=np.uint8)
-    table[IGNORE_INDEX] = IGNORE_INDEX
-    for file_id, train_id in train_ids.items():
-        table[file_id] = train_id
-    return table
-
-
 CAMVID_VOID = 11
 CAMVID_IDS = id_table({**{i: i for i in range(CAMVID.num_classes)}, CAMVID_VOID: IGNORE_INDEX})
 
@@ -159,43 +144,53 @@ SYNTHIA_IDS = id_table(
     }
 )
 
+# Between the two (the built-in streets have CamVid's classes), for data.mapping. CamVid's 11 classes group its 32:
+# walls are buildings, low vegetation is tree, lorries, buses and trains are cars, motorcycles are bicyclists.
+CITYSCAPES_TO_CAMVID: dict[str, str | None] = {
+    "road": "Road",
+    "sidewalk": "Sidewalk",
+    "building": "Building",
+    "wall": "Building",
+    "fence": "Fence",
+    "pole": "Pole",
+    "traffic light": "SignSymbol",
+    "traffic sign": "SignSymbol",
+    "vegetation": "Tree",
+    "terrain": "Tree",
+    "sky": "Sky",
+    "person": "Pedestrian",
+    "rider": "Bicyclist",
+    "car": "Car",
+    "truck": "Car",
+    "bus": "Car",
+    "train": "Car",
+    "motorcycle": "Bicyclist",
+    "bicycle": "Bicyclist",
+}
+# The way back names the most frequent part. A bicyclist is rider and bicycle in one: the larger part is the rider.
+CAMVID_TO_CITYSCAPES: dict[str, str | None] = {
+    "Sky": "sky",
+    "Building": "building",
+    "Pole": "pole",
+    "Road": "road",
+    "Sidewalk": "sidewalk",
+    "Tree": "vegetation",
+    "SignSymbol": "traffic sign",
+    "Fence": "fence",
+    "Car": "car",
+    "Pedestrian": "person",
+    "Bicyclist": "rider",
+}
+MAPPINGS: dict[str, Mapping[str, str | None]] = {
+    "camvid_to_cityscapes": CAMVID_TO_CITYSCAPES,
+    "cityscapes_to_camvid": CITYSCAPES_TO_CAMVID,
+}
 
-def mapping_table(
-    source: LabelSpace, target: LabelSpace, mapping: Mapping[str, str | None] | None
-) -> NDArray[np.uint8]:
-    """The 256-entry table ``train id of source -> train id of target``; ignored and unknown ids stay what they are.
 
-    Args:
-        source: the classes there are.
-        target: the classes wanted.
-        mapping: name of each source class -> name of a target class, or None for ignored; None: the classes are
-            the same already.
-
-    Raises:
-        ProtosegError: classes that differ without a mapping, or a mapping that does not fit them.
-    """
-    if mapping is None:
-        if source.classes != target.classes:
-            raise ProtosegError(
-                f"source and target: expected the same classes, got {source.name!r} ({', '.join(source.classes)}) and "
-                f"{target.name!r} ({', '.join(target.classes)}): give data.mapping, {{class of {source.name!r}: class "
-                f"of {target.name!r}, or null to ignore it}}"
-            )
-        mapping = {name: name for name in source.classes}
-    unmapped = set(source.classes) - mapping.keys()
-    unknown = [*(mapping.keys() - set(source.classes)), *({*mapping.values()} - {*target.classes, None})]
-    if unmapped or unknown:
+def named_mapping(name: str) -> Mapping[str, str | None]:
+    """A mapping of ``MAPPINGS`` by its name; raises ProtosegError where there is none."""
+    if name not in MAPPINGS:
         raise ProtosegError(
-            f"mapping: expected every class of {source.name!r} with a class of {target.name!r} or null, got "
-            f"{f'none for {_names(unmapped)}' if unmapped else f'no class of theirs: {_names(unknown)}'}; "
-            f"{source.name!r} has {', '.join(source.classes)}; {target.name!r} has {', '.join(target.classes)}"
+            f"mapping: expected {' or '.join(MAPPINGS)}, or {{source class: target class or null}}, got {name!r}"
         )
-    table = np.arange(256, dtype=np.uint8)
-    for train_id, name in enumerate(source.classes):
-        wanted = mapping[name]
-        table[train_id] = IGNORE_INDEX if wanted is None else target.classes.index(wanted)
-    return table
-
-
-def _names(names: Iterable[object]) -> str:
-    return ", ".join(sorted(map(str, names)))
+    return MAPPINGS[name]

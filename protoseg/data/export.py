@@ -1,0 +1,115 @@
+"""Predictions in the formats that the benchmark servers take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from protoseg.data.ade20k import ADE20K
+from protoseg.data.adverse import ACDC, DarkZurich
+from protoseg.data.cityscapes import Cityscapes
+from protoseg.data.coco_stuff import COCOStuff
+from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.files import list_images, read_label
+from protoseg.data.label_spaces import UNKNOWN_ID, file_ids, id_table
+from protoseg.files import write_file
+from protoseg.types import IGNORE_INDEX, ProtosegError
+
+
+class ExportFormat(NamedTuple):
+    """What a server wants.
+
+    Attributes:
+        dataset: what was predicted; its mask files hold the ids wanted.
+        name: the file name wanted, from the image's name without suffix; None for a name that it does not have.
+        example: an image's name without suffix, for messages.
+        offset: added to the ids of the mask files.
+    """
+
+    dataset: type[SegmentationDataset]
+    name: Callable[[str], str | None]
+    example: str
+    offset: int = 0
+
+    @property
+    def ids(self) -> NDArray[np.uint8]:
+        """The id that stands for each train id, ``c``."""
+        return file_ids(self.dataset.id_table, self.dataset.label_space.num_classes) + np.uint8(self.offset)
+
+
+def _ending(old: str, new: str) -> Callable[[str], str | None]:
+    return lambda stem: stem.removesuffix(old) + new if stem.endswith(old) else None
+
+
+FORMATS = {
+    # cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py: label ids in CITY_SEQUENCE_FRAME*.png.
+    "cityscapes": ExportFormat(
+        Cityscapes, _ending("_leftImg8bit", "_pred_labelIds"), "berlin_000000_000019_leftImg8bit"
+    ),
+    # Both servers take train ids under the images' names, as the released code of DAFormer and MIC writes them.
+    "acdc": ExportFormat(ACDC, _ending("_rgb_anon", "_rgb_anon"), "GOPR0475_frame_000001_rgb_anon"),
+    "dark_zurich": ExportFormat(DarkZurich, _ending("_rgb_anon", "_rgb_anon"), "GOPR0356_frame_000001_rgb_anon"),
+    # https://github.com/CSAILVision/placeschallenge, sceneparsing: ids from 1, names as the images'.
+    "ade20k": ExportFormat(ADE20K, lambda stem: stem if stem.startswith("ADE_") else None, "ADE_test_00000001"),
+    # https://github.com/nightrome/cocostuffapi, pngToCocoResultDemo.py, makes the server's JSON of such PNGs. Their ids
+    # are those of labels.txt, one more than in the pixelmaps.
+    "coco_stuff": ExportFormat(
+        COCOStuff, lambda stem: stem if stem.isdecimal() and len(stem) == 12 else None, "000000000139", offset=1
+    ),
+}
+
+
+def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
+    """Write label PNGs of train ids, as ``evaluate.py`` leaves them in ``labels/``, in the format of a server.
+
+    Args:
+        labels: folder of the PNGs, subfolders included.
+        output: folder of the files for the server, all in one.
+        name: one of ``FORMATS``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ProtosegError: no PNGs there, a name that is not the data set's, two files that would get one name, or ids that
+            are no classes of its label space.
+    """
+    wanted = FORMATS[name]
+    sources = _by_name(labels, wanted, name)
+    known = id_table({i: i for i in range(wanted.dataset.label_space.num_classes)})
+    # Predictions hold no ignored pixels; a label file of a ground truth would.
+    known[IGNORE_INDEX] = UNKNOWN_ID
+    ids_wanted = wanted.ids
+    for target, source in track(sources.items(), f"exporting for {name}", transient=True, console=Console(stderr=True)):
+        ids = Image.fromarray(ids_wanted[read_label(source, known)])
+        write_file(output / target, lambda path, ids=ids: ids.save(path, format="PNG"))  # type: ignore[misc]
+    return [output / target for target in sources]
+
+
+def _by_name(labels: Path, wanted: ExportFormat, name: str) -> dict[str, Path]:
+    """The label files by the names that the server wants."""
+    found = [p for p in list_images(labels, recursive=True) if p.suffix.lower() == ".png"] if labels.is_dir() else []
+    if not found:
+        raise ProtosegError(
+            f"export: expected a folder with label PNGs, got {labels.absolute()}, which has none: give the folder "
+            "labels/ of a run of evaluate.py (with labels in its save=…)"
+        )
+    sources: dict[str, Path] = {}
+    for path in found:
+        stem = wanted.name(path.stem)
+        if stem is None:
+            raise ProtosegError(
+                f"export: expected names as {name}'s images have them, e.g. {wanted.example}.png, got {path}: choose "
+                "the format of the data that was predicted"
+            )
+        other = sources.setdefault(f"{stem}.png", path)
+        if other is not path:
+            raise ProtosegError(f"export: expected one file per image, got {other} and {path}: remove one of them")
+    return sources

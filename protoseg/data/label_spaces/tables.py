@@ -1,0 +1,90 @@
+"""Tables between the ids stored in mask files, train ids, and the train ids of another label space."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+# What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
+UNKNOWN_ID = 254
+
+
+def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
+    """The 256-entry table ``file id -> train id``; ids not in ``train_ids`` give ``UNKNOWN_ID``, 255 stays ignored."""
+    table = np.full(256, UNKNOWN_ID, dtype=np.uint8)
+    table[IGNORE_INDEX] = IGNORE_INDEX
+    for file_id, train_id in train_ids.items():
+        table[file_id] = train_id
+    return table
+
+
+def file_ids(table: NDArray[np.uint8], num_classes: int) -> NDArray[np.uint8]:
+    """The way back: the id that stands for each train id in mask files, ``c``.
+
+    Where several ids are one class, the smallest; 255 for a class that no id stands for.
+    """
+    ids = np.full(num_classes, IGNORE_INDEX, dtype=np.uint8)
+    for file_id in range(IGNORE_INDEX - 1, -1, -1):
+        if table[file_id] < num_classes:
+            ids[table[file_id]] = file_id
+    return ids
+
+
+def mapping_table(
+    source: LabelSpace, target: LabelSpace, mapping: Mapping[str, str | None] | None
+) -> NDArray[np.uint8]:
+    """The 256-entry table ``train id of source -> train id of target``; ignored and unknown ids stay what they are.
+
+    Args:
+        source: the classes there are.
+        target: the classes wanted.
+        mapping: name of each source class -> name of a target class, or None for ignored; None: the classes are
+            the same already.
+
+    Raises:
+        ProtosegError: classes that differ without a mapping, or a mapping that does not fit them.
+    """
+    if mapping is None:
+        if source.classes != target.classes:
+            raise ProtosegError(
+                f"source and target: expected the same classes, got {source.name!r} ({', '.join(source.classes)}) and "
+                f"{target.name!r} ({', '.join(target.classes)}): give data.mapping, {{class of {source.name!r}: class "
+                f"of {target.name!r}, or null to ignore it}}"
+            )
+        mapping = {name: name for name in source.classes}
+    unmapped = set(source.classes) - mapping.keys()
+    unknown = [*(mapping.keys() - set(source.classes)), *({*mapping.values()} - {*target.classes, None})]
+    if unmapped or unknown:
+        raise ProtosegError(
+            f"mapping: expected every class of {source.name!r} with a class of {target.name!r} or null, got "
+            f"{f'none for {_names(unmapped)}' if unmapped else f'no class of theirs: {_names(unknown)}'}; "
+            f"{source.name!r} has {', '.join(source.classes)}; {target.name!r} has {', '.join(target.classes)}"
+        )
+    table = np.arange(256, dtype=np.uint8)
+    for train_id, name in enumerate(source.classes):
+        wanted = mapping[name]
+        table[train_id] = IGNORE_INDEX if wanted is None else target.classes.index(wanted)
+    return table
+
+
+def _names(names: Iterable[object]) -> str:
+    return ", ".join(sorted(map(str, names)))
+
+
+def read_classes(name: str) -> tuple[LabelSpace, NDArray[np.uint8]]:
+    """Label space and id table of ``NAME.tsv`` beside this file, in the order of its lines."""
+    with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    space = LabelSpace(
+        name,
+        classes=tuple(row["name"] for row in rows),
+        colors=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows),
+        things=tuple(row["name"] for row in rows if row["kind"] == "thing"),
+    )
+    return space, id_table({int(row["id"]): train_id for train_id, row in enumerate(rows)})

@@ -1,0 +1,53 @@
+"""Every data set through what train.py runs, for two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from protoseg.cli import CONFIG_DIR
+from protoseg.cli.errors import run_with_clear_errors
+from protoseg.cli.evaluation import run_evaluation
+from protoseg.cli.training import run_training
+from tests.conftest import TINY
+from tests.data.helpers import DATASETS
+
+# Images of 32 x 24, seen twice as large: the encoder's coarsest map is to be larger than one pixel.
+SMALL = [*TINY, "data.crop_size=[32,32]", "trainer.max_steps=2", "+inference.scales=[2.0]"]
+SPLITS = {
+    "cityscapes": ["data.val_split=train"],  # the fabricated tree has no other
+    "dark_zurich": ["data.train_split=val"],
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_two_steps(name: str, request: pytest.FixtureRequest, configure: Callable[..., DictConfig]) -> None:
+    root = request.getfixturevalue(name)
+    run_training(configure("train", *SMALL, f"data={name}", f"data.root={root}", *SPLITS.get(name, [])))
+    assert (root / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_evaluation_of_ones_own_folder_from_the_checkpoint_alone(
+    folder: Path, configure: Callable[..., DictConfig]
+) -> None:
+    run_training(configure("train", *SMALL, "data=folder", f"data.root={folder}"))
+    checkpoint = folder / "run" / "checkpoints" / "last.ckpt"
+    output = folder / "evaluated"
+    run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", "num_workers=0", "device=cpu", output=output))
+    assert (output / "metrics.json").is_file()
+    assert len([*(output / "overlays").rglob("*.jpg")]) == 1
+
+
+def test_wrong_file_of_classes_is_one_message(
+    folder: Path, configure: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "classes.yaml").write_text("classes: {ground: red}")
+    cfg = configure("train", *SMALL, "data=folder", f"data.root={folder}")
+    with pytest.raises(SystemExit):
+        run_with_clear_errors(lambda: run_training(cfg), CONFIG_DIR, "train")
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {folder}/classes.yaml: expected ground: [red, green, blue]")
+    assert message.count("\n") == 1

@@ -1,20 +1,20 @@
-"""Cost of one training step of the head alone: prototype against parametric, run in turn."""
+"""Cost of one training step of the head alone: prototype against its softmax twin."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from protoseg.benchmark.paired import Timing, paired_medians
 from protoseg.losses import CrossEntropy, LossInput, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.nn import ParametricHead, PrototypeHead
 from protoseg.types import SegOutput
 
 
-class HeadSetting(NamedTuple):
+class TwinSetting(NamedTuple):
     """Sizes of the step; the defaults are those of experiment=camvid_prototype."""
 
     batch: int = 8
@@ -43,8 +43,8 @@ def head_step(head: nn.Module, terms: list[LossTerm], features: Tensor, label: T
         memory.step()
 
 
-def compare_heads(setting: HeadSetting, pairs: int, device: torch.device) -> dict[str, Timing]:
-    """Timings by head, the softmax twin first."""
+def twin_steps(setting: TwinSetting, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The steps by head."""
     torch.manual_seed(0)
     s = setting
     heads: dict[str, tuple[nn.Module, list[LossTerm]]] = {
@@ -64,5 +64,4 @@ def compare_heads(setting: HeadSetting, pairs: int, device: torch.device) -> dic
     def step(module: nn.Module, terms: list[LossTerm]) -> None:
         head_step(module, terms, features.detach().requires_grad_(), label, s.stride)
 
-    steps = {name: partial(step, module, terms) for name, (module, terms) in heads.items()}
-    return paired_medians(steps, pairs, device)
+    return {name: partial(step, module, terms) for name, (module, terms) in heads.items()}

@@ -1,35 +1,121 @@
-"""The benchmark runs, measures both heads, and writes what it prints."""
+"""The benchmarks run, compare what computes the same, and write what they print."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from protoseg.benchmark.__main__ import main
+from protoseg.benchmark.__main__ import BENCHMARKS, main
+from protoseg.benchmark.contrast import ContrastSetting, contrast_steps
+from protoseg.benchmark.head import HeadSetting, head_steps, make_core
+from protoseg.benchmark.inference import InferenceSetting, inference_steps
+from protoseg.benchmark.memory import peak_megabytes
+from protoseg.benchmark.report import exponent
+from protoseg.benchmark.sinkhorn import SinkhornSetting, sinkhorn_steps
+from protoseg.functional.prototypes import prototype_similarity
+
+CPU = torch.device("cpu")
+TINY = {
+    "head": "--pixels 64 --classes 3 --prototypes 2 --channels 8",
+    "sinkhorn": "--pixels 64 --classes 3 --prototypes 2",
+    "contrast": "--height 5 --width 6 --channels 8",
+    "twins": "--batch 1 --height 32 --width 32 --channels 8",
+    "step": "--batch 2 --height 64 --width 64",
+    "adaptation": "--batch 2 --height 64 --width 64",
+    "data": "--width 128 --height 96 --crop-height 48 --crop-width 64 --images 2",
+    "inference": "--height 32 --width 64 --channels 8",
+}
+FIRST = {"head": "floor", "twins": "parametric", "step": "parametric", "adaptation": "dacs"}
 
 
-def test_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "head.json"
-    sizes = ["--batch", "1", "--height", "32", "--width", "32", "--channels", "8", "--pairs", "2"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", "head", *sizes, "--device", "cpu", "--json", str(file)])
+@pytest.fixture(autouse=True)
+def process_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("protoseg.benchmark.__main__.keep_freed_memory", lambda: None)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)  # ``data`` works on one
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, "--device", "cpu"])
     main()
-    result = json.loads(file.read_text())["result"]
-    assert result["parametric"][1] == 1
-    assert result["prototype"][0] > 0
-    assert "over parametric" in capsys.readouterr().out
 
 
-def test_adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "adaptation.json"
-    sizes = ["--batch", "2", "--height", "64", "--width", "64", "--pairs", "1"]
-    monkeypatch.setattr(sys, "argv", ["benchmark", "adaptation", *sizes, "--device", "cpu", "--json", str(file)])
-    main()
-    result = json.loads(file.read_text())["result"]
-    assert list(result) == ["dacs", "daformer", "daformer + pgpc"]
-    assert result["dacs"][1] == 1
-    assert all(milliseconds > 0 for milliseconds, *_ in result.values())
-    dacs, daformer, pgpc = (timing[0] for timing in result.values())
-    assert result["daformer + pgpc"][1:] == pytest.approx([pgpc / dacs, pgpc / daformer])  # one pair: no median
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_writes_what_it_shows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "result.json"
+    run(monkeypatch, name, *TINY[name].split(), "--pairs", "1", "--json", str(file))
+    written = json.loads(file.read_text())
+    (entry,) = written["runs"]
+    times = [timing[0] for timing in entry["result"].values()]
+    ratios = [timing[1] for timing in entry["result"].values()]
+    assert ratios == pytest.approx([time / times[0] for time in times])  # one pair: no median
+    assert next(iter(entry["result"])) == FIRST.get(name, next(iter(entry["result"])))
+    assert entry["megabytes"].keys() == entry["result"].keys()
+    assert written["machine"]["pairs"] == 1
+    shown = capsys.readouterr().out
+    assert "peak MB" in shown
+    assert ("images/s" in shown) == (name == "data")
+    assert f"{times[0]:.1f}" in shown
+
+
+def test_over_several_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, picture = tmp_path / "result.json", tmp_path / "plot.png"
+    sizes = [*TINY["head"].split(), "--over", "classes=3,6,12"]
+    run(monkeypatch, "head", *sizes, "--pairs", "1", "--json", str(file), "--plot", str(picture))
+    entries = json.loads(file.read_text())["runs"]
+    assert [entry["setting"]["classes"] for entry in entries] == [3, 6, 12]
+    with Image.open(picture) as image:
+        assert image.width > 800
+
+
+@pytest.mark.parametrize("arguments", [["--over", "colours=3"], ["--over", "classes=3,x"], ["--plot", "x.png"]])
+def test_wrong_sizes(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "head", *arguments)
+    assert "expected" in capsys.readouterr().err
+
+
+def test_exponent() -> None:
+    assert exponent([1, 10, 100], [2, 2 * 10**1.5, 2000]) == pytest.approx(1.5)
+
+
+def test_peak_memory() -> None:
+    peak = peak_megabytes(lambda: torch.ones(10**7).sum(), CPU)
+    if peak is None:
+        pytest.skip("the system does not tell the peak of a process")
+    assert 39 < peak < 60
+
+
+def test_both_cores_compute_the_same() -> None:
+    setting = HeadSetting(400, 5, 3, 8)
+    steps = head_steps(setting, CPU)
+    (loss, gradient, moved), (loss2, gradient2, moved2) = steps["fused"](), steps["loop"]()  # type: ignore[misc]
+    torch.testing.assert_close(loss, loss2)
+    torch.testing.assert_close(gradient, gradient2, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(moved, moved2)
+    core = make_core(setting, CPU)
+    assert not torch.equal(moved, core.prototypes)
+    assert prototype_similarity(core.embeddings, core.prototypes).abs().max() < 1.0001
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        sinkhorn_steps(SinkhornSetting(300, 5, 3), CPU),
+        contrast_steps(ContrastSetting(2, 6, 7, 8, 4), CPU),
+        inference_steps(InferenceSetting(32, 48, 4, 8, 5, 3), CPU),
+    ],
+    ids=["sinkhorn", "contrast", "inference"],
+)
+def test_alternatives_compute_the_same(steps: dict) -> None:  # type: ignore[type-arg]
+    ours, theirs, *_ = (step() for step in steps.values())
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,136 @@
+"""The prototype core, from unit embeddings to losses, gradient and moved prototypes, in three ways.
+
+``floor``: the two matrix products that no implementation can do without (cosines, and their gradient for the
+embeddings). ``fused``: this package. ``loop``: the algorithm as the paper describes it and as public code is wont to
+run it: class by class, with the cosines computed once for the class scores and once for the contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from protoseg.functional.prototypes import (
+    cluster,
+    pixel_prototype_contrast,
+    pixel_prototype_distance,
+    prototype_sums,
+    update_prototypes,
+)
+from protoseg.functional.similarity import similarities
+
+TEMPERATURE, MOMENTUM, EPSILON, ROUNDS = 0.1, 0.999, 0.05, 3
+WEIGHT_CONTRAST, WEIGHT_DISTANCE = 0.01, 0.001
+
+
+class HeadSetting(NamedTuple):
+    """Sizes; the defaults are HRNet-W48's 720 channels on Cityscapes' 19 classes."""
+
+    pixels: int = 16384
+    classes: int = 19
+    prototypes: int = 10
+    channels: int = 720
+
+    def describe(self) -> str:
+        return f"N={self.pixels}, C={self.classes}, K={self.prototypes}, D={self.channels}"
+
+
+class Core(NamedTuple):
+    """What a step works on: unit embeddings ``n d``, prototypes ``c k d`` and labels ``n``."""
+
+    embeddings: Tensor
+    prototypes: Tensor
+    label: Tensor
+
+
+def make_core(setting: HeadSetting, device: torch.device) -> Core:
+    """Random unit vectors; labels of all classes."""
+    generator = torch.Generator().manual_seed(0)
+    n, c, k, d = setting
+    embeddings = F.normalize(torch.randn(n, d, generator=generator), dim=1)
+    prototypes = F.normalize(torch.randn(c, k, d, generator=generator), dim=2)
+    label = torch.randint(0, c, (n,), generator=generator)
+    return Core(embeddings.to(device).requires_grad_(), prototypes.to(device), label.to(device))
+
+
+def floor_step(core: Core, gradient: Tensor) -> None:
+    """The two products alone; ``gradient``: any matrix ``n c*k``."""
+    table = core.prototypes.flatten(0, 1)
+    with torch.no_grad():
+        core.embeddings @ table.T
+        gradient @ table
+
+
+def fused_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient of the embeddings, and prototypes after the update."""
+    c, k, _ = core.prototypes.shape
+    cosines = similarities(core.embeddings, core.prototypes)
+    target = cluster(cosines, core.label, epsilon=EPSILON, rounds=ROUNDS).target
+    loss = (
+        F.cross_entropy(cosines.scores / TEMPERATURE, core.label)
+        + WEIGHT_CONTRAST * pixel_prototype_contrast(cosines, target, TEMPERATURE)
+        + WEIGHT_DISTANCE * pixel_prototype_distance(cosines, target)
+    )
+    (gradient,) = torch.autograd.grad(loss, core.embeddings)
+    with torch.no_grad():
+        member = target.where(cosines.scores.argmax(1) == core.label, -1)
+        sums, counts = prototype_sums(core.embeddings.detach(), member, c * k)
+        moved = update_prototypes(core.prototypes.flatten(0, 1), sums, counts, MOMENTUM)
+    return loss.detach(), gradient, moved.view_as(core.prototypes)
+
+
+def loop_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by plain formulas, one class after the other."""
+    embeddings, prototypes, label = core
+    similarity = torch.einsum("nd,ckd->nkc", embeddings, prototypes)
+    scores = similarity.amax(1)
+    logits = embeddings @ prototypes.flatten(0, 1).T / TEMPERATURE
+    target, moved = _cluster_by_class(core, similarity.detach(), scores.argmax(1) == label)
+    assigned = (logits * TEMPERATURE).gather(1, target.unsqueeze(1)).squeeze(1)
+    loss = (
+        F.cross_entropy(scores / TEMPERATURE, label)
+        + WEIGHT_CONTRAST * F.cross_entropy(logits, target)
+        + WEIGHT_DISTANCE * (1 - assigned).square().mean()
+    )
+    (gradient,) = torch.autograd.grad(loss, embeddings)
+    return loss.detach(), gradient, moved
+
+
+@torch.no_grad()
+def _cluster_by_class(core: Core, similarity: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    embeddings, prototypes, label = core
+    k = prototypes.shape[1]
+    target, moved = torch.zeros_like(label), prototypes.clone()
+    for c in range(len(prototypes)):
+        mine = label == c
+        plan = torch.exp((similarity[..., c][mine] - 1) / EPSILON)
+        if len(plan) == 0:
+            continue
+        for _ in range(ROUNDS):
+            plan = plan / plan.sum(0, keepdim=True)
+            plan = plan / plan.sum(1, keepdim=True)
+        chosen = plan.argmax(1)
+        target[mine] = c * k + chosen
+        used = correct[mine]
+        members = F.one_hot(chosen, k).to(embeddings.dtype) * used.unsqueeze(1)
+        sums = members.T @ (embeddings[mine] * used.unsqueeze(1))
+        seen = members.sum(0) > 0
+        step = MOMENTUM * moved[c] + (1 - MOMENTUM) * F.normalize(sums, dim=1)
+        moved[c] = F.normalize(step, dim=1).where(seen.unsqueeze(1), moved[c])
+    return target, moved
+
+
+def head_steps(setting: HeadSetting, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The three ways by name, on the same numbers."""
+    core = make_core(setting, device)
+    gradient = torch.randn(setting.pixels, setting.classes * setting.prototypes, device=device)
+    return {
+        "floor": partial(floor_step, core, gradient),
+        "fused": partial(fused_step, core),
+        "loop": partial(loop_step, core),
+    }

@@ -34,7 +34,7 @@ class TargetContrast(ProjectedContrast):
     """Anchors from reliable target pixels, balanced over classes; negatives from unreliable ones.
 
     An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order: it joins
-    the queues of these, as a negative. Queues hold embeddings by the averaged projection of the teacher's features.
+    the queues of these, as a negative.
 
     Args:
         weight: of the term in the sum.
@@ -74,26 +74,26 @@ class TargetContrast(ProjectedContrast):
 
     def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
         super().prepare(model, label_space, alpha)
-        self.averaged: nn.Module = EMATeacher(self.projection, alpha)
         self.unreliable_queue = self._new_queue()
 
     def _new_queue(self) -> ClassQueues:
         return ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
-
-    def step(self) -> None:
-        if isinstance(self.averaged, EMATeacher):
-            self.averaged.update_parameters(self.projection)
 
     @abstractmethod
     def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
         """Labels of the reliable pixels (``n``, ``IGNORE_INDEX`` elsewhere), and which are unreliable (bool ``n``)."""
 
     @torch.no_grad()
-    def push_unreliable(self, unreliable: Tensor, batch: AdaptationInput) -> None:
-        """A sample of the unreliable pixels to the queues of all classes that they surely do not show."""
+    def push_unreliable(self, unreliable: Tensor, batch: AdaptationInput, features: Tensor, by: nn.Module) -> None:
+        """A sample of the unreliable pixels to the queues of all classes that they surely do not show.
+
+        Args:
+            unreliable: bool ``n``.
+            features: ``b D h w``, which the projection ``by`` embeds.
+        """
         index, valid = sample_per_class((~unreliable).long() * IGNORE_INDEX, 1, self.per_step)
         index, valid = index[0], valid[0]
-        embeddings = embed(self.averaged, take_rows(batch.teacher.embeddings, index))
+        embeddings = embed(by, take_rows(features, index))
         member = surely_not(take_rows(batch.teacher.logits, index), self.low_rank, self.high_rank) & valid.unsqueeze(1)
         self.unreliable_queue.push(embeddings.expand(self.num_classes, -1, -1), member.T)
 
@@ -118,6 +118,7 @@ class PrototypeGuidedContrast(TargetContrast):
 
     For a head with prototypes the positives are that head's own, in the head's own space, without a projection. Else
     the term keeps a memory in its projected space. Either is moved by labelled source and reliable target pixels.
+    Queues hold the student's embeddings.
 
     Args:
         reliable: confidence from which a target pixel is reliable.
@@ -152,7 +153,7 @@ class PrototypeGuidedContrast(TargetContrast):
             self.dim = shared.prototypes.shape[2]
         super().prepare(model, label_space, alpha)
         if shared is not None:
-            self.projection = self.averaged = nn.Identity()
+            self.projection = nn.Identity()
         else:
             self.memory = PrototypeMemory(self.num_classes, self.num_prototypes, self.dim, self.momentum)
         self.reliable_queue = self._new_queue()
@@ -165,11 +166,13 @@ class PrototypeGuidedContrast(TargetContrast):
         target = target_pixels(batch)
         label, unreliable = self.split(target, batch)
         index, valid = sample_per_class(label, self.num_classes, self.anchors)
-        anchors = embed(self.projection, take_rows(batch.mixed.output.embeddings, index))
-        with torch.no_grad():
-            self.reliable_queue.push(embed(self.averaged, take_rows(batch.teacher.embeddings, index)), valid)
-            self.push_unreliable(unreliable, batch)
-            negatives, exist = self._draw()
+        features = batch.mixed.output.embeddings
+        anchors = embed(self.projection, take_rows(features, index))
+        # The student's own embeddings: prototypes follow the student, and negatives that lag behind them (those of the
+        # teacher do) are left behind by all classes moving together, until all look one way.
+        self.reliable_queue.push(anchors.detach(), valid)
+        self.push_unreliable(unreliable, batch, features, self.projection)
+        negatives, exist = self._draw()
         memory = self._memory(batch)
         # Copies: prototypes may move between this forward pass and its backward pass.
         prototypes, placed = memory.prototypes.to(anchors.dtype, copy=True), memory.updates > 0
@@ -223,7 +226,8 @@ class UnreliablePixelContrast(TargetContrast):
 
     Reliable are the target pixels of the lowest entropy, unreliable those of the highest. The positive of a class is
     the teacher's mean over its reliable pixels. Two things differ from the released code: its anchors are labelled
-    pixels too, of which the teacher here says nothing; and its share of pixels falls to 0 over the training.
+    pixels too, of which the teacher here says nothing; and its share of pixels falls to 0 over the training. Queues and
+    means hold embeddings of the teacher's features by the averaged projection.
 
     Args:
         confident: probability above which a reliable pixel may be an anchor (paper: 0.3).
@@ -250,6 +254,13 @@ class UnreliablePixelContrast(TargetContrast):
         expect(0 <= confident < 1 and 0 < entropy_share <= 0.5, wanted, (confident, entropy_share))
         self.confident, self.entropy_share = confident, entropy_share
 
+    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+        super().prepare(model, label_space, alpha)
+        self.averaged = EMATeacher(self.projection, alpha)
+
+    def step(self) -> None:
+        self.averaged.update_parameters(self.projection)
+
     def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
         seen = target.label != IGNORE_INDEX
         values = entropy(pixel_rows(batch.teacher.logits))
@@ -263,7 +274,7 @@ class UnreliablePixelContrast(TargetContrast):
         anchor_label = label.where(target.confidence > self.confident, IGNORE_INDEX)
         index, valid = sample_per_class(anchor_label, self.num_classes, self.anchors)
         anchors = embed(self.projection, take_rows(batch.mixed.output.embeddings, index))
-        self.push_unreliable(unreliable, batch)
+        self.push_unreliable(unreliable, batch, batch.teacher.embeddings, self.averaged)
         negatives, exist = self.unreliable_queue.draw(self.anchors, self.negatives)
         valid = valid & present.unsqueeze(1)
         self.statistics = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from torch import nn
+from torch import Tensor, nn
 
 from protoseg.losses.contrast import embed
 from protoseg.types import IGNORE_INDEX, ProtosegError
@@ -203,3 +203,21 @@ def test_bad_values(preset: str, options: dict[str, Any], message: str) -> None:
     error = caught.value.__cause__ or caught.value
     assert isinstance(error, ProtosegError)
     assert message in str(error)
+
+
+@pytest.mark.parametrize("head", ["parametric", "prototype"])
+def test_pgpc_queues_hold_the_students_embeddings(head: str) -> None:
+    """Prototypes follow the student: negatives that lag behind, as the teacher's do, let all classes collapse."""
+    case = Case(head=head)
+    term = make("pgpc", case)
+    batch = case.batch()
+    term(batch)
+
+    def rows_of(features: Tensor) -> Tensor:
+        return embed(term.projection, features.permute(0, 2, 3, 1).flatten(0, 2)).detach()
+
+    for queue in (term.reliable_queue, term.unreliable_queue):
+        held = queue.features[torch.arange(queue.features.shape[1]) < queue.fill.unsqueeze(1)]
+        assert len(held) > 0
+        assert (held @ rows_of(batch.mixed.output.embeddings).T).amax(1).min() > 1 - 1e-12
+        assert (held @ rows_of(batch.teacher.embeddings).T).amax(1).min() < 0.999

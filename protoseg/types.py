@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from protoseg.functional.similarity import Similarities
 
 IGNORE_INDEX = 255
+WIDE_IGNORE_INDEX = 65535
+
+
+def ignore_index(num_classes: int) -> int:
+    """Label of ignored pixels: 255, or 65535 where 255 is a class."""
+    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else WIDE_IGNORE_INDEX
 
 
 class ProtosegError(ValueError):
@@ -27,14 +33,14 @@ class LabelSpace:
         name: short name, e.g. ``"camvid"``.
         classes: class names; the position is the train id.
         colors: one RGB colour (0 to 255) per class.
-        ignore_index: label of pixels that count neither in the loss nor in any metric.
         things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
+        ignore_index: label of pixels that count neither in the loss nor in any metric: 255, or 65535 in spaces of more
+            than 255 classes.
     """
 
     name: str
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
-    ignore_index: int = IGNORE_INDEX
     things: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,6 +58,10 @@ class LabelSpace:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def ignore_index(self) -> int:
+        return ignore_index(self.num_classes)
 
     def ids(self, names: Iterable[str], where: str) -> list[int]:
         """Train ids of classes by name.

@@ -60,12 +60,6 @@ def test_palette_png_keeps_ids_and_shows_colours(tmp_path: Path) -> None:
     assert np.array_equal(np.array(picture.convert("RGB")), visualize.colorize(LABEL, SPACE))
 
 
-def test_palette_png_of_an_own_ignore_index_still_writes_255(tmp_path: Path) -> None:
-    space = LabelSpace("toy", SPACE.classes, SPACE.colors, ignore_index=-1)
-    visualize.palette_png(torch.tensor([[0, -1]]), space, tmp_path / "label.png")
-    assert np.array(Image.open(tmp_path / "label.png")).tolist() == [[0, 255]]
-
-
 def test_palette_png_of_too_many_classes(tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match=r"label.png: expected at most 255 classes.*got 300"):
         visualize.palette_png(LABEL, many(300), tmp_path / "label.png")

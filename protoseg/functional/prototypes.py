@@ -16,7 +16,7 @@ from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.similarity import DenseSimilarities, Similarities
 from protoseg.functional.sinkhorn import sinkhorn
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import ProtosegError, ignore_index
 
 ASSIGNMENTS: tuple[str, ...] = ("argmax", "gumbel", "released")
 
@@ -26,7 +26,7 @@ class Clustering(NamedTuple):
 
     Attributes:
         target: the prototype a pixel should be near (argmax of its row of the plan), flat index ``class * k + j``,
-            int64 ``n``; ``IGNORE_INDEX``-labelled pixels carry -1.
+            int64 ``n``; ignored pixels carry -1.
         member: the prototype that the pixel's embedding is added to in the update, same form; differs from
             ``target`` only when the assignment is drawn at random.
     """
@@ -65,7 +65,7 @@ def cluster(
 
     Args:
         similarity: cosines, as a tensor ``n c k`` or :class:`protoseg.functional.similarity.Similarities`.
-        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
+        label: int64 ``n``, ``ignore_index(c)`` where unlabelled.
         assignment: how the plan becomes a membership. ``argmax``: the most likely prototype (paper).
             ``gumbel``: a true sample from the plan (Gumbel noise on *log*-probabilities).
             ``released``: the public code's draw, Gumbel noise on the plan's *probabilities*, nearly uniform; only
@@ -78,7 +78,7 @@ def cluster(
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     cosines = _readable(similarity)
-    k, valid = cosines.num_prototypes, label != IGNORE_INDEX
+    k, valid = cosines.num_prototypes, label != ignore_index(cosines.num_classes)
     plan = sinkhorn(cosines.own(label), label, cosines.num_classes, valid, epsilon, rounds)
     chosen = plan.argmax(1)
     drawn = chosen

@@ -12,7 +12,7 @@ from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import LossInput, LossTerm
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import ProtosegError, ignore_index
 
 
 def balanced_class_weights(frequencies: Tensor) -> Tensor:
@@ -50,10 +50,11 @@ def cross_entropy(
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
 
     Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
+        logits: ``b c h w``; label: int64 ``b h w``, ``ignore_index(c)`` where unlabelled.
     """
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
-    valid = label != IGNORE_INDEX
+    ignored = ignore_index(logits.shape[1])
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=ignored)
+    valid = label != ignored
     weight = valid.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
@@ -66,10 +67,11 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Ten
     """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
 
     Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled; weight: ``b h w``.
+        logits: ``b c h w``; label: int64 ``b h w``, ``ignore_index(c)`` where unlabelled; weight: ``b h w``.
     """
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
-    return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
+    ignored = ignore_index(logits.shape[1])
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=ignored)
+    return mean_over_ranks((losses * weight).sum(), (label != ignored).sum())
 
 
 def weighted_cross_entropy_on_grid(logits: Tensor, label: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -66,6 +66,11 @@ class AdaptationModule(SegmentationModule):
     ) -> None:
         super().__init__(*args, **options)
         terms, source_terms = terms or {}, source_terms or {}
+        if self.label_space.num_classes > IGNORE_INDEX:
+            raise ProtosegError(
+                f"domain adaptation: expected at most {IGNORE_INDEX} classes (pseudo-labels are ignored where they are "
+                f"{IGNORE_INDEX}), got {self.label_space.num_classes} of label space {self.label_space.name!r}"
+            )
         if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom, jitter) < 0 or not 0 <= jitter_probability <= 1:
             raise ProtosegError(
                 "method: expected threshold in (0, 1], ignore_top, ignore_bottom and jitter of at least 0 and "

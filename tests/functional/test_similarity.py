@@ -177,3 +177,15 @@ def test_a_compiler_sees_the_plain_formulas() -> None:
     for value in values:
         value.backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
+
+
+def test_class_255_of_a_wide_label_space() -> None:
+    torch.manual_seed(0)
+    embeddings, prototypes = unit(40, 6).requires_grad_(), unit(300, 2, 6)
+    label = torch.full((40,), 255)
+    label[:5] = 65535
+    cosines = FusedSimilarities(embeddings, prototypes)
+    target = cluster(cosines, label).target
+    assert (target[:5] == -1).all()
+    assert set(target[5:].tolist()) == {510, 511}
+    torch.testing.assert_close(cosines.own(label)[5:], prototype_similarity(embeddings, prototypes).detach()[5:, 255])

@@ -14,7 +14,12 @@ from protoseg.losses import (
     PixelPrototypeContrast,
     PixelPrototypeDistance,
 )
-from protoseg.losses.segmentation import balanced_class_weights, cross_entropy, hard_pixels
+from protoseg.losses.segmentation import (
+    balanced_class_weights,
+    cross_entropy,
+    hard_pixels,
+    weighted_cross_entropy,
+)
 from protoseg.nn import PrototypeHead
 from protoseg.types import ProtosegError, SegOutput
 
@@ -124,3 +129,13 @@ def test_downsampled_labels_are_cell_centres() -> None:
     label = torch.arange(8 * 10).view(1, 8, 10)
     grid = downsample_label(label, (2, 3), 4)  # 10 = 2.5 cells: the last centre lies outside
     assert grid[0].tolist() == [[22, 26, 29], [62, 66, 69]]
+
+
+def test_class_255_of_a_wide_label_space() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 300, 2, 3)
+    label = torch.full((1, 2, 3), 255)
+    label[0, 0] = 65535
+    expected = F.cross_entropy(logits[0, :, 1].T, label[0, 1])
+    torch.testing.assert_close(cross_entropy(logits, label), expected)
+    torch.testing.assert_close(weighted_cross_entropy(logits, label, torch.full((1, 2, 3), 0.5)), expected / 2)

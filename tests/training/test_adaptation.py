@@ -17,7 +17,7 @@ from protoseg.cli.build import build_datamodule, build_module
 from protoseg.cli.evaluation import run_evaluation
 from protoseg.cli.training import run_training
 from protoseg.training import AdaptationModule, adaptation
-from protoseg.types import ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 from tests.conftest import TINY
 from tests.training.test_resume import assert_resumes
 
@@ -274,3 +274,11 @@ def test_pixel_weights_and_quality(configure: Configure) -> None:
     assert not output.logits.requires_grad
     assert (pseudo.label[:, 1:62] < 11).all()
     assert (pseudo.label[:, [0, 62, 63]] == 255).all()
+
+
+def test_adaptation_of_too_many_classes(configure: Configure) -> None:
+    cfg = configure("train", *PGPC)
+    names = tuple(map(str, range(300)))
+    space = LabelSpace("wide", names, tuple((i % 256, i // 256, 0) for i in range(300)))
+    with pytest.raises(ProtosegError, match="at most 255 classes.*got 300"):
+        build_module(cfg, space)

@@ -26,7 +26,7 @@ from protoseg.inference import Predictor, SegmentationModel
 from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.report import print_report, summary, write_report
 from protoseg.types import Batch, LabelSpace, ProtosegError
-from protoseg.visualize import Picture, overlay, palette_png, panel
+from protoseg.visualize import Picture, label_png, overlay, panel
 
 SAVES = ("overlays", "panels", "labels")
 
@@ -46,7 +46,7 @@ def evaluate(
     """Predict every image of a loader, compare with the labels, print and write the report.
 
     Writes into ``output``: ``metrics.json``, ``table.csv``, ``table.md``, ``confusion.npy``, ``confusion.csv`` (rows
-    are the truth), ``confusion.png``; per image ``labels/NAME.png`` (class ids in palette mode),
+    are the truth), ``confusion.png``; per image ``labels/NAME.png`` (class ids, see ``label_png``),
     ``overlays/NAME.jpg`` (prediction over the photo) and ``panels/NAME.jpg`` (photo, truth, prediction, errors).
 
     Args:
@@ -164,7 +164,7 @@ class _Pictures:
     def write(self, source: str, image: Tensor, prediction: Tensor, truth: Tensor | None) -> None:
         space = self.label_space
         if "labels" in self.save:
-            self._file("labels", source, ".png", lambda path: palette_png(prediction, space, path))
+            self._file("labels", source, ".png", lambda path: label_png(prediction, space, path))
         if self.left <= 0:
             return
         self.left -= 1
@@ -216,11 +216,6 @@ def _check(model: nn.Module, label_space: LabelSpace, save: Sequence[str]) -> No
     unknown = sorted(set(save) - set(SAVES))
     if unknown:
         raise ProtosegError(f"save: expected names out of {', '.join(SAVES)}, got {', '.join(unknown)}")
-    if "labels" in save and label_space.num_classes > 255:
-        raise ProtosegError(
-            f"save: expected at most 255 classes for label PNGs, got {label_space.num_classes} in label space "
-            f"{label_space.name!r}; leave labels out of save"
-        )
     num_classes = getattr(model, "num_classes", label_space.num_classes)
     if num_classes != label_space.num_classes:
         raise ProtosegError(

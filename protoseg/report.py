@@ -17,7 +17,7 @@ from torch import Tensor
 from protoseg.files import write_file
 from protoseg.metrics import Scores
 from protoseg.types import LabelSpace
-from protoseg.visualize import confusion_figure
+from protoseg.visualize import confusion_figure, frequent_classes, short_name
 
 _HEADER = ("class", "IoU (%)", "accuracy (%)", "share of pixels (%)")
 
@@ -55,13 +55,16 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
 
 
 def print_report(result: dict[str, Any], output: Path) -> None:
-    """Print the table per class, the four numbers, and where the report lies."""
+    """Print the table per class (of more than 255, the most frequent), the four numbers, and where the report lies."""
     *rows, means = _percent_rows(result)
+    chosen = frequent_classes(np.array([entry["true_pixels"] for entry in result["classes"]]))
     table = Table(title=f"{result['num_images']} images, {result['images_per_second']:.1f} images/s")
     for i, title in enumerate(_HEADER):
         table.add_column(title, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
+    for name, *numbers in (rows[i] for i in chosen):
+        table.add_row(short_name(name), *numbers)
+    if len(chosen) < len(rows):
+        table.add_row(f"{len(rows) - len(chosen)} more: table.csv")
     table.add_section()
     table.add_row(*means, style="bold")
     console = Console()

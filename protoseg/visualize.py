@@ -5,18 +5,16 @@ matplotlib is imported only where a figure is drawn, so that training does not p
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,21 +65,20 @@ def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: Lab
     return np.where(ignored, DIM * grey, np.where(wrong, red, pale)).round().astype(np.uint8)
 
 
-def palette_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
+def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     """Write class ids as an indexed PNG: the pixel values are the ids, and any viewer shows the class colours.
 
-    Ignored pixels are 255, black. Read the ids back with ``np.array(Image.open(path))``, without ``convert``.
+    Ignored pixels are 255, black. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
+    Read the ids back with ``np.array(Image.open(path))``, without ``convert``.
 
     Raises:
-        ProtosegError: more classes than an 8-bit palette holds, or an id outside the label space.
+        ProtosegError: an id outside the label space.
     """
-    if label_space.num_classes > 255:
-        raise ProtosegError(
-            f"label PNG {path}: expected at most 255 classes (8-bit palette, 255 is ignored), got "
-            f"{label_space.num_classes} in label space {label_space.name!r}; leave labels out of what is saved"
-        )
     ids = _ids(label, label_space)
-    ids[ids == label_space.num_classes] = 255
+    ids[ids == label_space.num_classes] = label_space.ignore_index
+    if label_space.num_classes > IGNORE_INDEX:
+        Image.fromarray(ids.astype(np.uint16)).save(path, format="PNG")
+        return
     palette = np.zeros((256, 3), dtype=np.uint8)
     palette[: label_space.num_classes] = label_space.colors
     picture = Image.fromarray(ids.astype(np.uint8))
@@ -93,7 +90,7 @@ def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = 
     """A strip of colour patches with class names, ``h width 3``, all classes or the given ids, in as many rows as
     it takes; the last entry is for ignored pixels."""
     chosen = range(label_space.num_classes) if classes is None else classes
-    entries = [(label_space.classes[i], label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
+    entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
     font, patch, line = _font(14), 16, 24
     places, x, y = [], MARGIN, MARGIN // 2
     for name, _ in entries:
@@ -108,6 +105,22 @@ def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = 
         draw.rectangle((x, y + 4, x + patch, y + 4 + patch), fill=color, outline=FRAME)
         draw.text((x + patch + 6, y + 12), name, fill=INK, font=font, anchor="lm")
     return np.asarray(picture)
+
+
+def short_name(name: str) -> str:
+    """The class name, cut where it is a list of synonyms."""
+    return name if len(name) <= 30 else f"{name[:29]}…"
+
+
+def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
+    """Ids of the classes that tables and charts show: all, or, of more than 255, the 40 with most pixels, most first.
+
+    Args:
+        pixels: count or share of each class, ``c``.
+    """
+    if len(pixels) <= IGNORE_INDEX:
+        return list(range(len(pixels)))
+    return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
 
 
 def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
@@ -191,7 +204,7 @@ def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
     share = np.divide(counts, pixels, out=np.full_like(counts, np.nan), where=pixels > 0)
     n = len(share)
     side = min(16.0, max(6.0, 2.5 + 0.5 * n))
-    figure = _figure(side + 1, side)
+    figure = empty_figure(side + 1, side)
     axes = figure.add_subplot()
     axes.set_facecolor("0.88")
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -227,7 +240,7 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     n, columns = values.shape
-    figure = _figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
+    figure = empty_figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
     axes = figure.add_subplot()
     picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max(initial=0)), 1e-12), aspect="auto")
     named = range(n) if n <= 150 else []
@@ -242,11 +255,16 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
 
 
 def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelSpace, title: str) -> Figure:
-    """A figure of shares in 0 to 1, ``c`` each: a bar per class, in its colour, for every entry. Logarithmic."""
-    n = label_space.num_classes
-    figure = _figure(3 + 4 * len(shares), min(24.0, 1.5 + 0.22 * n))
+    """A figure of shares in 0 to 1, ``c`` each: a bar per class, in its colour, for every entry. Logarithmic.
+
+    Of more than 255 classes, the most frequent of all entries together.
+    """
+    chosen = frequent_classes(np.sum([*shares.values()], axis=0))
+    n = len(chosen)
+    shares = {name: share[chosen] for name, share in shares.items()}
+    figure = empty_figure(3 + 4 * len(shares), min(24.0, 1.5 + 0.22 * n))
     charts = figure.subplots(1, len(shares), sharex=True, sharey=True, squeeze=False)[0]
-    colors = np.array(label_space.colors) / 255
+    colors = np.array(label_space.colors)[chosen] / 255
     for axes, (name, share) in zip(charts, shares.items(), strict=True):
         axes.barh(range(n), 100 * share, color=colors, edgecolor="0.6", linewidth=0.5)
         axes.set_xscale("log")
@@ -254,7 +272,8 @@ def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelS
         axes.set_title(name, fontsize=11)
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    charts[0].set_yticks(range(n), label_space.classes, fontsize=9 if n <= MANY_CLASSES else max(3, 800 // n))
+    names = [short_name(label_space.classes[i]) for i in chosen]
+    charts[0].set_yticks(range(n), names, fontsize=9 if n <= MANY_CLASSES else max(3, 800 // n))
     charts[0].set_ylim(n - 0.5, -0.5)
     smallest = min((share[share > 0].min() for share in shares.values() if (share > 0).any()), default=1e-3)
     charts[0].set_xlim(50 * smallest, 100)
@@ -262,50 +281,7 @@ def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelS
     return figure
 
 
-def curves_figure(log_file: Path, path: Path) -> None:
-    """Draw losses, validation metrics and quality of pseudo-labels of a CSV log over steps."""
-    from matplotlib import colormaps
-
-    with open(log_file, newline="") as file:
-        rows = list(csv.DictReader(file))
-    charts = {title: [c for c in (rows[0] if rows else ()) if belongs(c)] for title, belongs in CHARTS.items()}
-    charts = {title: columns for title, columns in charts.items() if columns}
-    across = min(3, max(2, len(charts)))
-    down = max(1, -(-len(charts) // across))
-    figure = _figure(5.5 * across, 4 * down)
-    for i, (title, columns) in enumerate(charts.items()):
-        axes = figure.add_subplot(down, across, 1 + i)
-        colors: Any = colormaps["tab20" if len(columns) > 10 else "tab10"]
-        axes.set_prop_cycle(color=colors.colors)
-        for column in columns:
-            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
-            if points:
-                marker = "o" if len(points) < 40 else None
-                label = column.split("/", 1 + ("by class" in title))[-1]
-                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
-        if title == "training losses" and axes.lines:
-            axes.set_yscale("log")  # terms differ by orders of magnitude
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path)
-
-
-# Shares in [0, 1] that judge the teacher's labels.
-_PSEUDO = ("train/quality", "val/reliable", "val/pseudo_label_accuracy")
-CHARTS: dict[str, Callable[[str], bool]] = {
-    "training losses": lambda c: bool(re.fullmatch("train/[^/]+", c)) and c not in (*_PSEUDO, "train/images_per_s"),
-    "validation": lambda c: bool(re.fullmatch("val/[^/]+", c)) and c not in _PSEUDO,
-    "pseudo-labels": lambda c: c in _PSEUDO,
-    "reliable target pixels by class": lambda c: c.startswith("train/reliable/"),
-    "queue fill by class": lambda c: bool(re.match("contrast/(reliable_)?queue/", c)),
-}
-
-
-def _figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> Figure:
     """An empty figure, sides in inches. Without pyplot: no global state, nothing to close, no change of backend."""
     from matplotlib.figure import Figure
 

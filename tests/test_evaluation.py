@@ -266,10 +266,33 @@ def test_model_of_other_classes(tmp_path: Path) -> None:
         evaluate(model, loader(), Predictor(), SPACE, tmp_path, "cpu")
 
 
-def test_too_many_classes_for_label_files(tmp_path: Path) -> None:
-    space = LabelSpace("many", tuple(map(str, range(256))), ((0, 0, 0),) * 256)
-    with pytest.raises(ProtosegError, match=r"at most 255 classes for label PNGs, got 256.*leave labels out"):
-        evaluate(nn.Identity(), loader(), Predictor(), space, tmp_path, "cpu")
+class Wide(Reader):
+    """Of 847 classes; says class 255 of what the others call 0, else 846 less the class."""
+
+    num_classes = 847
+
+    def forward(self, image: Tensor) -> SegOutput:
+        ids = super().forward(image).logits.argmax(1)
+        logits = F.one_hot(torch.where(ids == 0, 255, 846 - ids), 847).permute(0, 3, 1, 2).float()
+        return SegOutput(logits, logits)
+
+
+def test_847_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = LabelSpace(
+        "wide", tuple(f"class {i}" for i in range(847)), tuple((i % 256, i // 256, 7) for i in range(847))
+    )
+    data = loader(batch_size=1)
+    for i, (image, label, name) in enumerate(data.dataset.items):  # type: ignore[attr-defined]
+        wide = torch.where(label == 0, 255, 846 - label)
+        data.dataset.items[i] = image, torch.where(label == 255, 65535, wide), name  # type: ignore[attr-defined]
+    result = evaluate(Wide(), data, Predictor(), space, tmp_path, "cpu")
+    assert result["classes"][255]["IoU"] > 0.5
+    assert sum(entry["true_pixels"] > 0 for entry in result["classes"]) == 3
+    shown = capsys.readouterr().out
+    assert "class 255" in shown
+    assert "807 more: table.csv" in shown
+    written = np.array(Image.open(next((tmp_path / "labels").rglob("*.png"))))
+    assert {255, 845} <= set(np.unique(written)) <= {255, 843, 844, 845, 846}
 
 
 def test_predict_folder(tmp_path: Path) -> None:

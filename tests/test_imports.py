@@ -12,9 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 LAYER = {
-    "types": 0, "files": 0, "distributed": 0, "functional": 0,
+    "types": 0, "files": 0, "distributed": 0, "functional": 0, "allocator": 0,
     "nn": 1, "metrics": 1, "visualize": 1,
-    "losses": 2, "models": 2, "inference": 2, "report": 2,
+    "losses": 2, "models": 2, "inference": 2, "report": 2, "curves": 2,
     "callbacks": 3,
     "training": 4, "evaluation": 4, "checkpoint": 4,
     "cli": 5, "benchmark": 5,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from protoseg import visualize
+from protoseg.curves import curves_figure
 from protoseg.types import LabelSpace, ProtosegError
 
 SPACE = LabelSpace("toy", ("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -51,18 +52,39 @@ def test_error_map_marks_wrong_pixels_only() -> None:
     assert (got[0, 0] > 200).all()
 
 
-def test_palette_png_keeps_ids_and_shows_colours(tmp_path: Path) -> None:
+def test_label_png_keeps_ids_and_shows_colours(tmp_path: Path) -> None:
     path = tmp_path / "label.png"
-    visualize.palette_png(LABEL, SPACE, path)
+    visualize.label_png(LABEL, SPACE, path)
     picture = Image.open(path)
     assert picture.mode == "P"
     assert np.array_equal(np.array(picture), LABEL.numpy())
     assert np.array_equal(np.array(picture.convert("RGB")), visualize.colorize(LABEL, SPACE))
 
 
-def test_palette_png_of_too_many_classes(tmp_path: Path) -> None:
-    with pytest.raises(ProtosegError, match=r"label.png: expected at most 255 classes.*got 300"):
-        visualize.palette_png(LABEL, many(300), tmp_path / "label.png")
+def test_label_png_of_more_classes_than_a_palette_holds(tmp_path: Path) -> None:
+    label = torch.tensor([[0, 255, 299, 65535]])
+    visualize.label_png(label, many(300), tmp_path / "label.png")
+    picture = Image.open(tmp_path / "label.png")
+    assert picture.mode.startswith("I")
+    assert np.array_equal(np.array(picture), label.numpy())
+
+
+def test_pictures_of_847_classes_stay_readable(tmp_path: Path) -> None:
+    space = many(847)
+    shares = np.linspace(0, 1, 847)
+    figure = visualize.bars_figure({"train": shares, "val": shares[::-1]}, space, "title")
+    assert len(figure.axes[0].get_yticklabels()) == 40
+    figure = visualize.bars_figure({"train": shares}, space, "title")
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "class 846"
+    assert visualize.frequent_classes(shares[:255]) == list(range(255))
+    visualize.confusion_figure(torch.eye(847, dtype=torch.int64), space).savefig(tmp_path / "confusion.png")
+    assert Image.open(tmp_path / "confusion.png").width < 2500
+    label = torch.full((200, 300), 255)
+    label[:50], label[50:100] = 846, 65535
+    got = visualize.panel(torch.zeros(3, 200, 300, dtype=torch.uint8), label, label.clamp(max=846), space)
+    assert got.shape[0] < 200 + 30 + 40
+    assert tuple(visualize.overlay(torch.zeros(3, 200, 300), label, space, alpha=1)[150, 0]) == space.colors[255]
+    assert visualize.short_name("a list, of, many, other, names, of one thing") == "a list, of, many, other, name…"
 
 
 @pytest.mark.parametrize("wrong", [3, -1, 254])
@@ -145,7 +167,7 @@ def test_heatmap_is_a_picture() -> None:
 @pytest.mark.parametrize("rows", ["", "1,0.5,,\n2,0.4,0.3,0.1\n"])
 def test_curves(rows: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/mIoU,val/IoU/road\n" + rows)
-    visualize.curves_figure(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    curves_figure(tmp_path / "metrics.csv", tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width > 1000
 
 

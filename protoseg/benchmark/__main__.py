@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from protoseg.allocator import keep_freed_memory
 from protoseg.benchmark.adaptation import AdaptationSetting, adaptation_steps
 from protoseg.benchmark.contrast import ContrastSetting, contrast_steps
 from protoseg.benchmark.data import DataSetting, data_steps
@@ -22,7 +23,6 @@ from protoseg.benchmark.report import Measured, plot, table, write_json
 from protoseg.benchmark.sinkhorn import SinkhornSetting, sinkhorn_steps
 from protoseg.benchmark.step import StepSetting, step_steps
 from protoseg.benchmark.twins import TwinSetting, twin_steps
-from protoseg.cli.allocator import keep_freed_memory
 from protoseg.types import ProtosegError
 
 Steps = Callable[..., dict[str, Callable[[], object]]]

@@ -41,7 +41,7 @@ def data_steps(setting: DataSetting, device: torch.device) -> dict[str, Callable
     from protoseg.data import TrainTransform
     from protoseg.data.dataset import to_sample
     from protoseg.data.files import read_image, read_label
-    from protoseg.data.label_spaces import CAMVID_IDS
+    from protoseg.data.label_spaces import CAMVID_IDS, Ids
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -49,7 +49,7 @@ def data_steps(setting: DataSetting, device: torch.device) -> dict[str, Callable
     plain = plain_pipeline(setting, CAMVID_IDS)
     seeds = count()
 
-    def decode(image: Path, label: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def decode(image: Path, label: Path) -> tuple[NDArray[np.uint8], Ids]:
         return read_image(image), read_label(label, CAMVID_IDS)
 
     def augment(image: Path, label: Path) -> object:

@@ -15,7 +15,7 @@ from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_sizes
 from protoseg.files import write_file
 from protoseg.types import LabelSpace
-from protoseg.visualize import bars_figure
+from protoseg.visualize import bars_figure, frequent_classes, short_name
 
 _SIZES_SHOWN = 4
 
@@ -82,10 +82,21 @@ def _classes_table(label_space: LabelSpace, statistics: Mapping[str, ClassStatis
     for title in statistics:
         table.add_column(f"{title}: pixels %", justify="right")
         table.add_column("images", justify="right")
-    for train_id, name in enumerate(label_space.classes):
-        cells = [str(train_id), name, "thing" if name in label_space.things else "stuff"]
-        for found in statistics.values():
+    shares = {title: class_shares(found) for title, found in statistics.items()}
+    chosen = frequent_classes(np.sum([*shares.values()], axis=0))
+    for train_id in chosen:
+        name = label_space.classes[train_id]
+        kind = "thing" if name in label_space.things else "stuff"
+        cells = [str(train_id), short_name(name), kind if label_space.things else ""]
+        for title, found in statistics.items():
             present = (found.counts[:, train_id] > 0).sum()
-            cells += [f"{100 * class_shares(found)[train_id]:.3f}", f"{present:,}"]
+            cells += [f"{100 * shares[title][train_id]:.3f}", f"{present:,}"]
+        table.add_row(*cells)
+    rest = np.setdiff1d(np.arange(label_space.num_classes), chosen)
+    if len(rest):
+        cells = ["", f"{len(rest)} more classes", ""]
+        for title, found in statistics.items():
+            present = (found.counts[:, rest] > 0).any(axis=1).sum()
+            cells += [f"{100 * shares[title][rest].sum():.3f}", f"{present:,}"]
         table.add_row(*cells)
     return table

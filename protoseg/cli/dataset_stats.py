@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from protoseg.cli.dataset_splits import data_command, load_data
 from protoseg.data import RareClasses
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.losses.segmentation import balanced_class_weights
+from protoseg.visualize import frequent_classes, short_name
 
 
 def add_stats(commands: Any) -> None:
@@ -49,15 +51,27 @@ def statistics_table(statistics: ClassStatistics, title: str) -> Table:
     table.add_column("class")
     for column in ("pixels", "share %", "images", "most in one image", f"drawn % at T = {temperature}", "weight"):
         table.add_column(column, justify="right")
-    for train_id, name in enumerate(statistics.classes):
+    chosen = frequent_classes(pixels)
+    for train_id in chosen:
         counts = statistics.counts[:, train_id]
         table.add_row(
-            name,
+            short_name(statistics.classes[train_id]),
             f"{pixels[train_id]:,}",
             f"{100 * pixels[train_id] / pixels.sum():.3f}",
             f"{(counts > 0).sum():,}",
             f"{counts.max():,}",
             f"{100 * probability[train_id]:.2f}",
             f"{weights[train_id].item():.2f}",
+        )
+    rest = np.setdiff1d(np.arange(len(pixels)), chosen)
+    if len(rest):
+        counts = statistics.counts[:, rest]
+        table.add_row(
+            f"{len(rest)} more classes",
+            f"{pixels[rest].sum():,}",
+            f"{100 * pixels[rest].sum() / pixels.sum():.3f}",
+            f"{(counts > 0).any(axis=1).sum():,}",
+            f"{counts.sum(axis=1).max():,}",
+            f"{100 * probability[rest].sum():.2f}",
         )
     return table

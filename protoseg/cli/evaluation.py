@@ -8,8 +8,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from protoseg.allocator import keep_freed_memory
 from protoseg.checkpoint import check_same_classes, checkpoint_config, checkpoint_label_space, read_checkpoint
-from protoseg.cli.allocator import keep_freed_memory
 from protoseg.cli.build import build_model
 from protoseg.evaluation import evaluate, predict_folder
 from protoseg.models.segmentor import Segmentor

@@ -18,15 +18,15 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from protoseg.allocator import keep_freed_memory
 from protoseg.callbacks.loggers import finish_wandb
 from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
-from protoseg.cli.allocator import keep_freed_memory
 from protoseg.cli.build import build_datamodule, build_module, instances, wrong_input
+from protoseg.curves import curves_figure
 from protoseg.data import AdaptationDataModule
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.types import ProtosegError
-from protoseg.visualize import curves_figure
 
 
 def run_training(cfg: DictConfig) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protoseg.data.adaptation import AdaptationDataModule
 from protoseg.data.ade20k import ADE20K
+from protoseg.data.ade20k_full import ADE20KFull, ade20k_full
 from protoseg.data.adverse import ACDC, DarkZurich
 from protoseg.data.builtin import Streets
 from protoseg.data.camvid import CamVid
@@ -16,6 +17,7 @@ from protoseg.data.folder import ImageFolder
 from protoseg.data.gta5 import GTA5
 from protoseg.data.label_spaces import (
     ADE20K_150,
+    ADE20K_FULL,
     CAMVID,
     CAMVID_TO_CITYSCAPES,
     CITYSCAPES,
@@ -33,6 +35,7 @@ __all__ = [
     "ACDC",
     "ADE20K",
     "ADE20K_150",
+    "ADE20K_FULL",
     "CAMVID",
     "CAMVID_TO_CITYSCAPES",
     "CITYSCAPES",
@@ -41,6 +44,7 @@ __all__ = [
     "GTA5",
     "SYNTHIA_13",
     "SYNTHIA_16",
+    "ADE20KFull",
     "AdaptationDataModule",
     "COCOStuff",
     "CamVid",
@@ -56,6 +60,7 @@ __all__ = [
     "Streets",
     "Synthia",
     "TrainTransform",
+    "ade20k_full",
     "labelled_folder",
     "read_class_file",
 ]

@@ -41,7 +41,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         train_split, val_split: names of the splits.
         root: folder of the data; None leaves it to ``dataset``.
         labels: False trains on images alone: no training mask is opened, or need be there, and every label is
-            ``IGNORE_INDEX``. Evaluation is not changed.
+            the ignored one. Evaluation is not changed.
 
     Raises:
         ProtosegError: values that make no sense; later, data that is missing or bad.
@@ -83,8 +83,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.val_split = val_split
         self.labels = labels
         self.rare_classes = rare_classes
-        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
         self.label_space = _label_space(dataset)
+        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, self.label_space.ignore_index)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
@@ -209,7 +209,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), **options)
+        ignored = self.label_space.ignore_index
+        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), ignored, **options)
 
 
 def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

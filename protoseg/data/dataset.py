@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from protoseg.data.files import (
+    Channel,
     Color,
     by_key,
     by_stem,
@@ -23,7 +24,8 @@ from protoseg.data.files import (
     stem_in,
     stems_of_masks,
 )
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces import Ids
+from protoseg.types import LabelSpace, ProtosegError
 
 FilePair = tuple[Path, "Path | None"]
 
@@ -36,7 +38,7 @@ class Sample(NamedTuple):
     name: str
 
 
-def to_sample(image: NDArray[np.uint8], label: NDArray[np.uint8], name: str) -> Sample:
+def to_sample(image: NDArray[np.uint8], label: Ids, name: str) -> Sample:
     """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them."""
     return Sample(
         torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
@@ -53,18 +55,19 @@ class SegmentationDataset(Dataset[Sample]):
 
     Attributes:
         label_space: classes and colours; a class attribute, so that it is known before any file is there.
-        id_table: 256 entries, id in the mask file -> train id (``label_spaces.id_table``).
-        id_channel: channel of the ids in masks that have several; None: one channel of grey, or a palette.
+        id_table: id in the mask file -> train id (``label_spaces.id_table``); uint16 where classes are more than 255.
+        id_channel: channel of the ids in masks that have several, or a function of all (``files.Channel``); None: one
+            channel of grey, or a palette.
         color_ids: id of each RGB colour in masks that hold colours; None: such masks are refused.
         splits: the splits there are.
         source: where the data set comes from and under which terms, for the message when it is absent.
         split: the split read.
-        samples: path of each image and of its mask (None: no mask, every pixel reads as ``IGNORE_INDEX``).
+        samples: path of each image and of its mask (None: no mask, every pixel reads as ignored).
     """
 
     label_space: LabelSpace
-    id_table: NDArray[np.uint8]
-    id_channel: ClassVar[int | None] = None
+    id_table: Ids
+    id_channel: ClassVar[Channel | None] = None
     color_ids: Mapping[Color, int] | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
@@ -80,8 +83,8 @@ class SegmentationDataset(Dataset[Sample]):
         image, label = self.read(index)
         return to_sample(image, label, str(self.samples[index][0]))
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image ``h w 3`` (RGB) and label ``h w`` (train ids).
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
+        """Image ``h w 3`` (RGB) and label ``h w`` (train ids or the label space's ``ignore_index``).
 
         Raises:
             ProtosegError: a file is bad or the two differ in size; the message names the file.
@@ -89,7 +92,8 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         image = read_image(image_path)
         if mask_path is None:
-            return image, np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)
+            ignored = self.label_space.ignore_index
+            return image, np.full(image.shape[:2], ignored, dtype=np.min_scalar_type(ignored))
         label = self.read_label(index)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
@@ -99,7 +103,7 @@ class SegmentationDataset(Dataset[Sample]):
             )
         return image, label
 
-    def read_label(self, index: int) -> NDArray[np.uint8]:
+    def read_label(self, index: int) -> Ids:
         """The label alone, ``h w`` train ids; raises as ``read`` does."""
         image_path, mask_path = self.samples[index]
         if mask_path is None:
@@ -107,7 +111,7 @@ class SegmentationDataset(Dataset[Sample]):
         return read_label(mask_path, self.id_table, self.id_channel, self.color_ids)
 
     def drop_labels(self) -> None:
-        """Forget the masks: from now on every pixel reads as ``IGNORE_INDEX``, and no mask file is opened."""
+        """Forget the masks: from now on every pixel reads as ignored, and no mask file is opened."""
         self.samples = [(image, None) for image, _ in self.samples]
 
     def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
@@ -145,17 +149,20 @@ class SegmentationDataset(Dataset[Sample]):
         return pair(found, stems_of_masks(masks, found), where=f"{cls.__name__}: {images} and {masks}")
 
     @classmethod
-    def pair_trees(cls, images: Path, image_end: str, masks: Path | None, mask_end: str) -> list[FilePair]:
+    def pair_trees(
+        cls, images: Path, image_end: str, masks: Path | None, mask_end: str, skip: str | None = None
+    ) -> list[FilePair]:
         """Pair the images under one folder with the masks under another by their paths there.
 
-        ``STEM`` + ``image_end`` belongs to ``STEM`` + ``mask_end``. Without ``masks``, the images alone.
+        ``STEM`` + ``image_end`` belongs to ``STEM`` + ``mask_end``. Without ``masks``, the images alone. Folders whose
+        names begin with ``skip`` are not looked into.
 
         Raises:
             ProtosegError: a folder that is missing, or files that do not pair up.
         """
         cls.check_folder(images)
         if masks is None:
-            return pair(by_stem(images, image_end), None, where=f"{cls.__name__}: {images}")
+            return pair(by_stem(images, image_end, skip), None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
         where = f"{cls.__name__}: {images} and {masks}"
-        return pair(by_stem(images, image_end), by_stem(masks, mask_end), where=where)
+        return pair(by_stem(images, image_end, skip), by_stem(masks, mask_end, skip), where=where)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -18,7 +17,7 @@ from protoseg.data.cityscapes import Cityscapes
 from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.files import list_images, read_label
-from protoseg.data.label_spaces import UNKNOWN_ID, file_ids, id_table
+from protoseg.data.label_spaces import UNKNOWN_ID, Ids, file_ids, id_table
 from protoseg.files import write_file
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
@@ -39,7 +38,7 @@ class ExportFormat(NamedTuple):
     offset: int = 0
 
     @property
-    def ids(self) -> NDArray[np.uint8]:
+    def ids(self) -> Ids:
         """The id that stands for each train id, ``c``."""
         return file_ids(self.dataset.id_table, self.dataset.label_space.num_classes) + np.uint8(self.offset)
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from protoseg.data.faults import fault
-from protoseg.data.label_spaces import UNKNOWN_ID
+from protoseg.data.label_spaces import UNKNOWN_ID, Ids, unknown_id
 from protoseg.types import ProtosegError
 
 Color = tuple[int, int, int]
+# Where the ids of masks of several channels are: in one of them, or what a function makes of ``h w 3``, red first.
+Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -29,18 +31,20 @@ _PNG_DEPTH = 24  # where the header has the bits per channel
 _ID_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
 
 
-def list_images(folder: Path, recursive: bool = False) -> list[Path]:
+def list_images(folder: Path, recursive: bool = False, skip: str | None = None) -> list[Path]:
     """The .png, .jpg and .jpeg files (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``.
+
+    Subfolders whose names begin with ``skip`` are not looked into.
 
     Links to files and folders are followed, so that a tree may be put together from parts.
 
     Raises:
         ProtosegError: a link leads back to a folder that it lies in.
     """
-    return sorted(p for p in _files(folder, recursive) if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _files(folder: Path, recursive: bool, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def _files(folder: Path, recursive: bool, skip: str | None, above: tuple[str, ...] = ()) -> Iterator[Path]:
     # Not rglob, which follows links to folders in no Python or in some only.
     real = os.path.realpath(folder)
     if real in above:
@@ -50,8 +54,8 @@ def _files(folder: Path, recursive: bool, above: tuple[str, ...] = ()) -> Iterat
             continue
         if not entry.is_dir():
             yield Path(entry.path)
-        elif recursive:
-            yield from _files(Path(entry.path), recursive, (*above, real))
+        elif recursive and not (skip and entry.name.startswith(skip)):
+            yield from _files(Path(entry.path), recursive, skip, (*above, real))
 
 
 def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]:
@@ -68,12 +72,12 @@ def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]
     return files
 
 
-def by_stem(folder: Path, end: str) -> dict[str, Path]:
+def by_stem(folder: Path, end: str, skip: str | None = None) -> dict[str, Path]:
     """The images under ``folder``, subfolders included, whose names end in ``end``, by their path there without it.
 
-    ``.PNG`` ends as ``.png`` does.
+    ``.PNG`` ends as ``.png`` does; ``skip`` as in ``list_images``.
     """
-    found = (path for path in list_images(folder, recursive=True) if path.name.lower().endswith(end.lower()))
+    found = (path for path in list_images(folder, recursive=True, skip=skip) if path.name.lower().endswith(end.lower()))
     return by_key(found, lambda path: path.relative_to(folder).as_posix()[: -len(end)])
 
 
@@ -148,15 +152,15 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_label(
-    path: Path, table: NDArray[np.uint8], channel: int | None = None, colors: Mapping[Color, int] | None = None
-) -> NDArray[np.uint8]:
+    path: Path, table: Ids, channel: Channel | None = None, colors: Mapping[Color, int] | None = None
+) -> Ids:
     """Decode a mask of class ids and map it by ``table`` (see ``label_spaces.id_table``) to train ids, ``h w``.
 
     Args:
         path: a PNG file.
-        table: 256 entries, id -> train id.
-        channel: the channel that holds the ids, 0 being the first in the file, of masks with several; None: one
-            channel of grey, or a palette.
+        table: id -> train id; its type is the label's.
+        channel: the channel that holds the ids, 0 being the first in the file, of masks with several, or how the ids
+            follow from all channels; None: one channel of grey, or a palette.
         colors: the id of each RGB colour, for masks that hold colours (8 bits a channel); None: there are none.
 
     Raises:
@@ -170,11 +174,15 @@ def read_label(
     if data.startswith(_JPEG_START):
         raise _lossy(path)
     ids = _decode_ids(path, data, colors) if channel is None else _decode_channel(path, data, channel)
-    if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() > 255):
-        raise _unknown_ids(path, ids[(ids < 0) | (ids > 255)], table)
-    ids = ids.astype(np.uint8, copy=False)
-    label = np.asarray(cv2.LUT(ids, table), dtype=np.uint8)
-    unknown = label == UNKNOWN_ID
+    if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() >= len(table)):
+        raise _unknown_ids(path, ids[(ids < 0) | (ids >= len(table))], table)
+    label: Ids
+    if table.dtype == np.uint8:
+        ids = ids.astype(np.uint8, copy=False)
+        label = np.asarray(cv2.LUT(ids, table), dtype=np.uint8)
+    else:
+        label = table.take(ids)
+    unknown = label == unknown_id(table)
     if unknown.any():
         raise _unknown_ids(path, ids[unknown], table)
     return label
@@ -226,8 +234,8 @@ def _color_table(colors: tuple[tuple[Color, int], ...]) -> NDArray[np.uint8]:
     return table
 
 
-def _decode_channel(path: Path, data: bytes, channel: int) -> NDArray[Any]:
-    """One channel of a colour PNG of 8 or 16 bits. Pillow keeps only the high byte of 16-bit colours, OpenCV both."""
+def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
+    """The ids of a colour PNG of 8 or 16 bits. Pillow keeps only the high byte of 16-bit colours, OpenCV both."""
     if not _ends_properly(data):
         raise _unreadable(path, "mask", "it is cut short, or no PNG file")
     try:
@@ -238,10 +246,11 @@ def _decode_channel(path: Path, data: bytes, channel: int) -> NDArray[Any]:
         raise _unreadable(path, "mask", "it cannot be decoded")
     if image.ndim != 3:
         raise ProtosegError(
-            f"mask {path}: expected class ids in channel {channel} of a colour PNG, as in the data set's release, got "
-            "one channel: extract the mask again"
+            f"mask {path}: expected class ids in {'the channels' if callable(channel) else f'channel {channel}'} of a "
+            "colour PNG, as in the data set's release, got one channel: extract the mask again"
         )
-    return np.asarray(image)[..., 2 - channel]  # OpenCV gives blue, green, red
+    pixels = np.asarray(image)[..., 2::-1]  # OpenCV gives blue, green, red
+    return channel(pixels) if callable(channel) else pixels[..., channel]
 
 
 def _ends_properly(data: bytes) -> bool:
@@ -266,10 +275,10 @@ def _unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
     )
 
 
-def _unknown_ids(path: Path, ids: NDArray[np.generic], table: NDArray[np.uint8]) -> ProtosegError:
+def _unknown_ids(path: Path, ids: NDArray[np.generic], table: Ids) -> ProtosegError:
     got = ", ".join(str(i) for i in np.unique(ids)[:8])
     return ProtosegError(
-        f"mask {path}: expected class ids {_ranges(np.flatnonzero(table != UNKNOWN_ID))}, got {got}: "
+        f"mask {path}: expected class ids {_ranges(np.flatnonzero(table != unknown_id(table)))}, got {got}: "
         "correct the mask, or choose the data set whose ids it holds"
     )
 

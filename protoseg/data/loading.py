@@ -43,13 +43,13 @@ class Augmented(Dataset[Sample]):
         return to_sample(image, label, str(self.dataset.samples[index][0]))
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a ``Batch``; smaller images are padded at the bottom and right (image 0, label ignored)."""
+def collate(samples: Sequence[Sample], ignore_index: int = IGNORE_INDEX) -> Batch:
+    """Stack samples into a ``Batch``; smaller images are padded at the bottom and right: 0, labels ``ignore_index``."""
     sizes = [tuple(sample.label.shape) for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     return Batch(
         image=torch.stack([_pad_to(sample.image, height, width, 0) for sample in samples]),
-        label=torch.stack([_pad_to(sample.label, height, width, IGNORE_INDEX) for sample in samples]),
+        label=torch.stack([_pad_to(sample.label, height, width, ignore_index) for sample in samples]),
         size=torch.tensor(sizes, dtype=torch.int64),
         name=[sample.name for sample in samples],
     )
@@ -77,16 +77,24 @@ class Loader(DataLoader[Batch]):
         dataset, num_workers, pin_memory, options: as in ``DataLoader``.
         seed: base seed of the workers.
         rank: this process.
+        ignore_index: the label space's.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], num_workers: int, pin_memory: bool, seed: int, rank: int, **options: Any
+        self,
+        dataset: Dataset[Any],
+        num_workers: int,
+        pin_memory: bool,
+        seed: int,
+        rank: int,
+        ignore_index: int = IGNORE_INDEX,
+        **options: Any,
     ) -> None:
         super().__init__(
             dataset,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            collate_fn=collate,
+            collate_fn=partial(collate, ignore_index=ignore_index),
             worker_init_fn=partial(seed_worker, seed=seed, rank=rank),
             persistent_workers=num_workers > 0,
             # Else each pass over the loader would draw from torch's global generator and change the training after it.

@@ -122,7 +122,7 @@ def count_pixels(
     rows = [] if begun is None else list(begun)
     kept_at = time.monotonic()
     for row in in_threads(
-        lambda index: np.bincount(dataset.read_label(index).ravel(), minlength=256)[:num_classes],
+        lambda index: np.bincount(dataset.read_label(index).ravel(), minlength=num_classes)[:num_classes],
         range(len(rows), len(dataset)),
         "counting classes",
     ):

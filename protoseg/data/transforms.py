@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
+from protoseg.data.label_spaces import Ids
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
 PAD_IMAGE = 127
@@ -52,13 +53,11 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
         return {"label": label, **self._draw(label)}
 
-    def apply_to_mask(self, mask: NDArray[np.uint8], label: NDArray[np.uint8], **crop: Any) -> NDArray[np.uint8]:
-        out: NDArray[np.uint8] = super().apply_to_mask(label, **crop)
+    def apply_to_mask(self, mask: Ids, label: Ids, **crop: Any) -> Ids:
+        out: Ids = super().apply_to_mask(label, **crop)
         return out
 
-    def apply(
-        self, img: NDArray[np.uint8], label: NDArray[np.uint8], crop_coords: tuple[int, ...], **crop: Any
-    ) -> NDArray[np.uint8]:
+    def apply(self, img: NDArray[np.uint8], label: Ids, crop_coords: tuple[int, ...], **crop: Any) -> NDArray[np.uint8]:
         pad = crop["pad_params"] or dict.fromkeys(("pad_top", "pad_left"), 0)
         left, top, right, bottom = np.subtract(crop_coords, 2 * (pad["pad_left"], pad["pad_top"])).tolist()
         height, width = label.shape
@@ -70,7 +69,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         padded = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=(PAD_IMAGE,) * 3)
         return np.asarray(padded, dtype=np.uint8)
 
-    def _draw(self, label: NDArray[np.uint8]) -> dict[str, Any]:
+    def _draw(self, label: Ids) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
             drawn = self._draw_balanced(label)
             if self.wanted is None:
@@ -80,7 +79,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
                 break
         return drawn
 
-    def _draw_balanced(self, label: NDArray[np.uint8]) -> dict[str, Any]:
+    def _draw_balanced(self, label: Ids) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
             drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
             if self.max_class_share is None:
@@ -109,9 +108,10 @@ def scaled_part(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[int,
     return np.asarray(part, dtype=np.uint8)
 
 
-def largest_class_share(label: NDArray[np.uint8]) -> float:
+def largest_class_share(label: Ids) -> float:
     """Share of the most frequent class among the labelled pixels of ``label`` (``h w``); 1 if none is labelled."""
-    counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256])[:IGNORE_INDEX]
+    ignored = np.iinfo(label.dtype).max
+    counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [ignored + 1], [0, ignored + 1])[:ignored]
     total = counts.sum()
     return float(counts.max() / total) if total > 0 else 1.0
 
@@ -124,6 +124,7 @@ class TrainTransform:
         scale: range of the factor by which the image is scaled before cropping.
         photometric: distort brightness, contrast, saturation and hue.
         max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
+        ignore_index: the label space's, to pad labels with.
 
     Raises:
         ProtosegError: a size or range that makes no sense.
@@ -135,6 +136,7 @@ class TrainTransform:
         scale: Sequence[float] = (0.5, 2.0),
         photometric: bool = True,
         max_class_share: float | None = None,
+        ignore_index: int = IGNORE_INDEX,
     ) -> None:
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ProtosegError(f"crop_size: expected [height, width] in pixels, got {list(crop_size)}")
@@ -148,7 +150,7 @@ class TrainTransform:
             pad_if_needed=True,
             pad_position="random",
             fill=PAD_IMAGE,
-            fill_mask=IGNORE_INDEX,
+            fill_mask=ignore_index,
         )
         self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.max_class_share = max_class_share
@@ -159,8 +161,8 @@ class TrainTransform:
         self._compose = A.Compose(steps)
 
     def __call__(
-        self, image: NDArray[np.uint8], label: NDArray[np.uint8], seed: int, wanted: Wanted | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        self, image: NDArray[np.uint8], label: Ids, seed: int, wanted: Wanted | None = None
+    ) -> tuple[NDArray[np.uint8], Ids]:
         """Augment ``image`` (``h w 3``) and ``label`` (``h w``); the result depends on these arguments alone.
 
         With ``wanted``, the crop (not the scale) is drawn again until it holds that, see ``ScaledCrop``.

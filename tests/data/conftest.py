@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from protoseg.data.label_spaces import ADE20K_FULL_IDS
+from protoseg.types import WIDE_IGNORE_INDEX
+
 Write = Callable[..., None]
 
 
@@ -134,6 +137,30 @@ def ade20k(tmp_path: Path) -> Path:
             _write_image(tmp_path / "images" / f"{stem}.jpg", seed=i)
             if name != "test":
                 _write_mask(tmp_path / "annotations" / f"{stem}.png", seed=i, ids=151)
+    return tmp_path
+
+
+@pytest.fixture
+def ade20k_full(tmp_path: Path) -> Path:
+    """ADE20K's full annotations: masks of classes (red, green) and instances (blue) in folders of scenes; train ids 0,
+    255 and 846, other objects and unlabelled pixels in every one. Parts, instances and JSON lie beside them."""
+    used = np.flatnonzero(ADE20K_FULL_IDS != WIDE_IGNORE_INDEX)
+    some = [0, 1, 3688, *(int(np.flatnonzero(i == ADE20K_FULL_IDS)[0]) for i in (0, 255, 846))]
+    for split, name in (("training", "train"), ("validation", "val")):
+        for i, scene in enumerate(("urban/street", "home_or_hotel/bedroom")):
+            stem = tmp_path / "images" / "ADE" / split / scene / f"ADE_{name}_{i + 1:08d}"
+            _write_image(stem.with_suffix(".jpg"), seed=i)
+            random = np.random.default_rng(i)
+            numbers = random.choice(used, (24, 32))
+            numbers[: len(some)] = np.array(some)[:, None]
+            mask = np.stack(
+                [random.integers(0, 9, (24, 32)), numbers % 256, numbers // 256 * 10], -1
+            )  # blue, green, red
+            for end in ("_seg", "_parts_1"):
+                assert cv2.imwrite(f"{stem}{end}.png", mask.astype(np.uint8))
+            _write_mask(stem / f"instance_000_{stem.name}.png")
+            _write_image(stem / "not_an_image_of_the_set.jpg")
+            stem.with_suffix(".json").write_text("{}")
     return tmp_path
 
 

@@ -17,6 +17,7 @@ from protoseg.data import (
     ADE20K,
     GTA5,
     AdaptationDataModule,
+    ADE20KFull,
     CamVid,
     Cityscapes,
     COCOStuff,
@@ -31,6 +32,7 @@ from protoseg.types import AdaptationBatch, Batch
 DATASETS: dict[str, Callable[[Path], SegmentationDataset]] = {
     "acdc": partial(ACDC, conditions=["fog"]),
     "ade20k": ADE20K,
+    "ade20k_full": ADE20KFull,
     "camvid": CamVid,
     "cityscapes": Cityscapes,
     "coco_stuff": COCOStuff,

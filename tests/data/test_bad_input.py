@@ -18,6 +18,7 @@ from protoseg.data import (
     ACDC,
     ADE20K,
     GTA5,
+    ADE20KFull,
     CamVid,
     Cityscapes,
     COCOStuff,
@@ -209,7 +210,8 @@ def test_unknown_id(tree: Tree) -> None:
     _, mask = files(data)
     ids = np.full((24, 32), 200, np.uint8)
     assert cv2.imwrite(str(mask), ids if data.id_channel is None else np.dstack([ids] * 3).astype(np.uint16))
-    with pytest.raises(ProtosegError, match=rf"mask {re.escape(str(mask))}: expected class ids .*got 200"):
+    got = 20 * 256 + 200 if isinstance(data, ADE20KFull) else 200
+    with pytest.raises(ProtosegError, match=rf"mask {re.escape(str(mask))}: expected class ids .*got {got}"):
         data.read(0)
 
 
@@ -222,7 +224,8 @@ def test_empty_tree(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [ACDC, ADE20K, CamVid, Cityscapes, COCOStuff, DarkZurich, GTA5, LabelledFolder, Streets, Synthia]
+    "kind",
+    [ACDC, ADE20K, ADE20KFull, CamVid, Cityscapes, COCOStuff, DarkZurich, GTA5, LabelledFolder, Streets, Synthia],
 )
 def test_where_it_comes_from(kind: type[SegmentationDataset], tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match="does not exist") as error:

@@ -25,7 +25,9 @@ def test_instantiates_without_data(name: str) -> None:
     data = instantiate(composed(name))
     assert isinstance(data, AdaptationDataModule if name in PAIRS else SegmentationDataModule)
     assert data.seed == 3
-    assert data.label_space.num_classes == {"ade20k": 150, "coco_stuff": 171}.get(name, data.label_space.num_classes)
+    assert data.label_space.num_classes == {"ade20k": 150, "ade20k_full": 847, "coco_stuff": 171}.get(
+        name, data.label_space.num_classes
+    )
 
 
 def test_own_folder_needs_its_file_of_classes(folder: Path) -> None:

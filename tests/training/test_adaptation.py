@@ -280,5 +280,5 @@ def test_adaptation_of_too_many_classes(configure: Configure) -> None:
     cfg = configure("train", *PGPC)
     names = tuple(map(str, range(300)))
     space = LabelSpace("wide", names, tuple((i % 256, i // 256, 0) for i in range(300)))
-    with pytest.raises(ProtosegError, match="at most 255 classes.*got 300"):
+    with pytest.raises(ProtosegError, match=r"at most 255 classes.*got 300"):
         build_module(cfg, space)

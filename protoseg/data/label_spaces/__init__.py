@@ -20,19 +20,25 @@ from protoseg.data.label_spaces.driving import (
 )
 from protoseg.data.label_spaces.scenes import (
     ADE20K_150,
+    ADE20K_FULL,
+    ADE20K_FULL_IDS,
     ADE20K_IDS,
     COCO_STUFF,
     COCO_STUFF_IDS,
 )
 from protoseg.data.label_spaces.tables import (
     UNKNOWN_ID,
+    Ids,
     file_ids,
     id_table,
     mapping_table,
+    unknown_id,
 )
 
 __all__ = [
     "ADE20K_150",
+    "ADE20K_FULL",
+    "ADE20K_FULL_IDS",
     "ADE20K_IDS",
     "CAMVID",
     "CAMVID_IDS",
@@ -50,8 +56,10 @@ __all__ = [
     "SYNTHIA_16",
     "SYNTHIA_IDS",
     "UNKNOWN_ID",
+    "Ids",
     "file_ids",
     "id_table",
     "mapping_table",
     "named_mapping",
+    "unknown_id",
 ]

@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, WIDE_IGNORE_INDEX, LabelSpace, ProtosegError
+
+Ids = NDArray[np.uint8 | np.uint16]
+"""Labels ``h w``, and tables of train ids: uint8, or uint16 in label spaces of more than 255 classes."""
 
 # What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
-UNKNOWN_ID = 254
+UNKNOWN_ID, WIDE_UNKNOWN_ID = IGNORE_INDEX - 1, WIDE_IGNORE_INDEX - 1
+
+
+def unknown_id(table: Ids) -> int:
+    """``UNKNOWN_ID``, or ``WIDE_UNKNOWN_ID`` of a uint16 table."""
+    return UNKNOWN_ID if table.dtype == np.uint8 else WIDE_UNKNOWN_ID
 
 
 def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
@@ -24,15 +32,22 @@ def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
     return table
 
 
-def file_ids(table: NDArray[np.uint8], num_classes: int) -> NDArray[np.uint8]:
+def wide_id_table(train_ids: Mapping[int, int], length: int) -> NDArray[np.uint16]:
+    """The same for label spaces of more than 255 classes: ids from 0 to ``length - 1`` not in it are ignored."""
+    table = np.full(length, WIDE_IGNORE_INDEX, dtype=np.uint16)
+    for file_id, train_id in train_ids.items():
+        table[file_id] = train_id
+    return table
+
+
+def file_ids(table: Ids, num_classes: int) -> Ids:
     """The way back: the id that stands for each train id in mask files, ``c``.
 
-    Where several ids are one class, the smallest; 255 for a class that no id stands for.
+    Where several ids are one class, the smallest; 255 (or 65535) for a class that no id stands for.
     """
-    ids = np.full(num_classes, IGNORE_INDEX, dtype=np.uint8)
-    for file_id in range(IGNORE_INDEX - 1, -1, -1):
-        if table[file_id] < num_classes:
-            ids[table[file_id]] = file_id
+    ids: Ids = np.full(num_classes, np.iinfo(table.dtype).max, dtype=table.dtype)
+    for file_id in np.flatnonzero(table < num_classes)[::-1]:
+        ids[table[file_id]] = file_id
     return ids
 
 
@@ -48,8 +63,14 @@ def mapping_table(
             the same already.
 
     Raises:
-        ProtosegError: classes that differ without a mapping, or a mapping that does not fit them.
+        ProtosegError: classes that differ without a mapping, a mapping that does not fit them, more than 255 classes.
     """
+    for space in (source, target):
+        if space.num_classes > IGNORE_INDEX:
+            raise ProtosegError(
+                f"mapping: expected label spaces of at most {IGNORE_INDEX} classes, got {space.name!r} of "
+                f"{space.num_classes}: choose other data"
+            )
     if mapping is None:
         if source.classes != target.classes:
             raise ProtosegError(
@@ -77,8 +98,8 @@ def _names(names: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, names)))
 
 
-def read_classes(name: str) -> tuple[LabelSpace, NDArray[np.uint8]]:
-    """Label space and id table of ``NAME.tsv`` beside this file, in the order of its lines."""
+def read_classes(name: str) -> tuple[LabelSpace, dict[int, int]]:
+    """Label space, and file id -> train id, of ``NAME.tsv`` beside this file, in the order of its lines."""
     with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     space = LabelSpace(
@@ -87,4 +108,4 @@ def read_classes(name: str) -> tuple[LabelSpace, NDArray[np.uint8]]:
         colors=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows),
         things=tuple(row["name"] for row in rows if row["kind"] == "thing"),
     )
-    return space, id_table({int(row["id"]): train_id for train_id, row in enumerate(rows)})
+    return space, {int(row["id"]): train_id for train_id, row in enumerate(rows)}

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from protoseg.cli.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 {call}
 def use():
     torch.ones(16, 1024, 1024).add_(1)  # 64 MiB

@@ -1,0 +1,54 @@
+"""The curves of a training, from its CSV log."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from protoseg.visualize import empty_figure
+
+
+def curves_figure(log_file: Path, path: Path) -> None:
+    """Draw losses, validation metrics and quality of pseudo-labels of a CSV log over steps."""
+    from matplotlib import colormaps
+
+    with open(log_file, newline="") as file:
+        rows = list(csv.DictReader(file))
+    charts = {title: [c for c in (rows[0] if rows else ()) if belongs(c)] for title, belongs in CHARTS.items()}
+    charts = {title: columns for title, columns in charts.items() if columns}
+    across = min(3, max(2, len(charts)))
+    down = max(1, -(-len(charts) // across))
+    figure = empty_figure(5.5 * across, 4 * down)
+    for i, (title, columns) in enumerate(charts.items()):
+        axes = figure.add_subplot(down, across, 1 + i)
+        colors: Any = colormaps["tab20" if len(columns) > 10 else "tab10"]
+        axes.set_prop_cycle(color=colors.colors)
+        for column in columns:
+            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            if points:
+                marker = "o" if len(points) < 40 else None
+                label = column.split("/", 1 + ("by class" in title))[-1]
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
+        if title == "training losses" and axes.lines:
+            axes.set_yscale("log")  # terms differ by orders of magnitude
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path)
+
+
+# Shares in [0, 1] that judge the teacher's labels.
+_PSEUDO = ("train/quality", "val/reliable", "val/pseudo_label_accuracy")
+CHARTS: dict[str, Callable[[str], bool]] = {
+    "training losses": lambda c: bool(re.fullmatch("train/[^/]+", c)) and c not in (*_PSEUDO, "train/images_per_s"),
+    "validation": lambda c: bool(re.fullmatch("val/[^/]+", c)) and c not in _PSEUDO,
+    "pseudo-labels": lambda c: c in _PSEUDO,
+    "reliable target pixels by class": lambda c: c.startswith("train/reliable/"),
+    "queue fill by class": lambda c: bool(re.match("contrast/(reliable_)?queue/", c)),
+}

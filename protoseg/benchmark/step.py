@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from protoseg.losses import CrossEntropy, LossInput, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
+from protoseg.benchmark.twins import learn_from
+from protoseg.losses import CrossEntropy, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.models.decoders import FPNDecoder
 from protoseg.models.encoders import TimmEncoder
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import ParametricHead, PrototypeHead
-from protoseg.types import SegOutput
 
 
 class StepSetting(NamedTuple):
@@ -57,14 +57,6 @@ def _step(
     model: Segmentor, terms: list[LossTerm], optimizer: torch.optim.Optimizer, image: torch.Tensor, label: torch.Tensor
 ) -> None:
     """Forward, assignment, losses, backward, and the updates of weights and prototypes."""
-    output: SegOutput = model(image)
-    clustering = None
-    if isinstance(model.head, PrototypeHead):
-        clustering, observation = model.head.memory.assign(output, label, model.stride)
-        model.head.memory.observe(*observation)
-    batch = LossInput(output, label, model.stride, clustering)
     optimizer.zero_grad()
-    torch.stack([term.weight * term(batch) for term in terms]).sum().backward()
+    learn_from(model(image), model.head, terms, label, model.stride)
     optimizer.step()
-    if isinstance(model.head, PrototypeHead):
-        model.head.memory.step()

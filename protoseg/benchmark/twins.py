@@ -29,9 +29,8 @@ class TwinSetting(NamedTuple):
         return f"{self.batch} x {self.height} x {self.width}, C={self.classes}, K={self.prototypes}, D={self.channels}"
 
 
-def head_step(head: nn.Module, terms: list[LossTerm], features: Tensor, label: Tensor, stride: int) -> None:
-    """Forward, assignment, losses, backward, prototype update."""
-    output: SegOutput = head(features)
+def learn_from(output: SegOutput, head: nn.Module, terms: list[LossTerm], label: Tensor, stride: int) -> None:
+    """Assignment, losses, backward, and the update of the prototypes if the head has any."""
     memory = head.memory if isinstance(head, PrototypeHead) else None
     clustering = None
     if memory is not None:
@@ -62,6 +61,6 @@ def twin_steps(setting: TwinSetting, device: torch.device) -> dict[str, Callable
         nn.ModuleList(terms).to(device)
 
     def step(module: nn.Module, terms: list[LossTerm]) -> None:
-        head_step(module, terms, features.detach().requires_grad_(), label, s.stride)
+        learn_from(module(features.detach().requires_grad_()), module, terms, label, s.stride)
 
     return {name: partial(step, module, terms) for name, (module, terms) in heads.items()}

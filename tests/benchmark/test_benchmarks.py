@@ -89,10 +89,10 @@ def test_exponent() -> None:
 
 
 def test_peak_memory() -> None:
-    peak = peak_megabytes(lambda: torch.ones(10**7).sum(), CPU)
+    peak = peak_megabytes(lambda: torch.ones(5 * 10**7).sum(), CPU)
     if peak is None:
         pytest.skip("the system does not tell the peak of a process")
-    assert 39 < peak < 60
+    assert 180 < peak < 240  # other threads of the process give memory back and take some
 
 
 def test_both_cores_compute_the_same() -> None:

@@ -8,7 +8,7 @@ help:
 	@echo "make test      the default test suite"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     time the prototype head against its softmax twin"
+	@echo "make bench     time the prototype core against two plain matrix products and the usual loop"
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"protoseg needs Python 3.10 to 3.13, got {sys.version.split()[0]}; run make PYTHON=python3.12")'

@@ -23,7 +23,13 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("name", DATASETS)
+# The others differ in their files alone, which other tests read.
+ALWAYS = ("camvid", "folder", "ade20k_full")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in DATASETS]
+)
 def test_two_steps(name: str, request: pytest.FixtureRequest, configure: Callable[..., DictConfig]) -> None:
     root = request.getfixturevalue(name)
     run_training(configure("train", *SMALL, f"data={name}", f"data.root={root}", *SPLITS.get(name, [])))

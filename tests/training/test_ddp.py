@@ -62,6 +62,7 @@ def test_two_ranks_train_and_are_judged_as_one(tmp_path: Path) -> None:
     torch.testing.assert_close(state["model.head.memory.prototypes"].norm(dim=2), torch.ones(11, 2))
 
 
+@pytest.mark.slow
 def test_two_ranks_adapt_and_are_judged_as_one(tmp_path: Path) -> None:
     two = train(
         tmp_path / "two",

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from protoseg.benchmark.sinkhorn import EPSILON, ROUNDS, plan_of_one_class
 from protoseg.functional.prototypes import (
     cluster,
     pixel_prototype_contrast,
@@ -24,7 +25,7 @@ from protoseg.functional.prototypes import (
 )
 from protoseg.functional.similarity import similarities
 
-TEMPERATURE, MOMENTUM, EPSILON, ROUNDS = 0.1, 0.999, 0.05, 3
+TEMPERATURE, MOMENTUM = 0.1, 0.999
 WEIGHT_CONTRAST, WEIGHT_DISTANCE = 0.01, 0.001
 
 
@@ -108,12 +109,9 @@ def _cluster_by_class(core: Core, similarity: Tensor, correct: Tensor) -> tuple[
     target, moved = torch.zeros_like(label), prototypes.clone()
     for c in range(len(prototypes)):
         mine = label == c
-        plan = torch.exp((similarity[..., c][mine] - 1) / EPSILON)
+        plan = plan_of_one_class(similarity[..., c][mine])
         if len(plan) == 0:
             continue
-        for _ in range(ROUNDS):
-            plan = plan / plan.sum(0, keepdim=True)
-            plan = plan / plan.sum(1, keepdim=True)
         chosen = plan.argmax(1)
         target[mine] = c * k + chosen
         used = correct[mine]

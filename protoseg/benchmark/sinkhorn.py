@@ -25,16 +25,21 @@ class SinkhornSetting(NamedTuple):
         return f"N={self.pixels}, C={self.classes}, K={self.prototypes}"
 
 
+def plan_of_one_class(similarity: Tensor) -> Tensor:
+    """The balanced plan of the pixels of one class, ``n k``."""
+    plan = torch.exp((similarity - 1) / EPSILON)
+    for _ in range(ROUNDS):
+        plan = plan / plan.sum(0, keepdim=True)
+        plan = plan / plan.sum(1, keepdim=True)
+    return plan
+
+
 def class_by_class(similarity: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """The plan of :func:`protoseg.functional.sinkhorn.sinkhorn`, with a loop."""
     plan = torch.zeros_like(similarity)
     for c in range(num_classes):
         mine = label == c
-        part = torch.exp((similarity[mine] - 1) / EPSILON)
-        for _ in range(ROUNDS):
-            part = part / part.sum(0, keepdim=True)
-            part = part / part.sum(1, keepdim=True)
-        plan[mine] = part
+        plan[mine] = plan_of_one_class(similarity[mine])
     return plan
 
 

@@ -141,8 +141,13 @@ class Renderer:
         part = _PART_OF[mesh.vertices[mesh.triangles[:, 0], 13].astype(int)]
         seen = in_view(mesh, eye, _matrix(self.cameras["picture"]))
         casting = np.flatnonzero(casts_shadow(mesh))
-        extra = [word for word, needed in (("LAMPS", weather.lamps), ("WET", weather.wet)) if needed]
-        for name, chosen in (("picture", seen), ("labels", seen), ("sun", casting), ("zenith", casting)):
+        extra = [
+            word
+            for word, needed in (("SUN", any(weather.sun)), ("LAMPS", weather.lamps), ("WET", weather.wet))
+            if needed
+        ]
+        under_sun = casting if any(weather.sun) else casting[:0]
+        for name, chosen in (("picture", seen), ("labels", seen), ("sun", under_sun), ("zenith", casting)):
             for i, word in enumerate(_PARTS):
                 node = self.scenes[name].find(word)
                 node.get_children().detach()

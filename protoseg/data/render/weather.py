@@ -10,6 +10,8 @@ STYLES = ("day", "dusk", "fog", "rain")
 
 Color = tuple[float, float, float]
 
+_NONE: Color = (0.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True)
 class Weather:
@@ -17,7 +19,7 @@ class Weather:
 
     Args:
         azimuth, elevation: of the sun, in degrees; azimuth 0 is straight ahead, 90 on the right.
-        sun: its light on a surface that faces it.
+        sun: its light on a surface that faces it; all 0 where no shadow is cast.
         zenith, horizon: of the sky.
         glow: of the sky around the sun.
         clouds: 0 none, 1 overcast.
@@ -96,10 +98,10 @@ def _fog(random: np.random.Generator) -> Weather:
     return Weather(
         azimuth=random.uniform(-180, 180),
         elevation=70,
-        sun=(0.10, 0.10, 0.10),
+        sun=_NONE,
         zenith=air,
         horizon=air,
-        glow=(0.0, 0.0, 0.0),
+        glow=_NONE,
         clouds=1.0,
         fog=float(np.exp(random.uniform(np.log(0.010), np.log(0.045)))),
         wet=random.uniform(0, 0.4),
@@ -116,10 +118,10 @@ def _rain(random: np.random.Generator) -> Weather:
     return Weather(
         azimuth=random.uniform(-180, 180),
         elevation=75,
-        sun=(0.06, 0.06, 0.06),
+        sun=_NONE,
         zenith=_scaled((0.85, 0.92, 1.0), grey * 0.8),
         horizon=_scaled((0.95, 0.98, 1.0), grey),
-        glow=(0.0, 0.0, 0.0),
+        glow=_NONE,
         clouds=1.0,
         fog=random.uniform(0.004, 0.014),
         wet=random.uniform(0.7, 1.0),

@@ -48,7 +48,7 @@ class RenderSettings:
     height: int = 480
     seed: int = 0
     labels: str = "camvid"
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         for name, value, known in (("style", self.style, STYLES), ("labels", self.labels, (*FORMATS,))):

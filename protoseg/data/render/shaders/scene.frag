@@ -1,7 +1,7 @@
 #version 330
 // Colour: sun with shadows, sky light with occlusion, lamps, windows, wet ground, fog, tone curve. Numbers of
 // materials are those of mesh.py. A software renderer runs both sides of every branch, so the engine compiles this once
-// per kind of surface, with one of SKY, FACADE, GROUND, LEAVES and SOLID defined, and LAMPS and WET where there are any.
+// per kind of surface, with one of SKY, FACADE, GROUND, LEAVES and SOLID defined, and SUN, LAMPS and WET where there are any.
 uniform sampler2DArray patterns;
 uniform sampler2DShadow sun_depth;
 uniform sampler2DShadow zenith_depth;
@@ -163,7 +163,11 @@ void main() {
 #else
     float toward = max(dot(n, sun_direction), 0.0), least = 0.30, back = 0.0;
 #endif
+#ifdef SUN
     float lit = shadow(sun_depth, sun_matrix, place + n * 0.10, 0.0006, 0.0010);
+#else
+    float lit = 0.0;
+#endif
     float open = shadow(zenith_depth, zenith_matrix, place + n * 0.6 + vec3(0, 0, 0.1), 0.009, 0.0018);
     open = mix(least, 1.0, open);
     vec3 above = mix(horizon, zenith, 0.55) + 0.25 * glow, below = above * 0.22 + sun * max(sun_direction.z, 0.0) * 0.10;

@@ -1,0 +1,167 @@
+"""Export to ONNX, and the comparison of the file with the model it was made from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from protoseg.files import write_file
+from protoseg.functional.resize import upsample_logits
+from protoseg.models.hrda import HRDASegmentor
+from protoseg.models.segmentor import Segmentor
+from protoseg.types import LabelSpace, ProtosegError
+
+MAX_SIDE = 8192
+"""Free sizes go from two of the coarsest cells up to about this many pixels a side."""
+
+
+class Difference(NamedTuple):
+    """Between a model and its ONNX file on the same images: of the logits, and share of pixels with another class."""
+
+    logits: float
+    labels: float
+
+
+def export_onnx(
+    model: Segmentor, label_space: LabelSpace, path: str | Path, size: tuple[int, int] | None = None
+) -> Path:
+    """Write ``model`` as an ONNX file.
+
+    Input ``image``: uint8 RGB, ``b 3 h w``; it is normalised inside. Outputs ``labels``: class ids ``b h w``, uint8 or,
+    of more than 255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid. Classes and colours stand in the
+    file's metadata, as JSON.
+
+    Args:
+        model: left as it is.
+        label_space: its classes.
+        path: of the file.
+        size: height and width that the file is for; None: any multiples of the encoder's coarsest stride.
+
+    Raises:
+        ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
+    """
+    require("onnx", "onnxscript")
+    multiple = max(model.encoder.strides)
+    if size is None and isinstance(model, HRDASegmentor):
+        raise ProtosegError("export: expected a fixed size for HRDA, whose windows depend on it, got none; give --size")
+    if size is not None and min(size) < 1:
+        raise ProtosegError(f"export: expected a height and width of at least 1, got {size}")
+    network = _Network(copy.deepcopy(model).cpu().eval(), size)
+    height, width = size or (3 * multiple, 4 * multiple)
+    image = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    most = MAX_SIDE // multiple
+    sides = {i: multiple * torch.export.Dim(name, min=2, max=most) for i, name in ((2, "rows"), (3, "columns"))}
+    shapes = {"image": {0: torch.export.Dim("batch"), **(sides if size is None else {})}}
+    with _quiet(), torch.no_grad():
+        program: Any = torch.onnx.export(
+            network,
+            (image,),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=["image"],
+            output_names=["labels", "logits"],
+            verbose=False,
+        )
+    program.model.metadata_props.update(
+        {
+            "classes": json.dumps(label_space.classes),
+            "colors": json.dumps(label_space.colors),
+            "input": "image: uint8 RGB, b 3 h w, not normalised"
+            + (f", height and width multiples of {multiple}" if size is None else ""),
+        }
+    )
+    write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
+    return Path(path)
+
+
+def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Difference:
+    """The largest difference between ``model`` and its file on random images, two of each of ``sizes``.
+
+    Raises:
+        ProtosegError: ``onnxruntime`` is not installed.
+    """
+    require("onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    network, generator = _Network(model.cpu().eval(), sizes[0]), torch.Generator().manual_seed(seed)
+    logits, labels = 0.0, 0.0
+    for size in sizes:
+        # Soft blobs: noise alone would be one class everywhere.
+        blobs = torch.rand(2, 3, 6, 8, generator=generator)
+        image = (F.interpolate(blobs, size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+        with torch.no_grad():
+            own = network(image)
+        there = [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
+        logits = max(logits, float((own[1] - there[1]).abs().max()))
+        labels = max(labels, float((own[0] != there[0]).float().mean()))
+    return Difference(logits, labels)
+
+
+def require(*modules: str) -> None:
+    """Raise ``ProtosegError`` where one of the optional packages is missing."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ProtosegError(f"export: expected {', '.join(missing)} to be installed: pip install 'protoseg[onnx]'")
+
+
+class _Network(nn.Module):
+    """What is exported: uint8 image to labels and logits; ``size`` is None where it is left free."""
+
+    def __init__(self, model: Segmentor, size: tuple[int, int] | None) -> None:
+        super().__init__()
+        if size is None:
+            _pad_explicitly(model)
+        self.model, self.free = model, size is None
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        if self.free:  # whole cells of every stride: nothing to pad or to crop, which the exporter could not follow
+            logits = model.head(model.decoder(model.encoder(model.normalize(image)))).logits
+            full = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+        else:
+            logits = model(image).logits
+            full = upsample_logits(logits, (image.shape[-2], image.shape[-1]), model.stride)
+        return full.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32), logits
+
+
+def _pad_explicitly(module: nn.Module) -> None:
+    """TensorFlow's SAME padding depends on the image's size; for whole cells of every stride it is a constant."""
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame):
+            (k, _), (s, _) = child.kernel_size, child.stride
+            total = max((k - 1) * child.dilation[0] + 1 - s, 0)
+            plain = nn.Conv2d(
+                child.in_channels, child.out_channels, k, s, 0, child.dilation, child.groups, child.bias is not None
+            )
+            plain.weight, plain.bias = child.weight, child.bias
+            before, after = total // 2, total - total // 2
+            setattr(module, name, nn.Sequential(nn.ZeroPad2d((before, after, before, after)), plain))
+        else:
+            _pad_explicitly(child)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of torchvision and of its own deprecated parts."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

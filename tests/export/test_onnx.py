@@ -1,0 +1,106 @@
+"""ONNX files compute what the model computes, at the sizes they are for."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from protoseg.data.label_spaces import CAMVID
+from protoseg.export import compare_onnx, export_onnx
+from protoseg.models.decoders import FPNDecoder
+from protoseg.models.encoders import Encoder, TimmEncoder
+from protoseg.models.hrda import HRDASegmentor
+from protoseg.models.segmentor import Segmentor
+from protoseg.nn import PrototypeHead
+from protoseg.types import ProtosegError
+
+onnx = pytest.importorskip("onnx", reason="pip install 'protoseg[onnx]'")
+pytest.importorskip("onnxruntime", reason="pip install 'protoseg[onnx]'")
+
+
+class Pyramid(Encoder):
+    """Four maps of a few channels by convolutions with TensorFlow's padding, as EfficientNet-Lite's."""
+
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.strides = [4, 4, 4, 4], [4, 8, 16, 32]
+        self.stem = Conv2dSame(3, 4, 4, stride=2)
+        self.stages = nn.ModuleList(Conv2dSame(4, 4, 3, stride=2) for _ in range(4))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x, maps = self.stem(image), []
+        for stage in self.stages:
+            x = stage(x).relu()
+            maps.append(x)
+        return maps
+
+
+def tiny() -> Segmentor:
+    torch.manual_seed(0)
+    decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
+    return Segmentor(Pyramid(), decoder, partial(PrototypeHead, num_prototypes=3), 11).eval()
+
+
+def test_any_multiple_of_the_coarsest_stride(tmp_path: Path) -> None:
+    model = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    path = export_onnx(model, CAMVID, tmp_path / "model.onnx")
+    difference = compare_onnx(model, path, [(64, 96), (160, 128)])
+    assert difference.logits < 1e-4
+    assert difference.labels < 1e-3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # and the same modules
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(metadata["classes"]) == list(CAMVID.classes)
+    assert json.loads(metadata["colors"])[0] == list(CAMVID.colors[0])
+
+    with torch.no_grad():  # the comparison sees another model
+        model.head.memory.prototypes.copy_(model.head.memory.prototypes.flip(0))
+    assert compare_onnx(model, path, [(64, 96)]).labels > 0.1
+
+
+@pytest.mark.slow
+def test_one_size_of_any_kind(tmp_path: Path) -> None:
+    path = export_onnx(tiny(), CAMVID, tmp_path / "model.onnx", (50, 70))
+    assert compare_onnx(tiny(), path, [(50, 70)]).logits < 1e-4
+
+
+def test_free_size_of_hrda_is_refused(tmp_path: Path) -> None:
+    decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
+    model = HRDASegmentor(Pyramid(), decoder, PrototypeHead, 11, detail_size=32, attention=decoder)
+    with pytest.raises(ProtosegError, match="expected a fixed size for HRDA"):
+        export_onnx(model, CAMVID, tmp_path / "model.onnx")
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("protoseg.export.onnx.find_spec", lambda name: None)
+    with pytest.raises(ProtosegError, match=r"onnx, onnxscript.*pip install 'protoseg\[onnx\]'"):
+        export_onnx(tiny(), CAMVID, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mit_b0", "swin_tiny_patch4_window7_224"])
+def test_real_encoders(name: str, tmp_path: Path) -> None:
+    from protoseg.models.encoders import MiTEncoder
+
+    encoder = MiTEncoder("b0", pretrained=False) if name == "mit_b0" else TimmEncoder(name, pretrained=False)
+    decoder = partial(FPNDecoder, pyramid_channels=16, segmentation_channels=32)
+    model = Segmentor(encoder, decoder, PrototypeHead, 11).eval()
+    path = export_onnx(model, CAMVID, tmp_path / "model.onnx")
+    assert compare_onnx(model, path, [(64, 96), (160, 128)]).logits < 1e-3
+
+
+@pytest.mark.slow
+def test_hrda_at_one_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
+    model = HRDASegmentor(Pyramid(), decoder, PrototypeHead, 11, detail_size=32, attention=decoder).eval()
+    path = export_onnx(model, CAMVID, tmp_path / "model.onnx", (64, 96))
+    assert compare_onnx(model, path, [(64, 96)]).logits < 1e-3

@@ -99,8 +99,13 @@ class Segmentor(nn.Module):
         size = image_size(image)
         features = self._encode(image, self.encoder)
         output = self._decode(features, size)
-        auxiliary = self._auxiliary_logits(features, size)
-        return output._replace(features=self._cropped(features, size), auxiliary=auxiliary)
+        return SegOutput(  # not _replace, which torch.compile cannot follow
+            logits=output.logits,
+            embeddings=output.embeddings,
+            similarities=output.similarities,
+            features=self._cropped(features, size),
+            auxiliary=self._auxiliary_logits(features, size),
+        )
 
     def _encoder_input(self, image: Tensor) -> Tensor:
         """Checked and normalised, not yet padded."""

@@ -11,12 +11,31 @@ from typing import Any
 from protoseg.visualize import empty_figure
 
 
-def curves_figure(log_file: Path, path: Path) -> None:
-    """Draw losses, validation metrics and quality of pseudo-labels of a CSV log over steps."""
+def read_log(run: Path) -> list[dict[str, str]]:
+    """A run's CSV log by steps, a row for each: of every stretch that was resumed in its folder, the latest counts."""
+    files = [run / "logs" / "metrics.csv", *sorted(run.glob("logs_*/metrics.csv"), key=_number)]
+    merged: dict[int, dict[str, str]] = {}
+    for path in filter(Path.is_file, files):
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"]]
+        if rows:
+            begun = min(int(row["step"]) for row in rows)
+            merged = {step: row for step, row in merged.items() if step <= begun}
+        for row in rows:
+            merged.setdefault(int(row["step"]), {}).update({key: value for key, value in row.items() if value})
+    columns = sorted({key for row in merged.values() for key in row})
+    return [{column: merged[step].get(column, "") for column in columns} for step in sorted(merged)]
+
+
+def _number(log_file: Path) -> int:
+    return int(log_file.parent.name.rpartition("_")[2])
+
+
+def curves_figure(run: Path, path: Path) -> None:
+    """Draw losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
     from matplotlib import colormaps
 
-    with open(log_file, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_log(run)
     charts = {title: [c for c in (rows[0] if rows else ()) if belongs(c)] for title, belongs in CHARTS.items()}
     charts = {title: columns for title, columns in charts.items() if columns}
     across = min(3, max(2, len(charts)))

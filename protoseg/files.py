@@ -8,6 +8,14 @@ from pathlib import Path
 
 from protoseg.types import ProtosegError
 
+_PARTIAL = ".partial"
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what :func:`write_file` has left half-written in ``folder`` where it was killed."""
+    for partial in folder.glob(f".*{_PARTIAL}*"):
+        partial.unlink(missing_ok=True)
+
 
 def write_file(path: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write a file beside ``path``, then put it in place.
@@ -18,7 +26,7 @@ def write_file(path: Path, save: Callable[[Path], object]) -> None:
         ProtosegError: the disk refuses; an earlier file at ``path`` is untouched.
     """
     # The suffix stays last: NumPy and matplotlib go by it.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{_PARTIAL}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

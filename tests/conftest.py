@@ -57,9 +57,10 @@ def configure(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(name, [*overrides, f"paths.output={output}"], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]  # as a task gets it
-        return cfg
+        task = cfg.copy()
+        with open_dict(task):
+            del task["hydra"]  # as a task gets it
+        return task
 
     yield make
     HydraConfig.instance().cfg = None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from signal import SIGINT, Signals
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -20,21 +26,34 @@ from rich.table import Table
 
 from protoseg.allocator import keep_freed_memory
 from protoseg.callbacks.loggers import finish_wandb
+from protoseg.callbacks.restart import STOP_SIGNALS, Restart, Stopped, StopRequest
 from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
-from protoseg.cli.build import build_datamodule, build_module, instances, wrong_input
+from protoseg.cli.build import build_datamodule, build_module, instances
 from protoseg.curves import curves_figure
 from protoseg.data import AdaptationDataModule
+from protoseg.files import remove_partial_files
+from protoseg.models.build import wrong_input
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.types import ProtosegError
 
 
-def run_training(cfg: DictConfig) -> float:
-    """Train as configured; returns the best validation mIoU (what a sweeper optimises).
+def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
+    """Train as configured, as one of the processes if there are several; returns the best validation mIoU.
+
+    Args:
+        cfg: the composed config.
+        stop_signals: what makes the training save and end before the next step.
 
     Raises:
         ProtosegError: wrong input; see the message.
+        Stopped: one of ``stop_signals`` was received, by any of the processes, or Ctrl-C.
     """
+    with StopRequest(stop_signals) as request:
+        return _train(cfg, request)
+
+
+def _train(cfg: DictConfig, request: StopRequest) -> float:
     quiet_known_warnings()
     keep_freed_memory()
     if cfg.threads:
@@ -42,20 +61,27 @@ def run_training(cfg: DictConfig) -> float:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     output = Path(cfg.paths.output)
+    last = output / "checkpoints" / "last.ckpt"
+    cfg = cfg.copy()
+    cfg.resume = checkpoint_to_resume(cfg.resume, last)
+    rank_zero_only(remove_partial_files)(last.parent)
     datamodule = build_datamodule(cfg)
     if cfg.resume is not None:
         # Before anything is built; the trainer will read the file in full.
         trained = checkpoint_label_space(read_checkpoint(cfg.resume, mmap=True))
         check_same_classes(cfg.resume, trained, datamodule.label_space)
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
     module = build_module(cfg, datamodule.label_space)
     check_data_suit_method(datamodule, module)
-    loggers = [CSVLogger(output, name="", version=unused_name(output, "logs")), *instances(cfg.get("logger"))]
+    # Written row by row: what is held back, a kill would take.
+    log = CSVLogger(output, name="", version=unused_name(output, "logs"), flush_logs_every_n_steps=1)
+    loggers = [log, *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     with wrong_input("trainer", ValueError, TypeError):
         trainer = instantiate(cfg.trainer, _partial_=True)(
             logger=loggers,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            callbacks=[Restart(request, last), *callbacks],
+            plugins=[AtomicCheckpointIO(), *own_environment()],
             default_root_dir=output,
             val_check_interval=interval,
         )
@@ -65,15 +91,56 @@ def run_training(cfg: DictConfig) -> float:
     announce(cfg, module, output)
     started = time.perf_counter()
     try:
-        trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
-        trainer.save_checkpoint(output / "checkpoints" / "last.ckpt")
-    except BaseException:
+        with port_in_use():
+            trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
+        trainer.save_checkpoint(last)
+    except BaseException as error:
         finish_wandb(failed=True)
+        if isinstance(error, SystemExit):
+            # Lightning makes one of Ctrl-C too, with code 1.
+            stopped = error if isinstance(error, Stopped) else Stopped(SIGINT)
+            tell_of_stop(trainer.global_step, last)
+            raise stopped from None
         raise
     finish_wandb()
     if trainer.is_global_zero:
         return summarise(trainer, module, output, time.perf_counter() - started)
     return float(trainer.callback_metrics.get("val/mIoU", float("nan")))
+
+
+def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:
+    """``resume``; or, where it is ``auto`` or a scheduler has restarted this run, ``last`` if there is such a file."""
+    restarts = (os.environ.get(name) or "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    if resume == "auto":
+        return str(last) if last.is_file() else None
+    return str(last) if any(int(count) for count in restarts) and last.is_file() else resume
+
+
+def own_environment() -> list[SLURMEnvironment]:
+    """SLURM's, where Lightning would find it, without Lightning's requeueing, which saves in the middle of a step."""
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
+
+
+@contextmanager
+def port_in_use() -> Iterator[None]:
+    """Tell what to do where the processes cannot meet."""
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
+        raise ProtosegError(
+            f"the processes cannot meet at port {port} of {address} ({str(error).splitlines()[0]}); where it is in use "
+            "choose another: torchrun --master-port=N, or under SLURM MASTER_PORT=N"
+        ) from error
+
+
+@rank_zero_only
+def tell_of_stop(step: int, last: Path) -> None:
+    """Say where the training stands and how it goes on."""
+    saved = f"last checkpoint: {last}; to go on: the same command with resume=auto hydra.run.dir={last.parents[1]}"
+    print(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", file=sys.stderr)
 
 
 def check_data_suit_method(datamodule: pl.LightningDataModule, module: SegmentationModule) -> None:
@@ -131,7 +198,7 @@ def validation_interval(cfg: DictConfig) -> int:
 
 def quiet_known_warnings() -> None:
     """Silence what Lightning says of choices made on purpose."""
-    for name in ("pytorch_lightning", "lightning"):
+    for name in ("pytorch_lightning", "lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in (
         ".*does not have many workers.*",
@@ -139,6 +206,7 @@ def quiet_known_warnings() -> None:
         ".*module.s. in eval mode at the start of training.*",  # teacher and ImageNet reference, on purpose
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
+        ".*sync_dist=True.*",  # what is logged was summed over ranks before the mean was taken
     ):
         warnings.filterwarnings("ignore", pattern)
 
@@ -166,7 +234,7 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
     table.add_row("metrics", str(log_file))
     if log_file.is_file():
-        curves_figure(log_file, output / "curves.png")
+        curves_figure(output, output / "curves.png")
         table.add_row("curves", str(output / "curves.png"))
     if (output / "panels").is_dir():
         table.add_row("predictions, prototypes", str(output / "panels"))

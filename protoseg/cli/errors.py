@@ -16,6 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from protoseg.types import ProtosegError
 
+PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+"""Hydra's sweepers and launchers that are packages of their own, and our extra that installs each."""
+
+# Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
+_OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
+
 
 def run_with_clear_errors(main: Callable[[], None], config_dir: Path, config_name: str) -> None:
     """Run ``main``; end with exit code 1 and one message where the user's input is at fault.
@@ -30,6 +36,9 @@ def run_with_clear_errors(main: Callable[[], None], config_dir: Path, config_nam
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
 
 
 def explain(error: BaseException, config_dir: Path, config_name: str) -> str | None:
@@ -39,13 +48,15 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
             return str(cause)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
+            if name in PLUGINS and group.startswith("hydra/"):
+                return f"{name}: a plugin of Hydra is not installed; run pip install 'protoseg[{PLUGINS[name]}]'"
             hint = _nearest(name, [str(option) for option in cause.options or []])
             return f"unknown {group or 'config'} {name!r}.{hint} Available: {', '.join(cause.options or [])}"
         if isinstance(cause, ConfigCompositionException):
             return _explain_override(cause, config_dir, config_name)
         if isinstance(cause, OverrideParseException):
             return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}"
-        if type(cause).__name__ == "MisconfigurationException" or isinstance(cause, OmegaConfBaseException):
+        if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
             return str(cause)
     if isinstance(error, HydraException):
         return " ".join(str(error).split())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from protoseg.cli.build import build_datamodule, build_model, build_module, instances, plain
 
@@ -17,6 +19,15 @@ MODEL_GROUPS = {
     "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "data",
     "experiment", "debug",
 }  # fmt: skip
+
+
+PLUGINS = {
+    ("launcher", "joblib"): "hydra_joblib_launcher",
+    ("launcher", "submitit"): "hydra_submitit_launcher",
+    ("launcher", "submitit_local"): "hydra_submitit_launcher",
+    ("sweep", "optuna"): "hydra_optuna_sweeper",
+}
+"""Packages of Hydra that a choice needs; each comes with an extra of ours."""
 
 
 def is_needed(group: str, name: str) -> list[str]:
@@ -33,6 +44,8 @@ def is_needed(group: str, name: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_composes_and_instantiates(file: Path, configure: Callable[..., DictConfig]) -> None:
     group, name = str(file.parent), file.stem
+    if plugin := PLUGINS.get((group, name)):
+        pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"the package {plugin} is not installed")
     config_name = name if group == "." else "train"
     overrides = [] if group == "." else [f"{group}={name}", *is_needed(group, name)]
     if group == "." and name == "evaluate":
@@ -122,3 +135,43 @@ def test_learned_parameters_of_the_whole_model_do_not_depend_on_the_classes(
     cfg = configure("train", "head.logits=temperature", "encoder.pretrained=false")
     counts = [sum(p.numel() for p in build_model(cfg, classes).parameters()) for classes in (19, 847)]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_value_of_a_sweep_composes_with_the_command_in_its_comment(
+    file: Path, configure: Callable[..., DictConfig]
+) -> None:
+    if plugin := PLUGINS.get(("sweep", file.stem)):
+        pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"the package {plugin} is not installed")
+    (command,) = re.findall("^# Run: python train.py -m (.*)$", file.read_text(), re.MULTILINE)
+    given = command.split()
+    params = OmegaConf.load(file).hydra.sweeper.params
+    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    choices = {o.get_key_element(): [*o.sweep_string_iterator()] for o in overrides if o.is_discrete_sweep()}
+    fixed = [x for x in given if not x.startswith(("seed=", "hydra."))]
+    plain(configure("train", *fixed, *(f"{key}={values[0]}" for key, values in choices.items())))
+    for key, values in choices.items():
+        rest = [f"{other}={others[0]}" for other, others in choices.items() if other != key]
+        for value in values[1:]:
+            cfg = configure("train", *fixed, *rest, f"{key}={value}")
+            plain(cfg)
+            if "." in key:
+                assert OmegaConf.select(cfg, key) == OmegaConf.from_dotlist([f"value={value}"]).value
+
+
+def test_what_an_agent_of_wandb_runs_composes(configure: Callable[..., DictConfig]) -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = OmegaConf.to_container(OmegaConf.load(CONF.parent / "wandb_sweep.yaml"))
+    assert (CONF.parent / sweep["program"]).is_file()
+    command = create_sweep_command(sweep["command"])
+    for position in (0, -1):
+        chosen = {key: {"value": parameter["values"][position]} for key, parameter in sweep["parameters"].items()}
+        arguments = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
+        assert command[:3] == ["${env}", "${interpreter}", "${program}"]
+        assert command[-1] == "${args_no_hyphens}"
+        cfg = configure("train", *command[3:-1], *arguments)
+        plain(cfg)
+        assert cfg.logger.wandb._target_ == "protoseg.callbacks.wandb_logger"
+        for key, parameter in chosen.items():
+            assert OmegaConf.select(cfg, key) == parameter["value"]

@@ -1,0 +1,186 @@
+"""What a sweep showed: scores by setting, mean and spread over seeds, and what is missing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protoseg.curves import read_log
+from protoseg.files import write_file
+from protoseg.sweep import Job, Sweep, short_names, short_value
+from protoseg.types import ProtosegError
+
+SEED = "seed"
+BEST = "mIoU"
+"""The metric unless another is chosen: the best val/mIoU of each run."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The jobs that differ in nothing but their seed.
+
+    Attributes:
+        values: what the setting has of each swept key, the seed left out.
+        jobs: all of them.
+        scores: of those that are done, in the order of the jobs.
+    """
+
+    values: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds; NaN for fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The settings of a sweep beside each other.
+
+    Attributes:
+        metric: what is compared.
+        names: of the swept keys, the seed left out; ``values`` of a setting are in this order.
+        settings: in the order of the jobs.
+    """
+
+    metric: str
+    names: tuple[str, ...]
+    settings: tuple[Setting, ...]
+
+    @property
+    def percent(self) -> bool:
+        return "IoU" in self.metric or "accuracy" in self.metric
+
+    def number(self, value: float) -> str:
+        """The value as printed: IoU and accuracy in percent, nothing for NaN."""
+        return "" if math.isnan(value) else f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric} (%)" if self.percent else self.metric
+
+
+def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
+    """Group the jobs of a sweep by everything swept but the seed.
+
+    Args:
+        sweep: may be unfinished; jobs that are not done have no score.
+        metric: :data:`BEST`, or a column of the runs' ``metrics.csv``, of which the last value counts.
+
+    Raises:
+        ProtosegError: a run's log has no such column.
+    """
+    keys = [key for key in sweep.swept if key != SEED]
+    names = short_names(sweep.swept)
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in sweep.jobs:
+        groups.setdefault(tuple(job.values.get(key, "") for key in keys), []).append(job)
+    settings = []
+    for values, jobs in groups.items():
+        scores = [job.score if metric == BEST else last_logged(job, metric) for job in jobs if job.state == "done"]
+        settings.append(Setting(values, tuple(jobs), tuple(score for score in scores if not math.isnan(score))))
+    return Comparison(metric, tuple(names[key] for key in keys), tuple(settings))
+
+
+def last_logged(job: Job, column: str) -> float:
+    """The last value of a column of the job's ``metrics.csv``.
+
+    Raises:
+        ProtosegError: no such column.
+    """
+    rows = read_log(job.folder)
+    values = [row[column] for row in rows if row.get(column)]
+    if not values:
+        known = ", ".join(name for name in (rows[0] if rows else ()) if name.startswith("val/")) or "none"
+        raise ProtosegError(f"metric {column!r}: not in the log of {job.folder}; it has of validations: {known}")
+    return float(values[-1])
+
+
+def is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def missing(sweep: Sweep) -> list[Job]:
+    """The jobs without a result."""
+    return [job for job in sweep.jobs if job.state != "done"]
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows to read: settings, mean ± sample standard deviation over seeds, their number, each score."""
+    header = [*comparison.names, comparison.title, "n", "each"]
+    rows = []
+    for setting in comparison.settings:
+        spread = f" ± {comparison.number(setting.std)}" if len(setting.scores) > 1 else ""
+        number = f"{len(setting.scores)} of {len(setting.jobs)}" if missing_of(setting) else str(len(setting.scores))
+        each = ", ".join(map(comparison.number, setting.scores))
+        rows.append([*map(short_value, setting.values), f"{comparison.number(setting.mean)}{spread}", number, each])
+    return header, rows
+
+
+def missing_of(setting: Setting) -> int:
+    return len(setting.jobs) - len(setting.scores)
+
+
+def exact_table(comparison: Comparison) -> list[list[object]]:
+    """The same for programs, header first: numbers in full, an empty cell where there is none."""
+    rows: list[list[object]] = [[*comparison.names, "metric", "mean", "std", "n", "jobs", "seconds"]]
+    for setting in comparison.settings:
+        numbers = ["" if math.isnan(value) else value for value in (setting.mean, setting.std)]
+        seconds = [job.seconds for job in setting.jobs if job.state == "done"]
+        mean_seconds = round(statistics.fmean(seconds), 1) if seconds else ""
+        counts = (len(setting.scores), len(setting.jobs), mean_seconds)
+        rows.append([*setting.values, comparison.metric, *numbers, *counts])
+    return rows
+
+
+def jobs_table(sweep: Sweep) -> list[list[object]]:
+    """One row per job, header first."""
+    names = short_names(sweep.swept)
+    rows: list[list[object]] = [["job", *names.values(), "state", BEST, "seconds", "error"]]
+    for job in sweep.jobs:
+        values = [job.values.get(key, "") for key in names]
+        score = "" if math.isnan(job.score) else job.score
+        rows.append([job.number, *values, job.state, score, round(job.seconds, 1), job.error])
+    return rows
+
+
+def markdown(sweep: Sweep, comparison: Comparison) -> str:
+    """The table of the settings, and the jobs without a result, as Markdown."""
+    header, rows = table(comparison)
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
+    lines.insert(1, "|" + "---|" * len(header))
+    without = [
+        f"- job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". ") for job in missing(sweep)
+    ]
+    note = f"{comparison.title}: mean ± sample standard deviation over n runs."
+    parts = [f"# {sweep.folder.name}", "\n".join(lines), note]
+    if without:
+        parts += [f"Without a result: {len(without)} of {len(sweep.jobs)} jobs.", "\n".join(without)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_tables(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``table.csv``, ``table.md`` and ``jobs.csv``; returns their paths."""
+    paths = [folder / name for name in ("table.csv", "table.md", "jobs.csv")]
+    write_file(paths[0], lambda path: _write_csv(path, exact_table(comparison)))
+    write_file(paths[1], lambda path: path.write_text(markdown(sweep, comparison), encoding="utf-8"))
+    write_file(paths[2], lambda path: _write_csv(path, jobs_table(sweep)))
+    return paths
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)

@@ -1,0 +1,208 @@
+"""A multirun before its first job and after its last: every job composed and planned, and a table at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from protoseg.cli.errors import explain
+from protoseg.sweep import Job, Sweep, alone_in, read_sweep, settings, write_manifest
+from protoseg.types import ProtosegError
+
+_folder: Path | None = None  # of the multirun that this process started
+
+
+class SweepCallback(Callback):
+    """Hydra's hook before a multirun; it plans the sweep, and ends the program where that cannot be."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Of an Exception here Hydra would make a warning, and go on; SystemExit it lets through.
+        try:
+            start(config)
+        except Exception as error:
+            from protoseg.cli import CONFIG_DIR
+
+            message = explain(error, CONFIG_DIR, "train")
+            if message is None:
+                traceback.print_exc()
+            print(f"error: {message or error}", file=sys.stderr)
+            sys.exit(1)
+
+
+def start(config: DictConfig) -> None:
+    """Compose every job of a multirun and write its plan; a folder that has one already is continued.
+
+    Args:
+        config: composed, with the ``hydra`` section; sweeps are still in ``hydra.overrides.task``.
+
+    Raises:
+        ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
+            that is running, or several processes that were started from outside.
+    """
+    global _folder
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not first_process():
+        raise ProtosegError(
+            "multirun: expected one process, which starts the workers of each job itself, got several; "
+            "call python train.py -m … without torchrun or srun (launcher=submitit sends the jobs to SLURM)"
+        )
+    loader = GlobalHydra.instance().config_loader()
+    new = plan(config, loader)
+    if (new.folder / "manifest.json").is_file():
+        sweep = read_sweep(new.folder)
+        check_same(sweep, new)
+    else:
+        sweep = new
+        for job in sweep.jobs:
+            if job.folder.exists():
+                raise ProtosegError(
+                    f"{job.folder} exists, but there is no manifest.json of a sweep beside it; choose another "
+                    "hydra.sweep.dir"
+                )
+    for job in sweep.jobs:
+        if (job.folder / "job.lock").exists():
+            with alone_in(job.folder):
+                pass
+    write_manifest(sweep)
+    _folder = sweep.folder
+    from rich.console import Console
+
+    states = [job.state for job in sweep.jobs]
+    begun = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state != "waiting")
+    jobs = f"{len(sweep.jobs)} jobs" if sweep.planned else "a search"
+    Console().print(f"Sweep: {jobs}{f' ({begun})' if begun else ''}. Folder: {sweep.folder}", soft_wrap=True)
+
+
+def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
+    """What a multirun is going to do. Of a sweeper that goes by scores the jobs are not known beforehand.
+
+    Raises:
+        ProtosegError: a job that does not compose.
+    """
+    folder = Path(config.hydra.sweep.dir).absolute()
+    given = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    arguments = [*(f"{key}={value}" for key, value in given.items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+    swept = dict.fromkeys(override.get_key_element() for override in overrides if override.is_sweep_override())
+    planned = config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}")
+    sweep = Sweep(folder, tuple(arguments), tuple(swept), planned, ())
+    if not planned:
+        return sweep
+    (combinations,) = BasicSweeper.split_arguments(overrides, None)
+    from rich.progress import track
+
+    jobs = []
+    for number, combination in enumerate(track(combinations, "Composing the jobs", transient=True)):
+        job = Job(number, tuple(combination), folder)
+        jobs.append(replace(job, folder=folder / compose_job(config, loader, sweep, job)))
+    return replace(sweep, jobs=tuple(jobs))
+
+
+def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
+    """Compose a job and resolve all its values; returns its folder below the sweep's.
+
+    Raises:
+        ProtosegError: it cannot be; names the job.
+    """
+    from protoseg.cli import CONFIG_DIR
+
+    try:
+        composed = loader.load_sweep_config(config, list(job.overrides))
+        with open_dict(composed):
+            composed.hydra.job.num, composed.hydra.job.id = job.number, str(job.number)
+            composed.hydra.runtime.output_dir = str(sweep.folder)
+        with hydra_config(composed):
+            subdir = str(composed.hydra.sweep.subdir)
+            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        return subdir
+    except Exception as error:
+        message = explain(error, CONFIG_DIR, "train")
+        if message is None:
+            raise
+        raise ProtosegError(
+            f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose: "
+            f"{' '.join(message.split())}"
+        ) from error
+
+
+@contextmanager
+def hydra_config(config: DictConfig) -> Iterator[None]:
+    """What ``${hydra:…}`` reads from, meanwhile."""
+    earlier = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = earlier
+
+
+def check_same(old: Sweep, new: Sweep) -> None:
+    """A sweep is continued with the settings that it was started with; how its jobs are launched may change.
+
+    Raises:
+        ProtosegError: other settings.
+    """
+    before, now = settings(old.arguments), settings(new.arguments)
+    if before != now or old.planned != new.planned:
+        raise ProtosegError(
+            f"{old.folder} holds another sweep: expected {_difference(before, now)}, got {_difference(now, before)}; "
+            "continue it with the command that it was started with, or choose another hydra.sweep.dir"
+        )
+
+
+def _difference(these: Sequence[str], those: Sequence[str]) -> str:
+    """What only these have; all of them where nothing but the order, or the sweeper, differs."""
+    only = these if set(these) == set(those) else [override for override in these if override not in those]
+    return " ".join(only) or "nothing more"
+
+
+def report(ended: bool) -> int:
+    """Print what came of the multirun that this process started, if it did.
+
+    Args:
+        ended: it came to its end; else what is left to do is said, too.
+
+    Returns:
+        the number of jobs that failed.
+    """
+    if _folder is None:
+        return 0
+    from rich.console import Console
+
+    from protoseg.analysis.sweep import compare_settings
+    from protoseg.cli.analyse_sweep import print_jobs, print_settings
+
+    sweep = read_sweep(_folder)
+    write_manifest(sweep)
+    console = Console()
+    print_jobs(sweep, console)
+    comparison = compare_settings(sweep)
+    done = sum(job.state == "done" for job in sweep.jobs)
+    if ended and done and len(sweep.jobs) > len(comparison.settings):
+        print_settings(sweep, comparison, console)
+    if not ended:
+        console.print(
+            f"Stopped with {done} jobs done. Go on: the same command and hydra.sweep.dir={sweep.folder}", soft_wrap=True
+        )
+    if done:
+        console.print(f"Tables and plots: python -m protoseg.analysis sweep {sweep.folder}", soft_wrap=True)
+    return sum(job.state == "failed" for job in sweep.jobs)
+
+
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun or srun started, or the only one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0

@@ -33,6 +33,7 @@ from protoseg.curves import curves_figure
 from protoseg.data import AdaptationDataModule
 from protoseg.files import remove_partial_files
 from protoseg.models.build import wrong_input
+from protoseg.sweep import read_job
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.types import ProtosegError
@@ -139,7 +140,10 @@ def port_in_use() -> Iterator[None]:
 @rank_zero_only
 def tell_of_stop(step: int, last: Path) -> None:
     """Say where the training stands and how it goes on."""
-    saved = f"last checkpoint: {last}; to go on: the same command with resume=auto hydra.run.dir={last.parents[1]}"
+    run = last.parents[1]
+    of_sweep = read_job(run) is not None
+    again = f"hydra.sweep.dir={run.parent}" if of_sweep else f"resume=auto hydra.run.dir={run}"
+    saved = f"last checkpoint: {last}; to go on: the same command with {again}"
     print(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", file=sys.stderr)
 
 

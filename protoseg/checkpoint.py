@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies import Strategy
@@ -19,6 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from protoseg.files import write_file
+from protoseg.models.build import build_model
+from protoseg.models.segmentor import Segmentor
 from protoseg.types import LabelSpace, ProtosegError
 
 TRUSTED = (
@@ -44,6 +47,11 @@ BUILDABLE = (
     Strategy,
 )
 """What such a class must be: torch alone has classes that compile or launch programs when built."""
+
+
+NETWORKS = {"student": "model.", "teacher": "teacher.module."}
+BUILT = ("encoder", "decoder", "segmentor", "head", "auxiliary")
+"""Sections of the trained config that make the model."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,20 +83,26 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     Raises:
         ProtosegError: no such file, not a checkpoint, or not one of this package.
     """
+    checkpoint = read_tensors(path, map_location, mmap)
+    own = checkpoint.get("protoseg")
+    if not isinstance(own, dict) or not {"config", "label_space"} <= own.keys() or "state_dict" not in checkpoint:
+        raise ProtosegError(f"checkpoint {path}: expected one written by protoseg's train.py, got another file")
+    return checkpoint
+
+
+def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """A dictionary of tensors and plain values, read as :func:`read_checkpoint` does; also for what is raised."""
     if not Path(path).is_file():
         raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # on bytes that are no checkpoint, the unpickler raises whatever it stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
             f"checkpoint {path}: not readable as tensors and plain values ({reason}); "
             "it is damaged, or holds pickled code, which is refused"
         ) from error
-    own = checkpoint.get("protoseg") if isinstance(checkpoint, dict) else None
-    if not isinstance(own, dict) or not {"config", "label_space"} <= own.keys() or "state_dict" not in checkpoint:
-        raise ProtosegError(f"checkpoint {path}: expected one written by protoseg's train.py, got another file")
-    return checkpoint
+    return content if isinstance(content, dict) else {}
 
 
 def checkpoint_config(path: str | Path, checkpoint: dict[str, Any], sections: Sequence[str]) -> dict[str, Any]:
@@ -110,6 +124,32 @@ def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
     space = checkpoint["protoseg"]["label_space"]
     colors = tuple((int(r), int(g), int(b)) for r, g, b in space["colors"])
     return LabelSpace(str(space["name"]), tuple(map(str, space["classes"])), colors)
+
+
+def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace, network: str = "student") -> Segmentor:
+    """The model of a checkpoint, with its weights and prototypes, in eval mode.
+
+    Args:
+        trained: the config inside the checkpoint.
+        checkpoint: see :func:`protoseg.checkpoint.read_checkpoint`.
+        label_space: its classes.
+        network: ``student`` (what supervised training makes, too) or ``teacher``.
+
+    Raises:
+        ProtosegError: no such network in it, or weights that do not fit the config inside the checkpoint.
+    """
+    if network not in NETWORKS:
+        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+    model = build_model(trained, label_space.num_classes, pretrained=False)
+    prefix = NETWORKS[network]
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if not weights:
+        raise ProtosegError(f"network: expected a checkpoint with a {network}, got one without; use network=student")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ProtosegError(f"checkpoint: the weights do not fit its config: {' '.join(str(error).split())}") from error
+    return model.eval()
 
 
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:

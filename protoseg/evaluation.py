@@ -1,4 +1,4 @@
-"""Judge a model on labelled images, or predict a folder of plain ones, and write down what came out.
+"""Judge a model on labelled images, and write down what came out.
 
 Every file is written beside its place and then renamed, image by image, so that an interrupted run leaves only
 whole files.
@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -42,6 +41,7 @@ def evaluate(
     max_overlays: int | None = None,
     classes: Sequence[str] | None = None,
     subsets: Mapping[str, Sequence[str]] | None = None,
+    observe: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """Predict every image of a loader, compare with the labels, print and write the report.
 
@@ -60,6 +60,7 @@ def evaluate(
         max_overlays: write overlays and panels of the first so many images only; None: of all.
         classes: names of the classes that enter the means; None: all.
         subsets: further means of the IoU, see :func:`protoseg.metrics.subset_means`.
+        observe: is given each image's name, photo, truth and prediction, on the CPU and without padding.
 
     Returns:
         What ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
@@ -68,7 +69,9 @@ def evaluate(
         ProtosegError: model, data and label space do not fit, a name in ``save`` or ``classes`` is unknown, or a
             file cannot be read or written.
     """
-    _check(model, label_space, save)
+    check_model(model, label_space)
+    if unknown := sorted(set(save) - set(SAVES)):
+        raise ProtosegError(f"save: expected names out of {', '.join(SAVES)}, got {', '.join(unknown)}")
     paths = [str(sample[0]) for sample in cast(Any, dataloader.dataset).samples]
     pictures = _Pictures(Path(output), output_names(paths), label_space, save, max_overlays)
     metrics = SegmentationMetrics(label_space, classes).to(device)
@@ -78,7 +81,10 @@ def evaluate(
             height, width = prediction.shape
             truth = batch.label[i, :height, :width]
             metrics.update(prediction, truth.to(device))
-            pictures.write(batch.name[i], batch.image[i, :, :height, :width], prediction.cpu(), truth.cpu())
+            image = batch.image[i, :, :height, :width]
+            pictures.write(batch.name[i], image, prediction.cpu(), truth.cpu())
+            if observe is not None:
+                observe(batch.name[i], image, truth.cpu(), prediction.cpu())
     scores = metrics.compute()
     result = summary(scores, label_space) | subset_means(scores["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
@@ -97,48 +103,14 @@ def evaluate(
     return result
 
 
-def predict_folder(
-    model: nn.Module,
-    images: str | Path,
-    predictor: Predictor,
-    label_space: LabelSpace,
-    output: str | Path,
-    device: torch.device | str,
-    save: Sequence[str] = ("overlays", "labels"),
-) -> list[Path]:
-    """Predict all images under the folder ``images``, without truth; writes labels and overlays as ``evaluate`` does.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ProtosegError: as ``evaluate``; or there is no such folder, or no image in it.
-    """
-    # Only here, so that evaluating a loader of one's own needs neither OpenCV nor albumentations.
-    from protoseg.data.folder import ImageFolder
-    from protoseg.data.loading import collate
-
-    if "panels" in save:
-        raise ProtosegError("save: expected overlays or labels, got panels, which need a truth to compare with")
-    _check(model, label_space, save)
-    dataset = ImageFolder(images, label_space)
-    paths = [str(path) for path, _ in dataset.samples]
-    pictures = _Pictures(Path(output), output_names(paths), label_space, save, None)
-    batches = (collate([dataset[i]]) for i in range(rank(), len(paths), world_size()))
-    for batch, (prediction,) in _predictions(model, batches, len(paths), predictor, device, "predicting"):
-        pictures.write(batch.name[0], batch.image[0], prediction.cpu(), None)
-    if rank() == 0:
-        Console().print(f"{len(paths)} images predicted: {Path(output) / 'labels'}", soft_wrap=True, highlight=False)
-    return pictures.written
-
-
-def output_names(paths: Sequence[str]) -> dict[str, Path]:
-    """A name for the outputs of each image: its path relative to the folder that all share, without suffix.
+def output_names(paths: Sequence[str], folder: Path | None = None) -> dict[str, Path]:
+    """A name for the outputs of each image: its path relative to ``folder``, without suffix; None: the one all share.
 
     Images that would get the same name (``a.jpg`` and ``a.png``, or ``A.jpg`` on some disks) get ``_2``, ``_3``, ….
     """
     absolute = {path: Path(path).absolute() for path in paths}
-    root = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
+    shared = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
+    root = folder.absolute() if folder is not None else shared
     names: dict[str, Path] = {}
     taken: set[str] = set()
     for path, place in sorted(absolute.items()):
@@ -169,9 +141,9 @@ class _Pictures:
             return
         self.left -= 1
         if "overlays" in self.save:
-            self._file("overlays", source, ".jpg", _jpeg(overlay(image, prediction, space)))
+            self._file("overlays", source, ".jpg", jpeg(overlay(image, prediction, space)))
         if "panels" in self.save and truth is not None:
-            self._file("panels", source, ".jpg", _jpeg(panel(image, truth, prediction, space)))
+            self._file("panels", source, ".jpg", jpeg(panel(image, truth, prediction, space)))
 
     def _file(self, kind: str, source: str, suffix: str, save: Callable[[Path], object]) -> None:
         name = self.names[source]
@@ -191,16 +163,9 @@ def _predictions(
     """Each batch with its label maps, in eval mode and under a progress bar (on the first rank)."""
     training = model.training
     model.to(device).eval()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
     started, done = time.perf_counter(), 0
     try:
-        with Progress(*columns, disable=rank() != 0) as progress:
+        with progress_bar() as progress:
             task = progress.add_task(title, total=len(range(rank(), num_images, world_size())), rate="")
             for batch in batches:
                 image = batch.image.to(device, non_blocking=True)
@@ -212,10 +177,20 @@ def _predictions(
         model.train(training)
 
 
-def _check(model: nn.Module, label_space: LabelSpace, save: Sequence[str]) -> None:
-    unknown = sorted(set(save) - set(SAVES))
-    if unknown:
-        raise ProtosegError(f"save: expected names out of {', '.join(SAVES)}, got {', '.join(unknown)}")
+def progress_bar() -> Progress:
+    """How far it is, how fast (the field ``rate`` of a task) and how long it will take; on the first rank."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, disable=rank() != 0)
+
+
+def check_model(model: nn.Module, label_space: LabelSpace) -> None:
+    """Raise ProtosegError unless the model has the classes of the label space."""
     num_classes = getattr(model, "num_classes", label_space.num_classes)
     if num_classes != label_space.num_classes:
         raise ProtosegError(
@@ -224,5 +199,6 @@ def _check(model: nn.Module, label_space: LabelSpace, save: Sequence[str]) -> No
         )
 
 
-def _jpeg(picture: Picture) -> Callable[[Path], None]:
+def jpeg(picture: Picture) -> Callable[[Path], None]:
+    """What ``write_file`` needs to write a picture."""
     return lambda path: Image.fromarray(picture).save(path, format="JPEG", quality=92)

@@ -229,3 +229,19 @@ def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ProtosegError(f"inference.{name}: expected a positive integer or (height, width), got {value}")
     return pair[0], pair[1]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the best there is.
+
+    Raises:
+        ProtosegError: no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ProtosegError(
+            f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); try device=cpu"
+        ) from error
+    return device

@@ -43,7 +43,7 @@ def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
 def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_space: LabelSpace) -> None:
     """Write the numbers, the tables and the confusion matrix (see ``evaluate``) into ``output``."""
     counts = confusion.numpy()
-    text = json.dumps(_without_nan(result), indent=2, allow_nan=False)
+    text = json.dumps(without_nan(result), indent=2, allow_nan=False)
     write_file(output / "metrics.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
     write_file(output / "table.csv", lambda path: _write_csv(path, _csv_rows(result)))
     write_file(output / "table.md", lambda path: path.write_text(_markdown(result), encoding="utf-8"))
@@ -73,12 +73,12 @@ def print_report(result: dict[str, Any], output: Path) -> None:
     console.print(f"Report: {output}", soft_wrap=True, highlight=False)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same value with None for NaN: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -90,8 +90,8 @@ def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
     """Numbers in 0 to 1; an empty cell where there is nothing to count."""
     columns = ["name", "IoU", "accuracy", "true_pixels"]
-    rows = [[entry[column] for column in columns] for entry in _without_nan(result)["classes"]]
-    means = _without_nan([result["mIoU"], result["mean_accuracy"]])
+    rows = [[entry[column] for column in columns] for entry in without_nan(result)["classes"]]
+    means = without_nan([result["mIoU"], result["mean_accuracy"]])
     return [["class", *columns[1:]], *rows, ["mean", *means, sum(row[3] for row in rows)]]
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from protoseg import evaluation, metrics
-from protoseg.evaluation import evaluate, output_names, predict_folder
+from protoseg import metrics
+from protoseg.evaluation import evaluate, output_names
 from protoseg.files import write_file
 from protoseg.inference import Predictor
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
@@ -251,6 +251,7 @@ def test_output_names() -> None:
     assert names["/d/a/y.z.png"] == Path("a/y.z")
     assert len({str(name).lower() for name in names.values()}) == len(paths)
     assert output_names(["/d/a/x.jpg"]) == {"/d/a/x.jpg": Path("x")}
+    assert output_names(["/d/a/x.jpg"], Path("/d")) == {"/d/a/x.jpg": Path("a/x")}
     assert output_names(["a/x.jpg", "b/x.jpg"]) == {"a/x.jpg": Path("a/x"), "b/x.jpg": Path("b/x")}
 
 
@@ -293,44 +294,3 @@ def test_847_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "807 more: table.csv" in shown
     written = np.array(Image.open(next((tmp_path / "labels").rglob("*.png"))))
     assert {255, 845} <= set(np.unique(written)) <= {255, 843, 844, 845, 846}
-
-
-def test_predict_folder(tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    for image, _, name in Scenes().items:
-        path = images / Path(name).relative_to("/data")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    output = tmp_path / "out"
-    written = predict_folder(Reader(), images, Predictor(), SPACE, output, "cpu")
-    assert sorted(written) == sorted(path for path in output.rglob("*") if path.is_file())
-    assert len(written) == 10
-    for image, _, name in Scenes().items:
-        want = Predictor().predict(Reader(), image[None], torch.tensor([image.shape[1:]]))[0]
-        got = Image.open(output / "labels" / Path(name).relative_to("/data"))
-        assert got.mode == "P"
-        assert np.array_equal(np.array(got), want.numpy())
-
-
-def test_predict_folder_names_a_bad_file_and_keeps_the_others(tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    Image.new("RGB", (20, 10)).save(images / "a.png")
-    (images / "b.png").write_bytes(b"not an image")
-    with pytest.raises(ProtosegError, match=r"b.png"):
-        predict_folder(Reader(), images, Predictor(), SPACE, tmp_path / "out", "cpu")
-    assert (tmp_path / "out" / "labels" / "a.png").is_file()
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_predict_folder_without_images(exists: bool, tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    if exists:
-        folder.mkdir()
-    with pytest.raises(ProtosegError, match="expected a folder with images"):
-        predict_folder(Reader(), folder, Predictor(), SPACE, tmp_path / "out", "cpu")
-
-
-def test_predict_folder_has_no_panels(tmp_path: Path) -> None:
-    with pytest.raises(ProtosegError, match="got panels, which need a truth"):
-        predict_folder(Reader(), tmp_path, Predictor(), SPACE, tmp_path / "out", "cpu", save=evaluation.SAVES)

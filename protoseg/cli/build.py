@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from protoseg.data import SegmentationDataModule
 from protoseg.losses import CrossEntropy, LossTerm
+from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
@@ -19,41 +18,9 @@ from protoseg.types import LabelSpace, ProtosegError
 PROTOTYPE_TERMS = ("ppc", "ppd")
 
 
-@contextmanager
-def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Tell what a constructor refuses as wrong input of a section of the config."""
-    try:
-        yield
-    except ProtosegError:
-        raise
-    except kinds as error:
-        raise ProtosegError(f"{section}: {error}; see python train.py --cfg job") from error
-
-
 def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
     """The DataModule; no file is looked at before its ``setup``."""
     return instantiate(cfg.data)
-
-
-def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
-    """Encoder, decoder, head and auxiliary head of the config, in channels-last memory.
-
-    ``pretrained=False`` overrules the encoder's own setting: where a checkpoint brings the weights, no other file is
-    opened or downloaded.
-    """
-    torch.manual_seed(cfg.get("seed", 0))
-    unloaded = {} if pretrained else {"pretrained": False, "weights": None}
-    with wrong_input("encoder, decoder or head", TypeError):
-        # Checkpoints of before the group existed have no segmentor.
-        make = instantiate(cfg.segmentor, _partial_=True) if cfg.get("segmentor") else Segmentor
-        model = make(
-            encoder=instantiate(cfg.encoder, **unloaded),
-            decoder=instantiate(cfg.decoder, _partial_=True),
-            head=instantiate(cfg.head, _partial_=True),
-            num_classes=num_classes,
-            auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
-        )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule:
@@ -84,7 +51,18 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
         **terms,
     )
     module.config = plain(cfg)
+    if cfg.compile:
+        compile_networks(module)
     return module
+
+
+def compile_networks(module: nn.Module) -> None:
+    """Let ``torch.compile`` make the forward and backward of every network in ``module`` (student and teacher)."""
+    for part in module.modules():
+        if isinstance(part, Segmentor):
+            # In place, so that names in checkpoints stay. Every size is compiled for itself, up to torch's limit: SAME
+            # padding over symbolic sizes takes minutes.
+            part.compile(dynamic=False)
 
 
 def adaptation_terms(cfg: DictConfig) -> dict[str, dict[str, LossTerm]]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from protoseg.allocator import keep_freed_memory
-from protoseg.checkpoint import check_same_classes, checkpoint_config, checkpoint_label_space, read_checkpoint
-from protoseg.cli.build import build_model
-from protoseg.evaluation import evaluate, predict_folder
+from protoseg.checkpoint import (
+    BUILT,
+    NETWORKS,
+    check_same_classes,
+    checkpoint_config,
+    checkpoint_label_space,
+    load_model,
+    read_checkpoint,
+)
+from protoseg.data import AdaptationDataModule, SegmentationDataModule
+from protoseg.data.label_spaces import relabelled
+from protoseg.evaluation import evaluate
+from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
+from protoseg.prediction import predict
 from protoseg.types import LabelSpace, ProtosegError
 
 MODES = ("evaluate", "predict")
-NETWORKS = {"student": "model.", "teacher": "teacher.module."}
-BUILT = ("encoder", "decoder", "segmentor", "head", "auxiliary")
-"""Sections of the trained config that make the model."""
 
 
 def run_evaluation(cfg: DictConfig) -> float | None:
@@ -31,74 +40,111 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         raise ProtosegError(f"mode: expected one of {', '.join(MODES)}, got {cfg.mode!r}")
     if cfg.network not in NETWORKS:
         raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {cfg.network!r}")
+    if cfg.report and cfg.mode == "predict":
+        raise ProtosegError("report: expected mode=evaluate, got mode=predict; the page needs images with labels")
     keep_freed_memory()
-    checkpoint = read_checkpoint(cfg.ckpt_path)
-    own_data = cfg.get("data") is not None
-    sections = [*BUILT, *([] if own_data else ["data"]), *([] if cfg.get("inference") else ["inference"])]
-    trained = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint, sections))
-    label_space = checkpoint_label_space(checkpoint)
-    model = load_model(trained, checkpoint, label_space, cfg.network)
+    trained = open_checkpoint(cfg)
+    model, label_space, predictor = trained.model, trained.label_space, trained.predictor
     device = choose_device(cfg.device)
-    predictor = instantiate(cfg.get("inference") or trained.inference)
     output = Path(cfg.paths.output)
     if cfg.mode == "predict":
         if cfg.images is None:
-            raise ProtosegError("mode=predict: expected a folder of images, got none; give images=FOLDER")
+            raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
         save = [kind for kind in cfg.save if kind != "panels"]  # those need a truth
-        predict_folder(model, cfg.images, predictor, label_space, output, device, save)
+        predict(model, cfg.images, predictor, label_space, output, device, save, cfg.overwrite, cfg.follow)
         return None
-    data = cfg.data if own_data else trained.data
+    datamodule = open_data(cfg, trained)
+    loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
+    subsets = (trained.checkpoint["protoseg"]["config"].get("method") or {}).get("subsets")
+    report = None
+    if cfg.report:
+        from protoseg.cli.report_page import Report
+
+        report = Report(cfg, trained)
+    result = evaluate(
+        model,
+        loader,
+        predictor,
+        label_space,
+        output,
+        device,
+        tuple(cfg.save),
+        cfg.max_overlays,
+        subsets=subsets,
+        observe=report.observe if report else None,
+    )
+    if report:
+        report.write(output, result)
+    return float(result["mIoU"])
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, built.
+
+    Attributes:
+        checkpoint: the file, see :func:`protoseg.checkpoint.read_checkpoint`.
+        config: sections of the config inside it.
+        label_space: its classes.
+        model: with its weights and prototypes, in eval mode, on the CPU.
+        predictor: as configured, else as trained.
+    """
+
+    checkpoint: dict[str, Any]
+    config: DictConfig
+    label_space: LabelSpace
+    model: Segmentor
+    predictor: Predictor
+
+
+def open_checkpoint(cfg: DictConfig) -> Trained:
+    """The checkpoint at ``cfg.ckpt_path`` with ``cfg.network``, both as of ``evaluate.yaml``.
+
+    Raises:
+        ProtosegError: a file that is missing, bad, or asks for what is not allowed.
+    """
+    checkpoint = read_checkpoint(cfg.ckpt_path)
+    asked = [name for name in ("data", "inference") if cfg.get(name) is None]
+    config = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint, [*BUILT, *asked]))
+    label_space = checkpoint_label_space(checkpoint)
+    model = load_model(config, checkpoint, label_space, cfg.network)
+    return Trained(checkpoint, config, label_space, model, instantiate(cfg.get("inference") or config.inference))
+
+
+def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:
+    """The DataModule that ``cfg`` names, else that of the checkpoint.
+
+    Raises:
+        ProtosegError: it has other classes than the checkpoint.
+    """
+    data = cfg.data if cfg.get("data") is not None else trained.config.data
     with open_dict(data):
         data.num_workers = cfg.num_workers
         if cfg.batch_size is not None:
             data.val_batch_size = cfg.batch_size
         if cfg.root is not None:
             data.get("target", data).root = cfg.root
-    datamodule = instantiate(data)
-    check_same_classes(cfg.ckpt_path, label_space, datamodule.label_space)
-    loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
-    subsets = (checkpoint["protoseg"]["config"].get("method") or {}).get("subsets")
-    result = evaluate(
-        model, loader, predictor, label_space, output, device, tuple(cfg.save), cfg.max_overlays, subsets=subsets
-    )
-    return float(result["mIoU"])
+    datamodule: SegmentationDataModule | AdaptationDataModule = instantiate(data)
+    match_classes(datamodule, trained.label_space, trained.checkpoint["protoseg"].get("relabel", {}))
+    check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
+    return datamodule
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, or the best there is.
-
-    Raises:
-        ProtosegError: no such device here.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ProtosegError(
-            f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); try device=cpu"
-        ) from error
-    return device
-
-
-def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace, network: str = "student") -> Segmentor:
-    """The model of a checkpoint, with its weights and prototypes, in eval mode.
+def match_classes(
+    datamodule: SegmentationDataModule | AdaptationDataModule,
+    label_space: LabelSpace,
+    relabel: Mapping[str, str | None],
+) -> None:
+    """Let the data's labels be read as the classes of a model that has the same ones in another order, or more.
 
     Args:
-        trained: the config inside the checkpoint.
-        checkpoint: see :func:`protoseg.checkpoint.read_checkpoint`.
-        label_space: its classes.
-        network: ``student`` (what supervised training makes, too) or ``teacher``.
-
-    Raises:
-        ProtosegError: no teacher in it, or weights that do not fit the config inside the checkpoint.
+        datamodule: of one data set, or of adaptation, whose target is meant.
+        label_space: the model's.
+        relabel: of a checkpoint whose classes were changed after training, see :class:`protoseg.classes.ClassEdit`.
     """
-    model = build_model(trained, label_space.num_classes, pretrained=False)
-    prefix = NETWORKS[network]
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    if not weights:
-        raise ProtosegError(f"network: expected a checkpoint with a {network}, got one without; use network=student")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ProtosegError(f"checkpoint: the weights do not fit its config: {' '.join(str(error).split())}") from error
-    return model.eval()
+    data = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
+    changes = {old: new for old, new in relabel.items() if old in data.label_space.classes}
+    if changes:
+        data.map_classes(*relabelled(data.label_space, changes))
+    classes = data.label_space.classes
+    if classes != label_space.classes and set(classes) <= set(label_space.classes):
+        data.map_classes(label_space, {name: name for name in classes})

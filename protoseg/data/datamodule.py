@@ -18,7 +18,7 @@ from torch import Tensor
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces import mapping_table, named_mapping
+from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
 from protoseg.data.loading import Augmented, Loader
 from protoseg.data.rare_classes import RareClassDraw, RareClasses
 from protoseg.data.samplers import RankSampler, StepBatchSampler
@@ -42,6 +42,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: folder of the data; None leaves it to ``dataset``.
         labels: False trains on images alone: no training mask is opened, or need be there, and every label is
             the ignored one. Evaluation is not changed.
+        relabel: classes to read otherwise: {class: null to ignore it, or the name of the class that it becomes}, see
+            ``label_spaces.relabelled``.
 
     Raises:
         ProtosegError: values that make no sense; later, data that is missing or bad.
@@ -63,6 +65,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         val_split: str = "val",
         root: str | None = None,
         labels: bool = True,
+        relabel: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or val_batch_size < 1 or num_workers < 0 or seed < 0:
@@ -89,6 +92,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
         self._start = 0
+        if relabel:
+            self.map_classes(*relabelled(self.label_space, relabel))
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         """Read the labels as classes of another label space; see ``mapping_table``, also for what is raised.
@@ -96,7 +101,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         A string is a name of ``label_spaces.MAPPINGS``.
         """
         mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping
-        self._mapping = mapping_table(self.label_space, label_space, mapping)
+        table = mapping_table(self.label_space, label_space, mapping)
+        self._mapping = table if self._mapping is None else table[self._mapping]
         self.label_space = label_space
         self._datasets.clear()
 

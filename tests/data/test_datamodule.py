@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -188,6 +189,26 @@ def test_resume_sees_the_batches_that_follow(camvid: Path, tmp_path: Path, hook:
     # Resuming twice still counts from the beginning.
     run.save_checkpoint(path)
     assert torch.load(path, weights_only=True)["SegmentationDataModule"]["batches"] == 8
+
+
+def test_ranks_and_workers_resumed_in_mid_epoch_repeat_no_sample_and_skip_none(
+    camvid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks with two loader workers each, stopped after 5 of 7 batches of 2: four epochs of 7 images in all."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+
+    def seen(start: int) -> list[list[str]]:
+        names = []
+        for rank in range(2):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            data = module(camvid, num_workers=2)
+            data.load_state_dict({**data.state_dict(), "batches": start})
+            names.append([name for batch in batches(data, 7) for name in batch.name])
+        return names
+
+    whole, rest = seen(0), seen(5)
+    assert [rank[: 5 * 2] + more for rank, more in zip(whole, rest, strict=True)] == whole
+    assert sorted(Counter(name for rank in whole for name in rank).values()) == [4] * 7
 
 
 def test_resume_with_more_steps_goes_on_after_the_last_batch(camvid: Path, tmp_path: Path) -> None:

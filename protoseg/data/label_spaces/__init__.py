@@ -32,6 +32,7 @@ from protoseg.data.label_spaces.tables import (
     file_ids,
     id_table,
     mapping_table,
+    relabelled,
     unknown_id,
 )
 
@@ -61,5 +62,6 @@ __all__ = [
     "id_table",
     "mapping_table",
     "named_mapping",
+    "relabelled",
     "unknown_id",
 ]

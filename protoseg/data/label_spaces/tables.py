@@ -94,6 +94,34 @@ def mapping_table(
     return table
 
 
+def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[LabelSpace, dict[str, str | None]]:
+    """The label space in which some classes are left out, merged or renamed, and the mapping to it from ``space``.
+
+    Args:
+        space: the classes there are.
+        changes: name of a class -> None for ignored, or the name of the class that it becomes: another of ``space``,
+            or a new one, which takes the colour of the first class that becomes it.
+
+    Raises:
+        ProtosegError: a change to a class that is not there, or no class left.
+    """
+    unknown = changes.keys() - set(space.classes)
+    mapping = {name: changes.get(name, name) for name in space.classes}
+    colors: dict[str, tuple[int, int, int]] = {}
+    for old, color in zip(space.classes, space.colors, strict=True):
+        new = mapping[old]
+        if new is not None and (new == old or new not in colors):
+            colors[new] = color
+    if unknown or not colors:
+        got = f"no class of it: {_names(unknown)}" if unknown else "nothing but null, which leaves no class"
+        raise ProtosegError(
+            f"relabel: expected classes of {space.name!r} ({', '.join(space.classes)}), each with the class that it "
+            f"becomes or null to ignore it, got {got}"
+        )
+    things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) is not None))
+    return LabelSpace(space.name, tuple(colors), tuple(colors.values()), things), mapping
+
+
 def _names(names: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, names)))
 

@@ -1,0 +1,275 @@
+"""A trained model in three lines of Python::
+
+import protoseg
+model = protoseg.load("RUN/checkpoints/best.ckpt")  # or a folder, or a name on the Hugging Face hub
+prediction = model.predict("photo.jpg")  # .labels, .confidence, .overlay(), .save("labels.png")
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from protoseg.checkpoint import (
+    BUILT,
+    AtomicCheckpointIO,
+    checkpoint_config,
+    checkpoint_label_space,
+    load_model,
+    read_checkpoint,
+)
+from protoseg.files import write_file
+from protoseg.inference import Predictor, choose_device
+from protoseg.models.segmentor import Segmentor
+from protoseg.types import LabelSpace, ProtosegError
+from protoseg.visualize import Picture, label_png, overlay
+
+WEIGHTS = "model.ckpt"
+"""The file of a saved model, in a folder or on the hub."""
+
+_IN_FOLDER = (WEIGHTS, "checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
+_KEPT = (*BUILT, "inference", "data")  # sections of the config that a saved model still needs
+
+Source = str | Path | Image.Image | npt.NDArray[Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image.
+
+    Attributes:
+        labels: class ids, ``h w``: uint8, or uint16 of more than 255 classes.
+        confidence: probability of that class, float32 ``h w``.
+        image: uint8 (or float in [0, 1]) RGB, ``3 h w``.
+        label_space: classes and colours.
+    """
+
+    labels: npt.NDArray[np.uint8 | np.uint16]
+    confidence: npt.NDArray[np.float32]
+    image: Tensor
+    label_space: LabelSpace
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; the position is the id."""
+        return self.label_space.classes
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """Pixels of one class, bool ``h w``; raises ProtosegError for a name that is no class."""
+        return np.asarray(self.labels == self.label_space.ids([name], "mask")[0])
+
+    def overlay(self, alpha: float = 0.55) -> Picture:
+        """The classes' colours over the image, uint8 ``h w 3``."""
+        return overlay(self.image, self._tensor(), self.label_space, alpha)
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG of class ids that viewers show in the classes' colours; raises as ``write_file``."""
+        write_file(Path(path), lambda partial: label_png(self._tensor(), self.label_space, partial))
+
+    def _tensor(self) -> Tensor:
+        return torch.from_numpy(self.labels.astype(np.int64))
+
+
+class Model:
+    """A network, its classes and how it looks at an image; made by :func:`load`.
+
+    Attributes:
+        network: in eval mode, on ``device``.
+        label_space: classes and colours.
+        predictor: set another one to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self,
+        network: Segmentor,
+        label_space: LabelSpace,
+        predictor: Predictor,
+        device: torch.device,
+        origin: dict[str, Any],
+    ) -> None:
+        self.network, self.label_space, self.predictor = network.to(device).eval(), label_space, predictor
+        self.device, self._origin = device, origin
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; the position is the id."""
+        return self.label_space.classes
+
+    def predict(self, image: Source) -> Prediction:
+        """Segment an image of any size.
+
+        Args:
+            image: path of a PNG or JPEG; PIL image; RGB array ``h w 3`` or tensor ``3 h w``, uint8 or float in [0, 1].
+
+        Raises:
+            ProtosegError: anything else, or a file that cannot be read.
+        """
+        pixels = as_tensor(image)
+        size = torch.tensor([pixels.shape[1:]])
+        seen = self.predictor.predict_with_confidence(self.network, pixels[None].to(self.device), size)
+        labels, confidence = seen[0]
+        ids = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
+        return Prediction(
+            labels.cpu().numpy().astype(ids), confidence.float().cpu().numpy(), pixels.cpu(), self.label_space
+        )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model, without what only training needs, and a card; ``load`` and ``evaluate.py`` read both.
+
+        Folders of the machine it was trained on do not travel with it.
+
+        Returns:
+            The file of the weights, ``folder/model.ckpt``.
+
+        Raises:
+            ProtosegError: the disk refuses.
+        """
+        path = Path(folder) / WEIGHTS
+        config = {name: self._origin["config"].get(name) for name in _KEPT}
+        checkpoint = {
+            "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
+            "protoseg": self._origin | {"config": _without_places(config)},
+        }
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+        card = path.with_name("README.md")
+        if not card.exists():  # one may have been written by hand
+            write_file(card, lambda partial: partial.write_text(self._card(), encoding="utf-8"))
+        return path
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Model:
+        """The same as :func:`load`."""
+        return load(source, **options)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
+        """Upload the model to the Hugging Face hub, making the repository if it is not there.
+
+        Args:
+            repo_id: ``user/name``.
+            private: whether only its owner sees it.
+            token: without it, that of ``hf auth login``.
+
+        Returns:
+            The address of what was uploaded.
+
+        Raises:
+            ProtosegError: the hub cannot be reached, or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            try:
+                api = HfApi(token=token)
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="protoseg model")
+            except Exception as error:  # the hub's client raises whatever its layers raise
+                raise ProtosegError(
+                    f"push_to_hub: {repo_id} was refused or is out of reach ({_reason(error)}): log in with "
+                    "`hf auth login`, or save_pretrained(FOLDER) and upload that later"
+                ) from error
+        return str(commit)
+
+    def _card(self) -> str:
+        network = self.network
+        parts = " + ".join(type(part).__name__ for part in (network.encoder, network.decoder, network.head))
+        return (
+            "---\nlibrary_name: protoseg\npipeline_tag: image-segmentation\n---\n\n"
+            f"# {self.label_space.name}\n\nSemantic segmentation, {parts}, {self.label_space.num_classes} classes: "
+            f"{', '.join(self.classes)}.\n\n"
+            "```python\nimport protoseg\n\n"
+            'model = protoseg.load("USER/NAME")\nprediction = model.predict("photo.jpg")\n```\n'
+        )
+
+
+def load(source: str | Path, device: str | None = None, network: str = "student", revision: str | None = None) -> Model:
+    """A trained model, ready to predict.
+
+    Args:
+        source: a checkpoint; a folder that ``train.py`` or ``save_pretrained`` wrote; or ``user/name`` on the Hugging
+            Face hub. Nothing in it is run: only tensors, plain values and classes of known packages are accepted.
+        device: e.g. ``cpu`` or ``cuda:1``; a GPU where there is one, unless said.
+        network: ``student`` (what supervised training makes, too) or, of domain adaptation, ``teacher``.
+        revision: of a model on the hub: branch, tag or commit.
+
+    Raises:
+        ProtosegError: no such file, folder or model; a hub out of reach; a checkpoint that is bad or not ours.
+    """
+    path = _find(source, revision)
+    checkpoint = read_checkpoint(path)
+    config = OmegaConf.create(checkpoint_config(path, checkpoint, [*BUILT, "inference"]))
+    space = checkpoint_label_space(checkpoint)
+    model = load_model(config, checkpoint, space, network)
+    predictor = instantiate(config.inference) if config.inference else Predictor()
+    return Model(model, space, predictor, choose_device(device), checkpoint["protoseg"])
+
+
+def as_tensor(image: Source) -> Tensor:
+    """RGB ``3 h w``, uint8 or float in [0, 1]; arguments and errors as of :meth:`Model.predict`."""
+    given: Any = image
+    if isinstance(image, (str, Path)):
+        from protoseg.data.files import read_image
+
+        given = read_image(Path(image))
+    elif isinstance(image, Image.Image):
+        given = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == 3:
+        given = torch.from_numpy(np.ascontiguousarray(given.transpose(2, 0, 1)))
+    good = isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == 3 and given.numel() > 0
+    if not good or not (given.dtype == torch.uint8 or given.is_floating_point()):
+        got = f"{type(image).__name__} of {getattr(image, 'dtype', '?')}, {tuple(getattr(image, 'shape', ()))}"
+        raise ProtosegError(
+            "predict: expected the path of an image, a PIL image, an RGB array h w 3 or a tensor 3 h w, of uint8 or of "
+            f"float in [0, 1], got {got}"
+        )
+    pixels: Tensor = given
+    return pixels
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    """The file of a model that ``load`` was given."""
+    place = Path(source)
+    if place.is_dir():
+        found = next((place / name for name in _IN_FOLDER if (place / name).is_file()), None)
+        if found is None:
+            raise ProtosegError(f"load: expected {', '.join(_IN_FOLDER)} in {place.absolute()}, got none of them")
+        return found
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and place.suffix != ".ckpt"
+    if place.is_file() or not on_hub:
+        return place  # `read_checkpoint` says what is wrong with it
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(str(source), WEIGHTS, revision=revision))
+    except Exception as error:  # the hub's client raises whatever its layers raise
+        raise ProtosegError(
+            f"load: {str(source)!r} is no file or folder here, and cannot be had from the Hugging Face hub "
+            f"({_reason(error)}): check the name and the connection, or give a checkpoint or a folder"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _without_places(node: Any) -> Any:
+    """A config without folders of the machine: data is looked for in ``data/``, as documented."""
+    if not isinstance(node, dict):
+        return node
+    plain = {key: _without_places(value) for key, value in node.items()}
+    if plain.get("root"):
+        plain["root"] = f"data/{Path(plain['root']).name}"
+    return plain | ({"weights": None} if "weights" in plain else {})

@@ -1,0 +1,39 @@
+"""The frame of the command-line tools: subcommands that take settings as ``KEY=VALUE`` beside their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from protoseg.cli import CONFIG_DIR
+from protoseg.cli.errors import run_with_clear_errors
+
+
+def run_tool(
+    prog: str,
+    description: str,
+    commands: Sequence[Callable[[Any], None]],
+    config_name: str,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parse the command line and run the command's ``run``; exit code 1 and one message at wrong input.
+
+    Args:
+        prog: how the tool is called.
+        description: one sentence for ``--help``.
+        commands: each adds one subcommand to the parser's and sets its ``run``.
+        config_name: file of ``conf/`` whose keys a misspelt override is compared with.
+        arguments: of the command line, unless given.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for add in commands:
+        add(subparsers)
+    options, overrides = parser.parse_known_args(arguments)
+    # argparse does not find overrides that follow an option.
+    if overrides and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in overrides)):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if overrides:
+        options.overrides += overrides
+    run_with_clear_errors(lambda: options.run(options), CONFIG_DIR, config_name)

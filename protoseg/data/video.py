@@ -1,0 +1,94 @@
+"""Video files as streams of frames, and streams of frames as video files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from protoseg.types import ProtosegError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+DEFAULT_RATE = 25.0  # of files that do not tell
+
+
+class Video:
+    """The frames of a video file, one at a time.
+
+    Args:
+        path: any file that OpenCV's FFmpeg reads.
+
+    Attributes:
+        num_frames: as the file says; some say too much or nothing (0).
+        rate: frames per second.
+
+    Raises:
+        ProtosegError: a file that is not there or is no video.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        capture = self._open()
+        self.num_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
+        capture.release()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """RGB ``h w 3``, in the order of the file."""
+        capture = self._open()
+        try:
+            while True:
+                read, frame = capture.read()
+                if not read:
+                    return
+                yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        finally:
+            capture.release()
+
+    def _open(self) -> Any:
+        capture = cv2.VideoCapture(str(self.path))
+        if not self.path.is_file() or not capture.isOpened():
+            raise ProtosegError(
+                f"video {self.path}: expected a file that can be played ({', '.join(VIDEO_SUFFIXES)}), got "
+                f"{'one that cannot be read' if self.path.is_file() else 'none'}: convert it, e.g. with "
+                "ffmpeg -i FILE new.mp4"
+            )
+        return capture
+
+
+class VideoWriter:
+    """Writes frames to an MP4 file (MPEG-4); use it in a ``with`` block.
+
+    Args:
+        path: of the file; its suffix must be ``.mp4``.
+        rate: frames per second.
+
+    Raises:
+        ProtosegError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.rate = path, rate
+        self._writer: Any = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Add a frame, RGB ``h w 3``; all must be of one size."""
+        if self._writer is None:
+            height, width = frame.shape[:2]
+            fourcc = cv2.VideoWriter_fourcc(*"mp4v")  # type: ignore[attr-defined]
+            self._writer = cv2.VideoWriter(str(self.path), fourcc, self.rate, (width, height))
+            if not self._writer.isOpened():
+                raise ProtosegError(f"cannot write the video {self.path}: set save=[labels] to do without it")
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

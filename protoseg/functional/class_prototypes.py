@@ -1,0 +1,118 @@
+"""The prototypes of one class from all its pixels at once: the online clustering, repeated until nothing moves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from protoseg.functional.prototypes import prototype_sums, update_prototypes
+from protoseg.functional.similarity import similarities
+from protoseg.functional.sinkhorn import sinkhorn
+from protoseg.types import ProtosegError
+
+MAX_ITERATIONS = 100
+
+
+class ClassPrototypes(NamedTuple):
+    """What :func:`class_prototypes` found.
+
+    Attributes:
+        prototypes: unit vectors, ``k d``.
+        counts: pixels that each stands for, int64 ``k``.
+        distinct: how many of them differ: less than ``k`` where fewer pixels do; the others are copies.
+    """
+
+    prototypes: Tensor
+    counts: Tensor
+    distinct: int
+
+
+@torch.no_grad()
+def class_prototypes(
+    embeddings: Tensor, num_prototypes: int, epsilon: float = 0.05, rounds: int = 3, seed: int = 0
+) -> ClassPrototypes:
+    """K prototypes of one class by the rule of the prototype memory, without momentum.
+
+    Pixels are assigned by balanced Sinkhorn-Knopp (ProtoSeg, arXiv 2203.15102, Eq. 8 to 10) and every prototype becomes
+    the mean direction of its pixels, in turns, until no pixel changes its prototype (or ``MAX_ITERATIONS``). The start
+    is spread out as in k-means++ (Arthur and Vassilvitskii, SODA 2007), with 1 - cosine as the squared distance.
+
+    Args:
+        embeddings: unit vectors of the class's pixels, ``n d``.
+        num_prototypes: K.
+        epsilon, rounds: see :func:`protoseg.functional.sinkhorn.sinkhorn`.
+        seed: of the start.
+
+    Raises:
+        ProtosegError: no pixel.
+    """
+    if len(embeddings) == 0:
+        raise ProtosegError("class prototypes: expected at least one pixel of the class, got none")
+    start = spread_out(embeddings, num_prototypes, seed)
+    prototypes, distinct = start, len(start)
+    one_class = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
+    member = one_class - 1
+    for _ in range(MAX_ITERATIONS):
+        last, member = member, sinkhorn(embeddings @ prototypes.T, one_class, 1, None, epsilon, rounds).argmax(1)
+        if torch.equal(last, member):
+            break
+        prototypes = update_prototypes(prototypes, *prototype_sums(embeddings, member, distinct), momentum=0.0)
+    counts = torch.bincount(member, minlength=distinct)
+    copies = torch.arange(num_prototypes, device=embeddings.device) % distinct
+    return ClassPrototypes(prototypes[copies], counts[copies], distinct)
+
+
+def spread_out(embeddings: Tensor, count: int, seed: int) -> Tensor:
+    """Pixels that lie far from one another, at most ``count`` and none twice: ``n d`` to ``m d``."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [int(torch.randint(len(embeddings), (), generator=generator))]
+    distance = torch.full_like(embeddings[:, 0], torch.inf)
+    tiny = 1e-6  # below it rounding is all that tells two cosines apart
+    while len(chosen) < count:
+        distance = torch.minimum(distance, 1 - embeddings @ embeddings[chosen[-1]])
+        cumulative = distance.where(distance > tiny, 0).double().cumsum(0).cpu()
+        if cumulative[-1] <= 0:
+            break
+        drawn = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
+        chosen.append(int(torch.searchsorted(cumulative, drawn, right=True).clamp_max(len(embeddings) - 1)))
+    return embeddings[chosen]
+
+
+@torch.no_grad()
+def turned_away(prototypes: Tensor, members: Tensor, others: Tensor, rivals: Tensor) -> tuple[Tensor, float]:
+    """Prototypes turned away from the mean direction of pixels of other classes, as far as helps to tell them apart.
+
+    All pixels of a network share much of their direction; training drives the classes apart, averaging does not. So
+    ``p`` becomes the direction of ``p - s * mean of others``, with that s of 0, 0.1, …, 1 for which the IoU of the
+    class on these very pixels is highest, where a pixel belongs to it if its prototypes are nearer than all rivals.
+
+    Args:
+        prototypes: of the class, ``k d``.
+        members: embeddings of its pixels, ``n d``.
+        others: embeddings of pixels of other classes, ``m d``; none leave the prototypes as they are.
+        rivals: prototypes of the other classes, ``r d``.
+
+    Returns:
+        The prototypes, unit vectors ``k d``, and s.
+    """
+    if len(others) == 0:
+        return prototypes, 0.0
+    own, foreign = (best_cosine(pixels, rivals) for pixels in (members, others))
+    mean = F.normalize(others.mean(0), dim=0)
+    best, best_iou, best_step = prototypes, -1.0, 0.0
+    for step in range(11):
+        turned = F.normalize(prototypes - step / 10 * mean, dim=1)
+        right = int((best_cosine(members, turned) > own).sum())
+        stolen = int((best_cosine(others, turned) > foreign).sum())
+        iou = right / (len(members) + stolen)
+        if iou > best_iou:
+            best, best_iou, best_step = turned, iou, step / 10
+    return best, best_step
+
+
+def best_cosine(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosine of each pixel to its nearest prototype, ``n d`` and ``m d`` to ``n``."""
+    return similarities(embeddings, prototypes.unsqueeze(0)).scores.squeeze(1)

@@ -1,0 +1,45 @@
+"""From the sections of a resolved config to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from protoseg.models.segmentor import Segmentor
+from protoseg.types import ProtosegError
+
+
+@contextmanager
+def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Tell what a constructor refuses as wrong input of a section of the config."""
+    try:
+        yield
+    except ProtosegError:
+        raise
+    except kinds as error:
+        raise ProtosegError(f"{section}: {error}; see python train.py --cfg job") from error
+
+
+def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
+    """Encoder, decoder, head and auxiliary head of the config, in channels-last memory.
+
+    ``pretrained=False`` overrules the encoder's own setting: where a checkpoint brings the weights, no other file is
+    opened or downloaded.
+    """
+    torch.manual_seed(cfg.get("seed", 0))
+    unloaded = {} if pretrained else {"pretrained": False, "weights": None}
+    with wrong_input("encoder, decoder or head", TypeError):
+        # Checkpoints of before the group existed have no segmentor.
+        make = instantiate(cfg.segmentor, _partial_=True) if cfg.get("segmentor") else Segmentor
+        model = make(
+            encoder=instantiate(cfg.encoder, **unloaded),
+            decoder=instantiate(cfg.decoder, _partial_=True),
+            head=instantiate(cfg.head, _partial_=True),
+            num_classes=num_classes,
+            auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
+        )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -6,9 +6,12 @@ import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protoseg.visualize import empty_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
@@ -31,8 +34,8 @@ def _number(log_file: Path) -> int:
     return int(log_file.parent.name.rpartition("_")[2])
 
 
-def curves_figure(run: Path, path: Path) -> None:
-    """Draw losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
+def curves_figure(run: Path) -> Figure:
+    """Losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
     from matplotlib import colormaps
 
     rows = read_log(run)
@@ -59,7 +62,7 @@ def curves_figure(run: Path, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path)
+    return figure
 
 
 # Shares in [0, 1] that judge the teacher's labels.

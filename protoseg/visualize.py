@@ -17,7 +17,9 @@ from torch import Tensor
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Picture = npt.NDArray[np.uint8]
 
@@ -48,7 +50,7 @@ def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float 
         label_space: the classes and their colours.
         alpha: 0 shows the photo, 1 the colours.
     """
-    photo = _photo(image)
+    photo = as_picture(image)
     mixed = (1 - alpha) * photo + alpha * colorize(label, label_space)
     ignored = label.cpu().numpy() == label_space.ignore_index
     return np.where(ignored[..., None], DIM * photo, mixed).round().astype(np.uint8)
@@ -56,7 +58,7 @@ def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float 
 
 def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Wrong pixels in red on a pale grey photo, ignored pixels dark; arguments as of ``overlay``, ``h w 3``."""
-    grey = _photo(image).mean(2, keepdims=True).repeat(3, 2)
+    grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
     pale = 0.35 * grey + 0.65 * 255
     labels, predicted = truth.cpu().numpy(), prediction.cpu().numpy()
     ignored = (labels == label_space.ignore_index)[..., None]
@@ -91,7 +93,7 @@ def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = 
     it takes; the last entry is for ignored pixels."""
     chosen = range(label_space.num_classes) if classes is None else classes
     entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
-    font, patch, line = _font(14), 16, 24
+    font, patch, line = typeface(14), 16, 24
     places, x, y = [], MARGIN, MARGIN // 2
     for name, _ in entries:
         advance = patch + 24 + int(font.getlength(name))
@@ -129,12 +131,12 @@ def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSp
     right = (prediction == truth)[counted].double().mean().item()
     share = f"{100 * right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
     tiles = {
-        "image": _photo(image),
+        "image": as_picture(image),
         "truth": overlay(image, truth, label_space),
         "prediction": overlay(image, prediction, label_space),
         f"errors · {share}": error_map(image, truth, prediction, label_space),
     }
-    return _tile_row(tiles, label_space, [truth, prediction])
+    return tile_row(tiles, label_space, [truth, prediction])
 
 
 def adaptation_panel(
@@ -155,17 +157,17 @@ def adaptation_panel(
         label_space: the classes and their colours.
     """
     tiles = {
-        "target image": _photo(image),
-        "mixed image": _photo(mixed),
+        "target image": as_picture(image),
+        "mixed image": as_picture(mixed),
         "pseudo-label": overlay(image, pseudo_label, label_space),
-        f"confidence · mean {confidence.mean().item():.2f}": _heat(confidence),
+        f"confidence · mean {confidence.mean().item():.2f}": heat(confidence),
         "student": overlay(image, student, label_space),
         "teacher": overlay(image, teacher, label_space),
     }
-    return _tile_row(tiles, label_space, [pseudo_label, student, teacher])
+    return tile_row(tiles, label_space, [pseudo_label, student, teacher])
 
 
-def _heat(values: Tensor) -> Picture:
+def heat(values: Tensor) -> Picture:
     """Numbers in [0, 1], ``h w``, from dark blue to yellow."""
     from matplotlib import colormaps
 
@@ -173,9 +175,9 @@ def _heat(values: Tensor) -> Picture:
     return rgb
 
 
-def _tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequence[Tensor]) -> Picture:
+def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequence[Tensor]) -> Picture:
     """Pictures of one size in a row under their titles, and a legend of the classes (of many, those in ``labels``)."""
-    pictures = {title: _fit(tile) for title, tile in tiles.items()}
+    pictures = {title: fit_width(tile) for title, tile in tiles.items()}
     tile_height, tile_width = next(iter(pictures.values())).shape[:2]
     width = MARGIN + len(tiles) * (tile_width + MARGIN)
     classes = None
@@ -185,7 +187,7 @@ def _tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequen
     strip = legend(label_space, width, classes)
     top = 30
     canvas = Image.new("RGB", (width, top + tile_height + MARGIN // 2 + strip.shape[0]), PAPER)
-    draw, font = ImageDraw.Draw(canvas), _font(15)
+    draw, font = ImageDraw.Draw(canvas), typeface(15)
     for i, (title, picture) in enumerate(pictures.items()):
         x = MARGIN + i * (tile_width + MARGIN)
         canvas.paste(Image.fromarray(picture), (x, top))
@@ -199,13 +201,31 @@ def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
 
     Rows of classes without a true pixel are grey. Write it with ``figure.savefig(path)``.
     """
+    return confusions_figure({"Confusion: % of each true class's pixels": confusion}, label_space)
+
+
+def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) -> Figure:
+    """Confusion matrices side by side under their titles; see :func:`confusion_figure`."""
+    n = label_space.num_classes
+    side = min(16.0, max(6.0, 2.5 + 0.5 * n))
+    figure = empty_figure((side - 0.6) * len(confusions) + 1.6, side)
+    charts = figure.subplots(1, len(confusions), squeeze=False)[0]
+    for i, (axes, (title, confusion)) in enumerate(zip(charts, confusions.items(), strict=True)):
+        picture = _draw_confusion(axes, confusion, label_space)
+        axes.set_title(title, fontsize=12)
+        axes.set_xlabel("predicted class")
+        if i == 0:
+            axes.set_ylabel("true class")
+    bar = figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02, format=lambda value, _: f"{100 * value:.0f} %")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def _draw_confusion(axes: Axes, confusion: Tensor, label_space: LabelSpace) -> AxesImage:
     counts = confusion.cpu().double().numpy()
     pixels = counts.sum(1, keepdims=True)
     share = np.divide(counts, pixels, out=np.full_like(counts, np.nan), where=pixels > 0)
     n = len(share)
-    side = min(16.0, max(6.0, 2.5 + 0.5 * n))
-    figure = empty_figure(side + 1, side)
-    axes = figure.add_subplot()
     axes.set_facecolor("0.88")
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
@@ -227,18 +247,11 @@ def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
             if value >= 0.005:
                 color = "white" if value > 0.5 else "0.2"
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=9)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title("Confusion: % of each true class's pixels", fontsize=12)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02, format=lambda value, _: f"{100 * value:.0f} %")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    return figure
+    return picture
 
 
 def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], title: str) -> Picture:
     """A table of shares in 0 to 1, one row per class (``c k``, e.g. prototype occupancy), as a picture ``h w 3``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     n, columns = values.shape
     figure = empty_figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
     axes = figure.add_subplot()
@@ -249,6 +262,13 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=11)
     figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
+    return figure_picture(figure)
+
+
+def figure_picture(figure: Figure) -> Picture:
+    """A figure as a picture ``h w 3``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -301,18 +321,19 @@ def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
     return np.where(ignored, n, ids)
 
 
-def _photo(image: Tensor) -> Picture:
-    photo = image.detach().cpu()
-    if photo.is_floating_point():
-        photo = (photo * 255).round().clamp(0, 255).byte()
-    array: Picture = photo.permute(1, 2, 0).numpy()
+def as_picture(image: Tensor) -> Picture:
+    """RGB, uint8 or float in 0 to 1, ``3 h w``, as a picture ``h w 3``."""
+    pixels = image.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).byte()
+    array: Picture = pixels.permute(1, 2, 0).numpy()
     return array
 
 
-def _fit(picture: Picture) -> Picture:
-    """Enlarged or reduced to a width in ``TILE_WIDTH``."""
+def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture:
+    """Enlarged or reduced to a width between the two given."""
     height, width = picture.shape[:2]
-    wanted = min(max(width, TILE_WIDTH[0]), TILE_WIDTH[1])
+    wanted = min(max(width, widths[0]), widths[1])
     if wanted == width:
         return picture
     size = (wanted, max(1, round(height * wanted / width)))
@@ -321,5 +342,6 @@ def _fit(picture: Picture) -> Picture:
     return np.asarray(Image.fromarray(picture).resize(size, method))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The typeface of all pictures, in pixels."""
     return ImageFont.load_default(size)

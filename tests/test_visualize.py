@@ -166,8 +166,9 @@ def test_heatmap_is_a_picture() -> None:
 
 @pytest.mark.parametrize("rows", ["", "1,0.5,,\n2,0.4,0.3,0.1\n"])
 def test_curves(rows: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,train/loss,val/mIoU,val/IoU/road\n" + rows)
-    curves_figure(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "metrics.csv").write_text("step,train/loss,val/mIoU,val/IoU/road\n" + rows)
+    curves_figure(tmp_path).savefig(tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width > 1000
 
 

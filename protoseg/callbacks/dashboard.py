@@ -1,8 +1,9 @@
-"""Pictures and tables at every validation: predictions, per-class IoU, and how the prototypes are used."""
+"""Pictures and tables at every validation: predictions, per-class IoU, how prototypes are used and where they fire."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from torch import Tensor
 
-from protoseg.callbacks.loggers import log_picture, log_table
+from protoseg.analysis.stream import evaluating, look
+from protoseg.callbacks.loggers import chart_classes, log_picture, log_table
 from protoseg.callbacks.prototype_memory import find_memory
+from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.inference import Predictor
@@ -22,9 +26,10 @@ from protoseg.visualize import adaptation_panel, heatmap_figure, panel
 
 
 class Dashboard(pl.Callback):
-    """Writes ``panels/{step,occupancy,similarity}_NNNNNN.png``, and sends the same to wandb and TensorBoard.
+    """Writes ``panels/{step,occupancy,similarity,…}_NNNNNN.png``, and sends the same to wandb and TensorBoard.
 
-    Of domain adaptation also ``panels/adaptation_NNNNNN.png``: what the last training step before it saw and thought.
+    ``activations`` and ``embedding`` show the same image every time, the first of the validation set. Of domain
+    adaptation also ``panels/adaptation_NNNNNN.png``: what the last training step before it saw and thought.
 
     Args:
         folder: where the pictures go.
@@ -34,6 +39,10 @@ class Dashboard(pl.Callback):
     def __init__(self, folder: str, num_images: int = 4) -> None:
         self.folder, self.num_images = Path(folder), num_images
         self._rows: list[np.ndarray] = []
+        self._first: tuple[Tensor, Tensor] | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        chart_classes(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         picture = outputs.get("picture")
@@ -67,10 +76,12 @@ class Dashboard(pl.Callback):
         if batch_idx % every == 0 and len(self._rows) < self.num_images and trainer.is_global_zero:
             height, width = batch.size[0].tolist()
             image, label = batch.image[0, :, :height, :width], batch.label[0, :height, :width]
+            if batch_idx == 0:
+                self._first = image, label
             self._rows.append(panel(image.cpu(), label.cpu(), outputs["predictions"][0].cpu(), pl_module.label_space))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        rows, self._rows = self._rows, []
+        (rows, self._rows), (first, self._first) = (self._rows, []), (self._first, None)
         if trainer.sanity_checking or not trainer.is_global_zero or not rows:
             return
         width = max(row.shape[1] for row in rows)
@@ -81,9 +92,13 @@ class Dashboard(pl.Callback):
         memory = find_memory(pl_module)
         if memory is not None:
             self._prototypes(trainer, memory, pl_module.label_space.classes)
+            # A pixel contrast may have prototypes of its own where the model has none.
+            if first is not None and find_memory(pl_module.model) is not None:
+                self._fixed_image(trainer, pl_module, *first)
 
     def _show(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
-        write_file(self.folder / f"{name}_{trainer.global_step:06d}.png", Image.fromarray(picture).save)
+        save = partial(Image.fromarray(picture).save, compress_level=1)  # 6, the default, takes three times as long
+        write_file(self.folder / f"{name}_{trainer.global_step:06d}.png", save)
         log_picture(trainer, key, picture)
 
     def _prototypes(self, trainer: pl.Trainer, memory: PrototypeMemory, classes: Sequence[str]) -> None:
@@ -93,6 +108,16 @@ class Dashboard(pl.Callback):
         nearest = nearest_class_cosine(memory.prototypes).cpu().numpy()
         title = "cosine of the nearest prototypes of two classes (columns as rows)"
         self._show(trainer, "similarity", "prototypes/similarity", heatmap_figure(nearest, classes, title))
+
+    def _fixed_image(self, trainer: pl.Trainer, pl_module: Any, image: Tensor, label: Tensor) -> None:
+        model, space = pl_module.model, pl_module.label_space
+        with torch.no_grad(), evaluating(model):
+            scene = look(model, image, label)
+            self._show(trainer, "activations", "prototypes/activations", activation_rows(model, scene, space))
+            plane = embedding_plane(model, scene)
+        self._show(trainer, "embedding", "prototypes/embedding", plane_picture(plane, space))
+        columns = ["kind", "class", "prototype", "x", "y"]
+        log_table(trainer, "prototypes/embedding_table", columns, plane.rows(space), text=False)
 
     def _table(self, trainer: pl.Trainer, pl_module: Any) -> None:
         metrics = trainer.callback_metrics

@@ -10,17 +10,40 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from protoseg.types import ProtosegError
 
-def wandb_logger(project: str = "protoseg", **kwargs: Any) -> Logger:
+
+class _BestCheckpointLogger(WandbLogger):
+    """Uploads the best checkpoint alone: Lightning's also sends the last, which is there to resume from."""
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        if checkpoint_callback.monitor is not None:
+            super().after_save_checkpoint(checkpoint_callback)
+
+
+def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwargs: Any) -> Logger:
     """Weights & Biases; offline where no key is configured (``wandb sync`` uploads such a run later).
 
     Args:
         project, kwargs: of Lightning's ``WandbLogger`` (name, group, tags, save_dir, …).
+        log_model: keep the best checkpoint as an artefact: True at the end of the run, ``"all"`` whenever there is a
+            better one.
+
+    Raises:
+        ProtosegError: another ``log_model``, or one for a run that is offline.
     """
+    if log_model not in (True, False, "all"):
+        raise ProtosegError(f"logger.wandb.log_model: expected true, false or all, got {log_model!r}")
     offline = os.environ.get("WANDB_MODE", "") == "offline" or not _has_wandb_key()
-    return WandbLogger(project=project, offline=offline, **kwargs)
+    if offline and log_model:
+        raise ProtosegError(
+            f"logger.wandb.log_model: expected false for a run that is offline, got {log_model}: checkpoints cannot be "
+            "uploaded then; run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
+        )
+    return _BestCheckpointLogger(project=project, offline=offline, log_model=log_model, **kwargs)  # type: ignore[arg-type]
 
 
 def finish_wandb(failed: bool = False) -> None:
@@ -48,12 +71,19 @@ def log_picture(trainer: Trainer, key: str, picture: np.ndarray) -> None:
             logger.experiment.add_image(key, picture, trainer.global_step, dataformats="HWC")
 
 
-def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Send a table to wandb (as a table) and TensorBoard (as Markdown text)."""
+def chart_classes(trainer: Trainer) -> None:
+    """Let TensorBoard show the IoU of all classes in one chart, under "Custom scalars"."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_custom_scalars({"validation": {"IoU by class": ["Multiline", ["val/IoU/.*"]]}})
+
+
+def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[Any]], text: bool = True) -> None:
+    """Send a table to wandb (as a table) and, with ``text``, to TensorBoard (as Markdown)."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_table(key, columns=columns, data=rows, step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
+        elif isinstance(logger, TensorBoardLogger) and text:
             lines = [columns, ["---"] * len(columns), *rows]
-            text = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-            logger.experiment.add_text(key, text, trainer.global_step)
+            table = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+            logger.experiment.add_text(key, table, trainer.global_step)

@@ -179,14 +179,16 @@ def report(ended: bool) -> int:
     Returns:
         the number of jobs that failed.
     """
-    if _folder is None:
+    global _folder
+    folder, _folder = _folder, None  # told once: a notebook may go on to train something else
+    if folder is None:
         return 0
     from rich.console import Console
 
     from protoseg.analysis.sweep import compare_settings
     from protoseg.cli.analyse_sweep import print_jobs, print_settings
 
-    sweep = read_sweep(_folder)
+    sweep = read_sweep(folder)
     write_manifest(sweep)
     console = Console()
     print_jobs(sweep, console)

@@ -238,7 +238,7 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
     table.add_row("metrics", str(log_file))
     if log_file.is_file():
-        curves_figure(output, output / "curves.png")
+        curves_figure(output).savefig(output / "curves.png")
         table.add_row("curves", str(output / "curves.png"))
     if (output / "panels").is_dir():
         table.add_row("predictions, prototypes", str(output / "panels"))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import DictConfig
 
+from protoseg.analysis.stream import look
 from protoseg.callbacks.loggers import wandb_logger
 from protoseg.callbacks.prototype_memory import memory_statistics
+from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
 from protoseg.cli.training import run_training
 from protoseg.nn import PrototypeMemory
+from protoseg.types import ProtosegError
+from protoseg.visualize import MARGIN
+from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy
 from tests.conftest import TINY
 
 SHORT = (*TINY, "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.limit_val_batches=2")
@@ -34,6 +43,11 @@ def test_wandb_offline_without_a_key(
     assert any("images/val" in name for name in names)
     assert any("images/prototypes" in name for name in names)
     assert any("table/val" in name for name in names)
+    assert any("table/prototypes" in name for name in names)
+    (file,) = folder.rglob("media/table/prototypes/embedding_table*.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["kind", "class", "prototype", "x", "y"]
+    assert {row[0] for row in table["data"]} == {"prototype", "pixel"}
 
 
 def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,6 +63,66 @@ def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert wandb_logger(save_dir=tmp_path)._offline is True
 
 
+@pytest.mark.parametrize("log_model", ["true", "all"])
+def test_artefact_is_the_best_checkpoint(
+    log_model: str, configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    sent: list[str] = []
+    start = wandb.init
+
+    def init(**options: Any) -> Any:
+        run = start(**{**options, "mode": "disabled"})
+        monkeypatch.setattr(run, "log_artifact", lambda it, **_: sent.append(it.metadata["original_filename"]))
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    run_training(configure("train", *SHORT, "logger=wandb", f"logger.wandb.log_model={log_model}"))
+    assert sent == ["best.ckpt"]
+
+
+@pytest.mark.parametrize(("log_model", "message"), [(True, "is offline, got True"), ("best", "expected true, false")])
+def test_wrong_artefacts(log_model: bool | str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(ProtosegError, match=message):
+        wandb_logger(save_dir=tmp_path, log_model=log_model)
+
+
+def test_embedding_plane_keeps_what_two_components_hold() -> None:
+    model, (image, label, _) = Toy().eval(), Images()[0]
+    scene = look(model, image, label)
+    plane = embedding_plane(model, scene)
+    vectors = model.head.memory.prototypes.flatten(0, 1).double().numpy()
+    n = plane.prototypes
+    assert n == len(vectors) == 3 * PROTOTYPES
+    spread = np.linalg.eigvalsh(np.cov(vectors.T, bias=True))
+    assert plane.places[:n].double().numpy().var(0) == pytest.approx(spread[::-1][:2], rel=1e-4)
+    assert plane.places[:n].mean(0).abs().max() < 1e-6
+    again = embedding_plane(model, scene)
+    assert torch.equal(plane.places, again.places)
+    rows = plane.rows(SPACE)
+    assert len(rows) == len(plane.places) > n
+    assert [row[:3] for row in rows[:3]] == [
+        ["prototype", "road", 0],
+        ["prototype", "road", 1],
+        ["prototype", "sky", 0],
+    ]
+    assert plane_picture(plane, SPACE).shape[2] == 3
+
+
+def test_activation_rows_show_the_classes_of_the_truth() -> None:
+    model, (image, label, _) = Toy().eval(), Images()[0]
+    label = torch.where(label == 1, 0, label)
+    narrow = activation_rows(model, look(model, image, torch.zeros_like(label)), SPACE)
+    wide = activation_rows(model, look(model, image, label), SPACE)
+    tile = 280 + MARGIN
+    assert narrow.shape[1] == MARGIN + 2 * tile
+    assert wide.shape[1] == MARGIN + 3 * tile
+
+
 def test_tensorboard(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -56,6 +130,11 @@ def test_tensorboard(configure: Callable[..., DictConfig], tmp_path: Path) -> No
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
     assert {"val/mIoU", "train/loss", "prototypes/diversity"} <= set(events["scalars"])
     assert {"val/predictions", "prototypes/occupancy", "prototypes/similarity"} <= set(events["images"])
+    assert {"prototypes/activations", "prototypes/embedding"} <= set(events["images"])
+    assert "custom_scalars__config__" in events["tensors"]
+    assert {path.stem for path in (tmp_path / "run" / "panels").glob("*_000002.png")} == {
+        f"{name}_000002" for name in ("step", "occupancy", "similarity", "activations", "embedding")
+    }
     assert "val/per_class_IoU/text_summary" in events["tensors"]
 
 

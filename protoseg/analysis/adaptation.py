@@ -1,0 +1,151 @@
+"""What adaptation changed: several networks on the same target images, their confusions and their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from protoseg.analysis.stream import Loader, evaluating, images
+from protoseg.inference import Predictor, SegmentationModel
+from protoseg.metrics import Scores, confusion_matrix, scores
+from protoseg.types import LabelSpace
+from protoseg.visualize import DIM, WRONG, Picture, as_picture, empty_figure, overlay, short_name, tile_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GAINED = (30, 110, 220)
+
+
+class Compared(NamedTuple):
+    """One image and what several networks make of it.
+
+    Attributes:
+        number, name, image, label: see :class:`protoseg.analysis.stream.Scene`.
+        predictions: class ids, int64 ``H W``, by network.
+    """
+
+    number: int
+    name: str
+    image: Tensor
+    label: Tensor
+    predictions: dict[str, Tensor]
+
+
+def compared(models: Mapping[str, nn.Module], loader: Loader, predictor: Predictor | None = None) -> Iterator[Compared]:
+    """Every image of a loader with the predictions of every network, under a progress bar.
+
+    Args:
+        models: ``Segmentor``s by name, all on one device.
+        loader: see :func:`protoseg.analysis.stream.scenes`.
+        predictor: how they predict; each image whole, once, if None.
+    """
+    predictor = predictor or Predictor()
+    device = next(next(iter(models.values())).parameters()).device
+    with evaluating(*models.values()):
+        for number, name, image, label in images(loader, "comparing"):
+            batch, size = image.unsqueeze(0).to(device), torch.tensor([label.shape])
+            predictions = {
+                network: predictor.predict(cast(SegmentationModel, model), batch, size)[0].cpu()
+                for network, model in models.items()
+            }
+            yield Compared(number, name, image, label, predictions)
+
+
+class ConfusionCollector:
+    """The confusion matrix of every network over a stream, int64 ``c c``, rows are the truth."""
+
+    def __init__(self, label_space: LabelSpace) -> None:
+        self.label_space = label_space
+        self.confusions: dict[str, Tensor] = {}
+
+    def update(self, seen: Compared) -> None:
+        space = self.label_space
+        for network, prediction in seen.predictions.items():
+            counts = confusion_matrix(prediction, seen.label, space.num_classes, space.ignore_index)
+            self.confusions[network] = self.confusions.get(network, torch.zeros_like(counts)) + counts
+
+    def scores(self) -> dict[str, Scores]:
+        """By network; each holds its confusion matrix."""
+        return {network: scores(confusion) for network, confusion in self.confusions.items()}
+
+
+def compare(
+    models: Mapping[str, nn.Module], loader: Loader, label_space: LabelSpace, predictor: Predictor | None = None
+) -> dict[str, Scores]:
+    """The scores and the confusion matrix of every network on the same labelled images; see :func:`compared`."""
+    collector = ConfusionCollector(label_space)
+    for seen in compared(models, loader, predictor):
+        collector.update(seen)
+    return collector.scores()
+
+
+def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor, ignored: int) -> Picture:
+    """What got right in blue, what got wrong in red, on a pale grey photo; ignored pixels dark. ``H W 3``.
+
+    Args:
+        image: uint8 RGB, ``3 H W``.
+        truth, before, after: class ids, ``H W``.
+        ignored: label of the ignored pixels.
+    """
+    grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
+    picture = 0.35 * grey + 0.65 * 255
+    was, now = (before == truth).numpy(), (after == truth).numpy()
+    for changed, color in ((now & ~was, GAINED), (was & ~now, WRONG)):
+        picture = np.where(changed[..., None], 0.25 * grey + 0.75 * np.array(color), picture)
+    unknown = (truth == ignored).numpy()[..., None]
+    return np.where(unknown, DIM * grey, picture).round().astype(np.uint8)
+
+
+def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
+    """Photo, truth, each network's prediction, and what the last one changed against the first, side by side."""
+    counted = seen.label != label_space.ignore_index
+    tiles = {"image": as_picture(seen.image)}
+    if counted.any():
+        tiles["truth"] = overlay(seen.image, seen.label, label_space)
+    for network, prediction in seen.predictions.items():
+        share = f" · {100 * (prediction == seen.label)[counted].double().mean():.1f} % right" if counted.any() else ""
+        tiles[f"{network}{share}"] = overlay(seen.image, prediction, label_space)
+    first, *_, last = seen.predictions
+    if counted.any() and first != last:
+        before, after = seen.predictions[first], seen.predictions[last]
+        change = change_map(seen.image, seen.label, before, after, label_space.ignore_index)
+        tiles["blue: gained, red: lost"] = change
+    return tile_row(tiles, label_space, [seen.label, *seen.predictions.values()])
+
+
+def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
+    """The IoU of each class, a bar for each network, classes that gained most first; mIoU in the legend.
+
+    Of more than 40 classes, the 20 that gained most and the 20 that lost most, by the last network against the first.
+    """
+    iou = 100 * np.stack([entry["IoU"].numpy() for entry in found.values()])
+    gain = np.nan_to_num(iou[-1]) - np.nan_to_num(iou[0])
+    order = [int(i) for i in np.argsort(-gain, kind="stable") if not np.isnan(iou[:, i]).all()]
+    if len(order) > 40:
+        order = order[:20] + order[-20:]
+    figure = empty_figure(8, 1.4 + 0.42 * len(order))
+    axes = figure.add_subplot()
+    height = 0.8 / len(found)
+    for i, (network, entry) in enumerate(found.items()):
+        color = ("0.65", "#3b6fb6", "#12305c")[min(i, 2)]
+        places = np.arange(len(order)) + (i - (len(found) - 1) / 2) * height
+        values = np.nan_to_num(iou[i, order])
+        axes.barh(places, values, 0.92 * height, color=color, label=f"{network}, mIoU {100 * entry['mIoU']:.1f}")
+    for place, i in enumerate(order):
+        x = np.nanmax(iou[:, i]) + 1
+        axes.text(x, place, f"{gain[i]:+.1f}", va="center", fontsize=9, color="0.2" if gain[i] >= 0 else "#c0203a")
+    axes.set_yticks(range(len(order)), [short_name(label_space.classes[i]) for i in order], fontsize=9)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("IoU (%)")
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=9)
+    names = list(found)
+    axes.set_title(f"IoU of each class; numbers: {names[-1]} against {names[0]}", fontsize=11)
+    return figure

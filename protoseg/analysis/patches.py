@@ -1,0 +1,170 @@
+"""The places in the images that lie nearest to each prototype: what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.types import LabelSpace
+from protoseg.visualize import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
+
+PATCH_SHARE = 0.2  # side of the patch, of the image's shorter side
+PATCH_PIXELS = 96  # side of the picture of it
+_GAP, _NAME_WIDTH = 6, 88
+
+
+class Patch(NamedTuple):
+    """A place that takes a prototype.
+
+    Attributes:
+        cosine: of the embedding there to the prototype.
+        image: place of the image in the stream.
+        name: path of the image.
+        y, x: pixel of the image.
+        label: true class of the pixel, or the ignored one.
+        picture: the photo around the pixel, which is in its middle, uint8 ``PATCH_PIXELS PATCH_PIXELS 3``; white
+            beyond the image's border.
+    """
+
+    cosine: float
+    image: int
+    name: str
+    y: int
+    x: int
+    label: int
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The nearest patches of every prototype.
+
+    Attributes:
+        found: ``found[class][prototype]``: at most ``n`` patches, nearest first; none where no pixel takes it.
+    """
+
+    found: list[list[list[Patch]]]
+
+    def cosines(self) -> Tensor:
+        """``c k n``, NaN where there are fewer patches."""
+        n = max((len(patches) for of_class in self.found for patches in of_class), default=0)
+        rows = [[[p.cosine for p in patches] + [float("nan")] * (n - len(patches)) for patches in of_class]
+                for of_class in self.found]  # fmt: skip
+        return torch.tensor(rows)
+
+
+class PatchCollector:
+    """The ``n`` nearest cells of each prototype over a stream, at most one an image.
+
+    A cell belongs to one prototype: the nearest of the class that is predicted there. So a prototype's patches are
+    those that take it, whatever the truth, and one that is always beaten has none.
+
+    Args:
+        num_classes, num_prototypes: ``c``, ``k``.
+        n: patches to keep for each prototype; memory is bounded by ``c k n`` pictures of 27 kB.
+    """
+
+    def __init__(self, num_classes: int, num_prototypes: int, n: int = 8) -> None:
+        self.num_prototypes, self.n = num_prototypes, n
+        self.found: list[list[Patch]] = [[] for _ in range(num_classes * num_prototypes)]
+        self.lowest = torch.full((len(self.found),), -torch.inf)  # what a cell must beat to enter
+
+    def update(self, scene: Scene) -> None:
+        prediction, label = scene.cell_prediction, scene.cell_label
+        cosine, nearest = scene.cosines.own(prediction).max(1)
+        prototype = (prediction * self.num_prototypes + nearest).cpu()
+        cosine = cosine.cpu().float()
+        best = torch.full_like(self.lowest, -torch.inf).scatter_reduce_(0, prototype, cosine, "amax")
+        for row in (best > self.lowest).nonzero().flatten().tolist():
+            cell = int(((prototype == row) & (cosine == best[row])).nonzero()[0])
+            y, x = scene.centre(cell)
+            picture = cut(scene.image, y, x)
+            patches = self.found[row]
+            patches.append(Patch(float(best[row]), scene.number, scene.name, y, x, int(label[cell]), picture))
+            patches.sort(key=lambda patch: -patch.cosine)
+            del patches[self.n :]
+            if len(patches) == self.n:
+                self.lowest[row] = patches[-1].cosine
+
+    def compute(self) -> Patches:
+        k = self.num_prototypes
+        return Patches([[list(p) for p in self.found[i : i + k]] for i in range(0, len(self.found), k)])
+
+
+def nearest_patches(model: nn.Module, loader: Loader, n: int = 8) -> Patches:
+    """The ``n`` nearest patches of each prototype, each from another image; see :class:`PatchCollector`.
+
+    Raises:
+        ProtosegError: a model without prototypes.
+    """
+    c, k, _ = prototype_memory(model).prototypes.shape
+    collector = PatchCollector(c, k, n)
+    collect(scenes(model, loader, "patches"), collector)
+    return collector.compute()
+
+
+def cut(image: Tensor, y: int, x: int) -> Picture:
+    """The square of the photo (uint8 ``3 H W``) around a pixel, ``PATCH_SHARE`` of its shorter side, resized."""
+    height, width = image.shape[1:]
+    half = max(1, round(PATCH_SHARE * min(height, width) / 2))
+    side = 2 * half + 1
+    square: Picture = np.full((side, side, 3), PAPER, dtype=np.uint8)
+    top, left = y - half, x - half
+    bottom, right = min(top + side, height), min(left + side, width)
+    inside = image[:, max(top, 0) : bottom, max(left, 0) : right].permute(1, 2, 0).cpu().numpy()
+    square[max(top, 0) - top : bottom - top, max(left, 0) - left : right - left] = inside
+    size = (PATCH_PIXELS, PATCH_PIXELS)
+    return np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BICUBIC))
+
+
+def patch_sheet(
+    patches: Sequence[Sequence[Patch]], class_id: int, label_space: LabelSpace, shares: Sequence[float] | None = None
+) -> Picture:
+    """The patches of one class: a row for each prototype, nearest first; frames in red where the truth is another.
+
+    Args:
+        patches: ``Patches.found[class_id]``.
+        class_id: the class.
+        label_space: the classes.
+        shares: of the class's pixels that each prototype takes, in 0 to 1.
+    """
+    columns = max(1, max((len(row) for row in patches), default=1))
+    step, top = PATCH_PIXELS + _GAP + 14, 34
+    width = max(_NAME_WIDTH + columns * (PATCH_PIXELS + _GAP), 420)
+    canvas = Image.new("RGB", (width, top + len(patches) * step + _GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    name = short_name(label_space.classes[class_id])
+    draw.rectangle((_GAP, 10, _GAP + 16, 26), fill=label_space.colors[class_id], outline=FRAME)
+    draw.text((_GAP + 24, 18), f"{name}: nearest patches of each prototype, and their cosine", INK, typeface(15), "lm")
+    for j, row in enumerate(patches):
+        y = top + j * step
+        share = "" if shares is None else f"\n{100 * shares[j]:.1f} %"
+        draw.multiline_text((_GAP, y + PATCH_PIXELS // 2), f"number {j}{share}", INK, typeface(13), "lm")
+        if not row:
+            draw.text((_NAME_WIDTH, y + PATCH_PIXELS // 2), "no pixel takes it", WRONG, typeface(13), "lm")
+        for i, patch in enumerate(row):
+            x = _NAME_WIDTH + i * (PATCH_PIXELS + _GAP)
+            canvas.paste(Image.fromarray(patch.picture), (x, y))
+            _mark(draw, x, y)
+            known = patch.label != label_space.ignore_index
+            wrong = known and patch.label != class_id
+            box = (x - 1, y - 1, x + PATCH_PIXELS, y + PATCH_PIXELS)
+            draw.rectangle(box, outline=WRONG if wrong else FRAME, width=3 if wrong else 1)
+            truth = f" {label_space.classes[patch.label][:9]}" if wrong else ""
+            color = WRONG if wrong else INK
+            draw.text((x, y + PATCH_PIXELS + 8), f"{patch.cosine:.2f}{truth}", color, typeface(11), "lm")
+    return np.asarray(canvas)
+
+
+def _mark(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    """A small ring around the middle of a patch."""
+    x, y = x + PATCH_PIXELS // 2, y + PATCH_PIXELS // 2
+    for radius, color in ((5, (0, 0, 0)), (4, (255, 255, 255))):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color)

@@ -1,0 +1,204 @@
+"""Images one after the other, each with what a model makes of it: what every analysis here reads.
+
+Collectors take one :class:`Scene` at a time and keep only what they count, so any number of images fits, and several
+collectors share one pass of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from protoseg.functional.resize import downsample_label, upsample_logits
+from protoseg.functional.similarity import Similarities
+from protoseg.nn import PrototypeMemory
+from protoseg.types import Batch, ProtosegError, SegOutput, ignore_index
+
+
+class Scene(NamedTuple):
+    """One image and the model's output for it. The grid ``h w`` is the output's, of ``stride`` pixels a cell.
+
+    Attributes:
+        number: place in the stream.
+        name: path of the image.
+        image: uint8 RGB, ``3 H W``.
+        label: int64 ``H W``, class ids or the ignored one.
+        output: of a batch of one.
+        stride: pixels per cell.
+    """
+
+    number: int
+    name: str
+    image: Tensor
+    label: Tensor
+    output: SegOutput
+    stride: int
+
+    @property
+    def num_classes(self) -> int:
+        return self.output.logits.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.label.shape[0], self.label.shape[1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width in cells."""
+        return self.output.logits.shape[2], self.output.logits.shape[3]
+
+    @property
+    def cell_label(self) -> Tensor:
+        """True class at the centre pixel of each cell, as training reads it, int64 ``h*w``."""
+        return downsample_label(self.label.unsqueeze(0), self.grid, self.stride).flatten()
+
+    @property
+    def cell_prediction(self) -> Tensor:
+        """Predicted class of each cell, int64 ``h*w``."""
+        return self.output.logits.argmax(1).flatten()
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which cells have a true class, bool ``h*w``."""
+        return self.cell_label != ignore_index(self.num_classes)
+
+    @property
+    def cosines(self) -> Similarities:
+        """Cosines of the cells to all prototypes.
+
+        Raises:
+            ProtosegError: the model has no prototypes.
+        """
+        if self.output.similarities is None:
+            raise ProtosegError(_NO_PROTOTYPES)
+        return self.output.similarities
+
+    def at_pixels(self, cells: Tensor) -> Tensor:
+        """A map on the grid, ``n h w``, at the image's pixels, ``n H W``, as logits are brought there."""
+        return upsample_logits(cells.unsqueeze(0), self.size, self.stride)[0]
+
+    def centre(self, cell: int) -> tuple[int, int]:
+        """Row and column of the pixel at the centre of a cell, by the cell's flat index."""
+        row, column = divmod(cell, self.grid[1])
+        half = self.stride // 2
+        return min(row * self.stride + half, self.size[0] - 1), min(column * self.stride + half, self.size[1] - 1)
+
+
+class Collector(Protocol):
+    """Counts something over a stream of scenes."""
+
+    def update(self, scene: Scene) -> None: ...
+
+
+class Loader(Protocol):
+    """What is asked of a ``DataLoader``: :class:`~protoseg.types.Batch` es of a data set of known length."""
+
+    dataset: Any
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class LabelledImage(NamedTuple):
+    """One image of a loader, without padding; attributes as of :class:`Scene`."""
+
+    number: int
+    name: str
+    image: Tensor
+    label: Tensor
+
+
+def images(loader: Loader, title: str) -> Iterator[LabelledImage]:
+    """The images of a loader one by one, under a progress bar with this title."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    number = 0
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=len(loader.dataset))
+        for batch in loader:
+            for i, (height, width) in enumerate(batch.size.tolist()):
+                yield LabelledImage(
+                    number, batch.name[i], batch.image[i, :, :height, :width], batch.label[i, :height, :width]
+                )
+                number += 1
+                progress.update(task, completed=number)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Models in eval mode, and afterwards in the mode they were in."""
+    training = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
+
+
+def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterator[Scene]:
+    """Every image of a loader with the model's output, whole and at its own size, under a progress bar.
+
+    The model runs in eval mode, without gradient, where its parameters are, on one image at a time: memory and results
+    do not depend on the loader's batch size.
+
+    Args:
+        model: a ``Segmentor``.
+        loader: gives ``Batch``es, e.g. a DataModule's ``eval_dataloader(split)``.
+        title: of the progress bar.
+    """
+    with evaluating(model):
+        for number, name, image, label in images(loader, title):
+            yield look(model, image, label, number, name)
+
+
+@torch.no_grad()
+def look(model: nn.Module, image: Tensor, label: Tensor | None = None, number: int = 0, name: str = "") -> Scene:
+    """One image with the output of a model in eval mode.
+
+    Args:
+        model: a ``Segmentor``.
+        image: uint8 RGB (or float in 0 to 1), ``3 H W``.
+        label: int64 ``H W``; all pixels count as ignored without it.
+        number, name: see :class:`Scene`.
+    """
+    network = cast(Any, model)
+    device = next(model.parameters()).device
+    image = image.to(device)
+    output: SegOutput = network(image.unsqueeze(0))
+    if label is None:
+        ignored = ignore_index(output.logits.shape[1])
+        label = torch.full(image.shape[1:], ignored, dtype=torch.int64)
+    return Scene(number, name, image, label.to(device), output, network.stride)
+
+
+@torch.no_grad()
+def collect(stream: Iterable[Scene], *collectors: Collector) -> None:
+    """Show every scene to every collector: one pass of the model for all of them."""
+    for scene in stream:
+        for collector in collectors:
+            collector.update(scene)
+
+
+def prototype_memory(model: nn.Module) -> PrototypeMemory:
+    """The prototypes of a model.
+
+    Raises:
+        ProtosegError: it has none.
+    """
+    memory = getattr(getattr(model, "head", None), "memory", None)
+    if not isinstance(memory, PrototypeMemory):
+        raise ProtosegError(_NO_PROTOTYPES)
+    return memory
+
+
+_NO_PROTOTYPES = (
+    "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
+    "for what needs none: python -m protoseg.analysis uncertainty"
+)

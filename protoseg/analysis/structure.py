@@ -1,0 +1,234 @@
+"""How the prototypes share the pixels out among themselves, how alike they are, which are dead and which are double."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
+from protoseg.types import LabelSpace
+from protoseg.visualize import MANY_CLASSES, empty_figure, short_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+DEAD_BELOW = 0.001  # of the class's pixels
+DUPLICATE_ABOVE = 0.98  # cosine: 11 degrees apart
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Cells of the grid for which each prototype is the nearest of its class.
+
+    Attributes:
+        true: among the cells that truly are of the class, int64 ``c k``.
+        predicted: among those predicted as the class, int64 ``c k``.
+        most_cells: most cells predicted right as each class in one image, int64 ``c``.
+        example: index of that image in the stream, int64 ``c``; -1 where there is none.
+    """
+
+    true: Tensor
+    predicted: Tensor
+    most_cells: Tensor
+    example: Tensor
+
+    def share(self, counts: Tensor) -> Tensor:
+        """``true`` or ``predicted`` as shares of each class, fp64 ``c k``; NaN for a class without a cell."""
+        return counts.double() / counts.sum(1, keepdim=True)
+
+    @property
+    def counted(self) -> Tensor:
+        """``true``, or, where the images came without labels, ``predicted``."""
+        return self.true if self.true.any() else self.predicted
+
+
+class OccupancyCollector:
+    """Counts over a stream what :class:`Occupancy` holds. A cell goes to its nearest prototype, without Sinkhorn."""
+
+    def __init__(self, num_classes: int, num_prototypes: int) -> None:
+        self.shape = (num_classes, num_prototypes)
+        self.counts = torch.zeros(2, num_classes * num_prototypes, dtype=torch.int64)
+        self.most_cells = torch.zeros(num_classes, dtype=torch.int64)
+        self.example = torch.full((num_classes,), -1)
+
+    def update(self, scene: Scene) -> None:
+        c, k = self.shape
+        label, prediction, labelled = scene.cell_label, scene.cell_prediction, scene.labelled
+        for counts, ids, counted in zip(
+            self.counts, (label, prediction), (labelled, torch.ones_like(labelled)), strict=True
+        ):
+            nearest = ids * k + scene.cosines.own(ids).argmax(1)
+            counts += torch.bincount(nearest[counted].cpu(), minlength=c * k)
+        right = prediction[(prediction == label) | ~labelled.any()]
+        cells = torch.bincount(right.cpu(), minlength=c)
+        self.example = self.example.where(cells <= self.most_cells, scene.number)
+        self.most_cells = torch.maximum(cells, self.most_cells)
+
+    def compute(self) -> Occupancy:
+        true, predicted = self.counts.view(2, *self.shape).clone()
+        return Occupancy(true, predicted, self.most_cells.clone(), self.example.clone())
+
+
+def occupancy(model: nn.Module, loader: Loader) -> Occupancy:
+    """See :class:`Occupancy`.
+
+    Raises:
+        ProtosegError: a model without prototypes.
+    """
+    c, k, _ = prototype_memory(model).prototypes.shape
+    collector = OccupancyCollector(c, k)
+    collect(scenes(model, loader, "occupancy"), collector)
+    return collector.compute()
+
+
+def within_class(prototypes: Tensor) -> Tensor:
+    """Cosines between the prototypes of each class, ``c k d`` to ``c k k``."""
+    return prototypes @ prototypes.transpose(1, 2)
+
+
+def between_classes(prototypes: Tensor) -> Tensor:
+    """Cosine of the two nearest prototypes of each pair of classes, ``c k d`` to ``c c``; see
+    :func:`protoseg.functional.prototypes.nearest_class_cosine`."""
+    return nearest_class_cosine(prototypes)
+
+
+def describe(
+    prototypes: Tensor,
+    counts: Tensor,
+    label_space: LabelSpace,
+    dead_below: float = DEAD_BELOW,
+    duplicate_above: float = DUPLICATE_ABOVE,
+) -> list[dict[str, Any]]:
+    """What is to be known of each class's prototypes, as plain values, one entry per class.
+
+    Args:
+        prototypes: unit vectors, ``c k d``.
+        counts: cells each one takes, ``c k``, see :class:`Occupancy`.
+        label_space: the classes.
+        dead_below: a prototype with a smaller share of its class's cells is dead; none is where the class has no cell.
+        duplicate_above: two prototypes of a class with a higher cosine are one.
+
+    Returns:
+        ``name``; ``cells``; ``shares`` (k numbers, None without a cell); ``effective`` (exp of their entropy: how many
+        prototypes do the work); ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes);
+        ``duplicates`` (``[i, j, cosine]``); ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
+    """
+    within, between = within_class(prototypes.cpu()), between_classes(prototypes.cpu())
+    means = within_class_cosine(prototypes.cpu())
+    between.fill_diagonal_(-math.inf)
+    entries = []
+    for i, name in enumerate(label_space.classes):
+        cells = int(counts[i].sum())
+        share = counts[i].double() / max(cells, 1)
+        pairs = torch.triu(within[i] > duplicate_above, diagonal=1).nonzero().tolist()
+        nearest = int(between[i].argmax())
+        alone = label_space.num_classes == 1
+        entries.append(
+            {
+                "name": name,
+                "cells": cells,
+                "shares": share.tolist() if cells else None,
+                "effective": float(torch.special.entr(share).sum().exp()) if cells else None,
+                "mean_cosine": None if means[i].isnan() else float(means[i]),
+                "dead": (share < dead_below).nonzero().flatten().tolist() if cells else [],
+                "duplicates": [[a, b, float(within[i, a, b])] for a, b in pairs],
+                "nearest_class": None if alone else label_space.classes[nearest],
+                "nearest_cosine": None if alone else float(between[i, nearest]),
+            }
+        )
+    return entries
+
+
+def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
+    """A ``k`` by ``k`` table of cosines for each class (or the given ids), in one figure.
+
+    Of more than 40 classes, the first 40 unless others are given.
+    """
+    chosen = list(range(label_space.num_classes) if classes is None else classes)[:MANY_CLASSES]
+    cosines = within_class(prototypes.cpu()[chosen]).numpy()
+    columns = min(6, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = empty_figure(1.2 + 2.1 * columns, 0.9 + 2.3 * rows)
+    charts = figure.subplots(rows, columns, squeeze=False)
+    k = cosines.shape[1]
+    ticks = range(0, k, max(1, k // 5))
+    for axes in charts.flat:
+        axes.set_axis_off()
+    for axes, i, table in zip(charts.flat, chosen, cosines, strict=False):
+        axes.set_axis_on()
+        picture = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
+        off_diagonal = table[~np.eye(k, dtype=bool)]
+        mean = f" · {off_diagonal.mean():.2f}" if k > 1 else ""
+        axes.set_title(f"{short_name(label_space.classes[i])}{mean}", fontsize=10)
+        axes.set_xticks(ticks)
+        axes.set_yticks(ticks)
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+    bar = figure.colorbar(picture, ax=charts, fraction=0.025, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    figure.suptitle("Cosines between the prototypes of a class (title: mean of the pairs)", fontsize=12)
+    return figure
+
+
+def between_figure(prototypes: Tensor, label_space: LabelSpace) -> Figure:
+    """A table of the cosines of the nearest prototypes of each two classes."""
+    cosines = between_classes(prototypes.cpu()).numpy()
+    n = len(cosines)
+    side = min(16.0, max(6.0, 2.5 + 0.5 * n))
+    figure = empty_figure(side + 1, side)
+    axes = figure.add_subplot()
+    picture = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+    named = range(n) if n <= 150 else []
+    names = [short_name(name) for name in label_space.classes[: len(named)]]
+    size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
+    axes.set_xticks(named, names, rotation=90, fontsize=size)
+    axes.set_yticks(named, names, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if n <= MANY_CLASSES:
+        for (row, column), value in np.ndenumerate(cosines):
+            color = "white" if abs(value) > 0.6 else "0.2"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes.set_title("Cosine of the nearest prototypes of two classes\n(diagonal: mean within the class)", fontsize=12)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def occupancy_figure(found: Occupancy, label_space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
+    """Each class as a bar of its prototypes' shares, largest first: above the true cells, below the predicted ones."""
+    chosen = list(range(label_space.num_classes) if classes is None else classes)[:MANY_CLASSES]
+    k = found.true.shape[1]
+    edge: dict[str, Any] = {"edgecolor": "0.5", "linewidth": 0.4}
+    figure = empty_figure(9, 1.2 + 0.5 * len(chosen))
+    axes = figure.add_subplot()
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    for place, i in enumerate(chosen):
+        order = found.counted[i].argsort(descending=True)
+        shades = np.linspace(1, 0.25, k)[:, None]
+        colors = 1 - shades * (1 - np.array(label_space.colors[i]) / 255)
+        for kind, counts in enumerate((found.true, found.predicted)):
+            shares = 100 * found.share(counts)[i][order].nan_to_num(0.0)
+            middles = (shares.cumsum(0) - shares / 2).tolist()
+            y = place + (kind - 0.5) * 0.38
+            axes.barh([y] * k, shares, 0.34, left=middles - shares.numpy() / 2, color=colors, **edge)
+            for rank in (shares > 4).nonzero().flatten().tolist():
+                color = "white" if sum(colors[rank]) < 1.5 else "0.2"
+                number = str(int(order[rank]))
+                axes.text(middles[rank], y, number, ha="center", va="center", fontsize=6, color=color)
+    axes.set_yticks(range(len(chosen)), [short_name(label_space.classes[i]) for i in chosen], fontsize=9)
+    axes.set_ylim(len(chosen) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Pixels of a class by nearest prototype (its number): upper bar true, lower predicted", fontsize=11)
+    return figure

@@ -1,0 +1,223 @@
+"""How well a model knows where it is wrong: by prototype margin, distance to the prototypes, softmax confidence.
+
+Everything is read from histograms over the pixels, of ``BINS`` cells for each measure, so any number of pixels fits.
+What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how far the exact number can be away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from protoseg.analysis.stream import Loader, Scene, collect, scenes
+from protoseg.types import ignore_index
+
+BINS = 2**15
+CALIBRATION_BINS = 15
+RANGES = {"margin": (0.0, 2.0), "distance": (-2.0, 0.0), "confidence": (-8.0, 40.0)}
+"""Lowest and highest certainty of each measure: the margin, minus the distance, and the log-odds of the confidence,
+in which certain pixels are told apart that all round to probability 1."""
+
+Array = npt.NDArray[np.float64]
+
+
+class PixelUncertainty(NamedTuple):
+    """Prediction and certainty of every pixel of an image, each ``H W``.
+
+    Attributes:
+        prediction: the likeliest class, int64.
+        log_odds: log(p / (1 - p)) of its softmax probability p.
+        margin: cosine of the nearest class minus that of the runner-up, in [0, 2]; None without prototypes.
+        distance: 1 minus the cosine to the nearest prototype of all, in [0, 2]; None without prototypes.
+    """
+
+    prediction: Tensor
+    log_odds: Tensor
+    margin: Tensor | None
+    distance: Tensor | None
+
+    @property
+    def confidence(self) -> Tensor:
+        """The softmax probability of the predicted class."""
+        return self.log_odds.sigmoid()
+
+    def certainties(self) -> dict[str, Tensor]:
+        """By name of the measure, in the units of ``RANGES``: high is certain."""
+        found = {"confidence": self.log_odds}
+        if self.margin is not None and self.distance is not None:
+            found |= {"margin": self.margin, "distance": -self.distance}
+        return found
+
+
+@torch.no_grad()
+def pixel_uncertainty(scene: Scene) -> PixelUncertainty:
+    """See :class:`PixelUncertainty`. Logits and class cosines are brought to the pixels first, as in evaluation."""
+    logits = scene.at_pixels(scene.output.logits[0].float())
+    prediction, best, rest = _best_and_rest(logits)
+    log_odds = best - rest.logsumexp(0)
+    if scene.output.similarities is None:
+        return PixelUncertainty(prediction, log_odds, None, None)
+    cells = scene.cosines.scores.view(*scene.grid, -1).permute(2, 0, 1).float()
+    _, nearest, others = _best_and_rest(scene.at_pixels(cells))
+    return PixelUncertainty(prediction, log_odds, nearest - others.amax(0), 1 - nearest)
+
+
+def _best_and_rest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Index and value of the highest of ``c H W``, and the rest: the same with -inf in its place."""
+    best, index = values.max(0)
+    return index, best, values.scatter(0, index.unsqueeze(0), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pixels by confidence, in ``CALIBRATION_BINS`` equal steps from 0 to 1 (Guo et al., arXiv 1706.04599).
+
+    Attributes:
+        pixels: in each bin.
+        confidence: mean in each bin, NaN in an empty one.
+        accuracy: share of right pixels in each bin, NaN in an empty one.
+    """
+
+    pixels: Array
+    confidence: Array
+    accuracy: Array
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean over the pixels of their bin's |accuracy - confidence|."""
+        gap = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(gap * self.pixels) / self.pixels.sum())
+
+
+@dataclass(frozen=True)
+class ErrorDetection:
+    """How well a measure of certainty tells right pixels from wrong ones.
+
+    Attributes:
+        measure: name out of ``RANGES``.
+        right, wrong: pixels in each bin of certainty, least certain first.
+        calibration: of measures that are probabilities.
+    """
+
+    measure: str
+    right: Array
+    wrong: Array
+    calibration: Calibration | None = None
+
+    @property
+    def pixels(self) -> int:
+        return int(self.right.sum() + self.wrong.sum())
+
+    @property
+    def error_rate(self) -> float:
+        return float(self.wrong.sum() / self.pixels)
+
+    @property
+    def auroc(self) -> float:
+        """Probability that a right pixel is surer than a wrong one, ties counting half; NaN where all are one kind."""
+        less_sure = np.cumsum(self.wrong) - self.wrong
+        with np.errstate(invalid="ignore"):
+            return float((self.right * (less_sure + self.wrong / 2)).sum() / (self.right.sum() * self.wrong.sum()))
+
+    @property
+    def auroc_bound(self) -> float:
+        """The exact AUROC is at most this far away: half the pairs that share a bin."""
+        with np.errstate(invalid="ignore"):
+            return float((self.right * self.wrong).sum() / 2 / (self.right.sum() * self.wrong.sum()))
+
+    def risk_coverage(self) -> tuple[Array, Array]:
+        """Share of pixels kept, and the share of wrong ones among them, as less and less certain ones are let in."""
+        pixels, wrong = (self.right + self.wrong)[::-1], self.wrong[::-1]
+        kept = np.cumsum(pixels)
+        held = pixels > 0
+        return kept[held] / kept[-1], np.cumsum(wrong)[held] / kept[held]
+
+    @property
+    def aurc(self) -> float:
+        """Area under the risk-coverage curve (Geifman & El-Yaniv, arXiv 1705.08500): lower is better.
+
+        Within a bin, wrong pixels are taken to lie evenly among the right ones.
+        """
+        pixels, wrong, before = self._from_surest()
+        errors = np.cumsum(wrong) - wrong
+        rate = np.divide(wrong, pixels, out=np.zeros_like(wrong), where=pixels > 0)
+        growth = np.log((before + pixels) / np.maximum(before, 1), where=before > 0, out=np.zeros_like(before))
+        return float((rate * pixels + (errors - rate * before) * growth).sum() / self.pixels)
+
+    @property
+    def aurc_bound(self) -> float:
+        """The exact area is at most this far away, whatever the order within the bins."""
+        pixels, wrong, before = self._from_surest()
+        held = pixels > 0
+        sum_of_inverses = np.log((before + pixels)[held]) - np.log(np.maximum(before[held], 1)) + (before[held] == 0)
+        return float((np.minimum(wrong, pixels - wrong)[held] * sum_of_inverses).sum() / self.pixels)
+
+    @property
+    def aurc_optimal(self) -> float:
+        """The area if every right pixel were surer than every wrong one: what the error rate alone costs."""
+        kept = 1 - self.error_rate
+        return self.error_rate + (kept * float(np.log(kept)) if kept > 0 else 0.0)
+
+    def values(self) -> Array:
+        """The middle of each bin, in the units of the measure: cosine, distance (falling), or probability."""
+        low, high = RANGES[self.measure]
+        middle = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+        return {"margin": middle, "distance": -middle, "confidence": 1 / (1 + np.exp(-middle))}[self.measure]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as plain values; see the properties of the same names. ``ece`` is None where there is none."""
+        names = ("pixels", "error_rate", "auroc", "auroc_bound", "aurc", "aurc_bound", "aurc_optimal")
+        return {name: getattr(self, name) for name in names} | {
+            "ece": self.calibration.ece if self.calibration else None
+        }
+
+    def _from_surest(self) -> tuple[Array, Array, Array]:
+        """Pixels and wrong pixels of each bin, surest first, and the pixels before it."""
+        pixels, wrong = (self.right + self.wrong)[::-1], self.wrong[::-1].copy()
+        return pixels, wrong, np.cumsum(pixels) - pixels
+
+
+@dataclass
+class UncertaintyCollector:
+    """Histograms of the certainty of right and of wrong pixels over a stream; unlabelled pixels do not count."""
+
+    histograms: dict[str, Array] = field(default_factory=dict)
+    calibration: Array = field(default_factory=lambda: np.zeros((3, CALIBRATION_BINS)))
+
+    def update(self, scene: Scene) -> None:
+        found = pixel_uncertainty(scene)
+        counted = scene.label != ignore_index(scene.num_classes)
+        right = (found.prediction == scene.label)[counted]
+        for name, certainty in found.certainties().items():
+            low, high = RANGES[name]
+            cell = ((certainty[counted] - low) * (BINS / (high - low))).long().clamp_(0, BINS - 1)
+            counts = torch.bincount(cell + BINS * right, minlength=2 * BINS).view(2, BINS)
+            self.histograms[name] = self.histograms.get(name, 0.0) + counts.cpu().double().numpy()
+        confidence = found.confidence[counted].cpu().double()
+        cell = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
+        for total, weight in zip(
+            self.calibration, (torch.ones_like(confidence), confidence, right.cpu().double()), strict=True
+        ):
+            total += torch.bincount(cell, weight, CALIBRATION_BINS).numpy()
+
+    def compute(self) -> dict[str, ErrorDetection]:
+        """By measure; ``confidence`` comes with its calibration."""
+        pixels, confidence, right = self.calibration
+        with np.errstate(invalid="ignore"):
+            calibration = Calibration(pixels.copy(), confidence / pixels, right / pixels)
+        return {
+            name: ErrorDetection(name, right, wrong, calibration if name == "confidence" else None)
+            for name, (wrong, right) in self.histograms.items()
+        }
+
+
+def error_detection(model: nn.Module, loader: Loader) -> dict[str, ErrorDetection]:
+    """By measure (``margin``, ``distance``, ``confidence``; the last alone without prototypes), over a labelled set."""
+    collector = UncertaintyCollector()
+    collect(scenes(model, loader, "uncertainty"), collector)
+    return collector.compute()

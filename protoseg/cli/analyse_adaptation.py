@@ -1,0 +1,95 @@
+"""``python -m protoseg.analysis adaptation``: source-only, student and teacher on the same target images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from protoseg.cli.analyse_common import (
+    analysis_command,
+    image_loader,
+    load_config,
+    open_model,
+    other_checkpoint,
+    save_figure,
+    save_json,
+    save_picture,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from protoseg.metrics import Scores
+
+
+def add_adaptation(commands: Any) -> None:
+    command = analysis_command(
+        commands,
+        "adaptation",
+        adaptation,
+        "Show what adaptation changed on target images: panels before and after, and the confusions of the source-only "
+        "network, the student and the teacher.",
+        "ckpt_path=ADAPTED/checkpoints/last.ckpt --source-only SOURCE_ONLY/checkpoints/last.ckpt",
+    )
+    command.add_argument("--source-only", type=Path, metavar="CKPT", required=True, help="the checkpoint of before")
+    command.add_argument("--panels", type=int, default=12, metavar="N", help="images to write panels of (%(default)s)")
+
+
+def adaptation(options: argparse.Namespace) -> None:
+    """Write ``adaptation.json``, ``confusion.png``, ``iou.png`` and ``panels/IMAGE.jpg`` for the target's images.
+
+    Raises:
+        ProtosegError: wrong input; see the message.
+    """
+    from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
+    from protoseg.checkpoint import NETWORKS, check_same_classes
+    from protoseg.visualize import confusions_figure
+
+    cfg = load_config(options, "network=student")
+    student = open_model(cfg)
+    space = student.label_space
+    before = open_model(load_config(options, other_checkpoint(options.source_only)))
+    check_same_classes(options.source_only, before.label_space, space)
+    models = {"source only": before.model, "student": student.model}
+    if any(name.startswith(NETWORKS["teacher"]) for name in student.checkpoint["state_dict"]):
+        models["teacher"] = open_model(load_config(options, "network=teacher")).model
+    collector = ConfusionCollector(space)
+    with image_loader(cfg, student, options.images) as loader:
+        total = len(loader.dataset)  # type: ignore[arg-type]
+        drawn = {i * total // max(options.panels, 1) for i in range(options.panels)}
+        for seen in compared(models, loader, student.predictor):
+            collector.update(seen)
+            if seen.number in drawn:
+                name = f"{seen.number:05d}_{Path(seen.name).stem}.jpg"
+                save_picture(options.out / "panels" / name, comparison_panel(seen, space))
+    found = collector.scores()
+    titles = {f"{name}: mIoU {100 * entry['mIoU']:.1f} %": entry["confusion"] for name, entry in found.items()}
+    save_figure(options.out / "confusion.png", confusions_figure(titles, space))
+    save_figure(options.out / "iou.png", iou_figure(found, space))
+    save_json(
+        options.out / "adaptation.json",
+        {
+            name: {
+                "mIoU": entry["mIoU"],
+                "pixel_accuracy": entry["pixel_accuracy"],
+                "IoU": dict(zip(space.classes, entry["IoU"].tolist(), strict=True)),
+                "confusion": entry["confusion"].tolist(),
+            }
+            for name, entry in found.items()
+        },
+    )
+    _print(found)
+    tell(options.out)
+
+
+def _print(found: dict[str, Scores]) -> None:
+    table = Table(title="On the target")
+    for i, title in enumerate(("network", "mIoU (%)", "mean accuracy (%)", "pixel accuracy (%)")):
+        table.add_column(title, justify="right" if i else "left")
+    for name, entry in found.items():
+        numbers = (entry["mIoU"], entry["mean_accuracy"], entry["pixel_accuracy"])
+        table.add_row(name, *(f"{100 * number:.2f}" for number in numbers))
+    Console().print(table)

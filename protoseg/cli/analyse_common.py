@@ -1,0 +1,159 @@
+"""What the commands of the analysis share: the checkpoint and the images named on the command line, and its files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from protoseg.files import write_file
+from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from protoseg.cli.evaluation import Trained
+    from protoseg.data.loading import Loader
+    from protoseg.visualize import Picture
+
+
+def analysis_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command that takes ``ckpt_path=… [KEY=VALUE …]``, ``--out`` and ``--images``."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: python -m protoseg.analysis {name} {example}"
+    )
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="as for evaluate.py: ckpt_path=FILE, and data=…, split=…, network=teacher, device=… "
+        "(else the checkpoint's own data)",
+    )
+    command.add_argument("--out", type=Path, default=Path("runs/analysis"), help="folder of the results (%(default)s)")
+    command.add_argument("--images", type=int, help="look at so many images, spread evenly (all unless said)")
+    command.set_defaults(run=run)
+    return command
+
+
+def load_config(options: argparse.Namespace, *more: str) -> DictConfig:
+    """The composed ``evaluate.yaml`` with the command's overrides, and ``more``.
+
+    Raises:
+        ProtosegError: no checkpoint named.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from protoseg.cli import CONFIG_DIR
+
+    overrides = [*options.overrides, *more]
+    if not any(override.startswith("ckpt_path=") for override in overrides):
+        raise ProtosegError("expected a checkpoint, got none; give ckpt_path=RUN/checkpoints/best.ckpt")
+    if options.images is not None and options.images < 1:
+        raise ProtosegError(f"--images: expected at least 1 image, got {options.images}")
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("evaluate", overrides)
+
+
+def other_checkpoint(path: Path) -> str:
+    """The override that names another checkpoint, whatever characters its path has."""
+    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"ckpt_path='{quoted}'"
+
+
+def open_model(cfg: DictConfig) -> Trained:
+    """The checkpoint of the config, its model on the device."""
+    from protoseg.cli.evaluation import open_checkpoint
+    from protoseg.inference import choose_device
+
+    device = choose_device(cfg.device)
+    trained = open_checkpoint(cfg)
+    trained.model.to(device)
+    return trained
+
+
+@contextmanager
+def image_loader(
+    cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
+) -> Iterator[Loader]:
+    """Images with labels, unchanged, in order: the validation split, or with ``training`` the training split.
+
+    Of data for adaptation, the target's, or with ``training`` the source's, which the prototypes were made from.
+
+    Args:
+        cfg: its ``split`` names another one.
+        trained: see :func:`open_model`.
+        limit: at most so many, spread evenly.
+        training: see above.
+    """
+    import numpy as np
+    from torch.utils.data import Subset
+
+    from protoseg.cli.evaluation import open_data
+    from protoseg.data import SegmentationDataModule
+    from protoseg.data.loading import Loader
+
+    datamodule = open_data(cfg, trained)
+    if isinstance(datamodule, SegmentationDataModule):
+        part = datamodule
+    else:
+        part = datamodule.source if training else datamodule.target
+    dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
+    if limit is not None and limit < len(dataset):
+        chosen = np.linspace(0, len(dataset) - 1, limit).round().astype(int)
+        dataset = Subset(dataset, chosen.tolist())
+    loader = Loader(dataset, cfg.num_workers, False, 0, 0, trained.label_space.ignore_index, batch_size=1)
+    try:
+        yield loader
+    finally:
+        loader.shutdown()
+
+
+def most_frequent(pixels: Tensor) -> list[int]:
+    """Ids of the classes that are drawn unless others are named: all, or of more than 40 those with most pixels.
+
+    Args:
+        pixels: of each class, ``c``.
+    """
+    from protoseg.visualize import MANY_CLASSES
+
+    order: list[int] = pixels.argsort(descending=True).tolist()
+    return sorted(order[:MANY_CLASSES])
+
+
+def file_name(class_id: int, label_space: LabelSpace) -> str:
+    """A name for the file of a class: its id and what a disk takes of its name."""
+    return f"{class_id:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', label_space.classes[class_id])[:40]}"
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Write plain values; NaN becomes null."""
+    from protoseg.report import without_nan
+
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False)
+    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+
+
+def save_picture(path: Path, picture: Picture) -> None:
+    """Write a picture as JPEG."""
+    from PIL import Image
+
+    write_file(path, lambda partial: Image.fromarray(picture).save(partial, format="JPEG", quality=90))
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write a figure."""
+    write_file(path, figure.savefig)
+
+
+def tell(out: Path) -> None:
+    """Say where the results lie."""
+    Console().print(f"Results: {out}", soft_wrap=True, highlight=False)

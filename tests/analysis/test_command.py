@@ -1,0 +1,104 @@
+"""``python -m protoseg.analysis`` on checkpoints of untrained networks and the built-in scenes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from protoseg.cli.analysis import main
+from protoseg.cli.build import build_datamodule, build_module
+from tests.conftest import TINY
+
+Configure = Callable[..., DictConfig]
+WITHOUT_HEAD = tuple(x for x in TINY if not x.startswith("head."))
+ADAPT = ("experiment=streets_day_to_dusk_dacs", *WITHOUT_HEAD)
+
+
+@pytest.fixture
+def save(configure: Configure, tmp_path: Path) -> Callable[..., Path]:
+    """``save(name, *overrides)``: the checkpoint of a network that has not been trained."""
+
+    def make(name: str, *overrides: str) -> Path:
+        cfg = configure("train", *overrides)
+        module = build_module(cfg, build_datamodule(cfg).label_space)
+        checkpoint = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def test_prototypes(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = save("it's a model.ckpt", *TINY), tmp_path / "out"
+    asked = ["--images", "3", "--out", str(out), "--class", "Road", "--class", "Car", "num_workers=0", "--pixels", "60"]
+    quoted = str(path).replace("'", "\\'")
+    main(["prototypes", f"ckpt_path='{quoted}'", *asked])
+    shown = capsys.readouterr().out
+    assert "Prototypes of each class" in shown
+    classes = json.loads((out / "structure.json").read_text())["classes"]
+    assert [entry["name"] for entry in classes][:4] == ["Sky", "Building", "Pole", "Road"]
+    road = classes[3]
+    # Three scenes of 240 x 320 at stride 4.
+    assert sum(sum(entry["predicted_cells"]) for entry in classes) == 3 * 60 * 80
+    assert road["cells"] == sum(road["true_cells"]) > 1000
+    for name in ("within", "between", "occupancy", "embedding"):
+        assert Image.open(out / f"{name}.png").width > 300
+    assert sorted(path.name for path in (out / "patches").iterdir()) == ["003_Road.jpg", "008_Car.jpg"]
+
+
+def test_uncertainty_of_twins(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    softmax = ("head=parametric", "loss=parametric", *WITHOUT_HEAD)
+    paths = [save("p.ckpt", *TINY), save("s.ckpt", *softmax)]
+    asked = ["--images", "4", "--maps", "2", "--out", str(tmp_path / "out"), "data=streets", "data.dataset.style=dusk"]
+    main(["uncertainty", f"ckpt_path={paths[0]}", "--softmax", str(paths[1]), *asked, "num_workers=0"])
+    assert "confidence of" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
+    assert set(found) == {
+        "prototype margin", "prototype distance", "softmax confidence", "confidence of the softmax twin"
+    }  # fmt: skip
+    assert len({entry["pixels"] for entry in found.values()}) == 1  # the same images
+    assert len(list((tmp_path / "out" / "maps").iterdir())) == 2
+
+
+def test_adaptation(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapted, before = save("a.ckpt", *ADAPT), save("b.ckpt", "seed=1", *ADAPT)
+    asked = ["--images", "3", "--panels", "2", "--out", str(tmp_path / "out"), "num_workers=0"]
+    main(["adaptation", f"ckpt_path={adapted}", "--source-only", str(before), *asked])
+    assert "teacher" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "adaptation.json").read_text())
+    assert list(found) == ["source only", "student", "teacher"]
+    # Before the first step the teacher is the student; the other network started elsewhere.
+    assert found["student"]["confusion"] == found["teacher"]["confusion"] != found["source only"]["confusion"]
+    assert len(list((tmp_path / "out" / "panels").iterdir())) == 2
+    for name in ("confusion", "iou"):
+        assert Image.open(tmp_path / "out" / f"{name}.png").width > 300
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_wrong_input_is_told_in_one_line(
+    save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "expected a checkpoint, got none" in refused(capsys, "prototypes")
+    assert "no file at missing.ckpt" in refused(capsys, "uncertainty", "ckpt_path=missing.ckpt")
+    assert "at least 1 image" in refused(capsys, "prototypes", "ckpt_path=x", "--images", "0")
+    assert "Did you mean" in refused(capsys, "prototypes", "ckpt_path=x", "netwrk=teacher")
+    path = save("s.ckpt", *ADAPT)
+    assert "head=prototype" in refused(capsys, "prototypes", f"ckpt_path={path}")
+    path = save("p.ckpt", *TINY)
+    wrong = refused(capsys, "prototypes", f"ckpt_path={path}", "--class", "Roda", "--out", str(tmp_path / "out"))
+    assert "--class" in wrong
+    assert "Roda" in wrong
+    assert not (tmp_path / "out").exists()

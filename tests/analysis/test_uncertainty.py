@@ -1,0 +1,136 @@
+"""Histograms of certainty against exact numbers over all pixels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+
+from protoseg.analysis import uncertainty
+from protoseg.analysis.stream import look, scenes
+from protoseg.analysis.uncertainty import ErrorDetection, UncertaintyCollector, error_detection, pixel_uncertainty
+from protoseg.analysis.uncertainty_figures import uncertainty_figure, uncertainty_panel
+from tests.analysis.toy import SPACE, Images, Toy, loader
+
+
+def exact_aurc(certainty: Tensor, right: Tensor) -> float:
+    """Mean over the pixels of the error rate among those at least as sure, surest first."""
+    wrong = (~right[certainty.argsort(descending=True, stable=True)]).double()
+    return float((wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean())
+
+
+def all_pixels(model: Toy) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Certainty of each measure, confidence, and whether right, of all labelled pixels."""
+    certainties: dict[str, list[Tensor]] = {}
+    confidence, right = [], []
+    for scene in scenes(model, loader()):
+        found, counted = pixel_uncertainty(scene), scene.label != 255
+        for name, values in found.certainties().items():
+            certainties.setdefault(name, []).append(values[counted])
+        confidence.append(found.confidence[counted])
+        right.append((found.prediction == scene.label)[counted])
+    return {name: torch.cat(values) for name, values in certainties.items()}, torch.cat(confidence), torch.cat(right)
+
+
+def test_measures_of_one_image() -> None:
+    model = Toy().eval()
+    scene = look(model, Images().items[1][0])
+    found = pixel_uncertainty(scene)
+    logits = scene.at_pixels(scene.output.logits[0])
+    assert torch.equal(found.prediction, logits.argmax(0))
+    assert torch.allclose(found.confidence, logits.softmax(0).amax(0), atol=1e-6)
+    dense = scene.cosines.dense().view(*scene.grid, 3, -1).amax(3).permute(2, 0, 1)
+    first, second = scene.at_pixels(dense).topk(2, dim=0).values
+    assert found.margin is not None
+    assert found.distance is not None
+    assert torch.allclose(found.margin, first - second, atol=1e-6)
+    assert torch.allclose(found.distance, 1 - first, atol=1e-6)
+    certainties = found.certainties()
+    assert torch.equal(certainties["distance"], -found.distance)
+    assert torch.equal(certainties["margin"], found.margin)
+    assert torch.equal(certainties["confidence"].argsort(), found.log_odds.argsort())
+
+
+def test_log_odds_tell_certain_pixels_apart() -> None:
+    scene = look(Toy().eval(), Images().items[0][0])
+    logits = torch.zeros_like(scene.output.logits)
+    logits[:, 0], logits[:, 0, 0, 0] = 30.0, 31.0
+    found = pixel_uncertainty(scene._replace(output=scene.output._replace(logits=logits)))
+    assert found.confidence.unique().tolist() == [1.0]
+    assert found.log_odds[0, 0] > found.log_odds[-1, -1]
+
+
+@pytest.mark.parametrize("bins", [40, uncertainty.BINS])
+def test_numbers_are_exact_to_their_bounds(bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncertainty, "BINS", bins)
+    model = Toy()
+    certainties, confidence, right = all_pixels(model)
+    found = error_detection(model, loader())
+    assert set(found) == set(certainties) == {"margin", "distance", "confidence"}
+    for name, entry in found.items():
+        assert entry.pixels == len(right)
+        assert entry.error_rate == pytest.approx(1 - right.double().mean().item())
+        auroc = float(binary_auroc((certainties[name].argsort().argsort().double() + 1) / len(right), right.long()))
+        assert abs(entry.auroc - auroc) <= entry.auroc_bound + 1e-6
+        assert abs(entry.aurc - exact_aurc(certainties[name], right)) <= entry.aurc_bound + 2e-4
+    if bins == uncertainty.BINS and bins > 1000:
+        assert max(entry.auroc_bound for entry in found.values()) < 2e-3
+    calibration = found["confidence"].calibration
+    assert calibration is not None
+    want = float(binary_calibration_error(confidence, right.long(), n_bins=uncertainty.CALIBRATION_BINS, norm="l1"))
+    assert calibration.ece == pytest.approx(want, abs=1e-5)
+    assert found["margin"].calibration is None
+
+
+def detection(right: list[float], wrong: list[float]) -> ErrorDetection:
+    return ErrorDetection("margin", np.array(right, dtype=float), np.array(wrong, dtype=float))
+
+
+def test_a_measure_that_knows_everything_and_one_that_knows_nothing() -> None:
+    perfect = detection([0, 300], [100, 0])
+    assert (perfect.auroc, perfect.auroc_bound, perfect.error_rate) == (1.0, 0.0, 0.25)
+    assert perfect.aurc == pytest.approx(perfect.aurc_optimal)
+    assert perfect.aurc_optimal == pytest.approx(0.25 + 0.75 * math.log(0.75))
+    opposite = detection([300, 0], [0, 100])
+    assert opposite.auroc == 0.0
+    blind = detection([300], [100])
+    assert (blind.auroc, blind.auroc_bound) == (0.5, 0.5)
+    assert blind.aurc == pytest.approx(0.25)
+    assert perfect.aurc < blind.aurc < opposite.aurc
+    flawless = detection([5], [0])
+    assert math.isnan(flawless.auroc)
+    assert flawless.aurc == flawless.aurc_optimal == 0
+
+
+def test_risk_grows_from_the_surest_pixels_to_the_error_rate() -> None:
+    coverage, risk = detection([10, 0, 30], [20, 0, 0]).risk_coverage()
+    assert coverage.tolist() == [0.5, 1.0]
+    assert risk.tolist() == pytest.approx([0.0, 1 / 3])
+
+
+def test_a_network_without_prototypes_has_its_confidence() -> None:
+    found = error_detection(Toy(prototypes=False), loader())
+    assert set(found) == {"confidence"}
+    assert found["confidence"].calibration is not None
+
+
+def test_unlabelled_pixels_do_not_count() -> None:
+    collector = UncertaintyCollector()
+    for scene in scenes(Toy(), loader(void=True)):
+        collector.update(scene)
+    assert collector.compute()["margin"].pixels == 0
+
+
+def test_pictures(tmp_path: Path) -> None:
+    model = Toy()
+    scene = look(model.eval(), *Images().items[0][:2])
+    with_truth, without = uncertainty_panel(scene, SPACE), uncertainty_panel(look(model, scene.image), SPACE)
+    assert with_truth.shape[1] > without.shape[1]
+    figure = uncertainty_figure(error_detection(model, loader()), "toy")
+    assert [len(axes.lines) for axes in figure.axes] == [3, 2, 3]
+    figure.savefig(tmp_path / "figure.png")

@@ -105,7 +105,9 @@ def trial(
     )
 
 
-def data_with(path: str | Path, checkpoint: dict[str, Any], name: str, root: str | None) -> tuple[Any, LabelSpace]:
+def data_with(
+    path: str | Path, checkpoint: dict[str, Any], name: str, root: str | None = None
+) -> tuple[Any, LabelSpace]:
     """The data that the checkpoint is judged on, read as its classes and, last, the new one."""
     data = reading_again(checkpoint_config(path, checkpoint, ["data"])["data"], [name])
     part = data.get("target", data)

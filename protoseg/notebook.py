@@ -1,0 +1,109 @@
+"""What a notebook needs besides ``protoseg.analysis``: a training by the real command line, a run's images, pictures.
+
+``notebooks/`` uses these; so may yours.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from protoseg.types import ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.analysis.stream import Loader
+    from protoseg.models.segmentor import Segmentor
+    from protoseg.types import LabelSpace
+
+
+class Run(NamedTuple):
+    """A trained model and labelled images of the data it was trained on.
+
+    Attributes:
+        model: in eval mode, on a GPU where there is one.
+        label_space: its classes.
+        images: each unchanged and whole; ``images.dataset[i]`` is one with its label and path.
+    """
+
+    model: Segmentor
+    label_space: LabelSpace
+    images: Loader
+
+
+def train(folder: str | Path, settings: str) -> Path:
+    """What ``python train.py SETTINGS hydra.run.dir=FOLDER`` does, here, unless it was done before.
+
+    Args:
+        folder: of the run, or of the sweep if there is ``-m`` among the settings; one that holds a finished training
+            is left as it is.
+        settings: as on the command line.
+
+    Returns:
+        the last checkpoint of the run, or the folder of the sweep.
+
+    Raises:
+        ProtosegError: the training failed; the message is printed above.
+    """
+    from protoseg import cli
+
+    folder, words = Path(folder), shlex.split(settings)
+    sweep = "-m" in words
+    result = folder if sweep else folder / "checkpoints" / "last.ckpt"
+    done = folder / ("manifest.json" if sweep else "curves.png")  # a run's last file; a sweep goes on where it stopped
+    if done.exists() and not sweep:
+        print(f"found: {result} (delete its folder to train anew)")
+        return result
+    words.append(f"hydra.{'sweep' if sweep else 'run'}.dir={folder}")
+    if not sweep and result.exists():
+        words.append("resume=auto")  # it was interrupted
+    print(f"python train.py {shlex.join(words)}", flush=True)
+    argv = sys.argv
+    try:
+        sys.argv = ["train.py", *words]
+        cli.train()
+    except SystemExit as error:
+        raise ProtosegError(f"the training in {folder} ended with exit code {error.code}: see above") from None
+    finally:
+        sys.argv = argv
+    return result
+
+
+def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, training: bool = False) -> Run:
+    """Open a checkpoint with images of its data, as the commands of ``protoseg.analysis`` do.
+
+    Args:
+        checkpoint: file that ``train.py`` wrote.
+        settings: as for ``evaluate.py``: ``network=teacher``, ``data=…``, ``split=…``, ``root=…``.
+        limit: at most so many images, spread evenly over the split.
+        training: the images of the training split, not of the validation split; of a run of domain adaptation those
+            of the source, not of the target.
+
+    Raises:
+        ProtosegError: no such checkpoint, or its data is not there.
+    """
+    from protoseg.cli.analyse_common import image_loader, load_config, open_model, other_checkpoint
+
+    cfg = load_config(
+        Namespace(overrides=["num_workers=0", *settings], images=limit), other_checkpoint(Path(checkpoint))
+    )
+    trained = open_model(cfg)
+    with image_loader(cfg, trained, limit, training) as loader:
+        return Run(trained.model, trained.label_space, loader)
+
+
+def show(picture: Any) -> None:
+    """Display what ``protoseg.analysis`` draws: a matplotlib figure, or an RGB picture ``h w 3``."""
+    from IPython.display import Image, display
+
+    file = BytesIO()
+    if hasattr(picture, "savefig"):
+        picture.savefig(file, format="png", dpi=80)
+    else:
+        from PIL.Image import fromarray
+
+        fromarray(picture).save(file, format="PNG")
+    display(Image(file.getvalue()))

@@ -1,6 +1,8 @@
 # Every target makes .venv first if it is missing or older than the files that define it.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process per core; tests of one file stay together, for what they share.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test test-all lint bench clean
 help:
@@ -22,10 +24,10 @@ demo: .venv/.installed
 	$(BIN)/python evaluate.py ckpt_path=runs/demo/checkpoints/best.ckpt hydra.run.dir=runs/demo/evaluate
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/.installed
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

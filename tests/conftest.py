@@ -40,7 +40,8 @@ TINY = (
 def _two_threads() -> None:
     # Threads that share a core wait for one another in turns.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    torch.set_num_threads(min(2, cores))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, min(2, cores // workers)))
 
 
 @pytest.fixture(autouse=True, scope="session")

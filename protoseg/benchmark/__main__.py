@@ -19,6 +19,7 @@ from protoseg.benchmark.head import HeadSetting, head_steps
 from protoseg.benchmark.inference import InferenceSetting, inference_steps
 from protoseg.benchmark.memory import peak_megabytes
 from protoseg.benchmark.paired import paired_medians
+from protoseg.benchmark.precision import PrecisionSetting, precision_steps
 from protoseg.benchmark.report import Measured, plot, table, write_json
 from protoseg.benchmark.sinkhorn import SinkhornSetting, sinkhorn_steps
 from protoseg.benchmark.step import StepSetting, step_steps
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "contrast": Benchmark("pixel_to_pixel: in pieces, all pairs at once", ContrastSetting, contrast_steps),
     "twins": Benchmark("training step of the head alone: softmax, prototype", TwinSetting, twin_steps),
     "step": Benchmark("whole training step: softmax twin, prototype model", StepSetting, step_steps),
+    "precision": Benchmark("whole training step: fp32, bf16, bf16 + compile", PrecisionSetting, precision_steps),
     "adaptation": Benchmark("whole training step: DACS, DAFormer, and + pgpc", AdaptationSetting, adaptation_steps),
     "data": Benchmark("reading and augmenting on one core: Pillow + torchvision, ours", DataSetting, data_steps),
     "inference": Benchmark("label map of an image from its embeddings", InferenceSetting, inference_steps),
@@ -57,13 +59,12 @@ def main() -> None:
     if options["plot"] and not options["over"]:
         parser.error("--plot: expected it together with --over SIZE=A,B,…, which says what to plot against")
     try:
-        settings = _settings(setting, options["over"])
+        runs = measure(benchmark, _settings(setting, options["over"]), options["pairs"], device)
     except ProtosegError as error:
         parser.error(str(error))
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
     machine = {"device": device_name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     where = f"{machine['device']}, {machine['threads']} threads"
-    runs = measure(benchmark, settings, options["pairs"], device)
     for run in runs:
         Console().print(table(run, f"{options['command']}, {run.setting.describe()}, {where}"))
     if options["json"]:

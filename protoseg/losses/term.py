@@ -113,7 +113,7 @@ class AdaptationTerm(LossTerm):
         self.statistics: dict[str, Tensor] = {}
 
     def step(self) -> None:
-        """Called once after every optimizer step."""
+        """Called once after every optimizer step, also after one that fp16's overflow made void."""
 
     @abstractmethod
     def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]

@@ -14,6 +14,7 @@ from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import check_match, load_timm_weights, no_download, read_weights
 from protoseg.types import ProtosegError
 
@@ -90,11 +91,12 @@ class TimmEncoder(Encoder):
         pretrained: ImageNet weights, see ``protoseg.models.weights.load_timm_weights``.
         weights: local weights file (``.pth``, ``.safetensors``); goes before ``pretrained``.
         pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
+        grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
         timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...).
 
     Raises:
         ProtosegError: unknown name; a model without the four maps or for one image size only; options timm refuses;
-            weights that do not fit.
+            weights that do not fit; ``grad_checkpointing`` of a model that is not made of blocks.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class TimmEncoder(Encoder):
         pretrained: bool = False,
         weights: str | Path | None = None,
         pyramid_channels: int = 256,
+        grad_checkpointing: bool = False,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -137,6 +140,8 @@ class TimmEncoder(Encoder):
                     f"encoder {name!r}: expected maps at strides 4, 8, 16 and 32, got strides {strides}; choose "
                     f"another encoder"
                 )
+        if grad_checkpointing:
+            recompute_blocks(self.model, name)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if self.pyramid is not None:
@@ -185,12 +190,19 @@ class MiTEncoder(Encoder):
         variant: ``"b0"`` to ``"b5"``.
         pretrained: ImageNet weights from segmentation-models-pytorch's hub (cached).
         weights: local weights file in SegFormer's names; goes before ``pretrained``.
+        grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
 
     Raises:
         ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
     """
 
-    def __init__(self, variant: str = "b0", pretrained: bool = False, weights: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        variant: str = "b0",
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        grad_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         if variant not in MIT_VARIANTS:
             near = difflib.get_close_matches(variant, MIT_VARIANTS, n=3, cutoff=0.3)
@@ -208,6 +220,8 @@ class MiTEncoder(Encoder):
         out_channels: Any = self.model.out_channels
         self.channels, self.strides = list(out_channels[-4:]), [4, 8, 16, 32]
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        if grad_checkpointing:
+            recompute_blocks(self.model, name)
 
     @staticmethod
     def _pretrained(name: str) -> nn.Module:

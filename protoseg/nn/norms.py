@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def unmoved_statistics(model: nn.Module) -> Iterator[None]:
     """Within, BatchNorm normalises by the batch, as ever in training, but its running statistics stay as they are."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    # Not by track_running_stats, without which gradient checkpointing would find other tensors in the second run.
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            norm.momentum = 0.0
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -36,7 +36,8 @@ class PrototypeMemory(nn.Module):
     """Buffers and rules of the class prototypes (ProtoSeg, arXiv 2203.15102, Sec. 3.2).
 
     One optimizer step is one update: every micro-batch is :meth:`observe`-d, then :meth:`step` sums over ranks and
-    moves the prototypes, so accumulated gradients and several GPUs give the update of one large batch.
+    moves the prototypes, so accumulated gradients and several GPUs give the update of one large batch. Where K > 1,
+    ranks balance their pixels over the prototypes together; an accumulated micro-batch is balanced by itself.
 
     Args:
         num_classes, num_prototypes, dim: ``c``, ``k`` and ``d`` of the memory.

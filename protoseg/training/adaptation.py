@@ -168,9 +168,8 @@ class AdaptationModule(SegmentationModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = scaler.get_scale() if scaler is not None else 0.0
         super().optimizer_step(*args, **kwargs)
-        if scaler is not None and scaler.get_scale() < scale:
-            return  # fp16 overflowed: the optimizer made no step
-        self.teacher.update_parameters(self.model)
+        if scaler is None or scaler.get_scale() >= scale:  # else fp16 overflowed: the optimizer made no step
+            self.teacher.update_parameters(self.model)
         for term in self.terms.values():
             term.step()
 

@@ -27,11 +27,19 @@ TINY = {
     "contrast": "--height 5 --width 6 --channels 8",
     "twins": "--batch 1 --height 32 --width 32 --channels 8",
     "step": "--batch 2 --height 64 --width 64",
+    "precision": "--batch 2 --height 64 --width 64 --hrnet 18 --compiled 0",
     "adaptation": "--batch 2 --height 64 --width 64",
     "data": "--width 128 --height 96 --crop-height 48 --crop-width 64 --images 2",
     "inference": "--height 32 --width 64 --channels 8",
 }
-FIRST = {"head": "floor", "twins": "parametric", "step": "parametric", "adaptation": "dacs"}
+SLOW = ("precision", "adaptation")
+FIRST = {
+    "head": "floor",
+    "twins": "parametric",
+    "step": "parametric",
+    "precision": "parametric fp32",
+    "adaptation": "dacs",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +56,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "adaptation" else []) for name in BENCHMARKS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in BENCHMARKS]
 )
 def test_every_benchmark_writes_what_it_shows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -65,7 +73,7 @@ def test_every_benchmark_writes_what_it_shows(
     assert written["machine"]["pairs"] == 1
     shown = capsys.readouterr().out
     assert "peak MB" in shown
-    assert ("images/s" in shown) == (name == "data")
+    assert ("images/s" in shown) == (name in ("data", "precision"))
     assert f"{times[0]:.1f}" in shown
 
 
@@ -84,6 +92,12 @@ def test_wrong_sizes(arguments: list[str], monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         run(monkeypatch, "head", *arguments)
     assert "expected" in capsys.readouterr().err
+
+
+def test_wrong_hrnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "precision", "--hrnet", "19")
+    assert "expected one of 18, 30, 32, 40, 44, 48, 64, got 19" in capsys.readouterr().err
 
 
 def test_exponent() -> None:

@@ -1,0 +1,74 @@
+"""Gradient checkpointing: the backward pass recomputes an encoder's blocks instead of keeping what is inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from protoseg.nn.norms import unmoved_statistics
+from protoseg.types import ProtosegError
+
+LISTS = (nn.Sequential, nn.ModuleList)
+
+
+def recompute_blocks(model: nn.Module, name: str) -> None:
+    """Of each block of ``model`` keep only the input for the backward pass, which runs the block again.
+
+    Gradients, dropout and running statistics are those of the model as it was. timm's own ``set_grad_checkpointing``
+    moves BatchNorm's running statistics twice a step, and does not take HRNet.
+
+    Args:
+        model: an encoder; names in its ``state_dict`` stay.
+        name: for the message.
+
+    Raises:
+        ProtosegError: less than half of the weights are in blocks that stand in lists of layers.
+    """
+    blocks = list(_innermost_blocks(model))
+    share = sum(_size(block) for block in blocks) / max(_size(model), 1)
+    if share < 0.5:
+        raise ProtosegError(
+            f"encoder.grad_checkpointing: expected an encoder made of lists of blocks (ResNet, HRNet, EfficientNet, "
+            f"ConvNeXt, Swin, ViT, MiT, …), got {name!r} with {share:.0%} of its weights in such; set it to false or "
+            "choose another encoder"
+        )
+    for block in blocks:
+        block.forward = partial(_recomputed, block.forward, block)  # type: ignore[method-assign]
+
+
+def _innermost_blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Members of lists of layers that have several layers with weights, and no such member inside."""
+    for layers in model.modules():
+        for block in layers if isinstance(layers, LISTS) else ():
+            if _is_block(block) and not any(
+                _is_block(inner) for part in block.modules() if isinstance(part, LISTS) for inner in part
+            ):
+                yield block
+
+
+def _is_block(module: nn.Module) -> bool:
+    layers = sum(next(part.parameters(recurse=False), None) is not None for part in module.modules())
+    return not isinstance(module, LISTS) and layers > 1
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any, **more: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs, **more)
+    if torch.compiler.is_compiling():  # a compiled block moves its statistics once by itself, and takes no contexts
+        return checkpoint(forward, *inputs, use_reentrant=False, **more)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=partial(_contexts, block), **more)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first run, and of the one in the backward pass, whose batch the statistics already hold."""
+    return nullcontext(), unmoved_statistics(block)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from protoseg.allocator import give_back_freed_memory
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -19,6 +21,7 @@ def peak_megabytes(step: Callable[[], object], device: torch.device) -> float | 
     """
     step()  # what is made once and kept is not the step's
     gc.collect()
+    give_back_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

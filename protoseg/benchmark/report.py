@@ -27,7 +27,7 @@ def table(measured: Measured, title: str) -> Table:
     out = Table(title=title)
     columns = ["", "median ms", f"over {first}", "over the one above", "peak MB", *(["images/s"] if images else [])]
     for column in columns:
-        out.add_column(column, justify="right", no_wrap=not column)
+        out.add_column(column, justify="right", no_wrap=column in ("", "images/s"))
     for name, timing in measured.timings.items():
         megabytes = measured.megabytes[name]
         cells = [f"{timing.milliseconds:.1f}", f"{timing.over_first:.2f}", f"{timing.over_previous:.2f}"]

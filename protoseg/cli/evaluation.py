@@ -45,6 +45,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     keep_freed_memory()
     trained = open_checkpoint(cfg)
     model, label_space, predictor = trained.model, trained.label_space, trained.predictor
+    if cfg.compile:
+        model.compile(dynamic=False)  # see cli.build.compile_networks
     device = choose_device(cfg.device)
     output = Path(cfg.paths.output)
     if cfg.mode == "predict":

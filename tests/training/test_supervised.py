@@ -17,6 +17,7 @@ from protoseg.cli.build import build_datamodule, build_module
 from protoseg.cli.evaluation import load_model, run_evaluation
 from protoseg.cli.training import run_training, validation_interval
 from protoseg.losses import CrossEntropy, LossInput
+from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
@@ -76,7 +77,9 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(configure: Callable[...,
     assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)
 
 
-def test_predict_a_folder(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_predict_a_folder(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import cv2
     import numpy as np
 
@@ -91,6 +94,13 @@ def test_predict_a_folder(configure: Callable[..., DictConfig], tmp_path: Path) 
     assert run_evaluation(cfg) is None
     label = cv2.imread(str(output / "labels" / "1.png"), cv2.IMREAD_COLOR)
     assert label.shape == (61, 47, 3)
+
+    compiled: list[dict[str, object]] = []
+    monkeypatch.setattr(Segmentor, "compile", lambda self, **options: compiled.append(options))
+    again = ("mode=predict", f"images={images}", "compile=true")
+    run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", *again, output=tmp_path / "again"))
+    assert compiled == [{"dynamic": False}]
+
     with pytest.raises(ProtosegError, match="images=FOLDER"):
         run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", "mode=predict"))
     with pytest.raises(ProtosegError, match="expected one of evaluate, predict"):

@@ -43,8 +43,7 @@ def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
 def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_space: LabelSpace) -> None:
     """Write the numbers, the tables and the confusion matrix (see ``evaluate``) into ``output``."""
     counts = confusion.numpy()
-    text = json.dumps(without_nan(result), indent=2, allow_nan=False)
-    write_file(output / "metrics.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    write_json(output / "metrics.json", result)
     write_file(output / "table.csv", lambda path: _write_csv(path, _csv_rows(result)))
     write_file(output / "table.md", lambda path: path.write_text(_markdown(result), encoding="utf-8"))
     write_file(output / "confusion.npy", lambda path: np.save(path, counts))
@@ -71,6 +70,12 @@ def print_report(result: dict[str, Any], output: Path) -> None:
     console.print(table)
     console.print(_overall(result), highlight=False)
     console.print(f"Report: {output}", soft_wrap=True, highlight=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON; NaN becomes null."""
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False)
+    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
 
 
 def without_nan(value: Any) -> Any:

@@ -15,10 +15,12 @@ from protoseg.cli.analyse_common import (
     load_config,
     open_model,
     other_checkpoint,
+    picture_name,
     save_figure,
     save_json,
     save_picture,
     tell,
+    to_draw,
 )
 
 if TYPE_CHECKING:
@@ -59,11 +61,11 @@ def adaptation(options: argparse.Namespace) -> None:
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, options.images) as loader:
         total = len(loader.dataset)  # type: ignore[arg-type]
-        drawn = {i * total // max(options.panels, 1) for i in range(options.panels)}
+        drawn = to_draw(total, options.panels)
         for seen in compared(models, loader, student.predictor):
             collector.update(seen)
             if seen.number in drawn:
-                name = f"{seen.number:05d}_{Path(seen.name).stem}.jpg"
+                name = picture_name(seen.number, seen.name)
                 save_picture(options.out / "panels" / name, comparison_panel(seen, space))
     found = collector.scores()
     titles = {f"{name}: mIoU {100 * entry['mIoU']:.1f} %": entry["confusion"] for name, entry in found.items()}

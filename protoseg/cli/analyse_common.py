@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from protoseg.cli.tool import composed, spread
 from protoseg.files import write_file
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -50,17 +50,12 @@ def load_config(options: argparse.Namespace, *more: str) -> DictConfig:
     Raises:
         ProtosegError: no checkpoint named.
     """
-    from hydra import compose, initialize_config_dir
-
-    from protoseg.cli import CONFIG_DIR
-
     overrides = [*options.overrides, *more]
     if not any(override.startswith("ckpt_path=") for override in overrides):
         raise ProtosegError("expected a checkpoint, got none; give ckpt_path=RUN/checkpoints/best.ckpt")
     if options.images is not None and options.images < 1:
         raise ProtosegError(f"--images: expected at least 1 image, got {options.images}")
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose("evaluate", overrides)
+    return composed("evaluate", overrides)
 
 
 def other_checkpoint(path: Path) -> str:
@@ -94,7 +89,6 @@ def image_loader(
         limit: at most so many, spread evenly.
         training: see above.
     """
-    import numpy as np
     from torch.utils.data import Subset
 
     from protoseg.cli.evaluation import open_data
@@ -108,8 +102,7 @@ def image_loader(
         part = datamodule.source if training else datamodule.target
     dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
     if limit is not None and limit < len(dataset):
-        chosen = np.linspace(0, len(dataset) - 1, limit).round().astype(int)
-        dataset = Subset(dataset, chosen.tolist())
+        dataset = Subset(dataset, spread(len(dataset), limit))
     loader = Loader(dataset, cfg.num_workers, False, 0, 0, trained.label_space.ignore_index, batch_size=1)
     try:
         yield loader
@@ -134,12 +127,21 @@ def file_name(class_id: int, label_space: LabelSpace) -> str:
     return f"{class_id:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', label_space.classes[class_id])[:40]}"
 
 
+def to_draw(total: int, count: int) -> set[int]:
+    """Numbers of the images that get a picture, ``count`` of ``total``."""
+    return {i * total // max(count, 1) for i in range(count)}
+
+
+def picture_name(number: int, image: str) -> str:
+    """A name for the picture of an image: its number and the name of its file."""
+    return f"{number:05d}_{Path(image).stem}.jpg"
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write plain values; NaN becomes null."""
-    from protoseg.report import without_nan
+    from protoseg.report import write_json
 
-    text = json.dumps(without_nan(value), indent=2, allow_nan=False)
-    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+    write_json(path, value)
 
 
 def save_picture(path: Path, picture: Picture) -> None:

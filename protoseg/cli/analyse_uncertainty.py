@@ -15,10 +15,12 @@ from protoseg.cli.analyse_common import (
     load_config,
     open_model,
     other_checkpoint,
+    picture_name,
     save_figure,
     save_json,
     save_picture,
     tell,
+    to_draw,
 )
 from protoseg.types import ProtosegError
 
@@ -61,11 +63,11 @@ def uncertainty(options: argparse.Namespace) -> None:
     collector = UncertaintyCollector()
     with image_loader(cfg, trained, options.images) as loader:
         total = len(loader.dataset)  # type: ignore[arg-type]
-        drawn = {i * total // max(options.maps, 1) for i in range(options.maps)}
+        drawn = to_draw(total, options.maps)
         for scene in scenes(trained.model, loader, "uncertainty"):
             collector.update(scene)
             if scene.number in drawn:
-                name = f"{scene.number:05d}_{Path(scene.name).stem}.jpg"
+                name = picture_name(scene.number, scene.name)
                 save_picture(options.out / "maps" / name, uncertainty_panel(scene, trained.label_space))
         found = {_TITLES[name]: entry for name, entry in collector.compute().items()}
         if twin is not None:

@@ -232,13 +232,11 @@ def show(options: argparse.Namespace) -> None:
 
 def run_trial(options: argparse.Namespace) -> None:
     """``trial``; raises ProtosegError as :func:`protoseg.classes.trial.trial`."""
-    import json
     from statistics import mean, stdev
 
     from protoseg.classes.trial import trial
-    from protoseg.files import write_file
     from protoseg.inference import choose_device
-    from protoseg.report import without_nan
+    from protoseg.report import write_json
 
     found = trial(
         options.checkpoint,
@@ -265,8 +263,7 @@ def run_trial(options: argparse.Namespace) -> None:
     Console().print(table)
     Console().print(f"Drawn from {showing} training images, judged on {judged} images; in %", highlight=False)
     if options.out is not None:
-        text = json.dumps(without_nan(found._asdict()), indent=2)
-        write_file(options.out, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+        write_json(options.out, found._asdict())
 
 
 def _print_found(found: Sequence[Any], images: int) -> None:

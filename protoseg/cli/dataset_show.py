@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import track
 
 from protoseg.cli.dataset_splits import data_command, load_data, splits_by_part
+from protoseg.cli.tool import spread
 from protoseg.data import SegmentationDataset
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
-from protoseg.visualize import MANY_CLASSES, PAPER, Picture, legend, overlay
+from protoseg.visualize import MANY_CLASSES, PAPER, Picture, fit_width, legend, overlay
 
 _COLUMNS, _WIDTH, _GAP = 2, 420, 8
 """Pairs in a row, width of a picture, and pixels between two."""
@@ -52,25 +53,19 @@ def show(options: argparse.Namespace) -> None:
 
 def contact_sheet(dataset: SegmentationDataset, count: int) -> Picture:
     """Pairs of image and overlay in rows over a legend, ``h w 3``; ``count`` samples, spread evenly."""
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    chosen = spread(len(dataset), count)
     tiles: list[Picture] = []
     classes: set[int] = set()
-    for index in track(chosen.tolist(), "drawing", transient=True, console=Console(stderr=True)):
+    for index in track(chosen, "drawing", transient=True, console=Console(stderr=True)):
         image, label, _ = dataset[index]
         classes |= set(label.unique().tolist())
         for picture in (image.permute(1, 2, 0).numpy(), overlay(image, label, dataset.label_space)):
-            tiles.append(_to_width(picture))
+            tiles.append(fit_width(picture, (_WIDTH, _WIDTH)))
     width = min(2 * _COLUMNS, len(tiles)) * (_WIDTH + _GAP) + _GAP
     many = dataset.label_space.num_classes > MANY_CLASSES
     shown = sorted(classes - {dataset.label_space.ignore_index}) if many else None
     rows = [_row(tiles[i : i + 2 * _COLUMNS], width) for i in range(0, len(tiles), 2 * _COLUMNS)]
     return np.concatenate([*rows, legend(dataset.label_space, width, shown)])
-
-
-def _to_width(picture: Picture) -> Picture:
-    height, width = picture.shape[:2]
-    method = Image.Resampling.BOX if width > _WIDTH else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(picture).resize((_WIDTH, max(1, round(height * _WIDTH / width))), method))
 
 
 def _row(tiles: Sequence[Picture], width: int) -> Picture:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from protoseg.cli import CONFIG_DIR
+from protoseg.cli.tool import composed
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, SegmentationDataset
 
 Splits = dict[str, Callable[[], SegmentationDataset]]
@@ -34,8 +33,7 @@ def data_command(
 
 def load_config(options: argparse.Namespace) -> DictConfig:
     """The composed section ``data``."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        section: DictConfig = compose("train", [f"data={options.data}", *options.overrides]).data
+    section: DictConfig = composed("train", [f"data={options.data}", *options.overrides]).data
     return section
 
 

@@ -19,6 +19,7 @@ from protoseg.checkpoint import (
     load_model,
     read_checkpoint,
 )
+from protoseg.cli.build import compile_networks
 from protoseg.data import AdaptationDataModule, SegmentationDataModule
 from protoseg.data.label_spaces import relabelled
 from protoseg.evaluation import evaluate
@@ -46,7 +47,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     trained = open_checkpoint(cfg)
     model, label_space, predictor = trained.model, trained.label_space, trained.predictor
     if cfg.compile:
-        model.compile(dynamic=False)  # see cli.build.compile_networks
+        compile_networks(model)
     device = choose_device(cfg.device)
     output = Path(cfg.paths.output)
     if cfg.mode == "predict":

@@ -66,7 +66,7 @@ class Report:
         path = output / "report.html"
         size = write_page(
             path,
-            f"{result['label_space']}: {checkpoint.absolute().parent.parent.name}",
+            f"{result['label_space']}: {run.name}",
             facts,
             result,
             np.load(output / "confusion.npy"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protoseg.cli import CONFIG_DIR
 from protoseg.cli.errors import run_with_clear_errors
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def run_tool(
@@ -37,3 +40,18 @@ def run_tool(
     if overrides:
         options.overrides += overrides
     run_with_clear_errors(lambda: options.run(options), CONFIG_DIR, config_name)
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """A config of ``conf/`` with overrides, as ``train.py`` and ``evaluate.py`` would get it."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(config_name, [*overrides])
+
+
+def spread(total: int, count: int) -> list[int]:
+    """``count`` of ``total`` indices, evenly spread from the first to the last; all where there are no more."""
+    import numpy as np
+
+    return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]

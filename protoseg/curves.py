@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protoseg.visualize import empty_figure
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -36,7 +34,10 @@ def _number(log_file: Path) -> int:
 
 def curves_figure(run: Path) -> Figure:
     """Losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
+    # Only here: reading a log needs neither torch nor matplotlib.
     from matplotlib import colormaps
+
+    from protoseg.visualize import empty_figure
 
     rows = read_log(run)
     charts = {title: [c for c in (rows[0] if rows else ()) if belongs(c)] for title, belongs in CHARTS.items()}

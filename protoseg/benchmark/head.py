@@ -24,6 +24,7 @@ from protoseg.functional.prototypes import (
     update_prototypes,
 )
 from protoseg.functional.similarity import similarities
+from protoseg.types import ignore_index
 
 TEMPERATURE, MOMENTUM = 0.1, 0.999
 WEIGHT_CONTRAST, WEIGHT_DISTANCE = 0.01, 0.001
@@ -50,12 +51,13 @@ class Core(NamedTuple):
 
 
 def make_core(setting: HeadSetting, device: torch.device) -> Core:
-    """Random unit vectors; labels of all classes."""
+    """Random unit vectors; labels of all classes, and one pixel in twenty without."""
     generator = torch.Generator().manual_seed(0)
     n, c, k, d = setting
     embeddings = F.normalize(torch.randn(n, d, generator=generator), dim=1)
     prototypes = F.normalize(torch.randn(c, k, d, generator=generator), dim=2)
     label = torch.randint(0, c, (n,), generator=generator)
+    label[torch.rand(n, generator=generator) < 0.05] = ignore_index(c)
     return Core(embeddings.to(device).requires_grad_(), prototypes.to(device), label.to(device))
 
 
@@ -73,7 +75,7 @@ def fused_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
     cosines = similarities(core.embeddings, core.prototypes)
     target = cluster(cosines, core.label, epsilon=EPSILON, rounds=ROUNDS).target
     loss = (
-        F.cross_entropy(cosines.scores / TEMPERATURE, core.label)
+        F.cross_entropy(cosines.scores / TEMPERATURE, core.label, ignore_index=ignore_index(c))
         + WEIGHT_CONTRAST * pixel_prototype_contrast(cosines, target, TEMPERATURE)
         + WEIGHT_DISTANCE * pixel_prototype_distance(cosines, target)
     )
@@ -90,12 +92,13 @@ def loop_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
     embeddings, prototypes, label = core
     similarity = torch.einsum("nd,ckd->nkc", embeddings, prototypes)
     scores = similarity.amax(1)
-    logits = embeddings @ prototypes.flatten(0, 1).T / TEMPERATURE
+    cosines = embeddings @ prototypes.flatten(0, 1).T
     target, moved = _cluster_by_class(core, similarity.detach(), scores.argmax(1) == label)
-    assigned = (logits * TEMPERATURE).gather(1, target.unsqueeze(1)).squeeze(1)
+    labelled = target >= 0
+    assigned = cosines[labelled].gather(1, target[labelled].unsqueeze(1))
     loss = (
-        F.cross_entropy(scores / TEMPERATURE, label)
-        + WEIGHT_CONTRAST * F.cross_entropy(logits, target)
+        F.cross_entropy(scores / TEMPERATURE, label, ignore_index=ignore_index(len(prototypes)))
+        + WEIGHT_CONTRAST * F.cross_entropy(cosines / TEMPERATURE, target, ignore_index=-1)
         + WEIGHT_DISTANCE * (1 - assigned).square().mean()
     )
     (gradient,) = torch.autograd.grad(loss, embeddings)
@@ -106,7 +109,7 @@ def loop_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
 def _cluster_by_class(core: Core, similarity: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     embeddings, prototypes, label = core
     k = prototypes.shape[1]
-    target, moved = torch.zeros_like(label), prototypes.clone()
+    target, moved = torch.full_like(label, -1), prototypes.clone()
     for c in range(len(prototypes)):
         mine = label == c
         plan = plan_of_one_class(similarity[..., c][mine])

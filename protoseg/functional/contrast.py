@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from protoseg.distributed import all_gather, all_reduce_, mean_over_ranks, rank
 from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.product import times_table
 from protoseg.types import IGNORE_INDEX
 
 CHUNK = 256  # anchors whose similarities to all keys exist at once
@@ -159,7 +160,7 @@ def _pair_losses(
     temperature: float,
 ) -> Tensor:
     """Sum over the rows of what :func:`supervised_contrast` averages; ``own`` is the column of each row itself."""
-    similarity = rows @ columns.T / temperature
+    similarity = times_table(rows, columns) / temperature
     same, known = label.unsqueeze(1) == column_label, column_label != IGNORE_INDEX
     rivals = _hide(similarity, same | ~known).logsumexp(1, keepdim=True)
     positive = same & known & (own.unsqueeze(1) != torch.arange(len(columns), device=own.device))

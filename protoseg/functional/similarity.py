@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.product import times_table
 from protoseg.types import ignore_index
 
 KEEP_BYTES = 2**30
-# Elements of the rows that are worked on at once: what a core's cache holds, or what keeps a GPU busy.
-PIECE_CPU, PIECE_GPU = 2**19, 2**25
+# Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
+PIECE_CPU, PIECE_GPU = 3 * 2**20, 2**25
 MIN_ROWS = 256  # fewer would make the matrix products slow
 
 
@@ -91,8 +92,7 @@ class FusedSimilarities:
 
     The cosines are kept for the backward pass where they fit into ``keep_bytes``, and computed again, piece by piece,
     where not: memory is then bounded, whatever ``n``, ``c`` and ``k``. Without gradient they are never kept. The
-    gradient is that of the embeddings; it cannot be differentiated again, and none reaches the prototypes. Cosines
-    equal to the last bit share a maximum's gradient in the plain formula; here the first one gets it.
+    gradient is that of the embeddings; it cannot be differentiated again, and none reaches the prototypes.
 
     Args:
         embeddings: ``n d``, fp32 or fp64.
@@ -116,14 +116,17 @@ class FusedSimilarities:
 
     @cached_property
     def scores(self) -> Tensor:
-        c, k, n = self.num_classes, self.num_prototypes, len(self)
-        best = self._store.embeddings.new_empty(n, c)
-        nearest = torch.empty(n, c, dtype=torch.int64, device=best.device)
+        c, k = self.num_classes, self.num_prototypes
+        best = self._store.embeddings.new_empty(len(self), c)
         for rows, cosines in self._store.pieces():
-            torch.max(cosines.view(-1, k, c), 1, out=(best[rows], nearest[rows]))
+            torch.amax(cosines.view(-1, k, c), 1, out=best[rows])
 
         def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
-            total.view(-1, k, c).scatter_add_(1, nearest[rows].unsqueeze(1), gradient[rows].unsqueeze(1))
+            # The best once more rather than from memory: where cosines are computed again, they may differ in a bit.
+            cosines = cosines.view(-1, k, c)
+            nearest = torch.eq(cosines, cosines.amax(1, keepdim=True), out=torch.empty_like(cosines))
+            share = gradient[rows] / nearest.sum(1)
+            total.view(-1, k, c).addcmul_(nearest, share.unsqueeze(1))
 
         return self._reading(best, add)
 
@@ -152,14 +155,14 @@ class FusedSimilarities:
         highest = self.scores.detach().amax(1, keepdim=True)
         value = torch.empty_like(highest)
         for rows, cosines in self._store.pieces():
-            torch.sum(((cosines - highest[rows]) / temperature).exp_(), 1, keepdim=True, out=value[rows])
-        value = value.log_() + highest / temperature
+            torch.sum(_scaled(cosines, highest[rows], temperature).exp_(), 1, keepdim=True, out=value[rows])
+        value = value.log_() * temperature + highest
 
         def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
-            share = (cosines / temperature).sub_(value[rows]).exp_()
+            share = _scaled(cosines, value[rows], temperature).exp_()
             total.addcmul_(share, gradient[rows].unsqueeze(1) / temperature)
 
-        return self._reading(value.squeeze(1), add)
+        return self._reading(value.squeeze(1) / temperature, add)
 
     def dense(self) -> Tensor:
         cosines = torch.cat([piece for _, piece in self._store.pieces()])
@@ -184,23 +187,35 @@ class _Store:
         self.table = prototypes.detach().transpose(0, 1).flatten(0, 1)
         if self.table.data_ptr() == prototypes.data_ptr():
             self.table = self.table.clone()  # with one class or prototype there was nothing to reorder
-        self.kept = embeddings.new_empty(len(embeddings), len(self.table)) if keep else None
-        self.filled = False
-        self.gradients: dict[_Add, Tensor] = {}
+        size = PIECE_CPU if embeddings.device.type == "cpu" else PIECE_GPU
+        size = max(MIN_ROWS, size // len(self.table))
+        self.rows = [slice(start, start + size) for start in range(0, len(embeddings), size)]
+        self.kept: list[Tensor] | None = [] if keep else None
+        self.readings: dict[_Add, Tensor] = {}
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows and their cosines, ``r k*c``, one piece after the other."""
-        size = PIECE_CPU if self.table.device.type == "cpu" else PIECE_GPU
-        size = max(MIN_ROWS, size // len(self.table))
-        for start in range(0, len(self.embeddings), size):
-            rows = slice(start, start + size)
-            yield rows, self.kept[rows] if self.kept is not None and self.filled else self._computed(rows)
-        self.filled = True
+        for number, rows in enumerate(self.rows):
+            if self.kept is not None and number < len(self.kept):
+                yield rows, self.kept[number]
+                continue
+            with no_autocast(self.embeddings):
+                cosines = times_table(self.embeddings[rows], self.table)
+            if self.kept is not None:
+                self.kept.append(cosines)
+            yield rows, cosines
 
-    def _computed(self, rows: slice) -> Tensor:
-        with no_autocast(self.embeddings):
-            out = None if self.kept is None else self.kept[rows]
-            return torch.mm(self.embeddings[rows], self.table.T, out=out)
+    def gradient(self) -> Iterator[Tensor]:
+        """Of the embeddings, ``r d``, one piece after the other, from the gradients of all readings."""
+        columns = self.table.T.contiguous()
+        for rows, cosines in self.pieces():
+            total = torch.zeros_like(cosines)
+            for add, gradient in self.readings.items():
+                add(total, cosines, rows, gradient)
+            with no_autocast(total):
+                part = times_table(total, columns)
+            del total  # before the next piece needs as much
+            yield part
 
 
 class _Product(torch.autograd.Function):
@@ -215,14 +230,14 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         store: _Store = ctx.store
-        result = torch.empty_like(store.embeddings)
-        for rows, cosines in store.pieces():
-            total = torch.zeros_like(cosines)
-            for add, gradient in store.gradients.items():
-                add(total, cosines, rows, gradient)
-            with no_autocast(total):
-                torch.mm(total, store.table, out=result[rows])
-        store.gradients.clear()
+        parts = store.gradient()
+        if len(store.rows) == 1:
+            result = next(parts)  # nothing to put together: a copy saved
+        else:
+            result = torch.empty_like(store.embeddings)
+            for rows, part in zip(store.rows, parts, strict=True):
+                result[rows] = part
+        store.readings.clear()
         return result, None
 
 
@@ -237,7 +252,7 @@ class _Reading(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        ctx.store.gradients[ctx.add] = gradient
+        ctx.store.readings[ctx.add] = gradient
         return gradient.new_zeros(()), None, None, None
 
 
@@ -247,6 +262,11 @@ def similarities(embeddings: Tensor, prototypes: Tensor) -> Similarities:
         c, k, d = prototypes.shape
         return DenseSimilarities((embeddings @ prototypes.detach().reshape(c * k, d).T).view(-1, c, k))
     return FusedSimilarities(embeddings, prototypes)
+
+
+def _scaled(cosines: Tensor, offset: Tensor, temperature: float) -> Tensor:
+    """(cosines - offset) / temperature, in one pass."""
+    return torch.add(offset / -temperature, cosines, alpha=1 / temperature)
 
 
 def _known(label: Tensor, num_classes: int) -> Tensor:

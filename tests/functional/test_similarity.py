@@ -48,7 +48,11 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("c", "k"), [(5, 3), (1, 4), (4, 1), (1, 1)])
 @pytest.mark.parametrize("keep_bytes", [0, 10**9])
-def test_values_and_gradient_equal_the_plain_formulas(c: int, k: int, keep_bytes: int) -> None:
+@pytest.mark.parametrize("piece", [1, 2**20])
+def test_values_and_gradient_equal_the_plain_formulas(
+    c: int, k: int, keep_bytes: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similarity, "PIECE_CPU", piece)
     embeddings, prototypes, label = case(c, k)
     plain, fused = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
     ours = FusedSimilarities(fused, prototypes, keep_bytes)
@@ -93,6 +97,14 @@ def test_gradcheck_of_each_reading(read: Callable[[Similarities], Tensor], keep_
     torch.manual_seed(0)
     embeddings, prototypes = unit(8, 4).requires_grad_(), unit(3, 2, 4)
     assert torch.autograd.gradcheck(lambda e: read(FusedSimilarities(e, prototypes, keep_bytes)), embeddings)
+
+
+def test_equal_cosines_share_the_gradient_of_their_maximum() -> None:
+    prototypes = unit(2, 1, 4).expand(2, 3, 4)  # three times the same
+    plain = unit(5, 4).requires_grad_()
+    (theirs,) = torch.autograd.grad(prototype_similarity(plain, prototypes).amax(2).square().sum(), plain)
+    (ours,) = torch.autograd.grad(FusedSimilarities(plain, prototypes).scores.square().sum(), plain)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_small_temperatures_do_not_underflow() -> None:

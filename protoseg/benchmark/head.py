@@ -1,7 +1,8 @@
-"""The prototype core, from unit embeddings to losses, gradient and moved prototypes, in three ways.
+"""The prototype core, from unit embeddings to losses, gradient and moved prototypes, in several ways.
 
 ``floor``: the two matrix products that no implementation can do without (cosines, and their gradient for the
-embeddings). ``fused``: this package. ``loop``: the algorithm as the paper describes it and as public code is wont to
+embeddings), as torch computes them; ``oneDNN``: the same by the library that this package takes on a CPU. ``fused``:
+this package. ``loop``: the algorithm as the paper describes it and as public code is wont to
 run it: class by class, with the cosines computed once for the class scores and once for the contrast.
 """
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.benchmark.sinkhorn import EPSILON, ROUNDS, plan_of_one_class
+from protoseg.functional.product import times_table
 from protoseg.functional.prototypes import (
     cluster,
     pixel_prototype_contrast,
@@ -67,6 +69,14 @@ def floor_step(core: Core, gradient: Tensor) -> None:
     with torch.no_grad():
         core.embeddings @ table.T
         gradient @ table
+
+
+def onednn_step(core: Core, gradient: Tensor) -> None:
+    """The two products as this package computes them."""
+    table = core.prototypes.flatten(0, 1)
+    with torch.no_grad():
+        times_table(core.embeddings, table)
+        times_table(gradient, table.T.contiguous())
 
 
 def fused_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,11 +137,13 @@ def _cluster_by_class(core: Core, similarity: Tensor, correct: Tensor) -> tuple[
 
 
 def head_steps(setting: HeadSetting, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The three ways by name, on the same numbers."""
+    """The ways by name, on the same numbers."""
     core = make_core(setting, device)
     gradient = torch.randn(setting.pixels, setting.classes * setting.prototypes, device=device)
+    onednn = {"oneDNN": partial(onednn_step, core, gradient)} if device.type == "cpu" else {}
     return {
         "floor": partial(floor_step, core, gradient),
+        **onednn,
         "fused": partial(fused_step, core),
         "loop": partial(loop_step, core),
     }

@@ -35,7 +35,7 @@ def learn_from(output: SegOutput, head: nn.Module, terms: list[LossTerm], label:
     clustering = None
     if memory is not None:
         clustering, observation = memory.assign(output, label, stride)
-        memory.observe(*observation)
+        memory.observe_accumulated([observation])
     batch = LossInput(output, label, stride, clustering)
     torch.stack([term.weight * term(batch) for term in terms]).sum().backward()
     if memory is not None:

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from protoseg.nn import PrototypeMemory
+from protoseg.nn.prototype_memory import Observation
 
 
 class PrototypeMemoryCallback(pl.Callback):
     """Feeds every micro-batch's ``observations`` to the memory and moves it once per optimizer step.
+
+    Where K > 1, accumulated micro-batches wait for the last of their step and are clustered together: they keep their
+    embeddings until then.
 
     The LightningModule brings it (``configure_callbacks``), so that no override of the callbacks can lose it.
     It does nothing for models without prototypes.
@@ -20,9 +24,11 @@ class PrototypeMemoryCallback(pl.Callback):
 
     def __init__(self) -> None:
         self._stepped = 0
+        self._waiting: list[list[Observation]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stepped = trainer.global_step
+        self._waiting = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -31,10 +37,15 @@ class PrototypeMemoryCallback(pl.Callback):
         observations = outputs.get("observations")
         if memory is None or not observations:
             return
-        for observation in observations:
-            memory.observe(*observation)
-        if trainer.global_step == self._stepped:
-            return  # still accumulating gradients
+        self._waiting.append(observations)
+        accumulating = trainer.global_step == self._stepped
+        if accumulating and memory.balances:
+            return
+        for parts in zip(*self._waiting, strict=True):
+            memory.observe_accumulated(parts)
+        self._waiting = []
+        if accumulating:
+            return
         self._stepped = trainer.global_step
         memory.step()
         if self._stepped % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

@@ -75,11 +75,19 @@ def cluster(
     Raises:
         ProtosegError: unknown ``assignment``.
     """
+    cosines = _readable(similarity)
+    return cluster_own(cosines.own(label), label, cosines.num_classes, assignment, epsilon, rounds)
+
+
+@torch.no_grad()
+def cluster_own(
+    own: Tensor, label: Tensor, num_classes: int, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
+) -> Clustering:
+    """:func:`cluster` from the cosines to the prototypes of each pixel's own class alone, ``n k``."""
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
-    cosines = _readable(similarity)
-    k, valid = cosines.num_prototypes, label != ignore_index(cosines.num_classes)
-    plan = sinkhorn(cosines.own(label), label, cosines.num_classes, valid, epsilon, rounds)
+    k, valid = own.shape[1], label != ignore_index(num_classes)
+    plan = sinkhorn(own, label, num_classes, valid, epsilon, rounds)
     chosen = plan.argmax(1)
     drawn = chosen
     if assignment != "argmax":

@@ -217,8 +217,9 @@ class PrototypeGuidedContrast(TargetContrast):
             take_rows(images.output.logits, rows.flatten())
             for images, rows in ((batch.source, source_index), (batch.mixed, index))
         ]
-        member = memory.cluster(memory.similarity(embeddings), label).member
-        return Observation(embeddings, member, torch.cat(logits).argmax(1) == label)
+        own = memory.similarity(embeddings).own(label)
+        member = memory.balance(own, label).member
+        return Observation(embeddings, own, label, torch.cat(logits).argmax(1) == label, member)
 
 
 class UnreliablePixelContrast(TargetContrast):

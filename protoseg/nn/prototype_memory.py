@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from protoseg.distributed import all_reduce_
 from protoseg.functional.prototypes import (
     ASSIGNMENTS,
     Clustering,
-    cluster,
+    cluster_own,
     prototype_sums,
     update_prototypes,
     within_class_cosine,
@@ -25,11 +26,21 @@ INITS = ("features", "random")
 
 
 class Observation(NamedTuple):
-    """Pixels of one micro-batch for the memory; see :meth:`PrototypeMemory.observe`."""
+    """Pixels of one micro-batch for the memory.
+
+    Attributes:
+        embeddings: unit vectors, ``n d``.
+        own: their cosines to the prototypes of their own class, ``n k``.
+        label: int64 ``n``, ``ignore_index`` where unlabelled.
+        correct: whether the pixel's class is predicted right, bool ``n``.
+        member: the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none.
+    """
 
     embeddings: Tensor
-    member: Tensor
+    own: Tensor
+    label: Tensor
     correct: Tensor
+    member: Tensor
 
 
 class PrototypeMemory(nn.Module):
@@ -37,7 +48,7 @@ class PrototypeMemory(nn.Module):
 
     One optimizer step is one update: every micro-batch is :meth:`observe`-d, then :meth:`step` sums over ranks and
     moves the prototypes, so accumulated gradients and several GPUs give the update of one large batch. Where K > 1,
-    ranks balance their pixels over the prototypes together; an accumulated micro-batch is balanced by itself.
+    ranks and accumulated micro-batches balance their pixels over the prototypes together (:meth:`observe_accumulated`).
 
     Args:
         num_classes, num_prototypes, dim: ``c``, ``k`` and ``d`` of the memory.
@@ -94,13 +105,22 @@ class PrototypeMemory(nn.Module):
         self.register_buffer("pending_sums", torch.zeros(c * k, dim), persistent=False)
         self.register_buffer("pending_counts", torch.zeros(c * k), persistent=False)
 
+    @property
+    def balances(self) -> bool:
+        """Whether pixels of a class are shared out among prototypes, so that all of a step must be seen together."""
+        return self.prototypes.shape[1] > 1
+
     def similarity(self, embeddings: Tensor) -> Similarities:
         """Cosines of unit embeddings ``n d`` to the prototypes as they are now."""
         return similarities(embeddings, self.prototypes)
 
     def cluster(self, similarity: Similarities, label: Tensor) -> Clustering:
         """Target and member prototype of each pixel from its cosines and labels ``n``."""
-        return cluster(similarity, label, self.assignment, self.epsilon, self.rounds)
+        return self.balance(similarity.own(label), label)
+
+    def balance(self, own: Tensor, label: Tensor) -> Clustering:
+        """:meth:`cluster` from the cosines to the prototypes of each pixel's own class alone, ``n k``."""
+        return cluster_own(own, label, len(self.prototypes), self.assignment, self.epsilon, self.rounds)
 
     @torch.no_grad()
     def assign(self, output: SegOutput, label: Tensor, stride: int) -> tuple[Clustering, Observation]:
@@ -114,10 +134,19 @@ class PrototypeMemory(nn.Module):
         height, width = output.logits.shape[2:]
         grid = downsample_label(label, (height, width), stride).flatten()
         assert output.similarities is not None
-        clustering = self.cluster(output.similarities, grid)
-        correct = output.logits.argmax(1).flatten() == grid
+        own, correct = output.similarities.own(grid), output.logits.argmax(1).flatten() == grid
+        clustering = self.balance(own, grid)
         embeddings = output.embeddings.detach().permute(0, 2, 3, 1).flatten(0, 2)
-        return clustering, Observation(embeddings, clustering.member, correct)
+        return clustering, Observation(embeddings, own, grid, correct, clustering.member)
+
+    def observe_accumulated(self, parts: Sequence[Observation]) -> None:
+        """:meth:`observe` the same pixels as if the micro-batches of one optimizer step had been one batch."""
+        member = [part.member for part in parts]
+        if len(parts) > 1 and self.balances:
+            own, label = (torch.cat([getattr(part, name) for part in parts]) for name in ("own", "label"))
+            member = list(self.balance(own, label).member.split([len(part.label) for part in parts]))
+        for part, ids in zip(parts, member, strict=True):
+            self.observe(part.embeddings, ids, part.correct)
 
     @torch.no_grad()
     def observe(self, embeddings: Tensor, member: Tensor, correct: Tensor) -> None:

@@ -95,7 +95,7 @@ def warm(term: PixelContrast, case: Case) -> PixelContrast:
         term(case.batch())
         if term.memory is not None:
             for observation in term.observations:
-                term.memory.observe(*observation)
+                term.memory.observe_accumulated([observation])
             term.memory.step()
         with torch.no_grad():
             for parameter in term.parameters():

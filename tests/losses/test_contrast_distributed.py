@@ -39,7 +39,7 @@ def run(images: slice) -> dict[str, Any]:
             torch.manual_seed(number)
             loss = term(case.batch(images))
             for observation in term.observations:
-                term.memory.observe(*observation)
+                term.memory.observe_accumulated([observation])
             if term.memory is not None:
                 term.memory.step()
             term.step()

@@ -10,24 +10,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from protoseg.distributed import all_gather, all_reduce_, mean_over_ranks, rank
+from protoseg.functional.pairs import PairLosses, against, hide
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.product import times_table
 from protoseg.types import IGNORE_INDEX
-
-CHUNK = 256  # anchors whose similarities to all keys exist at once
-
-
-def _hide(logits: Tensor, hidden: Tensor) -> Tensor:
-    """Logits that count nothing in a softmax; finite, so that a row with nothing else has no NaN in its gradient."""
-    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min / 2)
-
-
-def _against(positive: Tensor, rivals: Tensor) -> Tensor:
-    """-log(e^p / (e^p + e^r)), r being the logsumexp of the negatives."""
-    return F.softplus(rivals - positive, threshold=40)  # linear above the threshold: e^-40 is below fp64's epsilon
 
 
 def mean_over_classes(losses: Tensor, valid: Tensor) -> Tensor:
@@ -58,8 +45,8 @@ def info_nce(
         temperature: t; 0.5 in the paper.
     """
     positive, negative = at_least_fp32(positive) / temperature, at_least_fp32(negative) / temperature
-    rivals = _hide(negative, ~negative_valid).logsumexp(2)
-    return mean_over_classes(_against(positive, rivals), valid)
+    rivals = hide(negative, ~negative_valid).logsumexp(2)
+    return mean_over_classes(against(positive, rivals), valid)
 
 
 def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Tensor:
@@ -68,7 +55,7 @@ def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Te
     Args:
         placed: prototypes that have a position, bool ``c k``; a class without any gives 0.
     """
-    cosine = _hide(anchors @ prototypes.transpose(1, 2), ~placed.unsqueeze(1))
+    cosine = hide(anchors @ prototypes.transpose(1, 2), ~placed.unsqueeze(1))
     return cosine.amax(2).where(placed.any(1, keepdim=True), 0)
 
 
@@ -120,8 +107,8 @@ def supervised_contrast(
     With s_ij the cosine over the temperature, P_i the others of anchor i's label, N_i those of another label and
     l_ij = -log(e^{s_ij} / (e^{s_ij} + sum over N_i of e^{s_ik})): mean over i of the sum over P_i of w_i w_j l_ij,
     divided by max(1, |P_i|). ContrastiveSeg (arXiv 2101.11939), Eq. 3; its released code divides by |P_i| alone, which
-    is NaN for a class with one pixel. The similarities of all pairs never exist at once: they are computed a few rows
-    at a time, and again in the backward pass.
+    is NaN for a class with one pixel. The similarities of all pairs never exist at once
+    (:class:`protoseg.functional.pairs.PairLosses`).
 
     Args:
         anchors: ``n d``.
@@ -140,32 +127,8 @@ def supervised_contrast(
             column_label = torch.cat([column_label, key_label])
             column_weight = torch.cat([column_weight, column_weight.new_ones(len(keys))])
         own = rank() * len(label) + torch.arange(len(label), device=label.device)
-        total = anchors.new_zeros(())
-        for part in zip(*(x.split(CHUNK) for x in (anchors, label, weight, own)), strict=True):
-            total = total + checkpoint(
-                _pair_losses, *part, columns, column_label, column_weight, temperature,
-                use_reentrant=False, preserve_rng_state=False,
-            )  # fmt: skip
+        total = PairLosses.apply(anchors, columns, label, column_label, weight, column_weight, own, temperature)
         return mean_over_ranks(total, (label != IGNORE_INDEX).sum())
-
-
-def _pair_losses(
-    rows: Tensor,
-    label: Tensor,
-    weight: Tensor,
-    own: Tensor,
-    columns: Tensor,
-    column_label: Tensor,
-    column_weight: Tensor,
-    temperature: float,
-) -> Tensor:
-    """Sum over the rows of what :func:`supervised_contrast` averages; ``own`` is the column of each row itself."""
-    similarity = times_table(rows, columns) / temperature
-    same, known = label.unsqueeze(1) == column_label, column_label != IGNORE_INDEX
-    rivals = _hide(similarity, same | ~known).logsumexp(1, keepdim=True)
-    positive = same & known & (own.unsqueeze(1) != torch.arange(len(columns), device=own.device))
-    losses = (_against(similarity, rivals) * positive) @ column_weight
-    return (losses * weight / positive.sum(1).clamp_min(1)).sum()
 
 
 def pixel_to_pixel(
@@ -240,4 +203,4 @@ def _has_mean(label: Tensor, placed: Tensor) -> Tensor:
 def _mean_logits(embeddings: Tensor, means: Tensor, placed: Tensor, temperature: float) -> Tensor:
     with no_autocast(embeddings):
         embeddings = at_least_fp32(embeddings)
-        return _hide(embeddings @ means.to(embeddings.dtype).T / temperature, ~placed)
+        return hide(embeddings @ means.to(embeddings.dtype).T / temperature, ~placed)

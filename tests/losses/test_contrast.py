@@ -100,7 +100,7 @@ def test_observations_are_labelled_source_and_reliable_target_pixels() -> None:
     term = make("pgpc", case)
     assert "memory.prototypes" in term.state_dict()
     term(case.batch())
-    ((embeddings, member, correct),) = term.observations
+    ((embeddings, _, _, correct, member),) = term.observations
     source = sum(bool(case.label[b, v, u] != IGNORE_INDEX) for b, _, _, v, u in cells(case))
     target = sum(bool(case.confidence[b, v, u] >= 0.6) for b, _, _, v, u in target_cells(case))
     assert int((member >= 0).sum()) == source + target

@@ -1,7 +1,8 @@
-"""Two ranks move the prototypes as one process on the concatenated batch does."""
+"""Two ranks, and micro-batches of each, move the prototypes as one process on the concatenated batch does."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.nn import PrototypeMemory
+from protoseg.nn.prototype_memory import Observation
 
 C, K, D, N = 5, 4, 8, 300
 
@@ -26,27 +28,32 @@ def data(step: int) -> tuple[Tensor, Tensor]:
     return embeddings, label
 
 
-def run(part: slice, init: str) -> Tensor:
+def run(parts: list[slice], init: str) -> Tensor:
+    """Prototypes after five steps, each of these micro-batches."""
     torch.manual_seed(0)
     memory = PrototypeMemory(C, K, D, momentum=0.9, init=init).double()
     for step in range(5):
-        embeddings, label = (x[part] for x in data(step))
-        similarity = memory.similarity(embeddings)
-        memory.observe(embeddings, memory.cluster(similarity, label).member, similarity.scores.argmax(1) == label)
+        memory.observe_accumulated([observation(memory, *(x[part] for x in data(step))) for part in parts])
         memory.step()
     return memory.prototypes
 
 
-def worker(rank: int, folder: str, init: str) -> None:
+def observation(memory: PrototypeMemory, embeddings: Tensor, label: Tensor) -> Observation:
+    cosines = memory.similarity(embeddings)
+    own = cosines.own(label)
+    return Observation(embeddings, own, label, cosines.scores.argmax(1) == label, memory.balance(own, label).member)
+
+
+def worker(rank: int, folder: str, init: str, micro_batches: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    part = slice(0, 200) if rank == 0 else slice(200, N)  # unequal shares
-    torch.save(run(part, init), f"{folder}/{rank}.pt")
+    bounds = torch.linspace(*((0, 200) if rank == 0 else (200, N)), micro_batches + 1).int().tolist()  # unequal shares
+    torch.save(run([slice(*pair) for pair in pairwise(bounds)], init), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("init", ["features", "random"])
-def test_two_ranks_equal_one_process(tmp_path: Path, init: str) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path), init), nprocs=2)
-    one = run(slice(None), init)
+@pytest.mark.parametrize(("init", "micro_batches"), [("features", 1), ("random", 1), ("features", 3)])
+def test_two_ranks_equal_one_process(tmp_path: Path, init: str, micro_batches: int) -> None:
+    torch.multiprocessing.spawn(worker, (str(tmp_path), init, micro_batches), nprocs=2)
+    one = run([slice(None)], init)
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, atol=1e-10, rtol=0)

@@ -101,6 +101,7 @@ def test_real_encoders(name: str, tmp_path: Path) -> None:
 def test_hrda_at_one_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
-    model = HRDASegmentor(Pyramid(), decoder, PrototypeHead, 11, detail_size=32, attention=decoder).eval()
-    path = export_onnx(model, CAMVID, tmp_path / "model.onnx", (64, 96))
-    assert compare_onnx(model, path, [(64, 96)]).logits < 1e-3
+    model = HRDASegmentor(Pyramid(), decoder, PrototypeHead, 11, detail_size=64, attention=decoder).eval()
+    size = (128, 192)  # two coarsest cells and more: normalised over one cell, the FPN's norms would amplify rounding
+    path = export_onnx(model, CAMVID, tmp_path / "model.onnx", size)
+    assert compare_onnx(model, path, [size]).logits < 1e-4

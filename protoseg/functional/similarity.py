@@ -116,15 +116,16 @@ class FusedSimilarities:
 
     @cached_property
     def scores(self) -> Tensor:
-        c, k = self.num_classes, self.num_prototypes
+        c, k, kept = self.num_classes, self.num_prototypes, self._store.kept is not None
         best = self._store.embeddings.new_empty(len(self), c)
         for rows, cosines in self._store.pieces():
             torch.amax(cosines.view(-1, k, c), 1, out=best[rows])
 
         def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
-            # The best once more rather than from memory: where cosines are computed again, they may differ in a bit.
             cosines = cosines.view(-1, k, c)
-            nearest = torch.eq(cosines, cosines.amax(1, keepdim=True), out=torch.empty_like(cosines))
+            # Cosines that are computed again may differ in a bit from those before.
+            highest = best[rows] if kept else cosines.amax(1)
+            nearest = torch.eq(cosines, highest.unsqueeze(1), out=torch.empty_like(cosines))
             share = gradient[rows] / nearest.sum(1)
             total.view(-1, k, c).addcmul_(nearest, share.unsqueeze(1))
 

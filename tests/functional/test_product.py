@@ -33,9 +33,15 @@ def test_fp32_is_not_rounded() -> None:
     assert error.abs().max() < 1e-6
 
 
-def test_on_a_cpu_onednn_computes_fp32() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_on_a_cpu_onednn_computes_fp32(threads: int) -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    with torch.profiler.profile() as profile:
-        times_table(torch.randn(2000, 16), torch.randn(8, 16))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.profiler.profile() as profile:
+            times_table(torch.randn(2000, 16), torch.randn(8, 16))
+    finally:
+        torch.set_num_threads(before)
     assert "aten::mkldnn_convolution" in {event.key for event in profile.key_averages()}

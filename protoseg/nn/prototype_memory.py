@@ -114,12 +114,8 @@ class PrototypeMemory(nn.Module):
         """Cosines of unit embeddings ``n d`` to the prototypes as they are now."""
         return similarities(embeddings, self.prototypes)
 
-    def cluster(self, similarity: Similarities, label: Tensor) -> Clustering:
-        """Target and member prototype of each pixel from its cosines and labels ``n``."""
-        return self.balance(similarity.own(label), label)
-
     def balance(self, own: Tensor, label: Tensor) -> Clustering:
-        """:meth:`cluster` from the cosines to the prototypes of each pixel's own class alone, ``n k``."""
+        """Target and member prototype of pixels from labels ``n`` and cosines to those of their own class, ``n k``."""
         return cluster_own(own, label, len(self.prototypes), self.assignment, self.epsilon, self.rounds)
 
     @torch.no_grad()

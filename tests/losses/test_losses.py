@@ -98,7 +98,8 @@ def test_terms_on_a_prototype_head_reach_the_features() -> None:
     head = PrototypeHead(8, 4, num_prototypes=3)
     features, label = torch.randn(2, 8, 5, 6, requires_grad=True), torch.randint(0, 4, (2, 20, 24))
     output = head(features)
-    clustering = head.memory.cluster(output.similarities, downsample_label(label, (5, 6), 4).flatten())
+    grid = downsample_label(label, (5, 6), 4).flatten()
+    clustering = head.memory.balance(output.similarities.own(grid), grid)
     batch = LossInput(output, label, 4, clustering)
     for term in (CrossEntropy(4), PixelPrototypeContrast(), PixelPrototypeDistance()):
         (gradient,) = torch.autograd.grad(term(batch), features, retain_graph=True)

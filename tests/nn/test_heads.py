@@ -60,7 +60,7 @@ def observe(memory: PrototypeMemory, n: int = 400, seed: int = 0) -> None:
     c, _, d = memory.prototypes.shape
     embeddings = F.normalize(torch.randn(n, d, generator=generator, dtype=memory.prototypes.dtype), dim=1)
     label = torch.randint(0, c, (n,), generator=generator)
-    clustering = memory.cluster(memory.similarity(embeddings), label)
+    clustering = memory.balance(memory.similarity(embeddings).own(label), label)
     memory.observe(embeddings, clustering.member, torch.ones(n, dtype=torch.bool))
 
 

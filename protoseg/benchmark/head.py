@@ -2,8 +2,8 @@
 
 ``floor``: the two matrix products that no implementation can do without (cosines, and their gradient for the
 embeddings), as torch computes them; ``oneDNN``: the same by the library that this package takes on a CPU. ``fused``:
-this package. ``loop``: the algorithm as the paper describes it and as public code is wont to
-run it: class by class, with the cosines computed once for the class scores and once for the contrast.
+this package. ``loop``: the algorithm as the paper describes it and as public code is wont to run it: class by class,
+with the cosines computed once for the class scores and once for the contrast.
 """
 
 from __future__ import annotations
@@ -63,20 +63,17 @@ def make_core(setting: HeadSetting, device: torch.device) -> Core:
     return Core(embeddings.to(device).requires_grad_(), prototypes.to(device), label.to(device))
 
 
-def floor_step(core: Core, gradient: Tensor) -> None:
-    """The two products alone; ``gradient``: any matrix ``n c*k``."""
+def products_step(core: Core, gradient: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The two products alone, by ``product(rows, table) = rows @ table.T``; ``gradient``: any matrix ``n c*k``."""
     table = core.prototypes.flatten(0, 1)
     with torch.no_grad():
-        core.embeddings @ table.T
-        gradient @ table
+        product(core.embeddings, table)
+        product(gradient, table.T)
 
 
-def onednn_step(core: Core, gradient: Tensor) -> None:
-    """The two products as this package computes them."""
-    table = core.prototypes.flatten(0, 1)
-    with torch.no_grad():
-        times_table(core.embeddings, table)
-        times_table(gradient, table.T.contiguous())
+def plain_product(rows: Tensor, table: Tensor) -> Tensor:
+    """As torch computes it."""
+    return rows @ table.T
 
 
 def fused_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,9 +137,9 @@ def head_steps(setting: HeadSetting, device: torch.device) -> dict[str, Callable
     """The ways by name, on the same numbers."""
     core = make_core(setting, device)
     gradient = torch.randn(setting.pixels, setting.classes * setting.prototypes, device=device)
-    onednn = {"oneDNN": partial(onednn_step, core, gradient)} if device.type == "cpu" else {}
+    onednn = {"oneDNN": partial(products_step, core, gradient, times_table)} if device.type == "cpu" else {}
     return {
-        "floor": partial(floor_step, core, gradient),
+        "floor": partial(products_step, core, gradient, plain_product),
         **onednn,
         "fused": partial(fused_step, core),
         "loop": partial(loop_step, core),

@@ -65,12 +65,16 @@ def trained(accumulate: int, prototypes: int, steps: int, folder: Path, contrast
     return {name: value.clone() for name, value in module.model.state_dict().items()}
 
 
+def assert_same(many: dict[str, Tensor], one: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_one_prototype_per_class(accumulate: int, tmp_path: Path) -> None:
     one, many = (trained(count, 1, STEPS, tmp_path) for count in (1, accumulate))
     assert (one["head.memory.updates"] > 1).all()
-    for name, value in one.items():
-        torch.testing.assert_close(many[name], value, atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert_same(many, one)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3])
@@ -78,8 +82,7 @@ def test_several_prototypes_per_class(accumulate: int, tmp_path: Path) -> None:
     """What a step accumulates is balanced together; only the targets of PPC and PPD are those of a micro-batch."""
     one, many = (trained(count, 3, STEPS, tmp_path, contrast=False) for count in (1, accumulate))
     assert (one["head.memory.updates"].amax(1) > 1).all()
-    for name, value in one.items():
-        torch.testing.assert_close(many[name], value, atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert_same(many, one)
 
 
 def test_one_step_with_all_losses_gives_the_same_prototypes(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A trained model in three lines of Python::
 
 import protoseg
-model = protoseg.load("RUN/checkpoints/best.ckpt")  # or a folder, or a name on the Hugging Face hub
+model = protoseg.load("RUN/checkpoints/best.ckpt")  # or a folder, or hf://user/name on the Hugging Face hub
 prediction = model.predict("photo.jpg")  # .labels, .confidence, .overlay(), .save("labels.png")
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from protoseg.checkpoint import (
-    BUILT,
-    AtomicCheckpointIO,
-    checkpoint_config,
-    checkpoint_label_space,
-    load_model,
-    read_checkpoint,
-)
+from protoseg.checkpoint import AtomicCheckpointIO
 from protoseg.files import write_file
 from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
+from protoseg.trained import open_file
+from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError
 from protoseg.visualize import Picture, label_png, overlay
 
@@ -39,7 +33,8 @@ WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""
 
 _IN_FOLDER = (WEIGHTS, "checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
-_KEPT = (*BUILT, "inference", "data")  # sections of the config that a saved model still needs
+HUB = "hf://"
+"""What the name of a model on the Hugging Face hub begins with: any other is a place on this machine."""
 
 Source = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 
@@ -137,7 +132,7 @@ class Model:
             ProtosegError: the disk refuses.
         """
         path = Path(folder) / WEIGHTS
-        config = {name: self._origin["config"].get(name) for name in _KEPT}
+        config = {name: self._origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
         checkpoint = {
             "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
             "protoseg": self._origin | {"config": _without_places(config)},
@@ -157,7 +152,7 @@ class Model:
         """Upload the model to the Hugging Face hub, making the repository if it is not there.
 
         Args:
-            repo_id: ``user/name``.
+            repo_id: ``user/name``, or ``hf://user/name``.
             private: whether only its owner sees it.
             token: without it, that of ``hf auth login``.
 
@@ -169,6 +164,7 @@ class Model:
         """
         from huggingface_hub import HfApi
 
+        repo_id = repo_id.removeprefix(HUB)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             try:
@@ -190,30 +186,35 @@ class Model:
             f"# {self.label_space.name}\n\nSemantic segmentation, {parts}, {self.label_space.num_classes} classes: "
             f"{', '.join(self.classes)}.\n\n"
             "```python\nimport protoseg\n\n"
-            'model = protoseg.load("USER/NAME")\nprediction = model.predict("photo.jpg")\n```\n'
+            'model = protoseg.load("hf://USER/NAME")\nprediction = model.predict("photo.jpg")\n```\n'
         )
 
 
-def load(source: str | Path, device: str | None = None, network: str = "student", revision: str | None = None) -> Model:
+def load(
+    source: str | Path,
+    device: str | None = None,
+    network: str = "student",
+    revision: str | None = None,
+    trust: Sequence[str] = (),
+) -> Model:
     """A trained model, ready to predict.
 
     Args:
-        source: a checkpoint; a folder that ``train.py`` or ``save_pretrained`` wrote; or ``user/name`` on the Hugging
-            Face hub. Nothing in it is run: only tensors, plain values and classes of known packages are accepted.
+        source: a checkpoint; a folder that ``train.py`` or ``save_pretrained`` wrote; or ``hf://user/name`` on the
+            Hugging Face hub. Nothing in it is run: it holds tensors and plain values, and may build the classes of
+            :data:`protoseg.trusted.SLOTS`.
         device: e.g. ``cpu`` or ``cuda:1``; a GPU where there is one, unless said.
         network: ``student`` (what supervised training makes, too) or, of domain adaptation, ``teacher``.
         revision: of a model on the hub: branch, tag or commit.
+        trust: modules whose classes it may build besides, e.g. ``["mypackage.heads"]``. They are imported: name your
+            own, or such as you have read.
 
     Raises:
         ProtosegError: no such file, folder or model; a hub out of reach; a checkpoint that is bad or not ours.
     """
-    path = _find(source, revision)
-    checkpoint = read_checkpoint(path)
-    config = OmegaConf.create(checkpoint_config(path, checkpoint, [*BUILT, "inference"]))
-    space = checkpoint_label_space(checkpoint)
-    model = load_model(config, checkpoint, space, network)
-    predictor = instantiate(config.inference) if config.inference else Predictor()
-    return Model(model, space, predictor, choose_device(device), checkpoint["protoseg"])
+    file = open_file(_find(source, revision), trust)
+    origin = file.content["protoseg"]
+    return Model(file.model(network), file.label_space, file.predictor(), choose_device(device), origin)
 
 
 def as_tensor(image: Source) -> Tensor:
@@ -246,17 +247,22 @@ def _find(source: str | Path, revision: str | None) -> Path:
         if found is None:
             raise ProtosegError(f"load: expected {', '.join(_IN_FOLDER)} in {place.absolute()}, got none of them")
         return found
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and place.suffix != ".ckpt"
-    if place.is_file() or not on_hub:
+    name = str(source)
+    if not name.startswith(HUB):
+        if place.suffix != ".ckpt" and not place.exists():
+            hint = f"; a model on the Hugging Face hub is {HUB}{name}" if name.count("/") == 1 else ""
+            raise ProtosegError(f"load: expected a checkpoint or a folder, got {place.absolute()}: no such file{hint}")
         return place  # `read_checkpoint` says what is wrong with it
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name.removeprefix(HUB)):
+        raise ProtosegError(f"load: expected {HUB}user/name, got {name!r}")
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(str(source), WEIGHTS, revision=revision))
+        return Path(hf_hub_download(name.removeprefix(HUB), WEIGHTS, revision=revision))
     except Exception as error:  # the hub's client raises whatever its layers raise
         raise ProtosegError(
-            f"load: {str(source)!r} is no file or folder here, and cannot be had from the Hugging Face hub "
-            f"({_reason(error)}): check the name and the connection, or give a checkpoint or a folder"
+            f"load: {name!r} cannot be had from the Hugging Face hub ({_reason(error)}): check the name and the "
+            "connection, or give a checkpoint or a folder"
         ) from error
 
 
@@ -271,5 +277,5 @@ def _without_places(node: Any) -> Any:
         return node
     plain = {key: _without_places(value) for key, value in node.items()}
     if plain.get("root"):
-        plain["root"] = f"data/{Path(plain['root']).name}"
+        plain["root"] = f"data/{Path(str(plain['root'])).name}"
     return plain | ({"weights": None} if "weights" in plain else {})

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins import TorchCheckpointIO
-from pytorch_lightning.strategies import Strategy
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
+from torch import Tensor
 
+from protoseg.archive import read_archive
 from protoseg.files import write_file
-from protoseg.models.build import build_model
-from protoseg.models.segmentor import Segmentor
-from protoseg.types import LabelSpace, ProtosegError
-
-TRUSTED = (
-    "protoseg",
-    "torch",
-    "timm",
-    "segmentation_models_pytorch",
-    "torchmetrics",
-    "pytorch_lightning",
-    "albumentations",
-)
-"""Packages whose classes a checkpoint's config may name."""
-
-BUILDABLE = (
-    nn.Module,
-    Optimizer,
-    LRScheduler,
-    Metric,
-    pl.Trainer,
-    pl.Callback,
-    pl.LightningDataModule,
-    Logger,
-    Strategy,
-)
-"""What such a class must be: torch alone has classes that compile or launch programs when built."""
-
+from protoseg.types import WIDE_IGNORE_INDEX, LabelSpace, ProtosegError
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}
-BUILT = ("encoder", "decoder", "segmentor", "head", "auxiliary")
-"""Sections of the trained config that make the model."""
+"""What the names of a network's weights begin with."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -76,80 +41,117 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Load a checkpoint with ``weights_only=True``: a file from a stranger cannot run code.
+    """A checkpoint of this package, read by :func:`protoseg.archive.read_archive`, every part of its proper form.
 
-    With ``mmap`` tensors are read from the disk only where they are used: for a look at the plain values.
+    Args:
+        path: the file.
+        map_location: see ``torch.load``.
+        mmap: read tensors only where they are used, for a look at the plain values: NaN among them is not noticed.
 
     Raises:
-        ProtosegError: no such file, not a checkpoint, or not one of this package.
+        ProtosegError: no such file, not a checkpoint, not one of this package, or one with parts of another form.
     """
     checkpoint = read_tensors(path, map_location, mmap)
     own = checkpoint.get("protoseg")
     if not isinstance(own, dict) or not {"config", "label_space"} <= own.keys() or "state_dict" not in checkpoint:
         raise ProtosegError(f"checkpoint {path}: expected one written by protoseg's train.py, got another file")
+    try:
+        check_class_names(own)
+        _check_state(checkpoint["state_dict"], 2 * Path(path).stat().st_size, values=not mmap)
+    except ProtosegError as error:
+        raise ProtosegError(f"checkpoint {path}: {error}") from error
     return checkpoint
 
 
 def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """A dictionary of tensors and plain values, read as :func:`read_checkpoint` does; also for what is raised."""
+    """A dictionary of tensors and plain values; arguments as of :func:`read_checkpoint`.
+
+    Raises:
+        ProtosegError: no such file, or as :func:`protoseg.archive.read_archive`.
+    """
     if not Path(path).is_file():
         raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # on bytes that are no checkpoint, the unpickler raises whatever it stumbles over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ProtosegError(
-            f"checkpoint {path}: not readable as tensors and plain values ({reason}); "
-            "it is damaged, or holds pickled code, which is refused"
-        ) from error
+        content = read_archive(path, map_location, mmap)
+    except ProtosegError as error:
+        raise ProtosegError(f"checkpoint {error}") from error
     return content if isinstance(content, dict) else {}
 
 
-def checkpoint_config(path: str | Path, checkpoint: dict[str, Any], sections: Sequence[str]) -> dict[str, Any]:
-    """The sections of the config inside a checkpoint that are to be built, checked by :func:`check_targets`.
-
-    Raises:
-        ProtosegError: there is no config, or it asks for what is not allowed.
-    """
-    config = checkpoint["protoseg"]["config"]
-    if not isinstance(config, dict):
-        raise ProtosegError(f"checkpoint {path}: expected the run's config inside, got none; train with train.py")
-    chosen = {name: config.get(name) for name in sections}
-    check_targets(chosen)
-    return chosen
-
-
 def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
-    """The classes that a checkpoint's model was trained for."""
-    space = checkpoint["protoseg"]["label_space"]
-    colors = tuple((int(r), int(g), int(b)) for r, g, b in space["colors"])
-    return LabelSpace(str(space["name"]), tuple(map(str, space["classes"])), colors)
-
-
-def load_model(trained: DictConfig, checkpoint: dict, label_space: LabelSpace, network: str = "student") -> Segmentor:
-    """The model of a checkpoint, with its weights and prototypes, in eval mode.
-
-    Args:
-        trained: the config inside the checkpoint.
-        checkpoint: see :func:`protoseg.checkpoint.read_checkpoint`.
-        label_space: its classes.
-        network: ``student`` (what supervised training makes, too) or ``teacher``.
+    """The classes that a checkpoint's model was trained for.
 
     Raises:
-        ProtosegError: no such network in it, or weights that do not fit the config inside the checkpoint.
+        ProtosegError: they are not what they should be.
     """
-    if network not in NETWORKS:
-        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
-    model = build_model(trained, label_space.num_classes, pretrained=False)
-    prefix = NETWORKS[network]
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    if not weights:
-        raise ProtosegError(f"network: expected a checkpoint with a {network}, got one without; use network=student")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ProtosegError(f"checkpoint: the weights do not fit its config: {' '.join(str(error).split())}") from error
-    return model.eval()
+    return _label_space(checkpoint["protoseg"]["label_space"])
+
+
+def _label_space(space: Any) -> LabelSpace:
+    keys = ("name", "classes", "colors")
+    if not isinstance(space, dict) or any(key not in space for key in keys):
+        raise ProtosegError(f"label space: expected {', '.join(keys)}, got {_kind(space)}")
+    name, classes, colors = (space[key] for key in keys)
+    if not isinstance(classes, (list, tuple)) or not 0 < len(classes) < WIDE_IGNORE_INDEX:
+        raise ProtosegError(f"label space: expected 1 to {WIDE_IGNORE_INDEX - 1} classes, got {_kind(classes)}")
+    if not all(isinstance(each, str) and 0 < len(each) <= 1000 for each in (name, *classes)):
+        raise ProtosegError("label space: expected names of at most 1000 letters, got others")
+    if len(set(classes)) < len(classes):
+        raise ProtosegError("label space: expected every class once, got one twice")
+    if not isinstance(colors, (list, tuple)) or not all(map(_is_color, colors)):
+        raise ProtosegError("label space: expected colours of three numbers from 0 to 255, got others")
+    return LabelSpace(name, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
+
+
+def _is_color(value: Any) -> bool:
+    whole = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) is int for part in value)
+    return whole and min(value) >= 0 and max(value) <= 255
+
+
+def check_class_names(own: dict[str, Any]) -> None:
+    """Raise ProtosegError unless all that names classes in ``checkpoint["protoseg"]`` is what it should be.
+
+    The label space; how labels are read since a change of classes; subsets to report; sections that are looked into.
+    """
+    space, config = _label_space(own["label_space"]), own["config"]
+    if not isinstance(config, (dict, NoneType)):  # None: of a module that was built by hand
+        raise ProtosegError(f"config: expected sections, got {_kind(config)}")
+    head, data, method = ((config or {}).get(name) or {} for name in ("head", "data", "method"))
+    if not all(isinstance(section, dict) for section in (head, data, method)):
+        raise ProtosegError("config: expected head, data and method to be sections, got values")
+    parts = [data, *(data[part] for part in ("source", "target") if isinstance(data.get(part), dict))]
+    for relabel in [own.get("relabel"), *(part.get("relabel") for part in parts)]:
+        good = isinstance(relabel, (dict, NoneType))
+        if not good or not all(
+            isinstance(a, str) and isinstance(b, (str, NoneType)) for a, b in (relabel or {}).items()
+        ):
+            raise ProtosegError("relabel: expected {class: class or null}, got something else")
+    subsets = method.get("subsets") or {}
+    if not isinstance(subsets, dict) or not all(
+        isinstance(names, (list, tuple)) and all(name in space.classes for name in names) for names in subsets.values()
+    ):
+        raise ProtosegError("config method.subsets: expected {name: [class, …]}, got something else")
+
+
+def _check_state(state: Any, limit: int, values: bool) -> None:
+    """Named, dense, real tensors of at most ``limit`` bytes together; with ``values``, of finite numbers."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ProtosegError(f"state_dict: expected named tensors, got {_kind(state)}")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_complex():
+            raise ProtosegError(f"state_dict: expected tensors of real numbers, got another value at {name[:80]!r}")
+    if sum(tensor.nbytes for tensor in state.values()) > limit:
+        raise ProtosegError("state_dict: expected no more numbers than the file holds, got tensors that share them")
+    for name, tensor in state.items() if values else ():
+        if not torch.isfinite(tensor).all():
+            raise ProtosegError(
+                f"state_dict: expected finite numbers, got NaN or infinity in {name[:80]!r}: the training had failed "
+                "before it was saved; use an earlier checkpoint"
+            )
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else type(value).__name__
 
 
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
@@ -167,50 +169,3 @@ def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) 
 
 def _classes(space: LabelSpace) -> str:
     return f"{space.num_classes} classes ({space.name}: {', '.join(space.classes[:4])}, …)"
-
-
-def check_targets(config: Any) -> None:
-    """Refuse a config from a checkpoint that names anything but classes of :data:`TRUSTED` packages.
-
-    A prefix alone is no guard (``torch.os.system``, ``torch.hub.load``), so every ``_target_`` is resolved and must
-    be a class, or a function of this package, that was defined in a trusted package. Interpolations are refused
-    too: they could read the environment.
-
-    Raises:
-        ProtosegError: names the first offender.
-    """
-    for key, value in _leaves(config):
-        name = key.rpartition(".")[2]
-        if isinstance(value, str) and "${" in value:
-            raise ProtosegError(f"checkpoint config {key}: interpolation {value!r} is not allowed in a checkpoint")
-        if name == "_target_" and not _is_trusted(str(value)):
-            raise ProtosegError(
-                f"checkpoint config {key}: {value!r} is not allowed; expected a class of {', '.join(TRUSTED)}. "
-                "Do not use a stranger's checkpoint that asks for anything else; if it is your own data set, choose it "
-                "on the command line with data=NAME"
-            )
-
-
-def _is_trusted(target: str) -> bool:
-    if target.partition(".")[0] not in TRUSTED:
-        return False
-    module_name, _, attribute = target.rpartition(".")
-    try:
-        value = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError):
-        return False
-    home = str(getattr(value, "__module__", "")).partition(".")[0]
-    if home in ("protoseg", "albumentations"):
-        return home == "protoseg" or isinstance(value, type)
-    return home in TRUSTED and isinstance(value, type) and issubclass(value, BUILDABLE)
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _leaves(value, f"{prefix}.{index}")
-    else:
-        yield prefix, node

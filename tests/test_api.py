@@ -140,10 +140,10 @@ def test_push_and_pull(run: Path, picture: Image.Image, tmp_path: Path, monkeypa
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
     model = protoseg.load(run, device="cpu")
     assert model.push_to_hub("someone/streets") == "https://hub/someone/streets"
-    pulled = protoseg.load("someone/streets", device="cpu")
+    pulled = protoseg.load("hf://someone/streets", device="cpu")
     assert np.array_equal(pulled.predict(picture).labels, model.predict(picture).labels)
-    with pytest.raises(ProtosegError, match=r"'someone/none' is no file or folder here, .*404 someone/none"):
-        protoseg.load("someone/none")
+    with pytest.raises(ProtosegError, match=r"'hf://someone/none' cannot be had .*404 someone/none"):
+        protoseg.load("hf://someone/none")
 
 
 def test_a_hub_out_of_reach(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_hub_out_of_reach(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
     with pytest.raises(ProtosegError, match=r"\(ConnectionError: no route\): check the name and the connection"):
-        protoseg.load("someone/streets")
+        protoseg.load("hf://someone/streets")
     with pytest.raises(ProtosegError, match=r"push_to_hub: a/b was refused or is out of reach .*save_pretrained"):
         protoseg.load(run, device="cpu").push_to_hub("a/b")
 

@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from protoseg.checkpoint import (
-    BUILT,
-    NETWORKS,
-    AtomicCheckpointIO,
-    checkpoint_config,
-    checkpoint_label_space,
-    read_tensors,
-)
-from protoseg.models.build import build_model
+from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO, check_class_names, read_tensors
+from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 
 _MEMORY = "head.memory."
@@ -72,20 +64,18 @@ def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
     return found
 
 
-def editable_memories(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, Memory]:
+def editable_memories(file: TrainedFile) -> dict[str, Memory]:
     """The memories of a checkpoint whose classes are prototypes and nothing else; see :func:`memories`.
 
     Raises:
         ProtosegError: as ``memories``, or learned weights that depend on the number of classes. The auxiliary head has
             some, but only training uses it.
     """
-    found = memories(checkpoint)
-    trained = OmegaConf.create(checkpoint_config(path, checkpoint, BUILT) | {"auxiliary": None})
-    c = checkpoint_label_space(checkpoint).num_classes
-    now, more = ({n: p.shape for n, p in build_model(trained, k, False).named_parameters()} for k in (c, c + 1))
-    if grown := sorted(name for name in now if now[name] != more[name]):
+    found, c = memories(file.content), file.label_space.num_classes
+    now, more = ({n: p.shape for n, p in file.blank(k).named_parameters()} for k in (c, c + 1))
+    if grown := sorted(name for name in now if now[name] != more[name] and not name.startswith("auxiliary.")):
         raise ProtosegError(
-            f"checkpoint {path}: expected a network without learned weights for single classes, got "
+            f"checkpoint {file.path}: expected a network without learned weights for single classes, got "
             f"{', '.join(grown[:3])}: train with head.logits=temperature (and segmentor.attention_per_class=false)"
         )
     return found
@@ -117,8 +107,14 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_AUXILIARY)}
     for network, old in memories(checkpoint).items():
         # Old rows first, new ones from behind: -1 is the first new one.
-        table = [torch.cat(pair) for pair in zip(old, edit.new[network], strict=True)]
+        added = edit.new.get(network, Memory(*(part[:0] for part in old)))
         rows = [row if row >= 0 else len(old.prototypes) - 1 - row for row in edit.rows]
+        good = all(
+            len(part) == len(added[0]) and part.shape[1:] == o.shape[1:] for part, o in zip(added, old, strict=True)
+        )
+        if not good or max(rows) >= len(old.prototypes) + len(added.prototypes):
+            raise ProtosegError("classes: expected a change whose prototypes fit the checkpoint's, got others")
+        table = [torch.cat(pair) for pair in zip(old, added, strict=True)]
         for name, tensor in zip(Memory._fields, table, strict=True):
             state[f"{NETWORKS[network]}{_MEMORY}{name}"] = tensor[rows]
     own = dict(checkpoint["protoseg"])
@@ -169,4 +165,15 @@ def read_edit(path: str | Path) -> ClassEdit:
     content = read_tensors(path).get("protoseg_classes")
     if not isinstance(content, dict):
         raise ProtosegError(f"{path}: expected a change of classes (protoseg.classes … --delta), got another file")
-    return ClassEdit(**content | {"new": {network: Memory(**memory) for network, memory in content["new"].items()}})
+    try:
+        new = {network: Memory(**memory) for network, memory in content["new"].items()}
+        edit = ClassEdit(**content | {"new": new})
+        assert isinstance(edit.base, str)
+        assert {int} >= {type(row) for row in edit.rows}
+        assert len(edit.classes) == len(edit.rows)
+        assert all(isinstance(part, Tensor) for memory in new.values() for part in memory)
+        space = {"name": "edit", "classes": edit.classes, "colors": edit.colors}
+        check_class_names({"label_space": space, "relabel": edit.relabel, "config": None})
+    except (AssertionError, AttributeError, KeyError, TypeError, ProtosegError) as error:
+        raise ProtosegError(f"{path}: expected a change of classes, got a damaged one ({error})") from error
+    return edit

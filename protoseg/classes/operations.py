@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from protoseg.checkpoint import BUILT, checkpoint_config, checkpoint_label_space, load_model
 from protoseg.classes.edit import ClassEdit, Memory, editable_memories, fingerprint
 from protoseg.classes.pixels import Cells, labelled_cells
 from protoseg.data import SegmentationDataset
 from protoseg.functional.class_prototypes import ClassPrototypes, class_prototypes, turned_away
+from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError
 
 Entry = tuple[str, tuple[int, int, int], int]
@@ -39,8 +37,7 @@ class NewClass(NamedTuple):
 
 
 def add_classes(
-    path: str | Path,
-    checkpoint: dict[str, Any],
+    file: TrainedFile,
     dataset: SegmentationDataset,
     names: Sequence[str],
     seed: int = 0,
@@ -53,8 +50,7 @@ def add_classes(
     other labelled pixels in the same images (:func:`protoseg.functional.class_prototypes.turned_away`).
 
     Args:
-        path: of the checkpoint, for messages.
-        checkpoint: see :func:`protoseg.checkpoint.read_checkpoint`.
+        file: see :func:`protoseg.trained.open_file`.
         dataset: the images; pixels of the new classes labelled as such, any other label is "not these", ignored pixels
             take no part. Names and colours come from its label space.
         names: the new classes.
@@ -69,21 +65,20 @@ def add_classes(
         ProtosegError: classes that are there already or have no pixel; a head without prototypes, or with learned
             weights for each class.
     """
-    space, given = checkpoint_label_space(checkpoint), dataset.label_space
+    space, given = file.label_space, dataset.label_space
     ids = given.ids(names, "classes to add")
     if known := sorted(set(names) & set(space.classes)):
         raise ProtosegError(
-            f"classes to add: expected classes that {path} does not have, got {', '.join(known)}: choose another name, "
-            "or refresh the class"
+            f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}: choose another "
+            "name, or refresh the class"
         )
-    new, found = _prototypes(path, checkpoint, dataset, ids, {}, seed, device, title)
+    new, found = _prototypes(file, dataset, ids, {}, seed, device, title)
     added = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
-    return _edit(checkpoint, [*_entries(space), *added], new), found
+    return _edit(file, [*_entries(space), *added], new), found
 
 
 def refresh_class(
-    path: str | Path,
-    checkpoint: dict[str, Any],
+    file: TrainedFile,
     dataset: SegmentationDataset,
     name: str,
     keep: float = 0.5,
@@ -102,31 +97,31 @@ def refresh_class(
     """
     if not 0 <= keep < 1:
         raise ProtosegError(f"keep: expected a share of at least 0 and below 1, got {keep}")
-    space = checkpoint_label_space(checkpoint)
-    row = space.ids([name], f"class to refresh in {path}")[0]
+    space = file.label_space
+    row = space.ids([name], f"class to refresh in {file.path}")[0]
     (there,) = dataset.label_space.ids([name], "class to refresh in the images")
-    new, found = _prototypes(path, checkpoint, dataset, [there], {there: (row, keep)}, seed, device, title)
+    new, found = _prototypes(file, dataset, [there], {there: (row, keep)}, seed, device, title)
     entries = [(known, color, -1 if i == row else i) for known, color, i in _entries(space)]
-    return _edit(checkpoint, entries, new), found
+    return _edit(file, entries, new), found
 
 
-def remove_classes(path: str | Path, checkpoint: dict[str, Any], names: Sequence[str]) -> ClassEdit:
+def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
     """Take classes out: their pixels go to the next nearest prototype, labels of theirs are ignored from now on.
 
     Raises:
         ProtosegError: no such class, or none would be left; a head as in ``add_classes``.
     """
-    new = {network: _rows(memory, []) for network, memory in editable_memories(path, checkpoint).items()}
-    space = checkpoint_label_space(checkpoint)
-    gone = set(space.ids(names, f"classes to remove from {path}"))
+    new = {network: _rows(memory, []) for network, memory in editable_memories(file).items()}
+    space = file.label_space
+    gone = set(space.ids(names, f"classes to remove from {file.path}"))
     if len(gone) == space.num_classes:
-        raise ProtosegError(f"classes to remove from {path}: expected at least one class to be left, got all of them")
-    return _edit(checkpoint, [e for e in _entries(space) if e[2] not in gone], new, dict.fromkeys(names))
+        raise ProtosegError(
+            f"classes to remove from {file.path}: expected at least one class to be left, got all of them"
+        )
+    return _edit(file, [e for e in _entries(space) if e[2] not in gone], new, dict.fromkeys(names))
 
 
-def merge_classes(
-    path: str | Path, checkpoint: dict[str, Any], names: Sequence[str], into: str, seed: int = 0
-) -> ClassEdit:
+def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int = 0) -> ClassEdit:
     """Make one class of several, in the place of the first; its K prototypes are clustered from theirs.
 
     Args:
@@ -137,12 +132,12 @@ def merge_classes(
         ProtosegError: fewer than two classes, one that is not there, or a name that another class has; a head as in
             ``add_classes``.
     """
-    found = editable_memories(path, checkpoint)
-    space = checkpoint_label_space(checkpoint)
-    merged = sorted(set(space.ids(names, f"classes to merge in {path}")))
+    found = editable_memories(file)
+    space = file.label_space
+    merged = sorted(set(space.ids(names, f"classes to merge in {file.path}")))
     if len(merged) < 2 or into in set(space.classes) - set(names):
         raise ProtosegError(
-            f"classes to merge in {path}: expected two or more, and a name that no other class has, got "
+            f"classes to merge in {file.path}: expected two or more, and a name that no other class has, got "
             f"{', '.join(names)} into {into!r}"
         )
     first = merged[0]
@@ -154,7 +149,7 @@ def merge_classes(
         parts = _rows(memory, merged)
         prototypes = class_prototypes(parts.prototypes.flatten(0, 1), parts.prototypes.shape[1], seed=seed).prototypes
         new[network] = Memory(prototypes[None], parts.updates.amax(0)[None], parts.occupancy.sum(0)[None])
-    return _edit(checkpoint, entries, new, relabel)
+    return _edit(file, entries, new, relabel)
 
 
 def _entries(space: LabelSpace) -> list[Entry]:
@@ -162,13 +157,13 @@ def _entries(space: LabelSpace) -> list[Entry]:
 
 
 def _edit(
-    checkpoint: dict[str, Any],
+    file: TrainedFile,
     entries: list[Entry],
     new: dict[str, Memory],
     relabel: dict[str, str | None] | None = None,
 ) -> ClassEdit:
     names, colors, rows = zip(*entries, strict=True)
-    return ClassEdit([*names], [[*color] for color in colors], [*rows], new, relabel or {}, fingerprint(checkpoint))
+    return ClassEdit([*names], [[*color] for color in colors], [*rows], new, relabel or {}, fingerprint(file.content))
 
 
 def _rows(memory: Memory, rows: list[int]) -> Memory:
@@ -176,8 +171,7 @@ def _rows(memory: Memory, rows: list[int]) -> Memory:
 
 
 def _prototypes(
-    path: str | Path,
-    checkpoint: dict[str, Any],
+    file: TrainedFile,
     dataset: SegmentationDataset,
     ids: list[int],
     old: dict[int, tuple[int, float]],
@@ -186,12 +180,10 @@ def _prototypes(
     title: str,
 ) -> tuple[dict[str, Memory], list[NewClass]]:
     """For each network the memory of classes ``ids`` of the data set, with ``old`` = {id: (row, weight to keep)}."""
-    found = editable_memories(path, checkpoint)
-    trained = OmegaConf.create(checkpoint_config(path, checkpoint, BUILT))
-    space = checkpoint_label_space(checkpoint)
+    found = editable_memories(file)
     new, log = {}, []
     for network, memory in found.items():
-        model = load_model(trained, checkpoint, space, network)
+        model = file.model(network)
         cells = labelled_cells(model, dataset, ids, device, seed, title and f"{title} ({network})")
         start = [_clustered(cells, i, memory, old.get(i), dataset, seed) for i in ids]
         made = []

@@ -5,17 +5,13 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich.progress import track
 from torch import Tensor
 
-from protoseg.checkpoint import BUILT, checkpoint_config, checkpoint_label_space, load_model, read_checkpoint
 from protoseg.classes.edit import reading_again
 from protoseg.classes.operations import add_classes
 from protoseg.data import AdaptationDataModule, SegmentationDataset
@@ -24,6 +20,7 @@ from protoseg.functional.class_prototypes import best_cosine
 from protoseg.functional.resize import upsample_logits
 from protoseg.metrics import SegmentationMetrics
 from protoseg.models.segmentor import Segmentor
+from protoseg.trained import TrainedFile
 from protoseg.types import Batch, LabelSpace, ProtosegError
 
 MIN_SHARE = 1e-3
@@ -54,11 +51,11 @@ class Trial(NamedTuple):
 
 
 def trial(
-    path: str | Path,
+    file: TrainedFile,
     name: str,
     shots: Sequence[int] = (1, 5, 20),
     draws: int = 3,
-    trained: str | Path | None = None,
+    trained: TrainedFile | None = None,
     root: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Trial:
@@ -68,7 +65,7 @@ def trial(
     of a large one. All are seen whole, at one scale.
 
     Args:
-        path: a checkpoint that was trained without the class (``data.relabel={NAME: null}``).
+        file: a checkpoint that was trained without the class (``data.relabel={NAME: null}``).
         name: the class, of the checkpoint's data set.
         shots: numbers of images.
         draws: draws of each number.
@@ -79,8 +76,7 @@ def trial(
     Raises:
         ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as ``add_classes``.
     """
-    checkpoint = read_checkpoint(path)
-    data, space = data_with(path, checkpoint, name, root)
+    data, space = data_with(file, name, root)
     train, val = data.dataset(data.train_split), data.eval_dataloader(data.val_split)
     candidates = showing(train, space.classes.index(name))
     if max(shots) > len(candidates) or min(shots) < 1 or draws < 1:
@@ -94,9 +90,9 @@ def trial(
         for count in shots:
             few = copy.copy(train)
             few.samples = [train.samples[i] for i in sorted(order[:count])]
-            edit, _ = add_classes(path, checkpoint, few, [name], draw, device, f"{count} images, draw {draw}")
+            edit, _ = add_classes(file, few, [name], draw, device, f"{count} images, draw {draw}")
             prototypes[count, draw] = edit.new["student"].prototypes[0]
-    before, after = _judge_additions(_student(path, checkpoint), prototypes, val, space, device)
+    before, after = _judge_additions(file.model(), prototypes, val, space, device)
     return Trial(
         before=before,
         added={count: [after[count, draw] for draw in range(draws)] for count in shots},
@@ -105,20 +101,15 @@ def trial(
     )
 
 
-def data_with(
-    path: str | Path, checkpoint: dict[str, Any], name: str, root: str | None = None
-) -> tuple[Any, LabelSpace]:
+def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[Any, LabelSpace]:
     """The data that the checkpoint is judged on, read as its classes and, last, the new one."""
-    data = reading_again(checkpoint_config(path, checkpoint, ["data"])["data"], [name])
-    part = data.get("target", data)
-    part["root"] = root or part["root"]
-    datamodule = instantiate(OmegaConf.create(data | {"num_workers": 0}))
+    datamodule = file.datamodule(root, lambda data: reading_again(data, [name]), num_workers=0)
     target = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
-    there, space = target.label_space, checkpoint_label_space(checkpoint)
+    there, space = target.label_space, file.label_space
     if name in space.classes or name not in there.classes:
         raise ProtosegError(
-            f"trial: expected a class that the data has and {path} was not trained with, got {name!r}; the data has "
-            f"{', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}: train with "
+            f"trial: expected a class that the data has and {file.path} was not trained with, got {name!r}; the data "
+            f"has {', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}: train with "
             f"'data.relabel={{{name}: null}}'"
         )
     color = there.colors[there.classes.index(name)]
@@ -131,11 +122,6 @@ def showing(dataset: SegmentationDataset, label: int) -> list[int]:
     """The images that show a class, see ``MIN_SHARE``."""
     counts = class_statistics(dataset).counts
     return np.flatnonzero(counts[:, label] > MIN_SHARE * counts.sum(1)).tolist()
-
-
-def _student(path: str | Path, checkpoint: dict[str, Any]) -> Segmentor:
-    trained = OmegaConf.create(checkpoint_config(path, checkpoint, BUILT))
-    return load_model(trained, checkpoint, checkpoint_label_space(checkpoint))
 
 
 @torch.no_grad()
@@ -164,10 +150,9 @@ def _judge_additions(
 
 
 @torch.no_grad()
-def _judge_trained(path: str | Path, val: Iterable[Batch], space: LabelSpace, device: torch.device | str) -> Score:
-    checkpoint = read_checkpoint(path)
-    order = torch.tensor(space.ids(checkpoint_label_space(checkpoint).classes, f"classes of {path}"))
-    model, metric = _student(path, checkpoint).to(device), SegmentationMetrics(space)
+def _judge_trained(file: TrainedFile, val: Iterable[Batch], space: LabelSpace, device: torch.device | str) -> Score:
+    order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
+    model, metric = file.model().to(device), SegmentationMetrics(space)
     for image, truth in _images(val):
         logits = upsample_logits(model(image.to(device)).logits, (image.shape[2], image.shape[3]), model.stride)
         metric.update(order[logits[0].argmax(0).cpu()], truth)

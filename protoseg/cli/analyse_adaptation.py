@@ -47,7 +47,7 @@ def adaptation(options: argparse.Namespace) -> None:
         ProtosegError: wrong input; see the message.
     """
     from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
-    from protoseg.checkpoint import NETWORKS, check_same_classes
+    from protoseg.checkpoint import check_same_classes
     from protoseg.visualize import confusions_figure
 
     cfg = load_config(options, "network=student")
@@ -56,7 +56,7 @@ def adaptation(options: argparse.Namespace) -> None:
     before = open_model(load_config(options, other_checkpoint(options.source_only)))
     check_same_classes(options.source_only, before.label_space, space)
     models = {"source only": before.model, "student": student.model}
-    if any(name.startswith(NETWORKS["teacher"]) for name in student.checkpoint["state_dict"]):
+    if "teacher" in student.file.networks:
         models["teacher"] = open_model(load_config(options, "network=teacher")).model
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, options.images) as loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -39,6 +40,7 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
     terms = adaptation_terms(cfg)
+    torch.manual_seed(cfg.seed)
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
     module = instantiate(cfg.method, _partial_=True, **dict.fromkeys(terms))(
         model=build_model(cfg, label_space.num_classes, pretrained=cfg.resume is None),

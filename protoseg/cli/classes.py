@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.tool import add_trust, run_tool
+
+if TYPE_CHECKING:
+    from protoseg.trained import TrainedFile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,7 +99,7 @@ def _add_apply(commands: Any) -> None:
 
 def _add_show(commands: Any) -> None:
     command = commands.add_parser("show", help="List the classes of a checkpoint and how alike their prototypes are.")
-    command.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint of train.py")
+    _add_checkpoint(command, "a checkpoint of train.py")
     command.set_defaults(run=show)
 
 
@@ -109,7 +112,7 @@ def _add_trial(commands: Any) -> None:
         epilog="example: python train.py experiment=camvid_prototype 'data.relabel={Car: null}'; "
         "python -m protoseg.classes trial RUN/best.ckpt --name Car --trained FULL/best.ckpt --out car.json",
     )
-    command.add_argument("checkpoint", type=Path, metavar="CKPT", help="trained without the class")
+    _add_checkpoint(command, "trained without the class")
     command.add_argument("--name", required=True, help="of the class, which the checkpoint's data set has")
     command.add_argument("--shots", type=int, nargs="+", default=[1, 5, 20], help="numbers of images; 1 5 20")
     command.add_argument("--draws", type=int, default=3, help="of each number of images; 3")
@@ -120,11 +123,23 @@ def _add_trial(commands: Any) -> None:
     command.set_defaults(run=run_trial)
 
 
+def _add_checkpoint(command: Any, text: str) -> None:
+    command.add_argument("checkpoint", type=Path, metavar="CKPT", help=text)
+    add_trust(command)
+
+
+def open_file(options: argparse.Namespace, path: Path | None = None) -> TrainedFile:
+    """The checkpoint of the command line, or another that it names."""
+    from protoseg import trained
+
+    return trained.open_file(path or options.checkpoint, options.trust)
+
+
 def _command(commands: Any, name: str, run: Any, text: str, example: str, delta: bool = True) -> Any:
     command = commands.add_parser(
         name, help=text, description=text, epilog=f"example: python -m protoseg.classes {name} {example}"
     )
-    command.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint of train.py")
+    _add_checkpoint(command, "a checkpoint of train.py")
     command.add_argument("--out", type=Path, required=True, metavar="NEW.ckpt", help="the new checkpoint")
     if delta:
         command.add_argument("--delta", type=Path, help="also write the change alone, a few kilobytes, for `apply`")
@@ -149,73 +164,65 @@ def _color(text: str) -> tuple[int, int, int]:
 
 def add(options: argparse.Namespace) -> None:
     """``add``; raises ProtosegError as ``add_classes``."""
-    from protoseg.checkpoint import read_checkpoint
     from protoseg.classes import add_classes
     from protoseg.data.class_masks import ClassMasks
     from protoseg.inference import choose_device
 
-    checkpoint = read_checkpoint(options.checkpoint)
+    file = open_file(options)
     dataset = ClassMasks(options.images, options.masks, options.name, options.color, options.id)
     device = choose_device(options.device)
-    edit, found = add_classes(options.checkpoint, checkpoint, dataset, options.name, options.seed, device, "images")
+    edit, found = add_classes(file, dataset, options.name, options.seed, device, "images")
     _print_found(found, len(dataset))
-    _write(options, checkpoint, edit)
+    _write(options, file, edit)
 
 
 def refresh(options: argparse.Namespace) -> None:
     """``refresh``; raises ProtosegError as ``refresh_class``."""
-    from protoseg.checkpoint import read_checkpoint
     from protoseg.classes import refresh_class
     from protoseg.data.class_masks import ClassMasks
     from protoseg.inference import choose_device
 
-    checkpoint = read_checkpoint(options.checkpoint)
+    file = open_file(options)
     ids = None if options.id is None else [options.id]
     dataset = ClassMasks(options.images, options.masks, [options.name], [(0, 0, 0)], ids)
     device = choose_device(options.device)
-    edit, found = refresh_class(
-        options.checkpoint, checkpoint, dataset, options.name, options.keep, options.seed, device, "images"
-    )
+    edit, found = refresh_class(file, dataset, options.name, options.keep, options.seed, device, "images")
     _print_found(found, len(dataset))
-    _write(options, checkpoint, edit)
+    _write(options, file, edit)
 
 
 def remove(options: argparse.Namespace) -> None:
     """``remove``; raises ProtosegError as ``remove_classes``."""
-    from protoseg.checkpoint import read_checkpoint
     from protoseg.classes import remove_classes
 
-    checkpoint = read_checkpoint(options.checkpoint)
-    _write(options, checkpoint, remove_classes(options.checkpoint, checkpoint, options.name))
+    file = open_file(options)
+    _write(options, file, remove_classes(file, options.name))
 
 
 def merge(options: argparse.Namespace) -> None:
     """``merge``; raises ProtosegError as ``merge_classes``."""
-    from protoseg.checkpoint import read_checkpoint
     from protoseg.classes import merge_classes
 
-    checkpoint = read_checkpoint(options.checkpoint)
-    edit = merge_classes(options.checkpoint, checkpoint, options.name, options.into, options.seed)
-    _write(options, checkpoint, edit)
+    file = open_file(options)
+    edit = merge_classes(file, options.name, options.into, options.seed)
+    _write(options, file, edit)
 
 
 def apply(options: argparse.Namespace) -> None:
     """``apply``; raises ProtosegError as ``read_edit`` and ``apply_edit``."""
-    from protoseg.checkpoint import read_checkpoint
     from protoseg.classes import read_edit
 
-    _write(options, read_checkpoint(options.checkpoint), read_edit(options.change))
+    _write(options, open_file(options), read_edit(options.change))
 
 
 def show(options: argparse.Namespace) -> None:
     """Print a table of the classes; raises ProtosegError where they are no prototypes."""
-    from protoseg.checkpoint import checkpoint_label_space, read_checkpoint
     from protoseg.classes.edit import memories
     from protoseg.functional.prototypes import nearest_class_cosine
 
-    checkpoint = read_checkpoint(options.checkpoint)
-    space = checkpoint_label_space(checkpoint)
-    for network, memory in memories(checkpoint).items():
+    file = open_file(options)
+    space = file.label_space
+    for network, memory in memories(file.content).items():
         c, k, d = memory.prototypes.shape
         table = Table(title=f"{space.name}, {network}: {c} classes of {k} prototypes, {d} channels")
         for name, justify in (("", "left"), ("class", "left"), ("alike within", "right"), ("nearest", "left")):
@@ -239,11 +246,11 @@ def run_trial(options: argparse.Namespace) -> None:
     from protoseg.report import write_json
 
     found = trial(
-        options.checkpoint,
+        open_file(options),
         options.name,
         options.shots,
         options.draws,
-        options.trained,
+        None if options.trained is None else open_file(options, options.trained),
         options.root,
         choose_device(options.device),
     )
@@ -277,11 +284,11 @@ def _print_found(found: Sequence[Any], images: int) -> None:
         )
 
 
-def _write(options: argparse.Namespace, checkpoint: dict[str, Any], edit: Any) -> None:
+def _write(options: argparse.Namespace, file: TrainedFile, edit: Any) -> None:
     from protoseg.checkpoint import AtomicCheckpointIO
     from protoseg.classes import apply_edit, write_edit
 
-    AtomicCheckpointIO().save_checkpoint(apply_edit(checkpoint, edit), options.out)
+    AtomicCheckpointIO().save_checkpoint(apply_edit(file.content, edit), options.out)
     say = Console().print
     say(f"{len(edit.classes)} classes: {', '.join(edit.classes)}", soft_wrap=True, highlight=False)
     if getattr(options, "delta", None) is not None:

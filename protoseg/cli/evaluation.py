@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from protoseg.allocator import keep_freed_memory
-from protoseg.checkpoint import (
-    BUILT,
-    NETWORKS,
-    check_same_classes,
-    checkpoint_config,
-    checkpoint_label_space,
-    load_model,
-    read_checkpoint,
-)
+from protoseg.checkpoint import NETWORKS, check_same_classes
 from protoseg.cli.build import compile_networks
 from protoseg.data import AdaptationDataModule, SegmentationDataModule
 from protoseg.data.label_spaces import relabelled
@@ -26,6 +18,7 @@ from protoseg.evaluation import evaluate
 from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
 from protoseg.prediction import predict
+from protoseg.trained import TrainedFile, open_file
 from protoseg.types import LabelSpace, ProtosegError
 
 MODES = ("evaluate", "predict")
@@ -58,7 +51,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         return None
     datamodule = open_data(cfg, trained)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
-    subsets = (trained.checkpoint["protoseg"]["config"].get("method") or {}).get("subsets")
+    subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
     report = None
     if cfg.report:
         from protoseg.cli.report_page import Report
@@ -85,15 +78,13 @@ class Trained(NamedTuple):
     """What a checkpoint holds, built.
 
     Attributes:
-        checkpoint: the file, see :func:`protoseg.checkpoint.read_checkpoint`.
-        config: sections of the config inside it.
+        file: see :func:`protoseg.trained.open_file`.
         label_space: its classes.
         model: with its weights and prototypes, in eval mode, on the CPU.
         predictor: as configured, else as trained.
     """
 
-    checkpoint: dict[str, Any]
-    config: DictConfig
+    file: TrainedFile
     label_space: LabelSpace
     model: Segmentor
     predictor: Predictor
@@ -105,12 +96,9 @@ def open_checkpoint(cfg: DictConfig) -> Trained:
     Raises:
         ProtosegError: a file that is missing, bad, or asks for what is not allowed.
     """
-    checkpoint = read_checkpoint(cfg.ckpt_path)
-    asked = [name for name in ("data", "inference") if cfg.get(name) is None]
-    config = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint, [*BUILT, *asked]))
-    label_space = checkpoint_label_space(checkpoint)
-    model = load_model(config, checkpoint, label_space, cfg.network)
-    return Trained(checkpoint, config, label_space, model, instantiate(cfg.get("inference") or config.inference))
+    file = open_file(cfg.ckpt_path, cfg.trust)
+    predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
+    return Trained(file, file.label_space, file.model(cfg.network), predictor)
 
 
 def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:
@@ -119,15 +107,18 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
     Raises:
         ProtosegError: it has other classes than the checkpoint.
     """
-    data = cfg.data if cfg.get("data") is not None else trained.config.data
-    with open_dict(data):
-        data.num_workers = cfg.num_workers
-        if cfg.batch_size is not None:
-            data.val_batch_size = cfg.batch_size
-        if cfg.root is not None:
-            data.get("target", data).root = cfg.root
-    datamodule: SegmentationDataModule | AdaptationDataModule = instantiate(data)
-    match_classes(datamodule, trained.label_space, trained.checkpoint["protoseg"].get("relabel", {}))
+    changes = {"num_workers": cfg.num_workers}
+    if cfg.batch_size is not None:
+        changes["val_batch_size"] = cfg.batch_size
+    datamodule: SegmentationDataModule | AdaptationDataModule
+    if cfg.get("data") is not None:
+        with open_dict(cfg.data):
+            if cfg.root is not None:
+                cfg.data.get("target", cfg.data).root = cfg.root
+        datamodule = instantiate(cfg.data, **changes)
+    else:
+        datamodule = trained.file.datamodule(cfg.root, **changes)
+    match_classes(datamodule, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
     check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
     return datamodule
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from protoseg.cli import CONFIG_DIR
 from protoseg.cli.errors import run_with_clear_errors
+from protoseg.cli.tool import add_trust
 from protoseg.types import ProtosegError
 
 TOLERANCE = 1e-3
@@ -22,12 +23,13 @@ def main() -> None:
         "Outputs: class ids b h w, and logits on the decoder's grid. The file is compared with the model on random "
         "images.",
     )
-    parser.add_argument("checkpoint", help="RUN/checkpoints/best.ckpt, a saved model's folder, or user/name on the hub")
+    parser.add_argument("checkpoint", help="RUN/checkpoints/best.ckpt, a saved model's folder, or hf://user/name")
     parser.add_argument("out", type=Path, help="the file to write, e.g. model.onnx")
     parser.add_argument(
         "--size", type=_size, metavar="HEIGHTxWIDTH", help="for images of one size; without it any multiples of 32"
     )
     parser.add_argument("--network", default="student", help="student, or of domain adaptation teacher")
+    add_trust(parser)
     options = parser.parse_args()
     run_with_clear_errors(lambda: run_export(options), CONFIG_DIR, "evaluate")
 
@@ -45,7 +47,7 @@ def run_export(options: argparse.Namespace) -> None:
 
     require("onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
     console = Console(highlight=False, soft_wrap=True)
-    trained = load(options.checkpoint, device="cpu", network=options.network)
+    trained = load(options.checkpoint, device="cpu", network=options.network, trust=options.trust)
     started = time.perf_counter()
     with console.status("exporting (half a minute to some minutes)"):
         path = export_onnx(trained.network, trained.label_space, options.out, options.size)

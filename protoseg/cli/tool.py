@@ -42,6 +42,17 @@ def run_tool(
     run_with_clear_errors(lambda: options.run(options), CONFIG_DIR, config_name)
 
 
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Let a command that opens a checkpoint take ``--trust MODULE``."""
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module whose classes the checkpoint may build besides: your own, or one that you have read",
+    )
+
+
 def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """A config of ``conf/`` with overrides, as ``train.py`` and ``evaluate.py`` would get it."""
     from hydra import compose, initialize_config_dir

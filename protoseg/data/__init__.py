@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protoseg.data.adaptation import AdaptationDataModule
 from protoseg.data.ade20k import ADE20K
-from protoseg.data.ade20k_full import ADE20KFull, ade20k_full
+from protoseg.data.ade20k_full import ADE20KFull
 from protoseg.data.adverse import ACDC, DarkZurich
 from protoseg.data.builtin import Streets
 from protoseg.data.camvid import CamVid
@@ -26,7 +26,7 @@ from protoseg.data.label_spaces import (
     SYNTHIA_13,
     SYNTHIA_16,
 )
-from protoseg.data.own import LabelledFolder, labelled_folder
+from protoseg.data.own import LabelledFolder
 from protoseg.data.rare_classes import RareClasses
 from protoseg.data.synthia import Synthia
 from protoseg.data.transforms import TrainTransform
@@ -60,7 +60,5 @@ __all__ = [
     "Streets",
     "Synthia",
     "TrainTransform",
-    "ade20k_full",
-    "labelled_folder",
     "read_class_file",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,11 @@ class ADE20KFull(SegmentationDataset):
         root: the folder ``ADE20K_2021_17_01``, which holds ``images/ADE``.
         split: ``train`` or ``val``.
         labels: False lists the images alone.
-        label_space: the first so many classes of ``ADE20K_FULL``; see ``ade20k_full``.
+        num_classes: the most frequent ones: 847, or 700, 500 or 300 as in ProtoSeg's study of large vocabularies
+            (arXiv 2203.15102).
 
     Raises:
-        ProtosegError: files that are missing or do not pair up.
+        ProtosegError: another number; files that are missing or do not pair up.
     """
 
     label_space = ADE20K_FULL
@@ -55,31 +55,23 @@ class ADE20KFull(SegmentationDataset):
         "http://groups.csail.mit.edu/vision/datasets/ADE20K, which asks for registration, under its terms of use."
     )
 
-    def __init__(
-        self, root: str | Path, split: str = "train", labels: bool = True, label_space: LabelSpace = ADE20K_FULL
-    ) -> None:
+    def __init__(self, root: str | Path, split: str = "train", labels: bool = True, num_classes: int = 847) -> None:
         self.check_split(split)
-        self.label_space = label_space
+        self.label_space = self.space(num_classes=num_classes)
         self.id_table = ADE20K_FULL_IDS.copy()
-        self.id_table[self.id_table >= label_space.num_classes] = label_space.ignore_index
+        self.id_table[self.id_table >= num_classes] = self.label_space.ignore_index
         folder = Path(root) / "images" / "ADE" / _FOLDERS[split]
         # The folder ADE_… beside an image holds its instances, half a million files in all.
         super().__init__(self.pair_trees(folder, ".jpg", folder if labels else None, "_seg.png", skip="ADE_"), split)
 
-
-def ade20k_full(num_classes: int = 847) -> partial[ADE20KFull]:
-    """What ``data=ade20k_full`` takes for its data set class: ``ADE20KFull`` with the most frequent classes.
-
-    Args:
-        num_classes: 847, or 700, 500 or 300 as in ProtoSeg's study of large vocabularies (arXiv 2203.15102).
-
-    Raises:
-        ProtosegError: another number.
-    """
-    if num_classes not in NUM_CLASSES:
-        raise ProtosegError(
-            f"data.dataset.num_classes: expected one of {', '.join(map(str, NUM_CLASSES))}, got {num_classes}"
-        )
-    name = ADE20K_FULL.name if num_classes == ADE20K_FULL.num_classes else f"{ADE20K_FULL.name}_{num_classes}"
-    space = LabelSpace(name, ADE20K_FULL.classes[:num_classes], ADE20K_FULL.colors[:num_classes])
-    return partial(ADE20KFull, label_space=space)
+    @classmethod
+    def space(cls, **options: Any) -> LabelSpace:
+        num_classes = options.get("num_classes", ADE20K_FULL.num_classes)
+        if num_classes not in NUM_CLASSES:
+            raise ProtosegError(
+                f"data.dataset.num_classes: expected one of {', '.join(map(str, NUM_CLASSES))}, got {num_classes}"
+            )
+        if num_classes == ADE20K_FULL.num_classes:
+            return ADE20K_FULL
+        name = f"{ADE20K_FULL.name}_{num_classes}"
+        return LabelSpace(name, ADE20K_FULL.classes[:num_classes], ADE20K_FULL.colors[:num_classes])

@@ -45,6 +45,8 @@ def read_class_file(path: str | Path) -> ClassFile:
         ProtosegError: no such file, or one that says something else.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe would never end
+        raise _wrong(path, "a file", "something else")
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError as error:

@@ -241,7 +241,8 @@ def _label_space(dataset: Callable[..., SegmentationDataset]) -> LabelSpace:
     """The label space of a data set class or a partial of one, found without calling it."""
     keywords = dataset.keywords if isinstance(dataset, partial) else {}
     target = dataset.func if isinstance(dataset, partial) else dataset
-    space = keywords.get("label_space", getattr(target, "label_space", None))
+    known = isinstance(target, type) and issubclass(target, SegmentationDataset)
+    space = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
     if not isinstance(space, LabelSpace):
         raise ProtosegError(
             f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}: set the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,15 @@ class SegmentationDataset(Dataset[Sample]):
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:
         self.samples = list(samples)
         self.split = split
+
+    @classmethod
+    def space(cls, **options: Any) -> LabelSpace:
+        """The classes of a data set that is made with these arguments; known before any image is looked at.
+
+        Raises:
+            ProtosegError: arguments that name no classes.
+        """
+        return cls.label_space
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from protoseg.data.class_file import read_class_file
+from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
-from protoseg.data.files import Color, by_key, list_images, pair, stem_in, stems_of_masks
+from protoseg.data.files import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 
 
@@ -33,7 +29,7 @@ class LabelledFolder(SegmentationDataset):
 
     Args:
         root: the folder that holds ``images`` and ``masks``.
-        label_space, id_table, color_ids: what ``read_class_file`` gives.
+        classes: the file of the classes, or what ``read_class_file`` gave.
         split: ``train``, ``val`` or ``test``.
         val_share: share of the images that are ``val`` where the split is drawn.
         split_seed: seed of that draw.
@@ -43,14 +39,16 @@ class LabelledFolder(SegmentationDataset):
         ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once.
     """
 
+    @classmethod
+    def space(cls, **options: Any) -> LabelSpace:
+        return _class_file(options["classes"]).label_space
+
     source = "It is a folder of your own, with images/, masks/ and classes.yaml (see protoseg.data.LabelledFolder)."
 
     def __init__(
         self,
         root: str | Path,
-        label_space: LabelSpace,
-        id_table: NDArray[np.uint8],
-        color_ids: Mapping[Color, int],
+        classes: str | Path | ClassFile,
         split: str = "train",
         val_share: float = 0.2,
         split_seed: int = 0,
@@ -59,9 +57,9 @@ class LabelledFolder(SegmentationDataset):
         self.check_split(split)
         if not 0 < val_share < 1:
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
-        self.label_space, self.id_table, self.color_ids = label_space, id_table, color_ids
         images = Path(root) / "images"
         self.check_folder(images)
+        self.label_space, self.id_table, self.color_ids = _class_file(classes)
         masks = _mask_folder(Path(root)) if labels else None
         lists = {name: Path(root) / f"{name}.txt" for name in self.splits if (Path(root) / f"{name}.txt").exists()}
         folders = [name for name in self.splits if (images / name).is_dir()]
@@ -91,13 +89,8 @@ class LabelledFolder(SegmentationDataset):
         return pair(found, labels, where=f"{images} and {masks}")
 
 
-def labelled_folder(classes: str | Path, **options: Any) -> partial[LabelledFolder]:
-    """What ``data=folder`` takes for its data set class: ``LabelledFolder`` with the classes of a file.
-
-    Raises:
-        ProtosegError: see ``read_class_file``.
-    """
-    return partial(LabelledFolder, **read_class_file(classes)._asdict(), **options)
+def _class_file(classes: str | Path | ClassFile) -> ClassFile:
+    return classes if isinstance(classes, ClassFile) else read_class_file(classes)
 
 
 def _mask_folder(root: Path) -> Path:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import ProtosegError
 
+_UNLOADED = {"pretrained": False, "weights": None}
+
 
 @contextmanager
 def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
@@ -27,11 +29,10 @@ def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
 def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
     """Encoder, decoder, head and auxiliary head of the config, in channels-last memory.
 
-    ``pretrained=False`` overrules the encoder's own setting: where a checkpoint brings the weights, no other file is
-    opened or downloaded.
+    ``pretrained=False`` overrules the encoder's own settings: where a checkpoint brings the weights, no other file is
+    opened or downloaded. Random weights come from torch's global generator.
     """
-    torch.manual_seed(cfg.get("seed", 0))
-    unloaded = {} if pretrained else {"pretrained": False, "weights": None}
+    unloaded = {} if pretrained else {key: off for key, off in _UNLOADED.items() if key in cfg.encoder}
     with wrong_input("encoder, decoder or head", TypeError):
         # Checkpoints of before the group existed have no segmentor.
         make = instantiate(cfg.segmentor, _partial_=True) if cfg.get("segmentor") else Segmentor

@@ -69,17 +69,17 @@ def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed
         for key in needed
         if key in state and state[key].shape != model[key].shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    if any(found.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {_shorten(keys)}" for what, keys in found.items() if keys)
+    if listed := listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
         raise ProtosegError(
             f"{where} does not fit the encoder. Keys {listed}. Use a file saved for this very model, or choose the "
             f"encoder that the file was saved for"
         )
 
 
-def _shorten(keys: list[str]) -> str:
-    return ", ".join(keys[:LISTED_KEYS]) + (", ..." if len(keys) > LISTED_KEYS else "")
+def listed_keys(found: Mapping[str, list[str]]) -> str:
+    """Of each kind how many keys, and the first of them; empty where there are none."""
+    shown = {what: ", ".join(keys[:LISTED_KEYS]) + ", ..." * (len(keys) > LISTED_KEYS) for what, keys in found.items()}
+    return "; ".join(f"{len(keys)} {what}: {shown[what]}" for what, keys in found.items() if keys)
 
 
 def lite_to_timm(state: Mapping[str, Tensor], model: nn.Module) -> State:

@@ -17,7 +17,6 @@ from protoseg.classes import (
     add_classes,
     apply_edit,
     merge_classes,
-    operations,
     read_edit,
     refresh_class,
     remove_classes,
@@ -25,6 +24,7 @@ from protoseg.classes import (
 )
 from protoseg.data import CAMVID
 from protoseg.data.class_masks import ClassMasks
+from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError, SegOutput
 from tests.classes.conftest import MakeCheckpoint
 
@@ -59,12 +59,12 @@ def test_an_added_class_is_found_in_an_image_that_was_not_given(
 ) -> None:
     old = read_checkpoint(base)
     network = Colours(old["state_dict"][PROTOTYPES].shape[2])
-    monkeypatch.setattr(operations, "load_model", lambda *_: network)
+    monkeypatch.setattr(TrainedFile, "model", lambda *_: network)
     few = green(patches, "patch", "rest", ids=(1, 0))
     few.samples = few.samples[:3]
     new = old
     for names in [["patch", "rest"]] if together else [["rest"], ["patch"]]:
-        edit, found = add_classes(base, new, few, names)
+        edit, found = add_classes(TrainedFile(base, new), few, names)
         new = apply_edit(new, edit)
     assert [(one.network, one.distinct) for one in found] == [("student", 2)] * len(names)
     space, prototypes = checkpoint_label_space(new), new["state_dict"][PROTOTYPES]
@@ -80,7 +80,9 @@ def test_an_added_class_is_found_in_an_image_that_was_not_given(
 def test_the_new_checkpoint_knows_the_class(base: Path, patches: tuple[Path, Path]) -> None:
     old = read_checkpoint(base)
     path = base.with_name("new.ckpt")
-    AtomicCheckpointIO().save_checkpoint(apply_edit(old, add_classes(base, old, green(patches, "a"), ["a"])[0]), path)
+    AtomicCheckpointIO().save_checkpoint(
+        apply_edit(old, add_classes(TrainedFile(base, old), green(patches, "a"), ["a"])[0]), path
+    )
     before, after = protoseg.load(base, "cpu"), protoseg.load(path, "cpu")
     assert after.classes == (*CAMVID.classes, "a")
     assert after.label_space.colors[-1] == GREEN
@@ -99,7 +101,7 @@ def changed(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]
 def test_only_the_prototypes_change_and_less_than_a_megabyte(base: Path, patches: tuple[Path, Path]) -> None:
     old = read_checkpoint(base)
     before = {name: tensor.clone() for name, tensor in old["state_dict"].items()}
-    edit, _ = add_classes(base, old, green(patches, "patch"), ["patch"])
+    edit, _ = add_classes(TrainedFile(base, old), green(patches, "patch"), ["patch"])
     new = apply_edit(old, edit)
     differing = changed(old["state_dict"], new["state_dict"])
     assert set(differing) == {f"model.head.memory.{name}" for name in ("prototypes", "updates", "occupancy")}
@@ -114,7 +116,7 @@ def test_the_change_alone_fits_its_own_network_only(
     base: Path, make_checkpoint: MakeCheckpoint, patches: tuple[Path, Path]
 ) -> None:
     old = read_checkpoint(base)
-    edit, _ = add_classes(base, old, green(patches, "patch"), ["patch"])
+    edit, _ = add_classes(TrainedFile(base, old), green(patches, "patch"), ["patch"])
     path = base.with_suffix(".delta")
     write_edit(edit, path)
     assert path.stat().st_size < 20_000
@@ -131,7 +133,9 @@ def test_the_change_alone_fits_its_own_network_only(
 def test_two_classes_at_once_and_same_seed_same_bits(base: Path, patches: tuple[Path, Path]) -> None:
     old = read_checkpoint(base)
     data = green(patches, "patch", "rest", ids=(1, 0))
-    one, two = (apply_edit(old, add_classes(base, old, data, ["patch", "rest"], seed=2)[0]) for _ in range(2))
+    one, two = (
+        apply_edit(old, add_classes(TrainedFile(base, old), data, ["patch", "rest"], seed=2)[0]) for _ in range(2)
+    )
     assert checkpoint_label_space(one).classes == (*CAMVID.classes, "patch", "rest")
     assert not changed(one["state_dict"], two["state_dict"])
     assert one["state_dict"][PROTOTYPES].shape[:2] == (13, 2)
@@ -142,7 +146,7 @@ def test_a_class_of_one_cell_gets_copies(base: Path, patches: tuple[Path, Path])
         mask = np.zeros((64, 96), np.uint8)
         mask[:4, :4] = index == 0
         Image.fromarray(mask).save(patches[1] / f"{index}.png")
-    edit, (found,) = add_classes(base, read_checkpoint(base), green(patches, "patch"), ["patch"])
+    edit, (found,) = add_classes(TrainedFile(base, read_checkpoint(base)), green(patches, "patch"), ["patch"])
     assert (found.pixels, found.distinct) == (1, 1)
     first, second = edit.new["student"].prototypes[0]
     assert torch.equal(first, second)
@@ -152,7 +156,7 @@ def test_the_teacher_gets_the_class_too(make_checkpoint: MakeCheckpoint, patches
     path = make_checkpoint("data=streets_day_to_dusk", "method=dacs")
     old = read_checkpoint(path)
     old["state_dict"]["teacher.module.head.projection.0.weight"] += 0.1
-    new = apply_edit(old, add_classes(path, old, green(patches, "patch"), ["patch"])[0])["state_dict"]
+    new = apply_edit(old, add_classes(TrainedFile(path, old), green(patches, "patch"), ["patch"])[0])["state_dict"]
     student, teacher = new[PROTOTYPES], new["teacher.module.head.memory.prototypes"]
     assert len(student) == len(teacher) == 12
     assert not torch.equal(student[-1], teacher[-1])
@@ -161,7 +165,7 @@ def test_the_teacher_gets_the_class_too(make_checkpoint: MakeCheckpoint, patches
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
 def test_refresh_moves_one_class_as_far_as_asked(keep: float, base: Path, patches: tuple[Path, Path]) -> None:
     old = read_checkpoint(base)
-    edit, _ = refresh_class(base, old, green(patches, "Car"), "Car", keep)
+    edit, _ = refresh_class(TrainedFile(base, old), green(patches, "Car"), "Car", keep)
     new = apply_edit(old, edit)
     row = CAMVID.classes.index("Car")
     before, after = old["state_dict"][PROTOTYPES], new["state_dict"][PROTOTYPES]
@@ -174,12 +178,12 @@ def test_refresh_moves_one_class_as_far_as_asked(keep: float, base: Path, patche
 
 def test_remove_and_merge(base: Path) -> None:
     old = read_checkpoint(base)
-    less = apply_edit(old, remove_classes(base, old, ["Car", "Sky"]))
+    less = apply_edit(old, remove_classes(TrainedFile(base, old), ["Car", "Sky"]))
     kept = [i for i, name in enumerate(CAMVID.classes) if name not in ("Car", "Sky")]
     assert torch.equal(less["state_dict"][PROTOTYPES], old["state_dict"][PROTOTYPES][kept])
     assert less["protoseg"]["relabel"] == {"Car": None, "Sky": None}
 
-    edit = merge_classes(base, less, ["Bicyclist", "Pedestrian"], "Person")
+    edit = merge_classes(TrainedFile(base, less), ["Bicyclist", "Pedestrian"], "Person")
     merged = apply_edit(less, edit)
     space = checkpoint_label_space(merged)
     assert space.classes == (*[CAMVID.classes[i] for i in kept[:-2]], "Person")
@@ -190,7 +194,7 @@ def test_remove_and_merge(base: Path) -> None:
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(2))
     assert ((parts @ whole.T).amax(1) > 0.5).all()  # each of the four lies near one of the two that stand for them
 
-    gone = apply_edit(merged, remove_classes(base, merged, ["Person"]))
+    gone = apply_edit(merged, remove_classes(TrainedFile(base, merged), ["Person"]))
     assert gone["protoseg"]["relabel"] == dict.fromkeys(["Car", "Sky", "Bicyclist", "Pedestrian", "Person"])
 
 
@@ -199,9 +203,9 @@ def test_an_added_class_is_read_again_from_the_data(
 ) -> None:
     path = make_checkpoint()
     old = read_checkpoint(path)
-    without = apply_edit(old, remove_classes(path, old, ["Car", "Sky"]))
+    without = apply_edit(old, remove_classes(TrainedFile(path, old), ["Car", "Sky"]))
     without["protoseg"]["config"]["data"]["relabel"] = {"Car": None, "Sky": None}
-    back = apply_edit(without, add_classes(path, without, green(patches, "Car"), ["Car"])[0])
+    back = apply_edit(without, add_classes(TrainedFile(path, without), green(patches, "Car"), ["Car"])[0])
     assert back["protoseg"]["relabel"] == {"Sky": None}
     assert back["protoseg"]["config"]["data"]["relabel"] == {"Sky": None}
     assert without["protoseg"]["config"]["data"]["relabel"] == {"Car": None, "Sky": None}
@@ -220,22 +224,22 @@ def test_heads_that_only_training_can_change(
 ) -> None:
     path = make_checkpoint(*overrides)
     with pytest.raises(ProtosegError, match=message):
-        add_classes(path, read_checkpoint(path), green(patches, "patch"), ["patch"])
+        add_classes(TrainedFile(path, read_checkpoint(path)), green(patches, "patch"), ["patch"])
 
 
 def test_wrong_input(base: Path, patches: tuple[Path, Path]) -> None:
     old = read_checkpoint(base)
     with pytest.raises(ProtosegError, match=r"expected classes that .* does not have, got Car"):
-        add_classes(base, old, green(patches, "Car"), ["Car"])
+        add_classes(TrainedFile(base, old), green(patches, "Car"), ["Car"])
     with pytest.raises(ProtosegError, match=r"class 'patch': expected pixels of it in the masks, got none"):
-        add_classes(base, old, green(patches, "patch", ids=(7,)), ["patch"])
+        add_classes(TrainedFile(base, old), green(patches, "patch", ids=(7,)), ["patch"])
     with pytest.raises(ProtosegError, match=r"class to refresh in .*base.ckpt: expected classes of .* got patch"):
-        refresh_class(base, old, green(patches, "patch"), "patch")
+        refresh_class(TrainedFile(base, old), green(patches, "patch"), "patch")
     with pytest.raises(ProtosegError, match="keep: expected a share"):
-        refresh_class(base, old, green(patches, "Car"), "Car", keep=1.0)
+        refresh_class(TrainedFile(base, old), green(patches, "Car"), "Car", keep=1.0)
     with pytest.raises(ProtosegError, match="at least one class to be left"):
-        remove_classes(base, old, list(CAMVID.classes))
+        remove_classes(TrainedFile(base, old), list(CAMVID.classes))
     with pytest.raises(
         ProtosegError, match=r"two or more, and a name that no other class has, got Car, Sky into 'Tree'"
     ):
-        merge_classes(base, old, ["Car", "Sky"], "Tree")
+        merge_classes(TrainedFile(base, old), ["Car", "Sky"], "Tree")

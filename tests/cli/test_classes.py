@@ -17,6 +17,7 @@ from protoseg.cli.build import build_module
 from protoseg.cli.classes import main
 from protoseg.cli.evaluation import run_evaluation
 from protoseg.data import CAMVID, SegmentationDataModule, Streets
+from protoseg.trained import open_file
 from tests.conftest import TINY
 
 
@@ -139,7 +140,7 @@ def test_trial_scores_are_those_of_evaluation(
     call("remove", base, "--name Car --out", less)
     datamodule = SegmentationDataModule(Streets, 1, (64, 64), num_workers=0)
     showing = trial.showing(datamodule.dataset("train"), CAMVID.classes.index("Car"))
-    found = trial.trial(less, "Car", [len(showing)], 1, base)
+    found = trial.trial(open_file(less), "Car", [len(showing)], 1, open_file(base))
     folders = tmp_path / "all"
     for name in ("images", "masks"):
         (folders / name).mkdir(parents=True)

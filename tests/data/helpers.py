@@ -22,10 +22,10 @@ from protoseg.data import (
     Cityscapes,
     COCOStuff,
     DarkZurich,
+    LabelledFolder,
     SegmentationDataModule,
     SegmentationDataset,
     Synthia,
-    labelled_folder,
 )
 from protoseg.types import AdaptationBatch, Batch
 
@@ -37,7 +37,7 @@ DATASETS: dict[str, Callable[[Path], SegmentationDataset]] = {
     "cityscapes": Cityscapes,
     "coco_stuff": COCOStuff,
     "dark_zurich": partial(DarkZurich, split="val"),
-    "folder": lambda root: labelled_folder(root / "classes.yaml")(root=root),
+    "folder": lambda root: LabelledFolder(root, root / "classes.yaml"),
     "gta5": GTA5,
     "synthia": Synthia,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,6 @@ from PIL import Image
 
 from protoseg.cli.dataset import main
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
-from protoseg.data.ade20k_full import ade20k_full as with_classes
 from protoseg.data.checking import file_faults, listing_faults
 from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table
 from protoseg.data.loading import collate
@@ -79,8 +79,8 @@ def test_reads_numbers_of_red_and_green(ade20k_full: Path) -> None:
 
 @pytest.mark.parametrize("num_classes", [700, 500, 300])
 def test_the_most_frequent_classes(ade20k_full: Path, num_classes: int) -> None:
-    make = with_classes(num_classes)
-    space = make.keywords["label_space"]
+    make = partial(ADE20KFull, num_classes=num_classes)
+    space = ADE20KFull.space(num_classes=num_classes)
     assert space.classes == ADE20K_FULL.classes[:num_classes]
     label, every = make(ade20k_full).read(0)[1], ADE20KFull(ade20k_full).read(0)[1]
     assert np.array_equal(label, np.where(every < num_classes, every, 65535))
@@ -151,7 +151,7 @@ def test_statistics(ade20k_full: Path) -> None:
         assert row.tolist() == [int((label == i).sum()) for i in range(847)]
     assert np.array_equal(class_statistics(ADE20KFull(ade20k_full)).counts, found.counts)
     assert found.path is not None
-    assert class_statistics(with_classes(300)(ade20k_full)).counts.shape == (2, 300)
+    assert class_statistics(ADE20KFull(ade20k_full, num_classes=300)).counts.shape == (2, 300)
 
 
 def test_no_mapping(ade20k_full: Path) -> None:

@@ -229,7 +229,7 @@ def test_empty_tree(tree: Tree) -> None:
 )
 def test_where_it_comes_from(kind: type[SegmentationDataset], tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match="does not exist") as error:
-        kind(tmp_path / "none", **({} if kind is not LabelledFolder else dict.fromkeys(KEYS)))  # type: ignore[call-arg]
+        kind(tmp_path / "none", **({} if kind is not LabelledFolder else {"classes": "none.yaml"}))  # type: ignore[call-arg]
     text, described = str(error.value), " ".join(str(kind.__doc__).split())
     assert kind.source in text
     assert re.search(r"data\.root=FOLDER.*data\.target\.root.*PROTOSEG_DATA", text)
@@ -240,6 +240,3 @@ def test_where_it_comes_from(kind: type[SegmentationDataset], tmp_path: Path) ->
         assert re.search(r"(19|20)\d\d[):;]", kind.source), "a citation"
         for words in (kind.source, described):
             assert re.search("non-commercial|research|terms of use|CC BY", words), "a licence"
-
-
-KEYS = ("label_space", "id_table", "color_ids")

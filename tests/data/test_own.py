@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.data import LabelledFolder, SegmentationDataModule, labelled_folder, read_class_file
+from protoseg.data import LabelledFolder, SegmentationDataModule, read_class_file
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
 COLORS = {(128, 64, 128): 0, (0, 0, 142): 1, (10, 200, 30): 2, (0, 0, 0): IGNORE_INDEX}
@@ -20,7 +21,7 @@ IDS = {7: 0, 26: 1, 21: 2, 0: IGNORE_INDEX}
 
 
 def load(root: Path, split: str = "train", **options: Any) -> LabelledFolder:
-    return labelled_folder(root / "classes.yaml", **options)(root=root, split=split)
+    return LabelledFolder(root, root / "classes.yaml", split, **options)
 
 
 def names(data: LabelledFolder) -> list[str]:
@@ -189,7 +190,7 @@ def test_missing_folders(folder: Path) -> None:
 
 
 def test_datamodule_knows_the_classes(folder: Path) -> None:
-    dataset = labelled_folder(folder / "classes.yaml")
+    dataset = partial(LabelledFolder, classes=folder / "classes.yaml")
     data = SegmentationDataModule(dataset, batch_size=1, crop_size=[8, 8], root=str(folder))
     assert data.label_space == read_class_file(folder / "classes.yaml").label_space
     assert data.class_frequencies().sum() == pytest.approx(1)
@@ -197,7 +198,7 @@ def test_datamodule_knows_the_classes(folder: Path) -> None:
 
 def test_statistics_are_counted_again_for_other_colours(folder: Path) -> None:
     def counted() -> np.ndarray:
-        dataset = labelled_folder(folder / "classes.yaml")
+        dataset = partial(LabelledFolder, classes=folder / "classes.yaml")
         data = SegmentationDataModule(dataset, batch_size=1, crop_size=[8, 8], root=str(folder))
         return data.class_statistics().pixels
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from protoseg.cli.dataset import main
-from protoseg.data import CAMVID, labelled_folder
+from protoseg.data import CAMVID, LabelledFolder
 from protoseg.data.label_spaces import CITYSCAPES
 from protoseg.data.render import RenderSettings, labels, mesh, render_dataset, render_sample, vehicles
 from protoseg.data.render.engine import missing_panda3d
@@ -177,7 +177,7 @@ class TestDrawing:
         assert not list(out.rglob("*.partial*"))
 
         (out / "images" / "000000.jpg").write_bytes(drawn["000000.jpg"])
-        dataset = labelled_folder(out / "classes.yaml", val_share=0.25)(root=out)
+        dataset = LabelledFolder(out, out / "classes.yaml", val_share=0.25)
         assert dataset.label_space.classes == CAMVID.classes
         assert dataset.label_space.colors == CAMVID.colors
         assert len(dataset) == 3

@@ -14,11 +14,12 @@ from protoseg import data as data_module
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.build import build_datamodule, build_module
-from protoseg.cli.evaluation import load_model, run_evaluation
+from protoseg.cli.evaluation import run_evaluation
 from protoseg.cli.training import run_training, validation_interval
 from protoseg.losses import CrossEntropy, LossInput
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
+from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 
@@ -112,10 +113,11 @@ def test_checkpoint_of_another_class_count(configure: Callable[..., DictConfig],
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     with pytest.raises(ProtosegError, match="11 classes"):
         run_evaluation(configure("evaluate", f"ckpt_path={path}", "data=cityscapes", "num_workers=0"))
-    checkpoint, cfg = read_checkpoint(path), configure("train", *TINY)
-    space = build_datamodule(configure("train", "data=cityscapes")).label_space
+    content = read_checkpoint(path)
+    space = content["protoseg"]["label_space"]
+    space |= {key: space[key] + [space[key][0] if key == "colors" else "more"] for key in ("classes", "colors")}
     with pytest.raises(ProtosegError, match="do not fit"):
-        load_model(cfg, checkpoint, space)
+        TrainedFile(path, content).model()
 
 
 def test_nan_loss_stops_with_step_and_files_and_keeps_the_checkpoint(

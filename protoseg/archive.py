@@ -1,0 +1,160 @@
+"""Files of tensors, as ``torch.save`` writes them: looked through before anything that they hold is made.
+
+``torch.load(weights_only=True)`` runs no code of a file, but believes what it declares: compressed parts that grow, a
+tensor larger than its bytes, a call that fills the memory. So the pickle inside is first read by a reader of our own,
+which makes no tensor and knows five names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from protoseg.types import ProtosegError
+
+MAX_NODES = 1_000_000
+"""Values in a file; a training of HRNet-W48 keeps 40 000. Lists that hold one another many times count each time."""
+MAX_DEPTH = 100
+MAX_PICKLE = 8 << 20
+"""Bytes of plain values, without tensors; a training of HRNet-W48 with a teacher keeps 1 MB."""
+
+_STORAGES = {
+    f"{name}Storage": getattr(torch, dtype).itemsize
+    for name, dtype in {
+        "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+        "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+    }.items()
+}  # fmt: skip
+_OPCODES = (
+    "PROTO FRAME STOP GLOBAL REDUCE BUILD MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+    "SHORT_BINUNICODE SHORT_BINSTRING BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
+    "EMPTY_DICT SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE BINPERSID"
+)
+
+
+class _Storage(NamedTuple):
+    """Numbers of a tensor: the name of their part of the archive, how many, and the bytes of each."""
+
+    key: str
+    numel: int
+    itemsize: int
+
+
+class _Tensor(NamedTuple):
+    """What the file says of a tensor."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: object) -> _Tensor:
+    return _Tensor(storage, offset, tuple(shape), tuple(stride))
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): lambda *name: None,
+} | {("torch", name): name for name in _STORAGES}
+
+
+class _Look(pickle._Unpickler):  # type: ignore[name-defined]
+    """Reads a pickle and makes nothing but plain values and ``_Tensor``s; refuses any other name or instruction."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage, key, _, numel = pid
+        if kind != "storage" or storage not in _STORAGES or not isinstance(numel, int):
+            raise pickle.UnpicklingError("it holds numbers of an unknown kind")
+        return _Storage(str(key), numel, _STORAGES[storage])
+
+    def load_build(self) -> None:
+        stack = self.stack  # type: ignore[attr-defined]
+        state = stack.pop()
+        if not isinstance(stack[-1], OrderedDict) or not isinstance(state, dict):  # torch's `_metadata`
+            raise pickle.UnpicklingError("it changes what it has made")
+
+    dispatch = {  # noqa: RUF012  of the base class
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined]
+        for name in _OPCODES.split()
+    }
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
+
+def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote: tensors and plain values, checked before they are made.
+
+    Args:
+        path: the file.
+        map_location: see ``torch.load``.
+        mmap: read tensors only where they are used: for a look at the plain values.
+
+    Raises:
+        ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.
+    """
+    try:
+        _check(Path(path))
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:  # on bytes that are no archive, the readers raise whatever they stumble over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ProtosegError(
+            f"{path}: not readable as tensors and plain values ({reason}); it is damaged, or holds pickled code, which "
+            "is refused"
+        ) from error
+
+
+def _check(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError("it is compressed, and may grow: unpack it, and save it again with torch.save")
+        size = {part.filename: part.file_size for part in parts}
+        if len(size) < len(parts) or sum(size.values()) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file")
+        (name,) = (name for name in size if name.count("/") == 1 and name.endswith("/data.pkl"))
+        if size[name] > MAX_PICKLE:
+            raise ValueError(f"its plain values take {size[name] / 1e6:.0f} MB")
+        values = _Look(io.BytesIO(archive.read(name))).load()
+    root = name.removesuffix("data.pkl")
+    for tensor in _tensors(values):
+        storage, last = tensor.storage, tensor.offset
+        if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
+            raise ValueError("a tensor has no proper shape")
+        count = 1
+        for length, stride in zip(tensor.shape, tensor.stride, strict=True):
+            count *= length
+            last += (length - 1) * stride
+        there = size.get(f"{root}data/{storage.key}", -1)
+        if storage.numel * storage.itemsize > there or count > storage.numel or (count and last >= storage.numel):
+            raise ValueError(f"a tensor of {'x'.join(map(str, tensor.shape))} numbers has too few bytes")
+
+
+def _tensors(value: Any) -> Iterator[_Tensor]:
+    """All tensors among nested values; raises ValueError for too many or too deep ones."""
+    todo, seen = [(value, 0)], 0
+    while todo:
+        node, depth = todo.pop()
+        seen += 1
+        if seen > MAX_NODES or depth > MAX_DEPTH:
+            raise ValueError(f"it holds more than {MAX_NODES} values, or nests them {MAX_DEPTH} deep")
+        if isinstance(node, _Tensor):
+            yield node
+        elif isinstance(node, dict):
+            todo += [(child, depth + 1) for pair in node.items() for child in pair]
+        elif isinstance(node, (list, tuple, set)):
+            todo += [(child, depth + 1) for child in node]

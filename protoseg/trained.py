@@ -1,0 +1,199 @@
+"""The one room that opens trained models: from a checkpoint, whoever made it, to a network that can predict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoint
+from protoseg.inference import Predictor
+from protoseg.models.build import build_model
+from protoseg.models.segmentor import Segmentor
+from protoseg.models.weights import listed_keys
+from protoseg.trusted import NETWORK, checked_sections
+from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.data import AdaptationDataModule, SegmentationDataModule
+
+
+@dataclass(frozen=True)
+class TrainedFile:
+    """A checkpoint that was read and looked through, of which nothing is built yet; see :func:`open_file`.
+
+    Attributes:
+        path: of the file.
+        content: see :func:`protoseg.checkpoint.read_checkpoint`.
+        trust: modules whose classes it may build besides those of :data:`protoseg.trusted.SLOTS`.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    trust: tuple[str, ...] = ()
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """Its classes."""
+        return checkpoint_label_space(self.content)
+
+    @property
+    def networks(self) -> list[str]:
+        """Those it holds: ``student`` (what supervised training makes, too) and perhaps ``teacher``."""
+        return [name for name in NETWORKS if self._state(name)]
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """Sections of the config inside, which may be built; raises as :func:`protoseg.trusted.checked_sections`."""
+        config = self.content["protoseg"]["config"]
+        if not isinstance(config, dict):
+            raise ProtosegError(
+                f"checkpoint {self.path}: expected the run's config inside, got none; train with train.py"
+            )
+        return checked_sections(config, names, self.trust)
+
+    def model(self, network: str = "student") -> Segmentor:
+        """A network with its weights and prototypes, in eval mode, on the CPU; the caller's random numbers stay.
+
+        It is built without memory first: a config that declares another network than the weights are of, or a
+        larger one, costs nothing.
+
+        Raises:
+            ProtosegError: no such network; a config that is not allowed, or that the weights do not fit.
+        """
+        if network not in NETWORKS:
+            raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+        state = self._state(network)
+        if not state:
+            raise ProtosegError(
+                f"network: expected a checkpoint with a {network}, got one without; use network=student"
+            )
+        classes = self.label_space.num_classes
+        self._check_fit(self.blank(classes, state), state)
+        with _refused(self.path, "network"), torch.random.fork_rng(devices=[]), _no_more_than(state):
+            model = build_model(self._network(), classes, pretrained=False)
+            model.load_state_dict(state)
+        return model.eval()
+
+    def blank(self, num_classes: int, state: Mapping[str, Tensor] | None = None) -> Segmentor:
+        """The network that the config declares, for so many classes, on torch's ``meta`` device: without numbers.
+
+        Args:
+            num_classes: of the head.
+            state: weights, by whose size that of the network is bounded; the student's unless given.
+
+        Raises:
+            ProtosegError: a config that is not allowed, that cannot be built, or that declares far more than ``state``.
+        """
+        with _refused(self.path, "network"), torch.device("meta"), _no_more_than(state or self._state("student")):
+            return build_model(self._network(), num_classes, pretrained=False)
+
+    def datamodule(
+        self, root: str | None = None, change: Callable[[Any], Any] | None = None, **changes: Any
+    ) -> SegmentationDataModule | AdaptationDataModule:
+        """The data it was trained on.
+
+        Args:
+            root: their folder (of adaptation, the target's) where it is not where the run found it.
+            change: of the section ``data`` before it is built.
+            changes: values of it.
+
+        Raises:
+            ProtosegError: a section that is not allowed, or that cannot be built.
+        """
+        data = self.sections("data")["data"]
+        if data is None:
+            raise ProtosegError(f"checkpoint {self.path}: expected the data of its training, got none; give data=NAME")
+        data = copy.deepcopy(data)
+        if root is not None:
+            data.get("target", data)["root"] = root
+        with _refused(self.path, "data"):
+            data = data if change is None else change(data)
+            return instantiate(OmegaConf.create(data | changes))
+
+    def predictor(self) -> Predictor:
+        """How it looks at images, as it was trained."""
+        section = self.sections("inference")["inference"]
+        with _refused(self.path, "inference"):
+            return Predictor() if section is None else instantiate(OmegaConf.create(section))
+
+    def _network(self) -> DictConfig:
+        return OmegaConf.create(self.sections(*NETWORK))
+
+    def _state(self, network: str) -> dict[str, Tensor]:
+        prefix, state = NETWORKS[network], self.content["state_dict"]
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+    def _check_fit(self, model: Segmentor, state: Mapping[str, Tensor]) -> None:
+        wanted = model.state_dict()
+        shapes = [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ]
+        missing, unexpected = ([n for n in a if n not in b] for a, b in ((wanted, state), (state, wanted)))
+        if listed := listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
+            raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")
+
+
+def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
+    """Read a checkpoint; nothing of it is run.
+
+    Args:
+        path: the file.
+        trust: modules whose classes it may build, e.g. ``["mypackage.heads"]``: your own, or such as you have read.
+
+    Raises:
+        ProtosegError: as :func:`protoseg.checkpoint.read_checkpoint`.
+    """
+    return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust))
+
+
+@contextmanager
+def _refused(path: Path, what: str) -> Iterator[None]:
+    """Tell whatever a stranger's values make a constructor raise as one sentence."""
+    try:
+        yield
+    except Exception as error:  # the values are arbitrary, and so is what they lead to
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ProtosegError):
+            cause = cause.__cause__
+        reason = " ".join(str(cause or error).split()) or type(error).__name__
+        if reason.startswith("checkpoint "):
+            raise ProtosegError(reason) from error
+        raise ProtosegError(f"checkpoint {path}: its {what} cannot be built: {reason[:500]}") from error
+
+
+@contextmanager
+def _no_more_than(state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop a construction that makes far more modules, tensors or numbers than the weights are of.
+
+    With room for what construction makes and drops: classifiers of encoders, buffers that are no state.
+    """
+    pieces, numbers = 40 * len(state) + 10_000, 4 * sum(tensor.numel() for tensor in state.values()) + 50_000_000
+
+    def look(owner: nn.Module, name: str, made: Any) -> None:
+        nonlocal pieces, numbers
+        pieces -= 1
+        numbers -= made.numel() if isinstance(made, Tensor) else 0
+        if pieces < 0 or numbers < 0:
+            raise ProtosegError("its config declares a network far larger than its weights")
+
+    handles = [
+        hooks.register_module_parameter_registration_hook(look),
+        hooks.register_module_buffer_registration_hook(look),
+        hooks.register_module_module_registration_hook(look),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,200 @@
+"""What the config inside a checkpoint may build: a closed list of classes for each of its sections.
+
+A checkpoint is a stranger's file. Its config names classes and their arguments; nothing outside these lists is
+imported, functions are on none of them, and arguments are plain values. A class of one's own is built where the caller
+names its module (``trust``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from protoseg.types import ProtosegError
+
+LARGEST = 65_536
+"""Bound on every number in the section of a network: widths, depths, sizes in pixels."""
+MAX_VALUES = 10_000
+"""Bound on the values of a section."""
+
+
+class Slot(NamedTuple):
+    """A place in a config where an object may stand.
+
+    Attributes:
+        classes: their names, as configs write them.
+        base: what a class from elsewhere must be, to be built here by the caller's word.
+        parts: slots inside it, by key.
+    """
+
+    classes: tuple[str, ...]
+    base: type = nn.Module
+    parts: Mapping[str, Slot] = {}
+
+
+def _names(module: str, *names: str) -> tuple[str, ...]:
+    """Each by its own module and, as most configs write it, by the package that the module lies in."""
+    return tuple(f"{place}.{name}" for name in names for place in (module, module.rpartition(".")[0]))
+
+
+_DECODER = Slot(
+    _names(
+        "protoseg.models.decoders",
+        *(f"{name}Decoder" for name in ("DeepLabV3Plus", "FCN", "FPN", "HRNet", "SegFormer", "UPerNet")),
+    )
+    + _names("protoseg.models.daformer", "DAFormerDecoder")
+)
+_DATASET = Slot(
+    tuple(
+        f"protoseg.data.{name}"
+        for name in (
+            "ACDC", "ADE20K", "ADE20KFull", "COCOStuff", "CamVid", "Cityscapes", "DarkZurich", "GTA5", "LabelledFolder",
+            "Streets", "Synthia",
+        )
+    ),
+    Dataset,
+)  # fmt: skip
+_RARE_CLASSES = Slot(("protoseg.data.RareClasses",), object)
+_PART = Slot(("protoseg.data.SegmentationDataModule",), object, {"dataset": _DATASET, "rare_classes": _RARE_CLASSES})
+
+SLOTS: dict[str, Slot] = {
+    "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder")),
+    "decoder": _DECODER,
+    "segmentor": Slot(
+        (*_names("protoseg.models.segmentor", "Segmentor"), *_names("protoseg.models.hrda", "HRDASegmentor")),
+        parts={"attention": _DECODER},
+    ),
+    "head": Slot(_names("protoseg.nn.heads", "PrototypeHead", "ParametricHead", "LinearHead")),
+    "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
+    "inference": Slot(("protoseg.inference.Predictor",), object),
+    "data": Slot(
+        (*_PART.classes, "protoseg.data.AdaptationDataModule"),
+        object,
+        {**_PART.parts, "source": _PART, "target": _PART},
+    ),
+}
+"""By section of the config. What is not here, a checkpoint never builds."""
+
+NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")
+"""The sections that make the model."""
+
+
+def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Sections of a stranger's config, in which every value was looked at.
+
+    Args:
+        config: from a checkpoint.
+        sections: keys of :data:`SLOTS`; a section that is missing or null comes back as None.
+        trust: modules (or packages) whose classes may be built besides, by the caller's word; they are imported.
+
+    Raises:
+        ProtosegError: names the first value that is not allowed.
+    """
+    for module in [trust] if isinstance(trust, str) else trust:
+        if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
+            raise ProtosegError(f"trust: expected names of modules, e.g. [mypackage.heads], got {module!r}")
+    chosen = {name: config.get(name) for name in sections}
+    for name, section in chosen.items():
+        _check_values(section, name)
+        if section is not None:
+            _check_object(section, SLOTS[name], name, trust)
+    return chosen
+
+
+def _check_object(node: Any, slot: Slot, key: str, trust: Sequence[str]) -> None:
+    """A mapping with a ``_target_`` of the slot; objects inside it only where the slot has parts."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise ProtosegError(f"checkpoint config {key}: expected a _target_ and its arguments, got {_short(node)}")
+    target, foreign = node["_target_"], node["_target_"] not in slot.classes
+    if foreign:
+        _check_trusted(target, slot, key, trust)
+    for name, value in node.items():
+        where = f"{key}.{name}"
+        if name in slot.parts and value is not None:
+            _check_object(value, slot.parts[name], where, trust)
+        elif foreign and isinstance(value, dict) and "_target_" in value:
+            _check_object(value, Slot((), object), where, trust)
+        elif name not in ("_target_", "_partial_"):
+            _check_data(value, where)
+
+
+def _check_data(node: Any, key: str) -> None:
+    """A value that is data: no key with a meaning to Hydra at any depth."""
+    for where, name in _keys(node, key):
+        if name.startswith("_"):
+            raise ProtosegError(f"checkpoint config {where}: {name} is not allowed here; expected plain values")
+
+
+def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> None:
+    names = [trust] if isinstance(trust, str) else trust
+    if not any(target.startswith(f"{name}.") for name in names):
+        home = target.rpartition(".")[0] or target
+        raise ProtosegError(
+            f"checkpoint config {key}._target_: {_short(target)} is not one of the classes that a checkpoint may build "
+            f"here. If it is code of your own, or you have read it, say trust=[{_short(home, 80)[1:-1]}] "
+            "(protoseg.load: trust=[…]); a data set is also chosen on the command line with data=NAME"
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ProtosegError(
+            f"checkpoint config {key}._target_: {_short(target)} cannot be imported ({error}); is its folder on "
+            "PYTHONPATH?"
+        ) from error
+    if not isinstance(found, type) or not issubclass(found, slot.base):
+        raise ProtosegError(
+            f"checkpoint config {key}._target_: expected a class, derived from {slot.base.__name__}, got "
+            f"{_short(target)}"
+        )
+
+
+def _check_values(section: Any, name: str) -> None:
+    """Plain values, bounded in number and, for networks, in size; no interpolation, and no ``_target_`` in a string."""
+    for count, (key, value) in enumerate(_leaves(section, name)):
+        if count >= MAX_VALUES:
+            raise ProtosegError(f"checkpoint config {name}: expected at most {MAX_VALUES} values, got more")
+        if isinstance(value, str):
+            good = len(value) <= 4096 and "${" not in value and "_target_" not in value
+        elif isinstance(value, (int, float)):
+            good = math.isfinite(value) and (name not in NETWORK or abs(value) <= LARGEST)
+        else:
+            good = value is None
+        if not good:
+            raise ProtosegError(f"checkpoint config {key}: expected a plain value, got {_short(value)}")
+
+
+def _leaves(node: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Values that are no containers, and keys that are no strings."""
+    if depth > 16:
+        raise ProtosegError(f"checkpoint config {key[:80]}: expected at most 16 levels, got more")
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if not isinstance(name, str):
+                raise ProtosegError(f"checkpoint config {key}: expected keys that are strings, got {_short(name)}")
+            yield from _leaves(value, f"{key}.{name[:80]}", depth + 1)
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{key}.{index}", depth + 1)
+    else:
+        yield key, node
+
+
+def _keys(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield key, name
+            yield from _keys(value, f"{key}.{name}")
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _keys(value, f"{key}.{index}")
+
+
+def _short(value: object, length: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -15,6 +15,7 @@ from protoseg.functional.resize import upsample_logits, window_starts
 from protoseg.types import ProtosegError, SegOutput
 
 MODES = ("whole", "slide")
+MAX_SCALE = 8  # of an image in memory 64 times as many pixels
 WINDOWS_AT_ONCE = 8  # bounds the memory of a sliding window; the result does not depend on it
 
 T = TypeVar("T")
@@ -63,9 +64,9 @@ class Predictor:
             )
         if mode == "slide" and crop_size is None:
             raise ProtosegError("inference.crop_size: expected a size with mode=slide, got none; e.g. [512, 512]")
-        if not _positive_numbers(scales):
+        if not _positive_numbers(scales) or max(scales) > MAX_SCALE:
             raise ProtosegError(
-                f"inference.scales: expected a list of positive numbers, got {scales}; e.g. [0.75, 1.0]"
+                f"inference.scales: expected a list of positive numbers up to {MAX_SCALE}, got {scales}; e.g. [0.75, 1.0]"
             )
         self.mode = mode
         self.crop_size = None if crop_size is None else _pair("crop_size", crop_size)

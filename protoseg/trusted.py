@@ -38,8 +38,7 @@ class Slot(NamedTuple):
 
 
 def _names(module: str, *names: str) -> tuple[str, ...]:
-    """Each by its own module and, as most configs write it, by the package that the module lies in."""
-    return tuple(f"{place}.{name}" for name in names for place in (module, module.rpartition(".")[0]))
+    return tuple(f"{module}.{name}" for name in names)
 
 
 _DECODER = Slot(
@@ -50,12 +49,9 @@ _DECODER = Slot(
     + _names("protoseg.models.daformer", "DAFormerDecoder")
 )
 _DATASET = Slot(
-    tuple(
-        f"protoseg.data.{name}"
-        for name in (
-            "ACDC", "ADE20K", "ADE20KFull", "COCOStuff", "CamVid", "Cityscapes", "DarkZurich", "GTA5", "LabelledFolder",
-            "Streets", "Synthia",
-        )
+    _names(
+        "protoseg.data", "ACDC", "ADE20K", "ADE20KFull", "COCOStuff", "CamVid", "Cityscapes", "DarkZurich", "GTA5",
+        "LabelledFolder", "Streets", "Synthia",
     ),
     Dataset,
 )  # fmt: skip
@@ -66,10 +62,10 @@ SLOTS: dict[str, Slot] = {
     "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder")),
     "decoder": _DECODER,
     "segmentor": Slot(
-        (*_names("protoseg.models.segmentor", "Segmentor"), *_names("protoseg.models.hrda", "HRDASegmentor")),
+        _names("protoseg.models", "Segmentor", "HRDASegmentor"),
         parts={"attention": _DECODER},
     ),
-    "head": Slot(_names("protoseg.nn.heads", "PrototypeHead", "ParametricHead", "LinearHead")),
+    "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead")),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
     "inference": Slot(("protoseg.inference.Predictor",), object),
     "data": Slot(

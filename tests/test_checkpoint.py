@@ -1,36 +1,54 @@
-"""Checkpoints are atomic, and a stranger's checkpoint cannot run code."""
+"""Checkpoints are atomic, and a stranger's checkpoint can do nothing: what it may hold, declare and build."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
-from protoseg.checkpoint import AtomicCheckpointIO, check_targets, checkpoint_config, read_checkpoint
+from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
+from protoseg.trained import open_file
+from protoseg.trusted import SLOTS, Slot, checked_sections
 from protoseg.types import ProtosegError
+from tests.conftest import CONF
 
-EMPTY: dict = {"protoseg": {"config": {}, "label_space": {}}, "state_dict": {}}
+HEAD = {"_target_": "protoseg.nn.PrototypeHead", "num_prototypes": 2}
+EMPTY: dict[str, Any] = {
+    "protoseg": {"config": {}, "label_space": {"name": "a", "classes": ["a"], "colors": [[1, 2, 3]]}},
+    "state_dict": {},
+}
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "protoseg.nn.PrototypeHead",
-        "protoseg.training.optim.poly_schedule",
-        "protoseg.data.CamVid",
-        "torch.optim.AdamW",
-        "torch.nn.Conv2d",
-        "pytorch_lightning.Trainer",
-        "pytorch_lightning.callbacks.ModelCheckpoint",
-        "segmentation_models_pytorch.Unet",
-        "albumentations.HorizontalFlip",
-        "torchmetrics.classification.MulticlassConfusionMatrix",
-    ],
-)
-def test_allowed(target: str) -> None:
-    check_targets({"a": {"b": [{"_target_": target}]}})
+def slots(found: dict[str, Slot] = SLOTS, where: str = "") -> Iterator[tuple[str, Slot]]:
+    for key, slot in found.items():
+        yield f"{where}{key}", slot
+        yield from slots(dict(slot.parts), f"{where}{key}.")
+
+
+def test_the_closed_list_holds_classes_and_every_config_is_on_it() -> None:
+    for key, slot in slots():
+        for name in slot.classes:
+            kind = get_class(name)
+            assert isinstance(kind, type), (key, name)
+            assert issubclass(kind, slot.base)
+    sections = dict(slots())
+    for group in ("encoder", "decoder", "segmentor", "head", "inference"):
+        for file in (CONF / group).glob("*.yaml"):
+            target = OmegaConf.load(file).get("_target_")
+            assert target is None or target in sections[group].classes, file
+    for file in (CONF / "data").glob("*.yaml"):
+        dataset = OmegaConf.load(file).get("dataset")
+        if dataset is not None and "_target_" in dataset:
+            assert dataset["_target_"] in sections["data.dataset"].classes, file
 
 
 @pytest.mark.parametrize(
@@ -39,28 +57,81 @@ def test_allowed(target: str) -> None:
         "os.system",
         "subprocess.run",
         "builtins.eval",
-        "torch.os.system",  # a trusted prefix, another package's function
+        "torch.os.system",
         "protoseg.checkpoint.os.remove",
-        "torch.hub.load",  # fetches and runs code
-        "torch.load",  # unpickles
-        "torch.utils.cpp_extension.load",
-        "torch.utils.cpp_extension.BuildExtension",  # a class, but nothing that a config builds
+        "torch.hub.load",
+        "torch.nn.Conv2d",
+        "pytorch_lightning.Trainer",
+        "segmentation_models_pytorch.Unet",
+        "torchmetrics.image.fid.FrechetInceptionDistance",
         "timm.create_model",
-        "torchvision.models.resnet18",
-        "hydra.utils.get_method",
+        "protoseg.cli.tool.composed",  # functions of our own: one composes configs, one writes a file, one opens models
+        "protoseg.report.write_json",
+        "protoseg.api.load",
+        "protoseg.load",
+        "protoseg.data.SegmentationDataModule",  # a class of another section
         "protoseg.nothing.Here",
-        "protosegment.Evil",
         "torch",
+        "",
+        7,
     ],
 )
-def test_refused(target: str) -> None:
-    with pytest.raises(ProtosegError, match=r"a\.b\.0\._target_"):
-        check_targets({"a": {"b": [{"_target_": target}]}})
+def test_nothing_else_is_built_at_any_depth(target: Any) -> None:
+    for config, key in (
+        ({"head": {"_target_": target}}, "head"),
+        ({"head": HEAD | {"num_prototypes": {"_target_": target}}}, "head.num_prototypes"),
+        ({"segmentor": {"_target_": "protoseg.models.HRDASegmentor", "attention": {"_target_": target}}}, "attention"),
+        ({"head": HEAD | {"x": [{"y": {"_target_": target}}]}}, "head.x"),
+    ):
+        with pytest.raises(ProtosegError, match=key):
+            checked_sections(config, [*config])
 
 
-def test_interpolations_are_refused() -> None:
-    with pytest.raises(ProtosegError, match="interpolation"):
-        check_targets({"data": {"root": "${oc.env:HOME}"}})
+@pytest.mark.parametrize(
+    "value",
+    [
+        "${oc.env:HOME}",
+        "${",
+        "{_target_: os.system}",
+        {"_args_": [1]},
+        {"_convert_": "all"},
+        {3: 4},
+        float("nan"),
+        10**9,
+        torch.zeros(1),
+        "x" * 5000,
+    ],
+)
+def test_arguments_are_data(value: Any) -> None:
+    for config in (HEAD | {"temperature": value}, HEAD | {"a": {"b": [value]}}):
+        with pytest.raises(ProtosegError, match=r"checkpoint config head"):
+            checked_sections({"head": config}, ["head"])
+    deep: Any = value
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(ProtosegError, match="16 levels"):
+        checked_sections({"head": HEAD | {"a": deep}}, ["head"])
+
+
+def test_modules_that_the_caller_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_heads.py").write_text(
+        "from torch import nn\nimport pathlib\npathlib.Path('imported').touch()\n"
+        "class Mine(nn.Module):\n    pass\ndef make():\n    pass\nclass Other:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = {"head": {"_target_": "mine_heads.Mine", "inner": {"_target_": "mine_heads.Mine"}}}
+    with pytest.raises(ProtosegError, match=r"mine_heads.Mine' is not one of .* trust=\[mine_heads\]"):
+        checked_sections(config, ["head"])
+    assert not Path("imported").exists()
+    assert checked_sections(config, ["head"], ["mine_heads"])["head"] == config["head"]
+    for name, reason in (("make", "derived from Module"), ("Other", "derived from Module"), ("None_", "imported")):
+        with pytest.raises(ProtosegError, match=reason):
+            checked_sections({"head": {"_target_": f"mine_heads.{name}"}}, ["head"], ["mine_heads"])
+    with pytest.raises(ProtosegError, match="not one of"):
+        checked_sections({"head": {"_target_": "mine_heads_too.Mine"}}, ["head"], ["mine_heads"])
+    with pytest.raises(ProtosegError, match="names of modules"):
+        checked_sections(config, ["head"], ["mine heads"])
 
 
 class Payload:
@@ -68,11 +139,17 @@ class Payload:
         return os.mkdir, ("pwned",)
 
 
+class Many:
+    def __reduce__(self) -> tuple:
+        return bytearray, (10**11,)  # one of the calls that torch's reader allows
+
+
 def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"protoseg": Payload()}, "evil.ckpt")
-    with pytest.raises(ProtosegError, match="refused"):
-        read_checkpoint("evil.ckpt")
+    for payload in (Payload(), Many()):
+        torch.save({"protoseg": payload}, "evil.ckpt")
+        with pytest.raises(ProtosegError, match=r"it asks for (posix.mkdir|__builtin__.bytearray).*refused"):
+            read_checkpoint("evil.ckpt")
     assert not Path("pwned").exists()
 
 
@@ -86,8 +163,9 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, file)
     with pytest.raises(ProtosegError, match=r"train\.py"):
         read_checkpoint(file)
+    torch.save(EMPTY | {"protoseg": EMPTY["protoseg"] | {"config": None}}, file)
     with pytest.raises(ProtosegError, match="config inside"):
-        checkpoint_config(file, {"protoseg": {"config": None}}, ["encoder"])
+        open_file(file).sections("encoder")
 
 
 def test_truncated_checkpoint(tmp_path: Path) -> None:
@@ -96,6 +174,103 @@ def test_truncated_checkpoint(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(ProtosegError, match="damaged"):
         read_checkpoint(file)
+
+
+def rewrite(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    """Every part of an archive, changed."""
+    with zipfile.ZipFile(path) as old:
+        parts = {part.filename: change(part.filename, old.read(part)) for part in old.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as new:
+        for name, data in parts.items():
+            new.writestr(name, data)
+
+
+def test_archives_that_declare_more_than_they_hold(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.ckpt"
+    torch.save(EMPTY | {"state_dict": {"w": torch.zeros(10**6)}}, file)
+    rewrite(file, lambda _, data: data, zipfile.ZIP_DEFLATED)
+    assert file.stat().st_size < 10**5
+    with pytest.raises(ProtosegError, match="it is compressed"):
+        read_checkpoint(file)
+    torch.save(EMPTY | {"state_dict": {"w": torch.zeros(1000)}}, file)
+    rewrite(file, lambda name, data: data[:400] if name.endswith("data/0") else data)
+    with pytest.raises(ProtosegError, match="too few bytes"):  # torch would read behind its end
+        read_checkpoint(file)
+    for tensor in (torch.zeros(1).expand(10**9), torch.zeros(119).as_strided((60, 60), (1, 1))):
+        torch.save(EMPTY | {"state_dict": {"w": tensor}}, file)
+        with pytest.raises(ProtosegError, match="too few bytes"):
+            read_checkpoint(file)
+    shared = torch.zeros(10**4)
+    torch.save(EMPTY | {"state_dict": {f"w{i}": shared for i in range(100)}}, file)
+    with pytest.raises(ProtosegError, match="share them"):
+        read_checkpoint(file)
+
+
+def test_values_that_hold_one_another(tmp_path: Path) -> None:
+    file = tmp_path / "laughs.ckpt"
+    value: Any = [1]
+    for _ in range(40):
+        value = [value, value]
+    loop: list[Any] = []
+    loop.append(loop)
+    for hostile in (value, loop):
+        torch.save(EMPTY | {"more": hostile}, file)
+        with pytest.raises(ProtosegError, match="values, or nests them"):
+            read_checkpoint(file)
+    content = pickle.dumps(EMPTY, protocol=2)
+    torch.save(EMPTY, file)
+    rewrite(file, lambda name, data: content[:-1] + b"(" * (9 << 20) if name.endswith("data.pkl") else data)
+    with pytest.raises(ProtosegError, match="plain values take"):
+        read_checkpoint(file)
+
+
+BAD_PARTS: dict[str, Any] = {
+    "label_space": [
+        None,
+        {},
+        {"name": "a", "classes": ["a"]},
+        {"name": "a", "classes": ["a"], "colors": [[1, 2, 999]]},
+        {"name": "a", "classes": ["a"], "colors": [[1, 2]]},
+        {"name": "a", "classes": ["a", "b"], "colors": [[1, 2, 3]]},
+        {"name": "a", "classes": ["a", "a"], "colors": [[1, 2, 3], [4, 5, 6]]},
+        {"name": "a", "classes": [1], "colors": [[1, 2, 3]]},
+        {"name": "a", "classes": "abc", "colors": [[1, 2, 3]] * 3},
+        {"name": 3, "classes": ["a"], "colors": [[1, 2, 3]]},
+        {"name": "a", "classes": [], "colors": []},
+    ],
+    "state_dict": [
+        "weights",
+        None,
+        {3: torch.zeros(1)},
+        {"w": "text"},
+        {"w": torch.tensor([float("nan")])},
+        {"w": torch.tensor([float("inf")])},
+    ],
+    "config": ["text", {"head": "text"}, {"data": 3}, {"data": {"relabel": "x"}}, {"method": {"subsets": {"a": "b"}}}],
+    "relabel": ["x", {3: "a"}, {"a": 3}],
+}
+
+
+@pytest.mark.parametrize(("part", "value"), [(part, value) for part, values in BAD_PARTS.items() for value in values])
+def test_parts_of_another_form(part: str, value: Any, tmp_path: Path) -> None:
+    content = {"protoseg": dict(EMPTY["protoseg"]), "state_dict": {}}
+    (content if part == "state_dict" else content["protoseg"])[part] = value
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(ProtosegError, match=r"bad.ckpt"):
+        read_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_complex_weights_and_two_million_classes(tmp_path: Path) -> None:
+    torch.save(EMPTY | {"state_dict": {"w": torch.zeros(2, dtype=torch.complex64)}}, tmp_path / "bad.ckpt")
+    with pytest.raises(ProtosegError, match="ComplexFloat"):
+        read_checkpoint(tmp_path / "bad.ckpt")
+    names = [str(i) for i in range(2_000_000)]
+    space = {"name": "a", "classes": names, "colors": [[0, 0, 0]] * len(names)}
+    torch.save(EMPTY | {"protoseg": {"config": {}, "label_space": space}}, tmp_path / "bad.ckpt")
+    started = time.perf_counter()
+    with pytest.raises(ProtosegError, match=r"bad.ckpt"):
+        read_checkpoint(tmp_path / "bad.ckpt")
+    assert time.perf_counter() - started < 5
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

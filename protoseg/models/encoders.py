@@ -92,7 +92,8 @@ class TimmEncoder(Encoder):
         weights: local weights file (``.pth``, ``.safetensors``); goes before ``pretrained``.
         pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
-        timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...).
+        timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...); not what would fetch or
+            read weights there.
 
     Raises:
         ProtosegError: unknown name; a model without the four maps or for one image size only; options timm refuses;
@@ -115,6 +116,12 @@ class TimmEncoder(Encoder):
                 f"encoder.name: expected a timm model, got {name!r}; nearest: {', '.join(near) or 'none'} "
                 f"(all: timm.list_models())"
             )
+        for option in timm_kwargs:
+            if option.startswith("pretrained") or option in ("checkpoint_path", "cache_dir"):
+                raise ProtosegError(
+                    f"encoder.{option}: expected an option of the network, got one of where its weights come from; use "
+                    "encoder.weights=FILE or encoder.pretrained"
+                )
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs
         self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.utils.data import Dataset
 
+from protoseg.nn import Head
 from protoseg.types import ProtosegError
 
 LARGEST = 65_536
@@ -65,7 +66,7 @@ SLOTS: dict[str, Slot] = {
         _names("protoseg.models", "Segmentor", "HRDASegmentor"),
         parts={"attention": _DECODER},
     ),
-    "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead")),
+    "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead"), Head),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
     "inference": Slot(("protoseg.inference.Predictor",), object),
     "data": Slot(

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 LAYER = {
     "types": 0, "files": 0, "distributed": 0, "functional": 0, "allocator": 0, "archive": 0,
-    "sweep": 1, "nn": 1, "metrics": 1, "visualize": 1, "checkpoint": 1, "trusted": 1,
-    "losses": 2, "models": 2, "inference": 2, "report": 2, "curves": 2,
+    "sweep": 1, "nn": 1, "metrics": 1, "visualize": 1, "checkpoint": 1,
+    "losses": 2, "models": 2, "inference": 2, "trusted": 2, "report": 2, "curves": 2,
     "analysis": 3, "export": 3,
     "callbacks": 4, "evaluation": 4, "trained": 4, "report_page": 4,
     "training": 5, "classes": 5, "prediction": 5, "api": 5, "cli": 6, "benchmark": 6, "notebook": 7,

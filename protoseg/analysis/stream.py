@@ -192,8 +192,9 @@ def prototype_memory(model: nn.Module) -> PrototypeMemory:
     Raises:
         ProtosegError: it has none.
     """
-    memory = getattr(getattr(model, "head", None), "memory", None)
-    if not isinstance(memory, PrototypeMemory):
+    head: Any = model.head
+    memory: PrototypeMemory | None = head.memory
+    if memory is None:
         raise ProtosegError(_NO_PROTOTYPES)
     return memory
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
-from protoseg.losses import AdaptationTerm, CrossEntropy, FeatureDistance, LossTerm, MixedCrossEntropy
+from protoseg.losses import CrossEntropy, FeatureDistance, MixedCrossEntropy, Term
 from protoseg.losses.contrast_target import PrototypeGuidedContrast
 from protoseg.models.decoders import FPNDecoder
 from protoseg.models.encoders import TimmEncoder
@@ -42,7 +41,7 @@ def adaptation_steps(setting: AdaptationSetting, device: torch.device) -> dict[s
     size = torch.tensor([label.shape[1:]] * s.batch)
     batch = AdaptationBatch(*(Batch(image, label, size, [""] * s.batch) for _ in range(2)))
     mixed = {"mixed": MixedCrossEntropy()}
-    methods: dict[str, tuple[dict[str, LossTerm], dict[str, AdaptationTerm]]] = {
+    methods: dict[str, tuple[dict[str, Term], dict[str, Term]]] = {
         "dacs": ({}, {**mixed}),
         "daformer": ({"feature_distance": FeatureDistance()}, {**mixed}),
         "daformer + pgpc": ({"feature_distance": FeatureDistance()}, {**mixed, "contrast": PrototypeGuidedContrast()}),
@@ -52,8 +51,8 @@ def adaptation_steps(setting: AdaptationSetting, device: torch.device) -> dict[s
 
 def _trained(
     setting: AdaptationSetting,
-    source_terms: dict[str, LossTerm],
-    terms: dict[str, AdaptationTerm],
+    source_terms: dict[str, Term],
+    terms: dict[str, Term],
     device: torch.device,
 ) -> tuple[AdaptationModule, torch.optim.Optimizer]:
     """A module as the trainer holds it, without the trainer. Every pixel is reliable: the most work there can be."""
@@ -64,7 +63,7 @@ def _trained(
     module = AdaptationModule(
         model=model.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         label_space=space,
-        losses={"ce": CrossEntropy(setting.classes)},
+        losses={"ce": CrossEntropy()},
         optimizer=torch.optim.AdamW,
         schedule=torch.optim.lr_scheduler.ConstantLR,
         source_terms=source_terms,
@@ -83,9 +82,6 @@ def _step(module: AdaptationModule, optimizer: torch.optim.Optimizer, batch: Ada
     optimizer.zero_grad()
     outputs["loss"].backward()
     optimizer.step()
-    module.teacher.update_parameters(module.model)
-    for term in module.terms.values():
-        term.step()  # type: ignore[operator]
+    module.after_optimizer_step()
     trainer: Any = module.trainer
     trainer.global_step += 1
-    PrototypeMemoryCallback().on_train_batch_end(trainer, module, outputs, batch, 0)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protoseg.benchmark.twins import learn_from
-from protoseg.losses import CrossEntropy, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
+from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Term
 from protoseg.models.decoders import HRNetDecoder
 from protoseg.models.encoders import TimmEncoder
 from protoseg.models.segmentor import Segmentor
-from protoseg.nn import ParametricHead, PrototypeHead
+from protoseg.nn import Head, ParametricHead, PrototypeHead
 from protoseg.types import ProtosegError
 
 
@@ -67,13 +67,13 @@ def precision_steps(setting: PrecisionSetting, device: torch.device) -> dict[str
             model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if "compile" in precision:
                 model.compile(dynamic=False)
-            terms = [CrossEntropy(s.classes).to(device), *more]
+            terms = [CrossEntropy(), *more]
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
             steps[f"{name} {precision}"] = partial(_step, "bf16" in precision, model, terms, optimizer, image, label)
     return steps
 
 
-def _twins(prototypes: int) -> dict[str, tuple[Callable[[int, int], nn.Module], list[LossTerm]]]:
+def _twins(prototypes: int) -> dict[str, tuple[Callable[[int, int], Head], list[Term]]]:
     head = partial(PrototypeHead, num_prototypes=prototypes, logits="layernorm")
     return {
         "parametric": (ParametricHead, []),
@@ -82,7 +82,7 @@ def _twins(prototypes: int) -> dict[str, tuple[Callable[[int, int], nn.Module], 
 
 
 def _step(
-    half: bool, model: Segmentor, terms: list[LossTerm], optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor
+    half: bool, model: Segmentor, terms: list[Term], optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor
 ) -> None:
     """Forward, assignment, losses, backward, and the updates of weights and prototypes."""
     optimizer.zero_grad()

@@ -7,14 +7,13 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from protoseg.benchmark.twins import learn_from
-from protoseg.losses import CrossEntropy, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
+from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Term
 from protoseg.models.decoders import FPNDecoder
 from protoseg.models.encoders import TimmEncoder
 from protoseg.models.segmentor import Segmentor
-from protoseg.nn import ParametricHead, PrototypeHead
+from protoseg.nn import Head, ParametricHead, PrototypeHead
 
 
 class StepSetting(NamedTuple):
@@ -38,7 +37,7 @@ def step_steps(setting: StepSetting, device: torch.device) -> dict[str, Callable
     label = torch.randint(0, s.classes, (s.batch, s.height // 8, s.width // 8), generator=generator)
     label = label.repeat_interleave(8, 1).repeat_interleave(8, 2).to(device)
     prototypes = [PixelPrototypeContrast(), PixelPrototypeDistance()]
-    heads: dict[str, tuple[Callable[[int, int], nn.Module], list[LossTerm]]] = {
+    heads: dict[str, tuple[Callable[[int, int], Head], list[Term]]] = {
         "parametric": (ParametricHead, []),
         "prototype": (partial(PrototypeHead, num_prototypes=s.prototypes), prototypes),
     }
@@ -48,13 +47,13 @@ def step_steps(setting: StepSetting, device: torch.device) -> dict[str, Callable
         decoder = partial(FPNDecoder, pyramid_channels=128, segmentation_channels=64)
         model = Segmentor(TimmEncoder("tf_efficientnet_lite0"), decoder, head, s.classes)
         model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        terms = [CrossEntropy(s.classes).to(device), *more]
+        terms = [CrossEntropy(), *more]
         steps[name] = partial(_step, model.train(), terms, torch.optim.AdamW(model.parameters()), image, label)
     return steps
 
 
 def _step(
-    model: Segmentor, terms: list[LossTerm], optimizer: torch.optim.Optimizer, image: torch.Tensor, label: torch.Tensor
+    model: Segmentor, terms: list[Term], optimizer: torch.optim.Optimizer, image: torch.Tensor, label: torch.Tensor
 ) -> None:
     """Forward, assignment, losses, backward, and the updates of weights and prototypes."""
     optimizer.zero_grad()

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from protoseg.losses import CrossEntropy, LossInput, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
-from protoseg.nn import ParametricHead, PrototypeHead
+from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Seen, Step, Term
+from protoseg.nn import Head, ParametricHead, PrototypeHead
 from protoseg.types import SegOutput
 
 
@@ -29,14 +29,14 @@ class TwinSetting(NamedTuple):
         return f"{self.batch} x {self.height} x {self.width}, C={self.classes}, K={self.prototypes}, D={self.channels}"
 
 
-def learn_from(output: SegOutput, head: nn.Module, terms: list[LossTerm], label: Tensor, stride: int) -> None:
+def learn_from(output: SegOutput, head: Head, terms: list[Term], label: Tensor, stride: int) -> None:
     """Assignment, losses, backward, and the update of the prototypes if the head has any."""
-    memory = head.memory if isinstance(head, PrototypeHead) else None
+    memory = head.memory
     clustering = None
     if memory is not None:
         clustering, observation = memory.assign(output, label, stride)
         memory.observe_accumulated([observation])
-    batch = LossInput(output, label, stride, clustering)
+    batch = Step(head, Seen(output, label, stride, clustering))
     torch.stack([term.weight * term(batch) for term in terms]).sum().backward()
     if memory is not None:
         memory.step()
@@ -46,11 +46,11 @@ def twin_steps(setting: TwinSetting, device: torch.device) -> dict[str, Callable
     """The steps by head."""
     torch.manual_seed(0)
     s = setting
-    heads: dict[str, tuple[nn.Module, list[LossTerm]]] = {
-        "parametric": (ParametricHead(s.channels, s.classes), [CrossEntropy(s.classes)]),
+    heads: dict[str, tuple[Head, list[Term]]] = {
+        "parametric": (ParametricHead(s.channels, s.classes), [CrossEntropy()]),
         "prototype": (
             PrototypeHead(s.channels, s.classes, s.prototypes),
-            [CrossEntropy(s.classes), PixelPrototypeContrast(), PixelPrototypeDistance()],
+            [CrossEntropy(), PixelPrototypeContrast(), PixelPrototypeDistance()],
         ),
     }
     grid = (-(-s.height // s.stride), -(-s.width // s.stride))
@@ -60,7 +60,7 @@ def twin_steps(setting: TwinSetting, device: torch.device) -> dict[str, Callable
         module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         nn.ModuleList(terms).to(device)
 
-    def step(module: nn.Module, terms: list[LossTerm]) -> None:
+    def step(module: Head, terms: list[Term]) -> None:
         learn_from(module(features.detach().requires_grad_()), module, terms, label, s.stride)
 
     return {name: partial(step, module, terms) for name, (module, terms) in heads.items()}

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from protoseg.analysis.stream import evaluating, look
 from protoseg.callbacks.loggers import chart_classes, log_picture, log_table
-from protoseg.callbacks.prototype_memory import find_memory
 from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
@@ -89,11 +88,11 @@ class Dashboard(pl.Callback):
         stacked = [np.pad(row, pad, constant_values=255) for row, pad in zip(rows, padding, strict=True)]
         self._show(trainer, "step", "val/predictions", np.concatenate(stacked))
         self._table(trainer, pl_module)
-        memory = find_memory(pl_module)
+        memory = next(iter(pl_module.memories.values()), None)
         if memory is not None:
             self._prototypes(trainer, memory, pl_module.label_space.classes)
             # A pixel contrast may have prototypes of its own where the model has none.
-            if first is not None and find_memory(pl_module.model) is not None:
+            if first is not None and pl_module.model.head.memory is not None:
                 self._fixed_image(trainer, pl_module, *first)
 
     def _show(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:

@@ -72,11 +72,14 @@ def editable_memories(file: TrainedFile) -> dict[str, Memory]:
             some, but only training uses it.
     """
     found, c = memories(file.content), file.label_space.num_classes
-    now, more = ({n: p.shape for n, p in file.blank(k).named_parameters()} for k in (c, c + 1))
-    if grown := sorted(name for name in now if now[name] != more[name] and not name.startswith("auxiliary.")):
+    model, larger = file.blank(c), file.blank(c + 1)
+    now, more = ({n: p.shape for n, p in m.named_parameters()} for m in (model, larger))
+    grown = sorted(name for name in now if now[name] != more[name] and not name.startswith("auxiliary."))
+    if grown or not model.head.can_change_classes():
         raise ProtosegError(
             f"checkpoint {file.path}: expected a network without learned weights for single classes, got "
-            f"{', '.join(grown[:3])}: train with head.logits=temperature (and segmentor.attention_per_class=false)"
+            f"{', '.join(grown[:3]) or type(model.head).__name__}: train with head.logits=temperature (and "
+            "segmentor.attention_per_class=false)"
         )
     return found
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from protoseg.data import SegmentationDataModule
-from protoseg.losses import CrossEntropy, LossTerm
+from protoseg.losses import Term
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
 from protoseg.training.base import SegmentationModule
@@ -26,7 +26,7 @@ def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
 
 def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule:
     """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
-    losses: dict[str, LossTerm] = {}
+    losses: dict[str, Term] = {}
     for name, term in cfg.loss.items():
         if term is None:
             continue
@@ -34,12 +34,10 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
             if name in PROTOTYPE_TERMS:
                 continue  # an experiment's weights, run with the softmax twin
             raise ProtosegError(f"loss.{name}: expected a term with a _target_, got {term}; correct the name")
-        # Only terms on class logits know the number of classes; it comes from the data, never from the config.
-        needs_classes = issubclass(get_class(term["_target_"]), CrossEntropy)
-        losses[name] = instantiate(term, **({"num_classes": label_space.num_classes} if needs_classes else {}))
+        losses[name] = instantiate(term)
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
-    terms = adaptation_terms(cfg)
+    terms = method_terms(cfg)
     torch.manual_seed(cfg.seed)
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
     module = instantiate(cfg.method, _partial_=True, **dict.fromkeys(terms))(
@@ -67,22 +65,22 @@ def compile_networks(module: nn.Module) -> None:
             part.compile(dynamic=False)
 
 
-def adaptation_terms(cfg: DictConfig) -> dict[str, dict[str, LossTerm]]:
-    """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them; empty for supervised training.
+def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:
+    """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them.
 
     Raises:
-        ProtosegError: a contrast beside a method without adaptation terms to add it to.
+        ProtosegError: a contrast beside a method without terms to add it to.
     """
-    built: dict[str, dict[str, LossTerm]] = {
+    built: dict[str, dict[str, Term]] = {
         group: {name: instantiate(term) for name, term in (cfg.method[group] or {}).items() if term is not None}
         for group in ("source_terms", "terms")
         if group in cfg.method
     }
     if "_target_" in (cfg.get("contrast") or {}):
-        if not built.get("terms"):
+        if "terms" not in built:
             raise ProtosegError(
-                f"contrast: expected a method of adaptation to add it to, got {cfg.method['_target_']}; use "
-                "method=dacs, daformer or mic, or contrast=none"
+                "contrast: expected a method with terms to add it to, got one without (source_only); use "
+                "method=supervised, dacs, daformer or mic, or contrast=none"
             )
         built["terms"]["contrast"] = instantiate(cfg.contrast)
     return built

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from protoseg.analysis.stream import scenes
 from protoseg.cli.analyse_common import image_loader
-from protoseg.nn import PrototypeMemory
 from protoseg.report_page.page import write_page
 from protoseg.report_page.pixels import pixel_view
 from protoseg.report_page.prototypes import PrototypeReport, prototype_report
@@ -59,7 +58,7 @@ class Report:
             "speed": f"{result['images_per_second']:.1f} images/s on {result['device']}",
         }
         prototypes, views = None, []
-        if isinstance(getattr(trained.model.head, "memory", None), PrototypeMemory):
+        if trained.model.head.memory is not None:
             prototypes, facts["prototypes"] = self._prototypes()
             views = self._views()
         run = checkpoint.absolute().parent.parent

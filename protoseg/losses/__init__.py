@@ -1,25 +1,25 @@
-"""Loss terms: a :class:`LossInput` or :class:`AdaptationInput` to a scalar; the module sums them with their weights."""
+"""Loss terms: the record of a training step, :class:`Step`, to a scalar; the module sums them with their weights."""
 
 from protoseg.losses.adaptation import FeatureDistance, MixedCrossEntropy
 from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy
 from protoseg.losses.masked import MaskedImageConsistency
 from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.losses.segmentation import AuxiliaryCrossEntropy, CrossEntropy
-from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput, LossTerm, PseudoLabels
+from protoseg.losses.term import Mixed, Seen, Step, Target, Term
 
 __all__ = [
-    "AdaptationInput",
-    "AdaptationTerm",
     "AuxiliaryCrossEntropy",
     "CrossEntropy",
     "DetailCrossEntropy",
     "FeatureDistance",
-    "LossInput",
-    "LossTerm",
     "MaskedImageConsistency",
+    "Mixed",
     "MixedCrossEntropy",
     "MixedDetailCrossEntropy",
     "PixelPrototypeContrast",
     "PixelPrototypeDistance",
-    "PseudoLabels",
+    "Seen",
+    "Step",
+    "Target",
+    "Term",
 ]

@@ -7,42 +7,46 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import majority_label
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid
-from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput, LossTerm
+from protoseg.losses.term import Step, Term
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 
-class MixedCrossEntropy(AdaptationTerm):
+class MixedCrossEntropy(Term):
     """Cross-entropy on the mixed images: pasted pixels count 1, target pixels as much as the pseudo-labels' quality.
 
-    DACS (Tranheden et al., arXiv 2007.08702), Sec. 3.2; weights of ``AdaptationInput.weight``.
+    DACS (Tranheden et al., arXiv 2007.08702), Sec. 3.2; weights of ``Mixed.weight``.
 
     Args:
         weight: 1 in the paper.
         class_weights: None (paper), or as of :class:`CrossEntropy`: a further factor for every pixel.
     """
 
-    uses_source_graph = False
+    needs = ("mixed",)
+    uses_labelled_graph = False
 
     def __init__(self, weight: float = 1.0, class_weights: str | Sequence[float] | None = None) -> None:
         super().__init__(weight)
         self.class_weights = class_weights
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        self.of_class = CrossEntropy(label_space.num_classes, class_weights=self.class_weights)
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        self.of_class = CrossEntropy(class_weights=self.class_weights)
+        self.of_class.prepare(model, label_space)
 
-    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
-        mixed = batch.mixed
-        of_class = self.of_class.class_weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
-        return weighted_cross_entropy_on_grid(mixed.output.logits, mixed.label, batch.weight * of_class, mixed.stride)
+    def forward(self, step: Step) -> Tensor:
+        assert step.mixed is not None
+        mixed, weights = step.mixed, self.of_class.class_weights
+        assert weights is not None
+        of_class = weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
+        return weighted_cross_entropy_on_grid(mixed.output.logits, mixed.label, mixed.weight * of_class, mixed.stride)
 
 
-class FeatureDistance(LossTerm):
+class FeatureDistance(Term):
     """Keeps the encoder's features of things near those it had at the start, when it knew ImageNet.
 
     DAFormer (arXiv 2111.14887, Sec. 3.3): mean, over the cells of the coarsest map that one thing class covers by at
@@ -64,11 +68,10 @@ class FeatureDistance(LossTerm):
         super().__init__(weight)
         self.min_ratio, self.classes = min_ratio, classes
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
         chosen = label_space.things if self.classes is None else self.classes
         things = label_space.ids(chosen, "feature distance, classes (the label space's things unless set)")
-        encoder: Any = model.encoder
-        self.reference = deepcopy(encoder).requires_grad_(False).eval()
+        self.reference = deepcopy(model.encoder).requires_grad_(False).eval()
         # One more entry, never counted, for cells without a class.
         is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)
         is_thing[things] = True
@@ -80,14 +83,15 @@ class FeatureDistance(LossTerm):
             self.reference.eval()
         return self
 
-    def forward(self, batch: LossInput) -> Tensor:
-        assert batch.output.features is not None
-        assert batch.image is not None
-        model: Any = batch.model
+    def forward(self, step: Step) -> Tensor:
+        model: Any = step.model
+        seen = step.labelled
+        assert seen.output.features is not None
+        assert seen.image is not None
         with torch.no_grad():
-            theirs = model.encoder_maps(batch.image, self.reference)[-1]
-        distance = at_least_fp32(batch.output.features[-1] - theirs).norm(dim=1)
+            theirs = model.encoder_maps(seen.image, self.reference)[-1]
+        distance = at_least_fp32(seen.output.features[-1] - theirs).norm(dim=1)
         classes = len(self.things) - 1
-        cells = majority_label(batch.label, model.feature_strides[-1], self.min_ratio, classes)
+        cells = majority_label(seen.label, model.feature_strides[-1], self.min_ratio, classes)
         counted = self.things[cells.where(cells != IGNORE_INDEX, classes)]
         return mean_over_ranks((distance * counted).sum(), counted.sum())

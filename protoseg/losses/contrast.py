@@ -22,13 +22,13 @@ from protoseg.functional.contrast import (
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import downsample_label, majority_label
 from protoseg.functional.sampling import sample_hard_and_easy
-from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput
+from protoseg.losses.term import Mixed, Seen, Step, Target, Term
 from protoseg.nn.prototype_memory import PrototypeMemory
 from protoseg.nn.queues import ClassQueues
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 
-class PixelContrast(AdaptationTerm):
+class PixelContrast(Term):
     """Draws pixels to their class and away from others in an embedding space; the base of the five presets.
 
     ``conf/contrast`` holds the presets, each a subclass with its paper's values. Whatever a subclass adds (projection,
@@ -47,13 +47,13 @@ class PixelContrast(AdaptationTerm):
         expect(temperature > 0, "temperature > 0", temperature)
         self.temperature = temperature
 
-    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
+    def forward(self, step: Step) -> Tensor:
         # fp32 for everything: exponentials of cosines over small temperatures, on few pixels.
-        with no_autocast(batch.mixed.output.embeddings):
-            return self.contrast(batch)
+        with no_autocast(step.labelled.output.embeddings):
+            return self.contrast(step)
 
     @abstractmethod
-    def contrast(self, batch: AdaptationInput) -> Tensor:
+    def contrast(self, step: Step) -> Tensor:
         """The unweighted loss; runs without autocast."""
 
 
@@ -74,20 +74,20 @@ class TargetPixels(NamedTuple):
     confidence: Tensor
 
 
-def full_size_target_label(batch: AdaptationInput) -> Tensor:
+def target_label(target: Target, mixed: Mixed) -> Tensor:
     """Pseudo-labels ``b H W``, ``IGNORE_INDEX`` where pasted over."""
-    return batch.pseudo.label.masked_fill(batch.pasted, IGNORE_INDEX)
+    return target.label.masked_fill(mixed.pasted, IGNORE_INDEX)
 
 
-def on_grid(x: Tensor, mixed: LossInput) -> Tensor:
+def on_grid(x: Tensor, seen: Seen) -> Tensor:
     """A full-size map ``b H W`` at the centres of the cells of a model's output, flattened to ``n``."""
-    height, width = mixed.output.logits.shape[2:]
-    return downsample_label(x, (height, width), mixed.stride).flatten()
+    height, width = seen.output.logits.shape[2:]
+    return downsample_label(x, (height, width), seen.stride).flatten()
 
 
-def target_pixels(batch: AdaptationInput) -> TargetPixels:
-    label = on_grid(full_size_target_label(batch), batch.mixed)
-    return TargetPixels(label, on_grid(batch.pseudo.confidence, batch.mixed))
+def target_pixels(target: Target, mixed: Mixed) -> TargetPixels:
+    """The same on the grid, with the teacher's confidence."""
+    return TargetPixels(on_grid(target_label(target, mixed), mixed), on_grid(target.confidence, mixed))
 
 
 def pixel_rows(x: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ def embed(projection: nn.Module, rows: Tensor) -> Tensor:
 class PixelToPixelContrast(PixelContrast):
     """The released code of PGPC, from CLUDA: every pixel with every other one, in the encoder's own features.
 
-    The encoder's maps are resized to one size and concatenated. Once on the source images with their labels, once on
-    the mixed images with theirs, where pixels count as in the cross-entropy; the two losses are added, as released.
+    The encoder's maps are resized to one size and concatenated. Once on the labelled images, once on the mixed images,
+    if there are any, where pixels count as in the cross-entropy; the two losses are added, as released.
     The cost grows with the square of the number of pixels: on a CPU choose a small ``size``.
 
     Args:
@@ -133,10 +133,11 @@ class PixelToPixelContrast(PixelContrast):
         self.size = (int(size[0]), int(size[1]))
         self.released_order = released_order
 
-    def contrast(self, batch: AdaptationInput) -> Tensor:
-        return self._on(batch.source, None) + self._on(batch.mixed, batch.weight)
+    def contrast(self, step: Step) -> Tensor:
+        loss = self._on(step.labelled, None)
+        return loss if step.mixed is None else loss + self._on(step.mixed, step.mixed.weight)
 
-    def _on(self, images: LossInput, weight: Tensor | None) -> Tensor:
+    def _on(self, images: Seen, weight: Tensor | None) -> Tensor:
         maps = [at_least_fp32(feature) for feature in images.output.features or []]
         expect(bool(maps), "a model that returns its encoder's maps", "none")
         features = torch.cat([F.interpolate(m, self.size, mode="bilinear", align_corners=False) for m in maps], 1)
@@ -165,10 +166,9 @@ class ProjectedContrast(PixelContrast):
         expect(dim >= 1, "dim >= 1", dim)
         self.dim = dim
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
         self.num_classes = label_space.num_classes
-        head: Any = model.head
-        channels = head.embedding_dim
+        channels = model.head.embedding_dim
         self.projection: nn.Module = nn.Sequential(
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.dim)
         )
@@ -176,6 +176,8 @@ class ProjectedContrast(PixelContrast):
 
 class ClassMeanContrast(ProjectedContrast):
     """SePiCo's prototypical contrast (arXiv 2204.08808): pixels of source and target against the source's class means.
+
+    Without a target: labelled pixels against their class means.
 
     Labels are pooled to the grid: the class that covers ``min_ratio`` of a cell, or none. The means are unit vectors,
     moved by momentum once per optimizer step. Three things differ from the released code. Its means are of the
@@ -204,18 +206,21 @@ class ClassMeanContrast(ProjectedContrast):
         expect(uniformity >= 0 and 0 <= min_ratio <= 1, "uniformity >= 0, min_ratio in [0, 1]", (uniformity, min_ratio))
         self.uniformity, self.min_ratio, self.momentum = uniformity, min_ratio, momentum
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        super().prepare(model, label_space, alpha)
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        super().prepare(model, label_space)
         # Not ``memory``: these are means of the source alone, in this term's own space.
         self.means = PrototypeMemory(self.num_classes, 1, self.dim, self.momentum)
 
-    def step(self) -> None:
+    def after_optimizer_step(self) -> None:
         self.means.step()
 
-    def contrast(self, batch: AdaptationInput) -> Tensor:
-        source, target = self._pool(batch.source.label, batch), self._pool(full_size_target_label(batch), batch)
-        rows = torch.cat([pixel_rows(images.output.embeddings) for images in (batch.source, batch.mixed)])
-        embeddings, label = embed(self.projection, rows), torch.cat([source, target])
+    def contrast(self, step: Step) -> Tensor:
+        source = self._pool(step.labelled.label, step.labelled)
+        parts = [(step.labelled.output, source)]
+        if step.mixed is not None and step.target is not None:
+            parts.append((step.mixed.output, self._pool(target_label(step.target, step.mixed), step.mixed)))
+        rows = torch.cat([pixel_rows(output.embeddings) for output, _ in parts])
+        embeddings, label = embed(self.projection, rows), torch.cat([label for _, label in parts])
         on_source, member = embeddings[: len(source)].detach(), source.where(source != IGNORE_INDEX, -1)
         means, placed = self.means.prototypes[:, 0].clone(), self.means.updates[:, 0] > 0
         self.means.observe(on_source, member, torch.ones_like(member, dtype=torch.bool))
@@ -223,15 +228,15 @@ class ClassMeanContrast(ProjectedContrast):
         sizes = (embeddings, label, means, placed, self.temperature)
         return class_mean_contrast(*sizes) + self.uniformity * mean_feature_uniformity(*sizes)
 
-    def _pool(self, label: Tensor, batch: AdaptationInput) -> Tensor:
-        return majority_label(label, batch.mixed.stride, self.min_ratio, self.num_classes).flatten()
+    def _pool(self, label: Tensor, seen: Seen) -> Tensor:
+        return majority_label(label, seen.stride, self.min_ratio, self.num_classes).flatten()
 
 
 class SupervisedPixelContrast(ProjectedContrast):
     """ContrastiveSeg (arXiv 2101.11939): half hard, half easy anchors per class, among themselves and with a queue.
 
-    Anchors are labelled source pixels and target pixels that the teacher is sure of; hard is what the student gets
-    wrong. Three things differ from the released code: it draws anchors image by image, ours are drawn from the batch;
+    Anchors are labelled pixels and, of adaptation, target pixels that the teacher is sure of; hard is what the student
+    gets wrong. Three things differ from the released code: it draws anchors image by image, ours come from the batch;
     it compares with whole queues of pixels and of region means, ours with a draw from a queue of pixels; and its loss
     leaves out the other anchors where there is a queue, ours does not.
 
@@ -261,15 +266,17 @@ class SupervisedPixelContrast(ProjectedContrast):
         self.anchors, self.reliable, self.keys = anchors, reliable, keys
         self.queue_length, self.per_step = queue_length, per_step
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        super().prepare(model, label_space, alpha)
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        super().prepare(model, label_space)
         self.queue = ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
 
-    def contrast(self, batch: AdaptationInput) -> Tensor:
-        target = target_pixels(batch)
-        sure = target.label.where(target.confidence >= self.reliable, IGNORE_INDEX)
-        label = torch.cat([on_grid(batch.source.label, batch.source), sure])
-        outputs = [images.output for images in (batch.source, batch.mixed)]
+    def contrast(self, step: Step) -> Tensor:
+        parts = [(step.labelled.output, on_grid(step.labelled.label, step.labelled))]
+        if step.mixed is not None and step.target is not None:
+            target = target_pixels(step.target, step.mixed)
+            sure = target.label.where(target.confidence >= self.reliable, IGNORE_INDEX)
+            parts.append((step.mixed.output, sure))
+        outputs, label = [output for output, _ in parts], torch.cat([label for _, label in parts])
         predicted = torch.cat([output.logits.argmax(1).flatten() for output in outputs])
         index, valid = sample_hard_and_easy(label, predicted != label, self.num_classes, self.anchors)
         rows = torch.cat([pixel_rows(output.embeddings) for output in outputs]).index_select(0, index.flatten())

@@ -23,11 +23,11 @@ from protoseg.losses.contrast import (
     pixel_rows,
     target_pixels,
 )
-from protoseg.losses.term import AdaptationInput
+from protoseg.losses.term import Seen, Step
 from protoseg.nn.prototype_memory import Observation, PrototypeMemory
 from protoseg.nn.queues import ClassQueues
 from protoseg.nn.teacher import EMATeacher
-from protoseg.types import IGNORE_INDEX, LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace, SegOutput
 
 
 class TargetContrast(ProjectedContrast):
@@ -51,7 +51,8 @@ class TargetContrast(ProjectedContrast):
         ProtosegError: numbers that make no sense.
     """
 
-    uses_source_graph = False
+    needs = ("mixed", "target")
+    uses_labelled_graph = False
 
     def __init__(
         self,
@@ -72,29 +73,30 @@ class TargetContrast(ProjectedContrast):
         self.low_rank, self.high_rank = low_rank, high_rank
         self.queue_length, self.per_step = queue_length, per_step
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        super().prepare(model, label_space, alpha)
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        super().prepare(model, label_space)
         self.unreliable_queue = self._new_queue()
 
     def _new_queue(self) -> ClassQueues:
         return ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
 
     @abstractmethod
-    def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+    def split(self, target: TargetPixels, said: SegOutput) -> tuple[Tensor, Tensor]:
         """Labels of the reliable pixels (``n``, ``IGNORE_INDEX`` elsewhere), and which are unreliable (bool ``n``)."""
 
     @torch.no_grad()
-    def push_unreliable(self, unreliable: Tensor, batch: AdaptationInput, features: Tensor, by: nn.Module) -> None:
+    def push_unreliable(self, unreliable: Tensor, said: SegOutput, features: Tensor, by: nn.Module) -> None:
         """A sample of the unreliable pixels to the queues of all classes that they surely do not show.
 
         Args:
             unreliable: bool ``n``.
+            said: by the teacher.
             features: ``b D h w``, which the projection ``by`` embeds.
         """
         index, valid = sample_per_class((~unreliable).long() * IGNORE_INDEX, 1, self.per_step)
         index, valid = index[0], valid[0]
         embeddings = embed(by, take_rows(features, index))
-        member = surely_not(take_rows(batch.teacher.logits, index), self.low_rank, self.high_rank) & valid.unsqueeze(1)
+        member = surely_not(take_rows(said.logits, index), self.low_rank, self.high_rank) & valid.unsqueeze(1)
         self.unreliable_queue.push(embeddings.expand(self.num_classes, -1, -1), member.T)
 
     def share_per_class(self, label: Tensor, part: Tensor) -> Tensor:
@@ -146,39 +148,41 @@ class PrototypeGuidedContrast(TargetContrast):
         expect(0 < reliable <= 1 and num_prototypes >= 1, "0 < reliable <= 1, K >= 1", (reliable, num_prototypes))
         self.reliable, self.num_prototypes, self.momentum = reliable, num_prototypes, momentum
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        head: Any = model.head
-        shared: PrototypeMemory | None = getattr(head, "memory", None)
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        shared: PrototypeMemory | None = model.head.memory
         if shared is not None:
             self.dim = shared.prototypes.shape[2]
-        super().prepare(model, label_space, alpha)
+        super().prepare(model, label_space)
         if shared is not None:
             self.projection = nn.Identity()
         else:
             self.memory = PrototypeMemory(self.num_classes, self.num_prototypes, self.dim, self.momentum)
         self.reliable_queue = self._new_queue()
 
-    def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+    def split(self, target: TargetPixels, said: SegOutput) -> tuple[Tensor, Tensor]:
         sure = target.confidence >= self.reliable
         return target.label.where(sure, IGNORE_INDEX), (target.label != IGNORE_INDEX) & ~sure
 
-    def contrast(self, batch: AdaptationInput) -> Tensor:
-        target = target_pixels(batch)
-        label, unreliable = self.split(target, batch)
+    def contrast(self, step: Step) -> Tensor:
+        assert step.mixed is not None
+        assert step.target is not None
+        target = target_pixels(step.target, step.mixed)
+        label, unreliable = self.split(target, step.target.teacher)
         index, valid = sample_per_class(label, self.num_classes, self.anchors)
-        features = batch.mixed.output.embeddings
+        features = step.mixed.output.embeddings
         anchors = embed(self.projection, take_rows(features, index))
         # The student's own embeddings: prototypes follow the student, and negatives that lag behind them (those of the
         # teacher do) are left behind by all classes moving together, until all look one way.
         self.reliable_queue.push(anchors.detach(), valid)
-        self.push_unreliable(unreliable, batch, features, self.projection)
+        self.push_unreliable(unreliable, step.target.teacher, features, self.projection)
         negatives, exist = self._draw()
-        memory = self._memory(batch)
+        memory = self._memory(step)
         # Copies: prototypes may move between this forward pass and its backward pass.
         prototypes, placed = memory.prototypes.to(anchors.dtype, copy=True), memory.updates > 0
         valid_anchor = valid & placed.any(1, keepdim=True)
         if self.memory is not None:
-            self.observations = [self._observe(self.memory, batch, anchors.detach(), index, valid)]
+            on_target = (anchors.detach(), index, valid)
+            self.observations = [self._observe(self.memory, step.labelled, step.mixed, *on_target)]
         self.statistics = {
             "anchors": valid_anchor.sum().float(),
             "reliable": self.share_per_class(target.label, label),
@@ -193,8 +197,8 @@ class PrototypeGuidedContrast(TargetContrast):
             self.temperature,
         )
 
-    def _memory(self, batch: AdaptationInput) -> PrototypeMemory:
-        student: Any = batch.student
+    def _memory(self, step: Step) -> PrototypeMemory:
+        student: Any = step.model
         return self.memory if self.memory is not None else student.head.memory
 
     def _draw(self) -> tuple[Tensor, Tensor]:
@@ -205,21 +209,20 @@ class PrototypeGuidedContrast(TargetContrast):
 
     @torch.no_grad()
     def _observe(
-        self, memory: PrototypeMemory, batch: AdaptationInput, anchors: Tensor, index: Tensor, valid: Tensor
+        self, memory: PrototypeMemory, source: Seen, mixed: Seen, anchors: Tensor, index: Tensor, valid: Tensor
     ) -> Observation:
         """The anchors, and as many labelled source pixels, for the term's own memory."""
-        source_label = on_grid(batch.source.label, batch.source)
+        source_label = on_grid(source.label, source)
         source_index, source_valid = sample_per_class(source_label, self.num_classes, self.anchors)
-        on_source = embed(self.projection, take_rows(batch.source.output.embeddings, source_index))
+        on_source = embed(self.projection, take_rows(source.output.embeddings, source_index))
         embeddings = torch.cat([on_source.flatten(0, 1), anchors.flatten(0, 1)])
         label = torch.cat([class_rows(source_valid), class_rows(valid)])
         logits = [
-            take_rows(images.output.logits, rows.flatten())
-            for images, rows in ((batch.source, source_index), (batch.mixed, index))
+            take_rows(images.output.logits, rows.flatten()) for images, rows in ((source, source_index), (mixed, index))
         ]
         own = memory.similarity(embeddings).own(label)
         member = memory.balance(own, label).member
-        return Observation(embeddings, own, label, torch.cat(logits).argmax(1) == label, member)
+        return Observation(memory, embeddings, own, label, torch.cat(logits).argmax(1) == label, member)
 
 
 class UnreliablePixelContrast(TargetContrast):
@@ -234,6 +237,7 @@ class UnreliablePixelContrast(TargetContrast):
         confident: probability above which a reliable pixel may be an anchor (paper: 0.3).
         entropy_share: share of the pixels that are reliable, and of those that are unreliable (released code: 0.2).
         negatives: per anchor (paper: 50).
+        alpha: largest momentum of the averaged projection, as of the teacher.
     """
 
     def __init__(
@@ -249,33 +253,36 @@ class UnreliablePixelContrast(TargetContrast):
         high_rank: int = 20,
         queue_length: int = 2048,
         per_step: int = 256,
+        alpha: float = 0.999,
     ) -> None:
         super().__init__(weight, temperature, dim, anchors, negatives, low_rank, high_rank, queue_length, per_step)
         wanted = "0 <= confident < 1, 0 < entropy_share <= 0.5"
         expect(0 <= confident < 1 and 0 < entropy_share <= 0.5, wanted, (confident, entropy_share))
-        self.confident, self.entropy_share = confident, entropy_share
+        self.confident, self.entropy_share, self.alpha = confident, entropy_share, alpha
 
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        super().prepare(model, label_space, alpha)
-        self.averaged = EMATeacher(self.projection, alpha)
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        super().prepare(model, label_space)
+        self.averaged = EMATeacher(self.projection, self.alpha)
 
-    def step(self) -> None:
+    def after_optimizer_step(self) -> None:
         self.averaged.update_parameters(self.projection)
 
-    def split(self, target: TargetPixels, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+    def split(self, target: TargetPixels, said: SegOutput) -> tuple[Tensor, Tensor]:
         seen = target.label != IGNORE_INDEX
-        values = entropy(pixel_rows(batch.teacher.logits))
+        values = entropy(pixel_rows(said.logits))
         low, high = entropy_bounds(values, seen, self.entropy_share)
         return target.label.where(values <= low, IGNORE_INDEX), seen & (values >= high)
 
-    def contrast(self, batch: AdaptationInput) -> Tensor:
-        target = target_pixels(batch)
-        label, unreliable = self.split(target, batch)
-        means, present = self._class_means(label, batch)
+    def contrast(self, step: Step) -> Tensor:
+        assert step.mixed is not None
+        assert step.target is not None
+        target, said = target_pixels(step.target, step.mixed), step.target.teacher
+        label, unreliable = self.split(target, said)
+        means, present = self._class_means(label, said)
         anchor_label = label.where(target.confidence > self.confident, IGNORE_INDEX)
         index, valid = sample_per_class(anchor_label, self.num_classes, self.anchors)
-        anchors = embed(self.projection, take_rows(batch.mixed.output.embeddings, index))
-        self.push_unreliable(unreliable, batch, batch.teacher.embeddings, self.averaged)
+        anchors = embed(self.projection, take_rows(step.mixed.output.embeddings, index))
+        self.push_unreliable(unreliable, said, said.embeddings, self.averaged)
         negatives, exist = self.unreliable_queue.draw(self.anchors, self.negatives)
         valid = valid & present.unsqueeze(1)
         self.statistics = {
@@ -288,9 +295,9 @@ class UnreliablePixelContrast(TargetContrast):
         return info_nce(positive, negative, valid, exist, self.temperature)
 
     @torch.no_grad()
-    def _class_means(self, label: Tensor, batch: AdaptationInput) -> tuple[Tensor, Tensor]:
+    def _class_means(self, label: Tensor, said: SegOutput) -> tuple[Tensor, Tensor]:
         """Mean direction of the teacher's embeddings of each class over all ranks, ``c d``, and which have one."""
         member = label.where(label != IGNORE_INDEX, -1)
-        embeddings = embed(self.averaged, pixel_rows(batch.teacher.embeddings))
+        embeddings = embed(self.averaged, pixel_rows(said.embeddings))
         sums, counts = (all_reduce_(x) for x in prototype_sums(embeddings, member, self.num_classes))
         return F.normalize(sums, dim=1), counts > 0

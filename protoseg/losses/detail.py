@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid
-from protoseg.losses.term import AdaptationInput, AdaptationTerm, LossInput
+from protoseg.losses.term import Step, Term
 from protoseg.types import Detail, ProtosegError, SegOutput
 
 
@@ -40,16 +40,18 @@ class DetailCrossEntropy(CrossEntropy):
     In the paper its weight is lambda_d = 0.1, and that of the cross-entropy on the fused logits 1 - lambda_d.
     """
 
-    def forward(self, batch: LossInput) -> Tensor:
-        detail = detail_of(batch.output)
-        return self._on(detail.logits, batch._replace(label=crop_to_box(batch.label, detail.box)))
+    def forward(self, step: Step) -> Tensor:
+        detail = detail_of(step.labelled.output)
+        return self.on_labels(detail.logits, crop_to_box(step.labelled.label, detail.box), step.labelled.stride)
 
 
-class MixedDetailCrossEntropy(AdaptationTerm):
+class MixedDetailCrossEntropy(Term):
     """The same on the mixed images with their pixel weights: 0.1 of it and 0.9 of the mixed cross-entropy."""
 
-    uses_source_graph = False
+    needs = ("mixed",)
+    uses_labelled_graph = False
 
-    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
-        detail = detail_of(batch.mixed.output)
-        return weighted_detail_cross_entropy(detail, batch.mixed.label, batch.weight, batch.mixed.stride)
+    def forward(self, step: Step) -> Tensor:
+        assert step.mixed is not None
+        mixed = step.mixed
+        return weighted_detail_cross_entropy(detail_of(mixed.output), mixed.label, mixed.weight, mixed.stride)

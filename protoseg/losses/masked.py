@@ -10,11 +10,11 @@ from protoseg.functional.masking import mask_image, random_patch_mask
 from protoseg.functional.mixing import strong_transform
 from protoseg.losses.detail import weighted_detail_cross_entropy
 from protoseg.losses.segmentation import weighted_cross_entropy_on_grid
-from protoseg.losses.term import AdaptationInput, AdaptationTerm
+from protoseg.losses.term import Step, Term
 from protoseg.types import SegOutput
 
 
-class MaskedImageConsistency(AdaptationTerm):
+class MaskedImageConsistency(Term):
     """Cross-entropy of the student on masked target images against the pseudo-labels (MIC, arXiv 2212.01322, Eq. 8).
 
     The images get colour jitter and blur before the patches are hidden, as in the released code. Every pixel weighs
@@ -26,29 +26,38 @@ class MaskedImageConsistency(AdaptationTerm):
         ratio: share of hidden patches, 0.7 in the paper.
         detail_weight: of the detail crop's cross-entropy, the fused logits having the rest; models with a detail crop
             (HRDA) only.
+        jitter, jitter_probability, blur: see :func:`protoseg.functional.mixing.strong_transform`.
 
     Raises:
         ProtosegError: a ratio outside [0, 1] or a block size below 1.
     """
 
-    uses_source_graph = False
+    needs = ("target",)
+    uses_labelled_graph = False
 
     def __init__(
-        self, weight: float = 1.0, block_size: int = 64, ratio: float = 0.7, detail_weight: float = 0.1
+        self,
+        weight: float = 1.0,
+        block_size: int = 64,
+        ratio: float = 0.7,
+        detail_weight: float = 0.1,
+        jitter: float = 0.2,
+        jitter_probability: float = 0.8,
+        blur: bool = True,
     ) -> None:
         super().__init__(weight)
         random_patch_mask(0, (1, 1), block_size, ratio)  # refuses wrong settings now, not at the first step
         self.block_size, self.ratio, self.detail_weight = block_size, ratio, detail_weight
+        self.colours = (jitter, jitter_probability, blur)
 
-    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
-        student: Any = batch.student
-        height, width = batch.target.shape[-2:]
-        visible = random_patch_mask(
-            len(batch.target), (height, width), self.block_size, self.ratio, batch.target.device
-        )
-        output: SegOutput = student(mask_image(strong_transform(batch.target), visible, student.mean))
-        label = batch.pseudo.label
-        weight = batch.pseudo.quality.expand(label.shape)
+    def forward(self, step: Step) -> Tensor:
+        assert step.target is not None
+        student: Any = step.model
+        image, label = step.target.image, step.target.label
+        height, width = image.shape[-2:]
+        visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
+        output: SegOutput = student(mask_image(strong_transform(image, *self.colours), visible, student.mean))
+        weight = step.target.quality.expand(label.shape)
         loss = weighted_cross_entropy_on_grid(output.logits, label, weight, student.stride)
         if output.detail is None:
             return loss

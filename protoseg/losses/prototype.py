@@ -6,19 +6,20 @@ from torch import Tensor
 
 from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance
 from protoseg.functional.similarity import Similarities
-from protoseg.losses.term import LossInput, LossTerm
+from protoseg.losses.term import Step, Term
 from protoseg.types import ProtosegError
 
 
-def _prototypes_of(batch: LossInput, term: str) -> tuple[Similarities, Clustering]:
-    if batch.output.similarities is None or batch.clustering is None:
+def _prototypes_of(step: Step, term: str) -> tuple[Similarities, Clustering]:
+    seen = step.labelled
+    if seen.output.similarities is None or seen.clustering is None:
         raise ProtosegError(
             f"loss {term}: expected a head with prototypes, got one without; use head=prototype, or loss=parametric"
         )
-    return batch.output.similarities, batch.clustering
+    return seen.output.similarities, seen.clustering
 
 
-class PixelPrototypeContrast(LossTerm):
+class PixelPrototypeContrast(Term):
     """PPC: draws a pixel to its own prototype and away from all c*k - 1 others.
 
     Args:
@@ -30,17 +31,17 @@ class PixelPrototypeContrast(LossTerm):
         super().__init__(weight)
         self.temperature = temperature
 
-    def forward(self, batch: LossInput) -> Tensor:
-        similarities, clustering = _prototypes_of(batch, "ppc")
+    def forward(self, step: Step) -> Tensor:
+        similarities, clustering = _prototypes_of(step, "ppc")
         return pixel_prototype_contrast(similarities, clustering.target, self.temperature)
 
 
-class PixelPrototypeDistance(LossTerm):
+class PixelPrototypeDistance(Term):
     """PPD: makes the pixels of one prototype compact; weight 0.001 in the paper."""
 
     def __init__(self, weight: float = 0.001) -> None:
         super().__init__(weight)
 
-    def forward(self, batch: LossInput) -> Tensor:
-        similarities, clustering = _prototypes_of(batch, "ppd")
+    def forward(self, step: Step) -> Tensor:
+        similarities, clustering = _prototypes_of(step, "ppd")
         return pixel_prototype_distance(similarities, clustering.target)

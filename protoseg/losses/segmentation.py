@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
-from protoseg.losses.term import LossInput, LossTerm
-from protoseg.types import ProtosegError, ignore_index
+from protoseg.losses.term import Step, Term
+from protoseg.types import LabelSpace, ProtosegError, ignore_index
 
 
 def balanced_class_weights(frequencies: Tensor) -> Tensor:
@@ -80,25 +81,24 @@ def weighted_cross_entropy_on_grid(logits: Tensor, label: Tensor, weight: Tensor
     return weighted_cross_entropy(full, label, weight)
 
 
-class CrossEntropy(LossTerm):
+class CrossEntropy(Term):
     """Cross-entropy on the upsampled class logits.
 
     Args:
-        num_classes: number of classes.
+        weight: of the term in the sum.
         class_weights: None, one number per class, or ``"balanced"`` (1 / sqrt of the pixel share in the training
             set; counted once at the start of training).
         ohem_threshold: keep only pixels whose true class has a lower probability than this; None is off.
         ohem_min_kept: but at least this many pixels of a batch.
 
     Raises:
-        ProtosegError: class weights of the wrong number or form.
+        ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
     """
 
-    class_weights: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
-        num_classes: int,
         weight: float = 1.0,
         class_weights: str | Sequence[float] | None = None,
         ohem_threshold: float | None = None,
@@ -106,36 +106,43 @@ class CrossEntropy(LossTerm):
     ) -> None:
         super().__init__(weight)
         self.needs_frequencies = class_weights == "balanced"
-        values = torch.ones(num_classes)
-        if class_weights is not None and not self.needs_frequencies:
-            if isinstance(class_weights, str) or len(class_weights) != num_classes:
-                raise ProtosegError(
-                    f"class_weights: expected null, 'balanced' or {num_classes} numbers (one per class), "
-                    f"got {class_weights!r}"
-                )
-            values = torch.tensor([float(w) for w in class_weights])
-        self.register_buffer("class_weights", values)
+        given = None if self.needs_frequencies or class_weights is None else class_weights
+        if isinstance(given, str):
+            raise ProtosegError(f"class_weights: expected null, 'balanced' or numbers (one per class), got {given!r}")
+        self.register_buffer("class_weights", None if given is None else torch.tensor([float(w) for w in given]))
         self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
+
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        classes = label_space.num_classes
+        if self.class_weights is None:
+            self.class_weights = torch.ones(classes)
+        if len(self.class_weights) != classes:
+            raise ProtosegError(
+                f"class_weights: expected null, 'balanced' or {classes} numbers (one per class), got "
+                f"{self.class_weights.tolist()}"
+            )
 
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Make the weights of ``"balanced"`` from the pixel share of each class, ``c``."""
+        assert self.class_weights is not None
         self.class_weights.copy_(balanced_class_weights(frequencies))
 
-    def forward(self, batch: LossInput) -> Tensor:
-        return self._on(batch.output.logits, batch)
+    def forward(self, step: Step) -> Tensor:
+        return self.on_labels(step.labelled.output.logits, step.labelled.label, step.labelled.stride)
 
-    def _on(self, logits: Tensor, batch: LossInput) -> Tensor:
-        height, width = batch.label.shape[1:]
-        full = upsample_logits(at_least_fp32(logits), (height, width), batch.stride)
-        return cross_entropy(full, batch.label, self.class_weights, self.ohem_threshold, self.ohem_min_kept)
+    def on_labels(self, logits: Tensor, label: Tensor, stride: int) -> Tensor:
+        """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
+        full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride)
+        return cross_entropy(full, label, self.class_weights, self.ohem_threshold, self.ohem_min_kept)
 
 
 class AuxiliaryCrossEntropy(CrossEntropy):
     """The same on the auxiliary head's logits (deep supervision; weight 0.4 is the field's habit)."""
 
-    def forward(self, batch: LossInput) -> Tensor:
-        if batch.output.auxiliary is None:
+    def forward(self, step: Step) -> Tensor:
+        seen = step.labelled
+        if seen.output.auxiliary is None:
             raise ProtosegError(
                 "loss auxiliary: expected a model with an auxiliary head, got none; set auxiliary=…, or drop the term"
             )
-        return self._on(batch.output.auxiliary, batch)
+        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride)

@@ -1,9 +1,10 @@
-"""What every loss term is given, and what every loss term is."""
+"""What every loss term is, and the record of a training step that it is given."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,16 +13,16 @@ from protoseg.nn.prototype_memory import Observation, PrototypeMemory
 from protoseg.types import LabelSpace, SegOutput
 
 
-class LossInput(NamedTuple):
-    """One training batch after the forward pass.
+@dataclass(frozen=True)
+class Seen:
+    """Images with labels that the model under training has seen.
 
     Attributes:
         output: the model's output on its own grid.
-        label: train ids at full resolution, ``b H W``.
+        label: train ids at full resolution, int64 ``b H W``.
         stride: pixels per cell of the model's grid.
         clustering: prototype of each grid pixel; None for heads without prototypes.
         image: what the model saw, ``b 3 H W``; None where no term asks for it.
-        model: the model itself, for terms that look at the image on their own.
     """
 
     output: SegOutput
@@ -29,92 +30,92 @@ class LossInput(NamedTuple):
     stride: int
     clustering: Clustering | None = None
     image: Tensor | None = None
-    model: nn.Module | None = None
 
 
-class LossTerm(nn.Module, ABC):
-    """A scalar loss with the weight it has in the sum. Built by the config, then given its sizes by :meth:`prepare`."""
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Seen):
+    """Mixed images: parts of labelled ones pasted on target images, with the labels of both.
+
+    Attributes:
+        pasted: pixels that come from the labelled image, bool ``b H W``. The others show the target image of the same
+            index at the same place.
+        weight: of every pixel in the cross-entropy, fp32 ``b H W``.
+    """
+
+    pasted: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """Unlabelled images and what the teacher says of them.
+
+    Attributes:
+        image: as the teacher saw them, uint8 ``b 3 H W``.
+        label: its likeliest class, int64 ``b H W``; ``IGNORE_INDEX`` in rows that are left out.
+        confidence: the probability it gives that class, fp32 ``b H W``.
+        quality: share of pixels (of all ranks) with a confidence of at least the threshold, a scalar in [0, 1].
+        teacher: its output on its grid (no gradient).
+    """
+
+    image: Tensor
+    label: Tensor
+    confidence: Tensor
+    quality: Tensor
+    teacher: SegOutput
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step after its forward passes. Parts that a method does not have are None.
+
+    Attributes:
+        model: what is trained (for terms with a forward pass of their own).
+        labelled: its output on labelled images: of adaptation, the source's.
+        mixed: its output on mixed images.
+        target: the unlabelled images.
+    """
+
+    model: nn.Module
+    labelled: Seen
+    mixed: Mixed | None = None
+    target: Target | None = None
+
+
+class Term(nn.Module, ABC):
+    """A scalar loss with the weight that it has in the sum.
+
+    Its life: made from its YAML; :meth:`prepare`-d once, before any weights are loaded; :meth:`forward` in every step;
+    :meth:`after_optimizer_step`. A new one is a subclass and a YAML that names it, under ``loss``, ``contrast`` or a
+    method's ``terms``.
+
+    Attributes:
+        needs: parts of :class:`Step` without which it has nothing to do; a method that lacks one is refused before
+            training.
+        uses_labelled_graph: whether it has a gradient through ``labelled.output``, whose graph must then be kept where
+            the labelled images go backward first. Of terms under ``contrast`` and a method's ``terms`` only.
+        memory: the prototypes that the term keeps, None if it has none of its own.
+        observations: pixels of the last ``forward`` for a memory.
+        statistics: of the last ``forward``, for the logs, by name: a scalar, or a number for each class.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("labelled",)
+    uses_labelled_graph: ClassVar[bool] = True
+    memory: PrototypeMemory | None
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
-
-    def prepare(self, model: nn.Module, label_space: LabelSpace, alpha: float) -> None:
-        """Make whatever depends on the sizes of the model or on the classes; called before any weights are loaded.
-
-        Args:
-            model: what is trained, a ``Segmentor``.
-            label_space: the classes.
-            alpha: the largest momentum of the teacher, for terms with an averaged part of their own.
-        """
-
-    @abstractmethod
-    def forward(self, batch: LossInput) -> Tensor:
-        """The unweighted loss, a scalar in fp32 or better."""
-
-
-class PseudoLabels(NamedTuple):
-    """What the teacher says of the target images, at full resolution.
-
-    Attributes:
-        label: its likeliest class, int64 ``b H W``; ``IGNORE_INDEX`` in rows that are left out.
-        confidence: the probability it gives that class, fp32 ``b H W``.
-        quality: share of pixels (of all ranks) with a confidence of at least the threshold, a scalar in [0, 1].
-    """
-
-    label: Tensor
-    confidence: Tensor
-    quality: Tensor
-
-
-class AdaptationInput(NamedTuple):
-    """One step of domain adaptation after the forward passes.
-
-    Attributes:
-        student: the model under training (for terms with a forward pass of their own).
-        source: its output on the source images, with their labels.
-        mixed: its output on the mixed images, with their labels: the source's where pasted, else the teacher's.
-        pasted: pixels of the mixed images that come from the source image, bool ``b H W``. The others show the target
-            image of the same index at the same place, so that ``pseudo`` and ``teacher`` describe them.
-        weight: of every mixed pixel in the cross-entropy, fp32 ``b H W``.
-        target: the target images as the teacher saw them, uint8 ``b 3 H W``.
-        pseudo: what the teacher says of them.
-        teacher: the teacher's own output on them (its grid, no gradient).
-    """
-
-    student: nn.Module
-    source: LossInput
-    mixed: LossInput
-    pasted: Tensor
-    weight: Tensor
-    target: Tensor
-    pseudo: PseudoLabels
-    teacher: SegOutput
-
-
-class AdaptationTerm(LossTerm):
-    """A loss term of domain adaptation.
-
-    Attributes:
-        uses_source_graph: whether the loss has a gradient through ``source.output``, whose graph must then be kept
-            when the source terms go backward first.
-        memory: the prototypes that the term keeps, None if it has none of its own.
-        observations: pixels of the last ``forward`` for that memory.
-        statistics: scalars of the last ``forward`` for the logs, by name.
-    """
-
-    uses_source_graph = True
-    memory: PrototypeMemory | None
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__(weight)
         self.memory = None
         self.observations: list[Observation] = []
         self.statistics: dict[str, Tensor] = {}
 
-    def step(self) -> None:
-        """Called once after every optimizer step, also after one that fp16's overflow made void."""
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        """Make whatever depends on the sizes of the model, a ``Segmentor``, or on the classes."""
 
     @abstractmethod
-    def forward(self, batch: AdaptationInput) -> Tensor:  # type: ignore[override]
+    def forward(self, step: Step) -> Tensor:
         """The unweighted loss, a scalar in fp32 or better."""
+
+    def after_optimizer_step(self) -> None:
+        """Move what the term keeps, once for every optimizer step that was made."""

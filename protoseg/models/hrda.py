@@ -15,6 +15,7 @@ from protoseg.functional.similarity import Similarities
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
+from protoseg.nn import Head
 from protoseg.types import Detail, ProtosegError, SegOutput
 
 CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
@@ -81,7 +82,7 @@ class HRDASegmentor(Segmentor):
         self,
         encoder: Encoder,
         decoder: Callable[[list[int], list[int]], nn.Module],
-        head: Callable[[int, int], nn.Module],
+        head: Callable[[int, int], Head],
         num_classes: int,
         auxiliary: Callable[[list[int], list[int], int], nn.Module] | None = None,
         detail_size: int | Sequence[int] = 512,
@@ -144,7 +145,7 @@ class HRDASegmentor(Segmentor):
 
     def _upsampled_embeddings(self, embeddings: Tensor, size: tuple[int, int]) -> tuple[Tensor, Similarities | None]:
         embeddings = self._upsampled(embeddings, size)
-        memory = getattr(self.head, "memory", None)
+        memory = self.head.memory
         if memory is None:
             return embeddings, None
         with no_autocast(embeddings):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from protoseg.functional.resize import grid_size
 from protoseg.models.encoders import Encoder
+from protoseg.nn import Head
 from protoseg.types import ProtosegError, SegOutput
 
 
@@ -39,7 +40,7 @@ class Segmentor(nn.Module):
     Args:
         encoder: maps, finest first, see ``protoseg.models.encoders.Encoder``.
         decoder: ``(channels, strides) -> module`` with ``out_channels`` and ``stride``.
-        head: ``(in_channels, num_classes) -> module`` whose forward turns ``b d h w`` into a ``SegOutput``.
+        head: ``(in_channels, num_classes) ->`` a :class:`protoseg.nn.Head`.
         num_classes: number of classes.
         auxiliary: ``(channels, strides, num_classes) -> module`` that turns the maps into class logits; training only.
     """
@@ -51,7 +52,7 @@ class Segmentor(nn.Module):
         self,
         encoder: Encoder,
         decoder: Callable[[list[int], list[int]], nn.Module],
-        head: Callable[[int, int], nn.Module],
+        head: Callable[[int, int], Head],
         num_classes: int,
         auxiliary: Callable[[list[int], list[int], int], nn.Module] | None = None,
     ) -> None:

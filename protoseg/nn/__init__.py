@@ -1,6 +1,6 @@
 """Modules with state: the prototype memory and the heads."""
 
-from protoseg.nn.heads import LinearHead, ParametricHead, PrototypeHead
+from protoseg.nn.heads import Head, LinearHead, ParametricHead, PrototypeHead
 from protoseg.nn.prototype_memory import PrototypeMemory
 
-__all__ = ["LinearHead", "ParametricHead", "PrototypeHead", "PrototypeMemory"]
+__all__ = ["Head", "LinearHead", "ParametricHead", "PrototypeHead", "PrototypeMemory"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -25,7 +26,36 @@ def projection(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-class PrototypeHead(nn.Module):
+class Head(nn.Module, ABC):
+    """From the decoder's map to class logits; the base of all heads.
+
+    A segmentor makes it by ``(in_channels, num_classes)``.
+
+    Attributes:
+        num_classes: number of classes.
+        embedding_dim: channels of ``SegOutput.embeddings``.
+        memory: the prototypes of its classes, None where it has none.
+    """
+
+    num_classes: int
+    embedding_dim: int
+    memory: PrototypeMemory | None
+
+    def __init__(self, num_classes: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.num_classes, self.embedding_dim = num_classes, embedding_dim
+        self.memory = None
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> SegOutput:
+        """``b in_channels h w`` to logits ``b c h w`` and embeddings ``b d h w``."""
+
+    def can_change_classes(self) -> bool:
+        """Whether classes can be added and taken out by their prototypes alone, no learned weight being one class's."""
+        return False
+
+
+class PrototypeHead(Head):
     """Non-parametric classifier: a pixel's class is that of its nearest prototype (ProtoSeg, Eq. 5 and 6).
 
     Args:
@@ -43,6 +73,8 @@ class PrototypeHead(nn.Module):
         ProtosegError: unknown ``logits``, non-positive temperature or sizes.
     """
 
+    memory: PrototypeMemory
+
     def __init__(
         self,
         in_channels: int,
@@ -54,14 +86,14 @@ class PrototypeHead(nn.Module):
         embedding_norm: bool = True,
         **memory: Any,
     ) -> None:
-        super().__init__()
+        dim = embedding_dim or in_channels
+        super().__init__(num_classes, dim)
         if logits not in LOGITS or temperature <= 0:
             raise ProtosegError(
                 f"prototype head: expected logits in {LOGITS} and temperature > 0, "
                 f"got logits={logits!r}, temperature={temperature}"
             )
-        dim = embedding_dim or in_channels
-        self.num_classes, self.temperature, self.embedding_dim = num_classes, temperature, dim
+        self.temperature = temperature
         self.projection = projection(in_channels, dim)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
         self.logit_norm = nn.LayerNorm(num_classes) if logits == "layernorm" else None
@@ -82,18 +114,20 @@ class PrototypeHead(nn.Module):
             similarities=similarities,
         )
 
+    def can_change_classes(self) -> bool:
+        return self.logit_norm is None
+
     def class_logits(self, scores: Tensor) -> Tensor:
         """Class scores (cosine to the nearest prototype of each class) ``n c``, scaled."""
         return self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
 
 
-class ParametricHead(nn.Module):
+class ParametricHead(Head):
     """The softmax twin of :class:`PrototypeHead`: the same projection, then a learned linear classifier."""
 
     def __init__(self, in_channels: int, num_classes: int, embedding_dim: int | None = None) -> None:
-        super().__init__()
         dim = embedding_dim or in_channels
-        self.num_classes, self.embedding_dim = num_classes, dim
+        super().__init__(num_classes, dim)
         self.projection = projection(in_channels, dim)
         self.classifier = nn.Conv2d(dim, num_classes, 1)
 
@@ -103,12 +137,11 @@ class ParametricHead(nn.Module):
         return SegOutput(logits=at_least_fp32(self.classifier(torch.relu(embeddings))), embeddings=embeddings)
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """A learned linear classifier straight on the decoder's map, as in DAFormer, HRDA and most of the field."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes, self.embedding_dim = num_classes, in_channels
+        super().__init__(num_classes, in_channels)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, features: Tensor) -> SegOutput:

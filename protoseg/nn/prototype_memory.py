@@ -26,9 +26,10 @@ INITS = ("features", "random")
 
 
 class Observation(NamedTuple):
-    """Pixels of one micro-batch for the memory.
+    """Pixels of one micro-batch for a memory.
 
     Attributes:
+        memory: that they are for.
         embeddings: unit vectors, ``n d``.
         own: their cosines to the prototypes of their own class, ``n k``.
         label: int64 ``n``, ``ignore_index`` where unlabelled.
@@ -36,6 +37,7 @@ class Observation(NamedTuple):
         member: the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none.
     """
 
+    memory: PrototypeMemory
     embeddings: Tensor
     own: Tensor
     label: Tensor
@@ -133,7 +135,7 @@ class PrototypeMemory(nn.Module):
         own, correct = output.similarities.own(grid), output.logits.argmax(1).flatten() == grid
         clustering = self.balance(own, grid)
         embeddings = output.embeddings.detach().permute(0, 2, 3, 1).flatten(0, 2)
-        return clustering, Observation(embeddings, own, grid, correct, clustering.member)
+        return clustering, Observation(self, embeddings, own, grid, correct, clustering.member)
 
     def observe_accumulated(self, parts: Sequence[Observation]) -> None:
         """:meth:`observe` the same pixels as if the micro-batches of one optimizer step had been one batch."""
@@ -159,6 +161,11 @@ class PrototypeMemory(nn.Module):
         self.pending_sums += sums
         self.pending_counts += counts
 
+    def forget(self) -> None:
+        """Leave out what was observed since the last step."""
+        self.pending_sums.zero_()
+        self.pending_counts.zero_()
+
     @torch.no_grad()
     def step(self) -> None:
         """Sum what was observed over all ranks, move the prototypes, and forget it."""
@@ -167,8 +174,7 @@ class PrototypeMemory(nn.Module):
         flat.copy_(update_prototypes(flat, sums, counts, self._momentum().flatten()))
         self.occupancy.copy_(counts.view_as(self.occupancy))
         self.updates += self.occupancy > 0
-        self.pending_sums.zero_()
-        self.pending_counts.zero_()
+        self.forget()
 
     def diversity(self) -> Tensor:
         """Mean pairwise cosine of the prototypes of each class, ``c``: 1 is K copies of one vector; NaN for K = 1."""

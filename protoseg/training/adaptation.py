@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from protoseg.distributed import all_reduce_, world_size
-from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
-from protoseg.losses import AdaptationInput, AdaptationTerm, LossTerm, PseudoLabels
+from protoseg.losses import Mixed, Step, Target, Term
 from protoseg.metrics import SegmentationMetrics
 from protoseg.nn.norms import unmoved_statistics
+from protoseg.nn.prototype_memory import Observation
 from protoseg.nn.teacher import EMATeacher
 from protoseg.training.base import SegmentationModule
+from protoseg.training.moves import ClassMix, Mixture
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, SegOutput
 
 ONE_CLASS_SHARE = 0.99
@@ -26,74 +29,68 @@ ONE_CLASS_SHARE = 0.99
 class AdaptationModule(SegmentationModule):
     """A student learns from labelled source images and from what its own average, the teacher, says of target images.
 
+    A step is a chain of moves, each a short method that a subclass may override: see the source, ask the teacher, mix
+    (:class:`protoseg.training.moves.ClassMix`, or what ``mix`` is), see the mixed, sum the terms.
+
     Without ``terms`` it is the source-only baseline: the target images are not looked at. With them, the running
     statistics of BatchNorm are those of the mixed images alone (the released codes of DACS and DAFormer take source
     and mixed images alike), which no gradient depends on.
 
     Args:
-        args, options: of :class:`SegmentationModule`; its losses are those on the source images.
+        losses, options: of :class:`SegmentationModule`; its losses are those on the source images, and its terms those
+            of the adaptation (cross-entropy on mixed images, pixel contrast, masked consistency).
         source_terms: further terms on the source images, by name (feature distance).
-        terms: terms of the adaptation, by name (cross-entropy on mixed images, pixel contrast, masked consistency).
+        mix: makes the mixed images.
         alpha: largest momentum of the teacher.
         threshold: confidence from which a pseudo-label is reliable.
         ignore_top, ignore_bottom: rows of the target images without pseudo-label (the car's bonnet, the border of a
             rectified image; 15 and 120 of Cityscapes' 512 in DAFormer, which gives them the weight 0 instead, so that
             they still count in the mean's number of pixels).
-        jitter, jitter_probability, blur: see :func:`protoseg.functional.mixing.strong_transform`.
         separate_backward: the gradients of the source terms are computed before the mixed images go through the
             student. The same gradients, less memory, unless a term needs the source outputs again.
 
     Raises:
-        ProtosegError: values that make no sense, or two terms of one name.
+        ProtosegError: values that make no sense, or as ``SegmentationModule``.
     """
 
-    terms: Any  # a ModuleDict of AdaptationTerms, which its type cannot say
+    parts = ("labelled", "mixed", "target")
 
     def __init__(
         self,
-        *args: Any,
-        source_terms: dict[str, LossTerm] | None = None,
-        terms: dict[str, AdaptationTerm] | None = None,
+        *,
+        losses: dict[str, Term],
+        source_terms: dict[str, Term] | None = None,
+        mix: Callable[[Batch, Target, int, float], Mixture] | None = None,
         alpha: float = 0.999,
         threshold: float = 0.968,
         ignore_top: int = 0,
         ignore_bottom: int = 0,
-        jitter: float = 0.2,
-        jitter_probability: float = 0.8,
-        blur: bool = True,
         separate_backward: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
-        terms, source_terms = terms or {}, source_terms or {}
+        source_terms = source_terms or {}
+        if twice := set(losses) & set(source_terms):
+            raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
+        super().__init__(losses={**losses, **source_terms}, **options)
         if self.label_space.num_classes > IGNORE_INDEX:
             raise ProtosegError(
                 f"domain adaptation: expected at most {IGNORE_INDEX} classes (pseudo-labels are ignored where they are "
                 f"{IGNORE_INDEX}), got {self.label_space.num_classes} of label space {self.label_space.name!r}"
             )
-        if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom, jitter) < 0 or not 0 <= jitter_probability <= 1:
+        if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom) < 0:
             raise ProtosegError(
-                "method: expected threshold in (0, 1], ignore_top, ignore_bottom and jitter of at least 0 and "
-                f"jitter_probability in [0, 1], got {threshold}, {ignore_top}, {ignore_bottom}, {jitter} and "
-                f"{jitter_probability}"
+                "method: expected threshold in (0, 1], ignore_top and ignore_bottom of at least 0, got "
+                f"{threshold}, {ignore_top} and {ignore_bottom}"
             )
-        twice = set(self.losses) & set(terms) | set(self.losses) & set(source_terms) | set(source_terms) & set(terms)
-        if twice:
-            raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
         if separate_backward and self.model.auxiliary is not None:
             raise ProtosegError(
                 "method.separate_backward: expected a model without auxiliary head, whose parameters the second "
                 "backward would not reach, got one; set auxiliary=null, or separate_backward=false"
             )
-        self.losses.update(source_terms)
-        self.terms = torch.nn.ModuleDict(terms)
-        for name, term in [*source_terms.items(), *terms.items()]:
-            self.loss_weights[name] = term.weight
-            term.prepare(self.model, self.label_space, alpha)
+        self.mix = mix or ClassMix()
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold = threshold
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom
-        self.jitter, self.jitter_probability, self.blur = jitter, jitter_probability, blur
         self.separate_backward = separate_backward
         self._told_of_one_class = False
         self.teacher_metrics = SegmentationMetrics(self.label_space)
@@ -107,30 +104,28 @@ class AdaptationModule(SegmentationModule):
         # The statistics that student and teacher will be judged by are those of mixed images, nearer to the target.
         with unmoved_statistics(self.model) if self.terms else nullcontext():
             on_source, observations = self.see(source.image, source.label)
-        loss = self.weighted_sum({name: term(on_source) for name, term in self.losses.items()}, source.name)
+        loss, values = self.sum_terms(self.losses, Step(self.model, on_source))
         if not self.terms:
-            return self.step_output(loss, observations)
+            return self.step_output(loss, values, source.name, observations)
         loss = self._maybe_backward(loss)
 
-        said, pseudo = self.pseudo_labels(target.image)
-        pasted = class_mix_mask(source.label, self.label_space.num_classes)
-        image = paste(pasted, source.image, target.image)
-        image = strong_transform(image, self.jitter, self.jitter_probability, self.blur)
-        label = paste(pasted, source.label, pseudo.label)
-        reliable = paste(pasted, source.label, pseudo.label.where(pseudo.confidence >= self.threshold, IGNORE_INDEX))
-        weight = paste(pasted, torch.ones_like(pseudo.confidence), pseudo.quality.expand(pasted.shape))
-
-        on_mixed, more = self.see(image, label, reliable)
-        adaptation = AdaptationInput(self.model, on_source, on_mixed, pasted, weight, target.image, pseudo, said)
-        terms = {name: term(adaptation) for name, term in self.terms.items()}
-        loss = loss + self.weighted_sum(terms, [*source.name, *target.name])
+        said = self.ask_teacher(target.image)
+        mixture = self.mix(source, said, self.label_space.num_classes, self.threshold)
+        on_mixed, more = self.see_mixed(mixture)
+        of_terms, more_values = self.sum_terms(self.terms, Step(self.model, on_source, on_mixed, said))
+        self._log_step(said)
         observations += more + [o for term in self.terms.values() for o in term.observations]
-        self._log_step(pseudo)
-        picture = {"image": target.image, "mixed": image, "label": pseudo.label, "confidence": pseudo.confidence}
-        return self.step_output(loss, observations, picture={key: value[0] for key, value in picture.items()})
+        picture = {"image": said.image, "mixed": mixture.image, "label": said.label, "confidence": said.confidence}
+        return self.step_output(
+            loss + of_terms,
+            values | more_values,
+            [*source.name, *target.name],
+            observations,
+            picture={key: value[0] for key, value in picture.items()},
+        )
 
     @torch.no_grad()
-    def pseudo_labels(self, image: Tensor) -> tuple[SegOutput, PseudoLabels]:
+    def ask_teacher(self, image: Tensor) -> Target:
         """What the teacher says of target images ``b 3 H W``: its output on its grid, and labels at full resolution."""
         output: SegOutput = self.teacher(image)
         with no_autocast(output.logits):
@@ -141,7 +136,13 @@ class AdaptationModule(SegmentationModule):
         quality = all_reduce_(sure) / world_size()  # every rank has as many pixels
         rows = torch.arange(size[0], device=label.device).view(1, -1, 1)
         outside = (rows < self.ignore_top) | (rows >= size[0] - self.ignore_bottom)
-        return output, PseudoLabels(label.masked_fill(outside, IGNORE_INDEX), confidence, quality)
+        return Target(image, label.masked_fill(outside, IGNORE_INDEX), confidence, quality, output)
+
+    def see_mixed(self, mixture: Mixture) -> tuple[Mixed, list[Observation]]:
+        """The student's output on the mixed images; sure labels alone move its prototypes."""
+        seen, observations = self.see(mixture.image, mixture.label, mixture.reliable)
+        parts = {field.name: getattr(seen, field.name) for field in fields(seen)}
+        return Mixed(**parts, pasted=mixture.pasted, weight=mixture.weight), observations
 
     def _zero_gradients(self, batch_idx: int) -> None:
         if self.separate_backward and batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -152,7 +153,7 @@ class AdaptationModule(SegmentationModule):
         """With ``separate_backward``: the gradients of ``loss`` now; its value is kept, for the sum."""
         if not self.separate_backward:
             return loss
-        keep = any(term.uses_source_graph for term in self.terms.values())
+        keep = any(term.uses_labelled_graph for term in self.terms.values())
         # Lightning's own backward comes after its autocast; in it, fp32 parts would go backward in half precision.
         with no_autocast(loss):
             self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None, retain_graph=keep)
@@ -163,23 +164,17 @@ class AdaptationModule(SegmentationModule):
         if not self.separate_backward or not self.terms:
             optimizer.zero_grad()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # Here and not in a hook, so that a checkpoint of this step holds the teacher of this step.
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 0.0
-        super().optimizer_step(*args, **kwargs)
-        if scaler is None or scaler.get_scale() >= scale:  # else fp16 overflowed: the optimizer made no step
-            self.teacher.update_parameters(self.model)
-        for term in self.terms.values():
-            term.step()
+    def after_optimizer_step(self) -> None:
+        self.teacher.update_parameters(self.model)
+        super().after_optimizer_step()
 
-    def _log_step(self, pseudo: PseudoLabels) -> None:
-        self.log("train/quality", pseudo.quality)
+    def _log_step(self, said: Target) -> None:
+        self.log("train/quality", said.quality)
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # Lightning would not write them down
         classes = self.label_space.num_classes
-        sure = pseudo.label[pseudo.confidence >= self.threshold].bincount(minlength=classes)[:classes]
-        total = pseudo.label.flatten().bincount(minlength=classes)[:classes]
+        sure = said.label[said.confidence >= self.threshold].bincount(minlength=classes)[:classes]
+        total = said.label.flatten().bincount(minlength=classes)[:classes]
         self._log_classes("train/reliable", sure / total)
         if self.global_step >= self.trainer.max_steps // 10:  # before, the teacher may not know better
             self._warn_of_one_class(total, "target pixels")

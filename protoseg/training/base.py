@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,20 +17,25 @@ from protoseg import __version__
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
 from protoseg.inference import Predictor
-from protoseg.losses import CrossEntropy, LossInput, LossTerm
+from protoseg.losses import CrossEntropy, Seen, Step, Term
 from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
+from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
 
 class SegmentationModule(pl.LightningModule):
-    """Base of all training methods; a subclass writes ``training_step``.
+    """Base of all training methods; a subclass writes ``training_step`` and says what ``parts`` of a step it has.
+
+    State moves in one place, :meth:`after_optimizer_step`, once for every optimizer step that was made: after an
+    overflow in half precision nothing moves.
 
     Args:
         model: what is trained.
         label_space: classes of the data; must match the model.
-        losses: terms by name, each with its weight.
+        losses: terms on the labelled images, by name, each with its weight.
+        terms: further terms, on all parts of the step (pixel contrast; of adaptation, cross-entropy on mixed images).
         optimizer: called with the model.
         schedule: called with the optimizer and ``total_steps``; stepped once per optimizer step.
         predictor: how validation images are predicted.
@@ -39,17 +44,26 @@ class SegmentationModule(pl.LightningModule):
         subsets: further means to report, by name: the classes whose IoU each is over. ``{"16": […]}`` logs
             ``val/mIoU_16`` (SYNTHIA has 16 of Cityscapes' 19 classes, and papers report 16 and 13).
 
+    Attributes:
+        parts: of :class:`protoseg.losses.Step` that the method has.
+
     Raises:
-        ProtosegError: model and data of different classes, or a subset with a class that is not there.
+        ProtosegError: model and data of different classes, a subset with a class that is not there, a term that needs
+            a part which the method lacks, or two terms of one name.
     """
+
+    parts: ClassVar[tuple[str, ...]] = ("labelled",)
+    losses: Any  # ModuleDicts of Terms, which their type cannot say
+    terms: Any
 
     def __init__(
         self,
         model: Segmentor,
         label_space: LabelSpace,
-        losses: dict[str, LossTerm],
+        losses: dict[str, Term],
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
+        terms: dict[str, Term] | None = None,
         predictor: Predictor | None = None,
         seed: int = 0,
         subsets: dict[str, Sequence[str]] | None = None,
@@ -62,8 +76,13 @@ class SegmentationModule(pl.LightningModule):
             )
         self.model = model
         self.label_space = label_space
-        self.losses = nn.ModuleDict(losses)
-        self.loss_weights = {name: term.weight for name, term in losses.items()}
+        terms = terms or {}
+        self.check_terms([*losses.items(), *terms.items()])
+        self.losses, self.terms = nn.ModuleDict(losses), nn.ModuleDict(terms)
+        for term in [*losses.values(), *terms.values()]:
+            term.prepare(model, label_space)
+        self._waiting: list[list[Observation]] = []  # of accumulated micro-batches
+        self._unjudged: tuple[Tensor, dict[str, Tensor], list[str], int] | None = None
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.predictor = predictor or Predictor()
         self.seed = seed
@@ -101,9 +120,10 @@ class SegmentationModule(pl.LightningModule):
         if balanced:
             frequencies = self.trainer.datamodule.class_frequencies()  # type: ignore[attr-defined]
             for term in balanced:
-                term.set_frequencies(frequencies.to(term.class_weights))
+                term.set_frequencies(frequencies)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.judge_loss()
         # Counted over resumes too, unlike batch_idx, which starts anew where a finished run is extended.
         started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         seed_step(self.seed, started - 1)
@@ -111,8 +131,32 @@ class SegmentationModule(pl.LightningModule):
             # Lightning validates at multiples of the interval only; the last step must be judged too.
             self.trainer.val_check_batch = batch_idx + 1
 
-    def see(self, image: Tensor, label: Tensor, sure: Tensor | None = None) -> tuple[LossInput, list[Observation]]:
-        """The model's output on images, for the loss terms, and what its prototype memory (if any) is to observe of it.
+    def check_terms(self, terms: Sequence[tuple[str, Term]]) -> None:
+        """Raise ProtosegError for a term that the method cannot serve, and for two of one name."""
+        for name, term in terms:
+            if missing := [part for part in term.needs if part not in self.parts]:
+                raise ProtosegError(
+                    f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which "
+                    f"{type(self).__name__} does not have; use method=dacs, daformer or mic with "
+                    "data=SOURCE_to_TARGET, or another term"
+                )
+        names = [name for name, _ in terms]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(twice)}")
+
+    @property
+    def memories(self) -> dict[str, PrototypeMemory]:
+        """Prototypes by the prefix of their logs: ``prototypes`` for the head's, or for a term's where it has none."""
+        found: dict[str, PrototypeMemory] = {}
+        if self.model.head.memory is not None:
+            found["prototypes"] = self.model.head.memory
+        for name, term in self.terms.items():
+            if term.memory is not None:
+                found[f"{name}/prototypes" if found else "prototypes"] = term.memory
+        return found
+
+    def see(self, image: Tensor, label: Tensor, sure: Tensor | None = None) -> tuple[Seen, list[Observation]]:
+        """The model's output on images, for the terms, and what its prototype memory (if any) is to observe of it.
 
         Args:
             image: ``b 3 H W``.
@@ -120,29 +164,91 @@ class SegmentationModule(pl.LightningModule):
             sure: the labels that cluster the pixels and move the prototypes, where they are not ``label`` itself.
         """
         output: SegOutput = self(image)
-        memory = getattr(self.model.head, "memory", None)
+        memory, stride = self.model.head.memory, self.model.stride
         if memory is None:
-            return LossInput(output, label, self.model.stride, None, image, self.model), []
-        clustering, observation = memory.assign(output, label if sure is None else sure, self.model.stride)
-        return LossInput(output, label, self.model.stride, clustering, image, self.model), [observation]
+            return Seen(output, label, stride, None, image), []
+        clustering, observation = memory.assign(output, label if sure is None else sure, stride)
+        return Seen(output, label, stride, clustering, image), [observation]
 
-    def weighted_sum(self, terms: dict[str, Tensor], files: list[str]) -> Tensor:
-        """Log every term, sum them with their weights, and stop the run at a sum that is not finite."""
-        loss = torch.stack([self.loss_weights[name] * value for name, value in terms.items()]).sum()
+    def sum_terms(self, terms: Any, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The terms' values with their weights, summed, and each without its gradient, which is logged."""
+        values = {name: term(step) for name, term in terms.items()}
+        loss = torch.stack([terms[name].weight * value for name, value in values.items()]).sum()
+        values = {name: value.detach() for name, value in values.items()}
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        return loss, values
+
+    def step_output(
+        self, loss: Tensor, values: dict[str, Tensor], files: list[str], observations: list[Observation], **more: Any
+    ) -> dict[str, Any]:
+        """What ``training_step`` returns: the whole loss, logged, and what callbacks show; notes what is to move.
+
+        Raises:
+            ProtosegError: on a CPU, a loss that is not finite; on a GPU that is told before the next step.
+        """
+        self.log("train/loss", loss.detach(), prog_bar=True)
         # Summed over ranks, so that all stop together: one that raised alone would leave the others waiting for it.
-        if all_reduce_((~torch.isfinite(loss.detach())).float()) > 0:
-            parts = ", ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+        wrong = all_reduce_((~torch.isfinite(loss.detach())).float())
+        self._unjudged = (wrong, values, files, self.global_step)
+        if wrong.device.type == "cpu":
+            self.judge_loss()
+        self._observe(observations)
+        return {"loss": loss, **more}
+
+    def judge_loss(self) -> None:
+        """Stop at the loss of the last step if it was not finite; a step later, so that the device is not waited for.
+
+        Raises:
+            ProtosegError: it was not; names the step and its files.
+        """
+        if self._unjudged is None:
+            return
+        (wrong, values, files, step), self._unjudged = self._unjudged, None
+        if wrong > 0:
+            parts = ", ".join(f"{name}={float(value):.4g}" for name, value in values.items())
             raise ProtosegError(
-                f"loss is not finite at step {self.global_step}: {parts}. Files of the batch: {', '.join(files)}. "
+                f"loss is not finite at step {step}: {parts}. Files of the batch: {', '.join(files)}. "
                 "The last checkpoint is kept; lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
             )
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        return loss
 
-    def step_output(self, loss: Tensor, observations: list[Observation], **more: Any) -> dict[str, Any]:
-        """What ``training_step`` returns: the whole loss, logged, and what the callbacks need."""
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return {"loss": loss, "observations": observations, **more}
+    def on_validation_start(self) -> None:
+        self.judge_loss()
+
+    def on_train_end(self) -> None:
+        self.judge_loss()
+
+    def _observe(self, observations: list[Observation]) -> None:
+        """Keep what the memories are to see at the end of the optimizer step.
+
+        Where K > 1, accumulated micro-batches wait for the last of their step and are clustered together; else they are
+        added up at once, which needs no memory.
+        """
+        waits = any(observation.memory.balances for observation in observations)
+        if observations and waits:
+            self._waiting.append(observations)
+        for observation in () if waits else observations:
+            observation.memory.observe_accumulated([observation])
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Here and not in a hook, so that a checkpoint of this step holds what moved with it.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 0.0
+        super().optimizer_step(*args, **kwargs)
+        if scaler is None or scaler.get_scale() >= scale:
+            self.after_optimizer_step()
+        else:  # fp16 overflowed: the optimizer made no step
+            for memory in self.memories.values():
+                memory.forget()
+        self._waiting = []
+
+    def after_optimizer_step(self) -> None:
+        """Move what the method keeps beside its weights: here the terms' own state and the prototypes."""
+        for term in [*self.losses.values(), *self.terms.values()]:
+            term.after_optimizer_step()
+        for parts in zip(*self._waiting, strict=True):
+            parts[0].memory.observe_accumulated(parts)
+        for memory in self.memories.values():
+            memory.step()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
         predictions = self.predictor.predict(self.model, batch.image, batch.size)
@@ -171,6 +277,7 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict({f"{key}/{name}": float(v) for name, v in zip(self.label_space.classes, values, strict=True)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.judge_loss()
         checkpoint["protoseg"] = {
             "version": __version__,
             "config": self.config,

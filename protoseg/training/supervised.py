@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from protoseg.losses import Step
 from protoseg.training.base import SegmentationModule
 from protoseg.types import Batch
 
 
 class SupervisedModule(SegmentationModule):
-    """Cross-entropy plus, for a head with prototypes, PPC and PPD on its online clustering."""
+    """Cross-entropy plus, for a head with prototypes, PPC and PPD on its online clustering; and a pixel contrast."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         seen, observations = self.see(batch.image, batch.label)
-        terms = {name: term(seen) for name, term in self.losses.items()}
-        return self.step_output(self.weighted_sum(terms, batch.name), observations)
+        step = Step(self.model, seen)
+        loss, values = self.sum_terms(self.losses, step)
+        if self.terms:
+            more, of_terms = self.sum_terms(self.terms, step)
+            loss, values = loss + more, values | of_terms
+            observations += [o for term in self.terms.values() for o in term.observations]
+        return self.step_output(loss, values, batch.name, observations)

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from protoseg.losses.contrast import PixelContrast
-from protoseg.losses.term import AdaptationInput, LossInput, PseudoLabels
+from protoseg.losses.term import Mixed, Seen, Step, Target
 from protoseg.nn import ParametricHead, PrototypeHead
 from protoseg.types import IGNORE_INDEX, LabelSpace, SegOutput
 
@@ -55,7 +55,7 @@ class Case:
         self.pseudo_label[:, -3:] = IGNORE_INDEX  # rows that are left out
         self.confidence = torch.rand(2, SIDE, SIDE, dtype=torch.float64)
 
-    def batch(self, images: slice = slice(None)) -> AdaptationInput:
+    def batch(self, images: slice = slice(None)) -> Step:
         """Its gradients go to ``source`` and ``mixed`` of ``self.features``."""
         outputs = {}
         for name, features in self.features.items():
@@ -63,16 +63,23 @@ class Case:
             with torch.set_grad_enabled(name != "teacher"):
                 outputs[name] = self.model(features[images])
         mixed_label = self.pseudo_label.where(~self.pasted, self.label)
-        pseudo = PseudoLabels(self.pseudo_label[images], self.confidence[images], torch.tensor(0.5))
-        return AdaptationInput(
-            student=self.model,
-            source=LossInput(outputs["source"], self.label[images], STRIDE),
-            mixed=LossInput(outputs["mixed"], mixed_label[images], STRIDE),
-            pasted=self.pasted[images],
-            weight=self.weight[images],
-            target=torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)[images],
-            pseudo=pseudo,
-            teacher=outputs["teacher"],
+        return Step(
+            model=self.model,
+            labelled=Seen(outputs["source"], self.label[images], STRIDE),
+            mixed=Mixed(
+                outputs["mixed"],
+                mixed_label[images],
+                STRIDE,
+                pasted=self.pasted[images],
+                weight=self.weight[images],
+            ),
+            target=Target(
+                image=torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)[images],
+                label=self.pseudo_label[images],
+                confidence=self.confidence[images],
+                quality=torch.tensor(0.5),
+                teacher=outputs["teacher"],
+            ),
         )
 
 
@@ -81,11 +88,13 @@ def make(preset: str, case: Case, **changes: Any) -> PixelContrast:
     with initialize_config_dir(str(CONF / "contrast"), version_base="1.3"):
         cfg = compose(preset)
     options: dict[str, Any] = {"dim": 5, "queue_length": 4 * MANY, "per_step": MANY, "anchors": MANY, "size": [5, 7]}
-    options.update(temperature=0.5, reliable=0.6, confident=0.2, entropy_share=0.4, negatives=20, low_rank=2, keys=20)
+    options.update(
+        temperature=0.5, reliable=0.6, confident=0.2, entropy_share=0.4, negatives=20, low_rank=2, keys=20, alpha=0.9
+    )
     options = {key: value for key, value in {**options, **changes}.items() if key in cfg}
     torch.manual_seed(1)
     term = instantiate(cfg, **options)
-    term.prepare(case.model, space(case.model.head.num_classes), 0.9)
+    term.prepare(case.model, space(case.model.head.num_classes))
     return term.double()
 
 
@@ -101,7 +110,7 @@ def warm(term: PixelContrast, case: Case) -> PixelContrast:
             for parameter in term.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn_like(parameter))
-        term.step()
+        term.after_optimizer_step()
     return term
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.losses import AdaptationInput, FeatureDistance, LossInput, MixedCrossEntropy, PseudoLabels
+from protoseg.losses import FeatureDistance, Mixed, MixedCrossEntropy, Seen, Step
 from protoseg.losses.segmentation import weighted_cross_entropy
 from protoseg.types import LabelSpace, ProtosegError, SegOutput
 
@@ -31,25 +31,24 @@ def test_weighted_cross_entropy_against_a_loop() -> None:
     torch.testing.assert_close(torch.autograd.grad(value, logits)[0], torch.autograd.grad(total / count, logits)[0])
 
 
-def mixed_input(weight: Tensor) -> AdaptationInput:
+def mixed_input(weight: Tensor) -> Step:
     torch.manual_seed(0)
     output = SegOutput(torch.randn(1, 3, 4, 4), torch.randn(1, 2, 4, 4))
     label = torch.randint(0, 3, (1, 16, 16))
     label[0, 0] = 255
-    mixed = LossInput(output, label, stride=4)
-    pseudo = PseudoLabels(label, torch.ones(1, 16, 16), torch.tensor(0.5))
-    return AdaptationInput(nn.Identity(), mixed, mixed, label < 0, weight, torch.zeros(1, 3, 16, 16), pseudo, output)
+    mixed = Mixed(output, label, stride=4, pasted=label < 0, weight=weight)
+    return Step(nn.Identity(), Seen(output, label, stride=4), mixed)
 
 
 def test_mixed_cross_entropy_scales_with_the_weight_of_pixel_and_class() -> None:
     term = MixedCrossEntropy()
-    term.prepare(nn.Identity(), SPACE, 0.999)
+    term.prepare(nn.Identity(), SPACE)
     one = term(mixed_input(torch.ones(1, 16, 16)))
     torch.testing.assert_close(term(mixed_input(torch.full((1, 16, 16), 0.25))), 0.25 * one)
     assert term(mixed_input(torch.zeros(1, 16, 16))) == 0
 
     balanced = MixedCrossEntropy(class_weights=[0.5, 1.0, 2.0])
-    balanced.prepare(nn.Identity(), SPACE, 0.999)
+    balanced.prepare(nn.Identity(), SPACE)
     label = mixed_input(torch.ones(())).mixed.label
     factor = torch.tensor([0.5, 1.0, 2.0])[label.where(label != 255, 0)]
     torch.testing.assert_close(balanced(mixed_input(torch.ones(1, 16, 16))), term(mixed_input(factor)))
@@ -68,15 +67,16 @@ class Toy(nn.Module):
         return [encoder(F.avg_pool2d(image, 4))]
 
 
-def feature_distance(label: Tensor, **kwargs: object) -> tuple[FeatureDistance, Toy, LossInput]:
+def feature_distance(label: Tensor, **kwargs: object) -> tuple[FeatureDistance, Toy, Step]:
     torch.manual_seed(0)
     model, term = Toy().double(), FeatureDistance(**kwargs)  # type: ignore[arg-type]
-    term.prepare(model, SPACE, 0.999)
+    term.prepare(model, SPACE)
     with torch.no_grad():
         model.encoder.weight += 1
     image = torch.rand(1, 3, *label.shape[1:], dtype=torch.float64)
     features = model.encoder_maps(image, model.encoder)
-    return term, model, LossInput(SegOutput(features[0], features[0], features=features), label, 4, None, image, model)
+    seen = Seen(SegOutput(features[0], features[0], features=features), label, 4, None, image)
+    return term, model, Step(model, seen)
 
 
 def test_feature_distance_by_hand() -> None:
@@ -85,7 +85,8 @@ def test_feature_distance_by_hand() -> None:
     label[0, 4:, :2], label[0, 4:, 2:4] = 2, 255  # half a cell of person is too little
     term, model, batch = feature_distance(label)
     value = term(batch)
-    colour = F.avg_pool2d(batch.image, 4)[0, :, 0, 1]  # the weights moved by 1: each output by the sum of the colour
+    # The weights moved by 1: each output by the sum of the colour.
+    colour = F.avg_pool2d(batch.labelled.image, 4)[0, :, 0, 1]
     assert value.item() == pytest.approx(float(colour.sum()) * 2**0.5)
     value.backward()
     assert model.encoder.weight.grad.abs().sum() > 0
@@ -109,9 +110,9 @@ def test_the_reference_stays_in_eval_mode_and_in_the_state_dict() -> None:
 @pytest.mark.parametrize("classes", [["car", "dragon"], []])
 def test_classes_that_the_label_space_lacks(classes: list[str]) -> None:
     with pytest.raises(ProtosegError, match="road, car, person"):
-        FeatureDistance(classes=classes).prepare(Toy(), SPACE, 0.999)
+        FeatureDistance(classes=classes).prepare(Toy(), SPACE)
 
 
 def test_a_label_space_without_things() -> None:
     with pytest.raises(ProtosegError, match="got none"):
-        FeatureDistance().prepare(Toy(), LabelSpace("stuff", ("road",), ((1, 1, 1),)), 0.999)
+        FeatureDistance().prepare(Toy(), LabelSpace("stuff", ("road",), ((1, 1, 1),)))

@@ -100,7 +100,8 @@ def test_observations_are_labelled_source_and_reliable_target_pixels() -> None:
     term = make("pgpc", case)
     assert "memory.prototypes" in term.state_dict()
     term(case.batch())
-    ((embeddings, _, _, correct, member),) = term.observations
+    ((memory, embeddings, _, _, correct, member),) = term.observations
+    assert memory is term.memory
     source = sum(bool(case.label[b, v, u] != IGNORE_INDEX) for b, _, _, v, u in cells(case))
     target = sum(bool(case.confidence[b, v, u] >= 0.6) for b, _, _, v, u in target_cells(case))
     assert int((member >= 0).sum()) == source + target
@@ -220,4 +221,4 @@ def test_pgpc_queues_hold_the_students_embeddings(head: str) -> None:
         held = queue.features[torch.arange(queue.features.shape[1]) < queue.fill.unsqueeze(1)]
         assert len(held) > 0
         assert (held @ rows_of(batch.mixed.output.embeddings).T).amax(1).min() > 1 - 1e-12
-        assert (held @ rows_of(batch.teacher.embeddings).T).amax(1).min() < 0.999
+        assert (held @ rows_of(batch.target.teacher.embeddings).T).amax(1).min() < 0.999

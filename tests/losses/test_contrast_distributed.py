@@ -42,7 +42,7 @@ def run(images: slice) -> dict[str, Any]:
                 term.memory.observe_accumulated([observation])
             if term.memory is not None:
                 term.memory.step()
-            term.step()
+            term.after_optimizer_step()
         loss.backward()
         results[preset, "loss"] = loss.detach()
         results[preset, "features"] = case.features["mixed"].grad

@@ -13,7 +13,7 @@ from torch import Tensor
 from protoseg.losses import contrast_target
 from protoseg.losses.contrast import ClassMeanContrast, PixelToPixelContrast, SupervisedPixelContrast
 from protoseg.losses.contrast_target import PrototypeGuidedContrast, UnreliablePixelContrast
-from protoseg.losses.term import AdaptationInput
+from protoseg.losses.term import Step
 from protoseg.types import IGNORE_INDEX
 from tests.losses.contrast_case import (
     MANY,
@@ -39,7 +39,7 @@ def class_mean(losses: dict[int, list[Tensor]]) -> Tensor:
     return torch.stack([torch.stack(values).mean() for values in losses.values() if values]).mean()
 
 
-def naive_pgpc(term: PrototypeGuidedContrast, case: Case, batch: AdaptationInput, drawn: dict[str, Any]) -> Tensor:
+def naive_pgpc(term: PrototypeGuidedContrast, case: Case, batch: Step, drawn: dict[str, Any]) -> Tensor:
     memory = term.memory if term.memory is not None else case.model.head.memory
     losses: dict[int, list[Tensor]] = {}
     for b, y, x, v, u in target_cells(case):
@@ -55,17 +55,16 @@ def naive_pgpc(term: PrototypeGuidedContrast, case: Case, batch: AdaptationInput
     return class_mean(losses)
 
 
-def naive_u2pl(term: UnreliablePixelContrast, case: Case, batch: AdaptationInput, drawn: dict[str, Any]) -> Tensor:
-    share = {k: batch.teacher.logits[k[0], :, k[1], k[2]].softmax(0) for k in target_cells(case)}
+def naive_u2pl(term: UnreliablePixelContrast, case: Case, batch: Step, drawn: dict[str, Any]) -> Tensor:
+    said = batch.target.teacher
+    share = {k: said.logits[k[0], :, k[1], k[2]].softmax(0) for k in target_cells(case)}
     entropy = {k: -float((p * p.log()).sum()) for k, p in share.items()}
     ordered = sorted(entropy.values())
     bound = ordered[int(term.entropy_share * (len(ordered) - 1))]
     reliable = [k for k in target_cells(case) if entropy[k] <= bound]
     means = {}
     for c in range(4):
-        own = [
-            vector(term.averaged, batch.teacher, *k[:3]) for k in reliable if case.pseudo_label[k[0], k[3], k[4]] == c
-        ]
+        own = [vector(term.averaged, said, *k[:3]) for k in reliable if case.pseudo_label[k[0], k[3], k[4]] == c]
         if own:
             means[c] = F.normalize(torch.stack(own).sum(0), dim=0)
     losses: dict[int, list[Tensor]] = {}
@@ -92,9 +91,9 @@ def pairs(vectors: list[Tensor], labels: list[int], weights: list[Any], anchors:
     return torch.stack(losses).mean()
 
 
-def naive_pixel_to_pixel(term: PixelToPixelContrast, case: Case, batch: AdaptationInput, drawn: Any) -> Tensor:
+def naive_pixel_to_pixel(term: PixelToPixelContrast, case: Case, batch: Step, drawn: Any) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
-    for images, weight in ((batch.source, torch.ones_like(case.weight)), (batch.mixed, case.weight)):
+    for images, weight in ((batch.labelled, torch.ones_like(case.weight)), (batch.mixed, case.weight)):
         maps = torch.cat([F.interpolate(f, (5, 7), mode="bilinear") for f in images.output.features], 1)
         vectors, labels, weights = [], [], []
         for b in range(2):
@@ -109,11 +108,11 @@ def naive_pixel_to_pixel(term: PixelToPixelContrast, case: Case, batch: Adaptati
     return total
 
 
-def naive_sepico(term: ClassMeanContrast, case: Case, batch: AdaptationInput, drawn: dict[str, Any]) -> Tensor:
+def naive_sepico(term: ClassMeanContrast, case: Case, batch: Step, drawn: dict[str, Any]) -> Tensor:
     shown = case.pseudo_label.masked_fill(case.pasted, IGNORE_INDEX)
     means, classes = drawn["means"]
     losses, vectors = [], []
-    for images, label in ((batch.source, case.label), (batch.mixed, shown)):
+    for images, label in ((batch.labelled, case.label), (batch.mixed, shown)):
         for b, y, x, *_ in cells(case):
             cell = label[b, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten().tolist()
             winner = max(set(cell), key=cell.count)
@@ -128,11 +127,11 @@ def naive_sepico(term: ClassMeanContrast, case: Case, batch: AdaptationInput, dr
     return torch.stack(losses).mean() + term.uniformity * uniform
 
 
-def naive_pixel_contrast(term: SupervisedPixelContrast, case: Case, batch: AdaptationInput, drawn: Any) -> Tensor:
+def naive_pixel_contrast(term: SupervisedPixelContrast, case: Case, batch: Step, drawn: Any) -> Tensor:
     vectors, labels = [], []
     for b, y, x, v, u in cells(case):
         if case.label[b, v, u] != IGNORE_INDEX:
-            vectors.append(vector(term.projection, batch.source.output, b, y, x))
+            vectors.append(vector(term.projection, batch.labelled.output, b, y, x))
             labels.append(int(case.label[b, v, u]))
     for b, y, x, v, u in target_cells(case):
         if case.confidence[b, v, u] >= term.reliable:
@@ -191,7 +190,7 @@ def test_against_a_naive_loop(preset: str, head: str, monkeypatch: pytest.Monkey
     torch.testing.assert_close(loss, expected, atol=1e-10, rtol=1e-10)
     assert loss > 0.01
     inputs = [case.features["mixed"], *(p for p in term.parameters() if p.requires_grad)]
-    if term.uses_source_graph:
+    if term.uses_labelled_graph:
         inputs.append(case.features["source"])
     for ours, theirs in zip(
         torch.autograd.grad(loss, inputs, retain_graph=True),

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy, detail_of
 from protoseg.losses.segmentation import CrossEntropy
-from protoseg.losses.term import AdaptationInput, LossInput
+from protoseg.losses.term import Mixed, Seen, Step
 from protoseg.types import Detail, ProtosegError, SegOutput
 
 BOX = (8, 16, 16, 24)  # of an image of 32 x 48 at stride 4
 
 
-def batch() -> LossInput:
+def batch() -> Seen:
     torch.manual_seed(0)
     label = torch.randint(0, 3, (2, 32, 48))
     label[0, 8:12] = 255
     detail = Detail(torch.randn(2, 3, 4, 6, dtype=torch.double, requires_grad=True), BOX)
     logits = torch.randn(2, 3, 8, 12, dtype=torch.double)
-    return LossInput(SegOutput(logits=logits, embeddings=logits, detail=detail), label, stride=4)
+    return Seen(SegOutput(logits=logits, embeddings=logits, detail=detail), label, stride=4)
 
 
-def pixel_losses(source: LossInput) -> torch.Tensor:
+def pixel_losses(source: Seen) -> torch.Tensor:
     """Cross-entropy of each pixel of the crop, by a loop; 0 where unlabelled."""
     full = F.interpolate(source.output.detail.logits, (16, 24), mode="bilinear").log_softmax(1)  # type: ignore[union-attr]
     losses = torch.zeros(2, 16, 24, dtype=torch.double)
@@ -37,31 +39,35 @@ def pixel_losses(source: LossInput) -> torch.Tensor:
     return losses
 
 
-def adaptation(mixed: LossInput, weight: torch.Tensor) -> AdaptationInput:
+def adaptation(mixed: Seen, weight: torch.Tensor) -> Step:
     unused: Any = None
-    return AdaptationInput(unused, unused, mixed, unused, weight, unused, unused, unused)
+    return Step(unused, unused, Mixed(mixed.output, mixed.label, mixed.stride, pasted=unused, weight=weight))
+
+
+def labelled(seen: Seen) -> Step:
+    return Step(nn.Identity(), seen)
 
 
 def test_labelled_images_against_a_loop() -> None:
     source = batch()
-    labelled = (source.label[:, 8:24, 16:40] != 255).sum()
-    torch.testing.assert_close(DetailCrossEntropy(3)(source), pixel_losses(source).sum() / labelled)
+    count = (source.label[:, 8:24, 16:40] != 255).sum()
+    torch.testing.assert_close(DetailCrossEntropy()(labelled(source)), pixel_losses(source).sum() / count)
 
 
 def test_weights_sum_to_the_papers_total() -> None:
     source = batch()
-    fused, detail = CrossEntropy(3, weight=0.9), DetailCrossEntropy(3, weight=0.1)
-    total = fused.weight * fused(source) + detail.weight * detail(source)
+    fused, detail = CrossEntropy(weight=0.9), DetailCrossEntropy(weight=0.1)
+    total = fused.weight * fused(labelled(source)) + detail.weight * detail(labelled(source))
     full = F.interpolate(source.output.logits, (32, 48), mode="bilinear")
-    expected = 0.9 * F.cross_entropy(full, source.label, ignore_index=255) + 0.1 * detail(source)
+    expected = 0.9 * F.cross_entropy(full, source.label, ignore_index=255) + 0.1 * detail(labelled(source))
     torch.testing.assert_close(total, expected)
 
 
 def test_mixed_images_against_a_loop() -> None:
     mixed = batch()
     weight = torch.rand(2, 32, 48, dtype=torch.double)
-    labelled = (mixed.label[:, 8:24, 16:40] != 255).sum()
-    expected = (pixel_losses(mixed) * weight[:, 8:24, 16:40]).sum() / labelled
+    count = (mixed.label[:, 8:24, 16:40] != 255).sum()
+    expected = (pixel_losses(mixed) * weight[:, 8:24, 16:40]).sum() / count
     value = MixedDetailCrossEntropy()(adaptation(mixed, weight))
     torch.testing.assert_close(value, expected)
     value.backward()
@@ -70,8 +76,8 @@ def test_mixed_images_against_a_loop() -> None:
 
 def test_unlabelled_crop_is_zero_not_nan() -> None:
     source = batch()
-    source = source._replace(label=torch.full_like(source.label, 255))
-    assert float(DetailCrossEntropy(3)(source).detach()) == 0
+    source = replace(source, label=torch.full_like(source.label, 255))
+    assert float(DetailCrossEntropy()(labelled(source)).detach()) == 0
     assert float(MixedDetailCrossEntropy()(adaptation(source, torch.ones(2, 32, 48))).detach()) == 0
 
 

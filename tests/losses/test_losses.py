@@ -10,9 +10,10 @@ from protoseg.functional.resize import downsample_label
 from protoseg.losses import (
     AuxiliaryCrossEntropy,
     CrossEntropy,
-    LossInput,
     PixelPrototypeContrast,
     PixelPrototypeDistance,
+    Seen,
+    Step,
 )
 from protoseg.losses.segmentation import (
     balanced_class_weights,
@@ -21,7 +22,16 @@ from protoseg.losses.segmentation import (
     weighted_cross_entropy,
 )
 from protoseg.nn import PrototypeHead
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.types import LabelSpace, ProtosegError, SegOutput
+
+
+def prepared(term: CrossEntropy) -> CrossEntropy:
+    term.prepare(None, LabelSpace("toy", ("a", "b", "c"), ((0, 0, 0),) * 3))
+    return term
+
+
+def step(output: SegOutput, label: torch.Tensor) -> Step:
+    return Step(torch.nn.Identity(), Seen(output, label, 4))
 
 
 def logits_and_label() -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,9 +89,9 @@ def test_balanced_weights() -> None:
 
 
 def test_class_weights_are_state() -> None:
-    term = CrossEntropy(3, class_weights="balanced")
+    term = prepared(CrossEntropy(class_weights="balanced"))
     term.set_frequencies(torch.tensor([0.9, 0.09, 0.01]))
-    copy = CrossEntropy(3, class_weights="balanced")
+    copy = prepared(CrossEntropy(class_weights="balanced"))
     copy.load_state_dict(term.state_dict())
     assert (copy.class_weights == term.class_weights).all()
     assert copy.class_weights[2] > copy.class_weights[0]
@@ -89,8 +99,8 @@ def test_class_weights_are_state() -> None:
 
 @pytest.mark.parametrize("bad", [[1.0, 2.0], "median"])
 def test_bad_class_weights(bad: object) -> None:
-    with pytest.raises(ProtosegError, match="3 numbers"):
-        CrossEntropy(3, class_weights=bad)  # type: ignore[arg-type]
+    with pytest.raises(ProtosegError, match="numbers"):
+        prepared(CrossEntropy(class_weights=bad))  # type: ignore[arg-type]
 
 
 def test_terms_on_a_prototype_head_reach_the_features() -> None:
@@ -100,8 +110,8 @@ def test_terms_on_a_prototype_head_reach_the_features() -> None:
     output = head(features)
     grid = downsample_label(label, (5, 6), 4).flatten()
     clustering = head.memory.balance(output.similarities.own(grid), grid)
-    batch = LossInput(output, label, 4, clustering)
-    for term in (CrossEntropy(4), PixelPrototypeContrast(), PixelPrototypeDistance()):
+    batch = Step(head, Seen(output, label, 4, clustering))
+    for term in (CrossEntropy(), PixelPrototypeContrast(), PixelPrototypeDistance()):
         (gradient,) = torch.autograd.grad(term(batch), features, retain_graph=True)
         assert gradient.abs().sum() > 0
 
@@ -110,20 +120,20 @@ def test_auxiliary_uses_its_own_logits() -> None:
     torch.manual_seed(0)
     logits, label = torch.randn(1, 3, 2, 2), torch.randint(0, 3, (1, 8, 8))
     output = SegOutput(logits=logits, embeddings=logits, auxiliary=logits + 1 * torch.randn_like(logits))
-    main, auxiliary = CrossEntropy(3), AuxiliaryCrossEntropy(3)
-    assert auxiliary(LossInput(output, label, 4)) != main(LossInput(output, label, 4))
+    main, auxiliary = CrossEntropy(), AuxiliaryCrossEntropy()
+    assert auxiliary(step(output, label)) != main(step(output, label))
     swapped = output._replace(logits=output.auxiliary)
-    assert auxiliary(LossInput(output, label, 4)) == main(LossInput(swapped, label, 4))
+    assert auxiliary(step(output, label)) == main(step(swapped, label))
 
 
 def test_prototype_terms_need_prototypes() -> None:
     output = SegOutput(logits=torch.randn(1, 3, 2, 2), embeddings=torch.randn(1, 8, 2, 2))
-    batch = LossInput(output, torch.zeros(1, 8, 8, dtype=torch.int64), 4)
+    batch = step(output, torch.zeros(1, 8, 8, dtype=torch.int64))
     for term in (PixelPrototypeContrast(), PixelPrototypeDistance()):
         with pytest.raises(ProtosegError, match="head=prototype"):
             term(batch)
     with pytest.raises(ProtosegError, match="auxiliary head"):
-        AuxiliaryCrossEntropy(3)(batch)
+        AuxiliaryCrossEntropy()(batch)
 
 
 def test_downsampled_labels_are_cell_centres() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from protoseg.functional.masking import random_patch_mask
 from protoseg.losses import masked
 from protoseg.losses.masked import MaskedImageConsistency
-from protoseg.losses.term import AdaptationInput, PseudoLabels
+from protoseg.losses.term import Step, Target
 from protoseg.types import Detail, ProtosegError, SegOutput
 
 BOX = (0, 8, 16, 8)
@@ -37,20 +38,20 @@ class Student(nn.Module):
         return SegOutput(logits=logits, embeddings=logits, detail=detail)
 
 
-def batch(student: Student, quality: float = 0.6) -> AdaptationInput:
+def batch(student: Student, quality: float = 0.6) -> Step:
     torch.manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     label = torch.randint(0, 3, (2, 16, 24))
     label[:, :3] = 255
-    pseudo = PseudoLabels(label, torch.rand(2, 16, 24), torch.tensor(quality, dtype=torch.double))
     unused: Any = None
-    return AdaptationInput(student, unused, unused, unused, unused, image, pseudo, unused)
+    confidence, share = torch.rand(2, 16, 24), torch.tensor(quality, dtype=torch.double)
+    return Step(student, unused, target=Target(image, label, confidence, share, unused))
 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without colour jitter and blur."""
-    monkeypatch.setattr(masked, "strong_transform", lambda image: image)
+    monkeypatch.setattr(masked, "strong_transform", lambda image, *colours: image)
 
 
 @pytest.mark.usefixtures("plain")
@@ -65,7 +66,7 @@ def test_loss_by_hand() -> None:
     image = visible * adaptation.target.double() / 255 + (1 - visible) * student.mean
     torch.testing.assert_close(student.seen, image)
     logits = F.interpolate(3 * F.avg_pool2d(image - student.mean, 4), (16, 24), mode="bilinear")
-    expected = 0.6 * F.cross_entropy(logits, adaptation.pseudo.label, ignore_index=255)
+    expected = 0.6 * F.cross_entropy(logits, adaptation.target.label, ignore_index=255)
     torch.testing.assert_close(value, expected)
     value.backward()
     assert float(student.gain.grad) != 0  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ def test_detail_crop_has_its_share() -> None:
     detail, fused = (MaskedImageConsistency(ratio=0, detail_weight=w)(adaptation) for w in (1.0, 0.0))
     torch.testing.assert_close(MaskedImageConsistency(ratio=0)(adaptation), 0.9 * fused + 0.1 * detail)
     logits = F.interpolate(student(adaptation.target.double() / 255).detail.logits, (16, 8), mode="bilinear")
-    expected = 0.6 * F.cross_entropy(logits, adaptation.pseudo.label[:, :, 8:16], ignore_index=255)
+    expected = 0.6 * F.cross_entropy(logits, adaptation.target.label[:, :, 8:16], ignore_index=255)
     torch.testing.assert_close(detail, expected)
 
 
@@ -95,8 +96,8 @@ def test_nothing_to_learn_is_zero_not_nan(case: str) -> None:
     student = Student()
     adaptation = batch(student, quality=0.0 if case == "no quality" else 0.6)
     if case == "no label":
-        label = torch.full_like(adaptation.pseudo.label, 255)
-        adaptation = adaptation._replace(pseudo=adaptation.pseudo._replace(label=label))
+        label = torch.full_like(adaptation.target.label, 255)
+        adaptation = replace(adaptation, target=replace(adaptation.target, label=label))
     value = MaskedImageConsistency()(adaptation)
     value.backward()
     assert float(value) == float(student.gain.grad) == 0  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from protoseg.benchmark.twins import learn_from
-from protoseg.losses import CrossEntropy, LossTerm, PixelPrototypeContrast, PixelPrototypeDistance
+from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Term
 from protoseg.models.decoders import FCNDecoder
 from protoseg.models.encoders import TimmEncoder
 from protoseg.models.segmentor import Segmentor
@@ -32,7 +32,7 @@ def learned(model: Segmentor) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
     label = torch.randint(0, CLASSES, (2, 64, 64), generator=generator)
-    terms: list[LossTerm] = [CrossEntropy(CLASSES), PixelPrototypeContrast(), PixelPrototypeDistance()]
+    terms: list[Term] = [CrossEntropy(), PixelPrototypeContrast(), PixelPrototypeDistance()]
     torch.manual_seed(1)  # drop path, dropout
     learn_from(model(image), model.head, terms, label, model.stride)
     gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -41,7 +41,8 @@ def run(parts: list[slice], init: str) -> Tensor:
 def observation(memory: PrototypeMemory, embeddings: Tensor, label: Tensor) -> Observation:
     cosines = memory.similarity(embeddings)
     own = cosines.own(label)
-    return Observation(embeddings, own, label, cosines.scores.argmax(1) == label, memory.balance(own, label).member)
+    correct = cosines.scores.argmax(1) == label
+    return Observation(memory, embeddings, own, label, correct, memory.balance(own, label).member)
 
 
 def worker(rank: int, folder: str, init: str, micro_batches: int) -> None:

@@ -43,7 +43,7 @@ def trained(accumulate: int, prototypes: int, steps: int, folder: Path, contrast
     module = SupervisedModule(
         model=without_norms(Segmentor(ToyEncoder(), ToyDecoder, head, 4)),  # type: ignore[arg-type]
         label_space=SPACE,
-        losses={"ce": CrossEntropy(4), **(terms if contrast else {})},
+        losses={"ce": CrossEntropy(), **(terms if contrast else {})},
         optimizer=lambda module: torch.optim.SGD(module.model.parameters(), lr=0.2, momentum=0.9),
         schedule=lambda optimizer, total_steps: ConstantLR(optimizer, 1.0),
     ).double()

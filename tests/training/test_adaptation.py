@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from protoseg.callbacks.prototype_memory import find_memory
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.build import build_datamodule, build_module
 from protoseg.cli.evaluation import run_evaluation
@@ -189,9 +188,9 @@ def test_optimizer_gets_the_projection_and_neither_teacher_nor_reference(configu
 
 def test_the_memory_is_the_heads_or_the_terms(configure: Configure) -> None:
     module = module_of(configure)
-    assert find_memory(module) is module.terms["contrast"].memory
+    assert module.memories["prototypes"] is module.terms["contrast"].memory
     module = module_of(configure, "head=prototype")
-    assert find_memory(module) is module.model.head.memory  # type: ignore[union-attr]
+    assert module.memories["prototypes"] is module.model.head.memory  # type: ignore[union-attr]
     assert module.terms["contrast"].memory is None
     assert sum("memory.prototypes" in name for name in module.state_dict()) == 2  # student and teacher
 

@@ -18,7 +18,8 @@ from protoseg.losses.contrast_target import PrototypeGuidedContrast
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import ParametricHead, PrototypeHead
 from protoseg.nn.queues import ClassQueues
-from protoseg.training import AdaptationModule, adaptation
+from protoseg.training import AdaptationModule, moves
+from protoseg.training.moves import ClassMix
 from protoseg.types import AdaptationBatch, Batch, LabelSpace
 from tests.losses.test_contrast_distributed import all_other_queues, whole_queue
 
@@ -63,14 +64,13 @@ def build(head: str) -> AdaptationModule:
     module = AdaptationModule(
         model=without_norms(model),
         label_space=SPACE,
-        losses={"ce": CrossEntropy(C)},
+        losses={"ce": CrossEntropy()},
         optimizer=torch.optim.SGD,
         schedule=torch.optim.lr_scheduler.ConstantLR,
         source_terms={"fd": FeatureDistance(min_ratio=0.3)},
         terms={"mixed": MixedCrossEntropy(), "contrast": contrast()},
         threshold=RELIABLE,
-        jitter=0.0,
-        blur=False,
+        mix=ClassMix(jitter=0.0, blur=False),
     ).double()
     without_norms(module)
     module._trainer = SimpleNamespace(log_every_n_steps=10**9, accumulate_grad_batches=1, global_step=1)  # type: ignore[assignment]
@@ -112,10 +112,9 @@ def part_of(batch: AdaptationBatch, part: slice) -> AdaptationBatch:
 
 def run(part: slice, head: str) -> dict[str, Any]:
     """Three steps, with all that is random fixed: the mixing, and what is drawn of the queues (everything)."""
-    adaptation.class_mix_mask = lambda label, classes: label % 2 == 0  # type: ignore[assignment]
+    moves.class_mix_mask = lambda label, classes: label % 2 == 0  # type: ignore[assignment]
     ClassQueues.draw, ClassQueues.draw_others = whole_queue, all_other_queues  # type: ignore[method-assign]
     module = build(head)
-    (callback,) = module.configure_callbacks()
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
     losses = []
     for step in range(STEPS):
@@ -126,11 +125,9 @@ def run(part: slice, head: str) -> dict[str, Any]:
             if p.grad is not None:
                 p.grad.copy_(all_reduce_(p.grad) / world_size())  # what DDP does
         optimizer.step()
-        module.teacher.update_parameters(module.model)
-        for term in module.terms.values():
-            term.step()  # type: ignore[operator]
+        module.after_optimizer_step()
+        module._waiting = []
         module._trainer.global_step = step + 2  # type: ignore[union-attr, misc]
-        callback.on_train_batch_end(module._trainer, module, outputs, None, step)  # type: ignore[arg-type]
         losses.append(all_reduce_(outputs["loss"].detach().clone()) / world_size())
     # A queue's order is random, what it holds is not.
     state = {n: x.sort(1).values if n.endswith("queue.features") else x for n, x in module.state_dict().items()}
@@ -146,7 +143,7 @@ def worker(rank: int, folder: str, head: str) -> None:
 
 @pytest.mark.parametrize("head", ["parametric", "prototype"])
 def test_two_ranks_equal_one_process(tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((adaptation, "class_mix_mask"), (ClassQueues, "draw"), (ClassQueues, "draw_others")):
+    for owner, name in ((moves, "class_mix_mask"), (ClassQueues, "draw"), (ClassQueues, "draw_others")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back what ``run`` replaces
     torch.multiprocessing.spawn(worker, (str(tmp_path), head), nprocs=2)
     one = run(slice(None), head)

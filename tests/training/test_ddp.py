@@ -131,7 +131,7 @@ def train_toy(rank: int, world: int, folder: str) -> dict[str, torch.Tensor]:
         model=model,  # type: ignore[arg-type]
         label_space=SPACE,
         losses={
-            "ce": CrossEntropy(len(SPACE.classes)),
+            "ce": CrossEntropy(),
             "ppc": PixelPrototypeContrast(weight=0.1),
             "ppd": PixelPrototypeDistance(weight=0.1),
         },

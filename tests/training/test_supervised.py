@@ -16,7 +16,7 @@ from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.build import build_datamodule, build_module
 from protoseg.cli.evaluation import run_evaluation
 from protoseg.cli.training import run_training, validation_interval
-from protoseg.losses import CrossEntropy, LossInput
+from protoseg.losses import CrossEntropy, Step
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.trained import TrainedFile
@@ -126,7 +126,7 @@ def test_nan_loss_stops_with_step_and_files_and_keeps_the_checkpoint(
     original = CrossEntropy.forward
     calls = []
 
-    def broken(self: CrossEntropy, batch: LossInput) -> torch.Tensor:
+    def broken(self: CrossEntropy, batch: Step) -> torch.Tensor:
         calls.append(None)
         return original(self, batch) * (float("nan") if len(calls) == 3 else 1)
 

@@ -20,7 +20,7 @@ help:
 	@touch $@
 
 demo: .venv/.installed
-	$(BIN)/python train.py experiment=streets_demo hydra.run.dir=runs/demo
+	$(BIN)/python train.py experiment=streets_demo hydra.run.dir=runs/demo resume=auto
 	$(BIN)/python evaluate.py ckpt_path=runs/demo/checkpoints/best.ckpt hydra.run.dir=runs/demo/evaluate
 
 test: .venv/.installed

@@ -58,7 +58,7 @@ def train(folder: str | Path, settings: str) -> Path:
         print(f"found: {result} (delete its folder to train anew)")
         return result
     words.append(f"hydra.{'sweep' if sweep else 'run'}.dir={folder}")
-    if not sweep and result.exists():
+    if not sweep and folder.exists():
         words.append("resume=auto")  # it was interrupted
     print(f"python train.py {shlex.join(words)}", flush=True)
     argv = sys.argv

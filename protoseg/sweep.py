@@ -144,22 +144,27 @@ def read_sweep(folder: Path) -> Sweep:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from running the job of a folder; the lock goes with the process, however that ends.
+    """Keep other processes from training in a folder; the lock goes with the process, however that ends.
 
     Raises:
-        ProtosegError: another process runs it.
+        ProtosegError: another process does, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "job.lock", "w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "job.lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ProtosegError(f"cannot write {folder}: {error}; choose another folder") from error
+    with file:
         try:
             # Not flock: forked workers would hold that on, for some seconds after the process itself was killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise ProtosegError(
-                f"{folder}: another process is running this job; wait for it, end it, or choose another hydra.sweep.dir"
+                f"{folder}: another process is training there; wait for it, end it, or choose another folder: "
+                "hydra.run.dir=…, of a sweep hydra.sweep.dir=…"
             ) from error
         except OSError as error:
-            log.warning("no file locks on this disk (%s): do not run a sweep twice at the same time", error)
+            log.warning("no file locks on this disk (%s): do not train twice in one folder at the same time", error)
         yield
 
 

@@ -45,7 +45,8 @@ class Dashboard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         picture = outputs.get("picture")
-        if picture is None or (batch_idx + 1) % trainer.val_check_batch or not trainer.is_global_zero:  # type: ignore[operator]
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # over resumes too
+        if picture is None or batches % trainer.val_check_batch or not trainer.is_global_zero:  # type: ignore[operator]
             return
         image = picture["image"].unsqueeze(0)
         size = torch.tensor([image.shape[2:]])

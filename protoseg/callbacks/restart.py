@@ -154,7 +154,7 @@ class Restart(Checkpoint):
         return {"validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validation_due = state_dict["validation_due"]
+        self._validation_due = bool(state_dict["validation_due"])
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -188,6 +188,15 @@ class Restart(Checkpoint):
             return self.request.received
         received = torch.tensor(float(self.request.received or 0), device=trainer.strategy.root_device)
         return int(_reduce(received, dist.ReduceOp.MAX)) or None
+
+
+class StepNumber(pl.Callback):
+    """Lightning logs steps by a count of its own, one off where a finished training goes on. To be given first."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def _reduce(tensor: Tensor, operation: Any) -> Tensor:

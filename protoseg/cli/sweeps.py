@@ -1,4 +1,4 @@
-"""A multirun before its first job and after its last: every job composed and planned, and a table at the end."""
+"""A run or multirun before its start: its folder, every job composed and planned; and a table of a multirun's end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from protoseg.cli.errors import explain
+from protoseg.cli.run_folders import check_folder, reserve
 from protoseg.sweep import Job, Sweep, alone_in, read_sweep, settings, write_manifest
 from protoseg.types import ProtosegError
 
@@ -27,20 +28,54 @@ _folder: Path | None = None  # of the multirun that this process started
 
 
 class SweepCallback(Callback):
-    """Hydra's hook before a multirun; it plans the sweep, and ends the program where that cannot be."""
+    """Hydra's hooks before a run and a multirun; they end the program where that cannot be."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()  # the lock of the run's folder
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if first_process():
+            with ending_the_program():
+                self._held.enter_context(own_folder(config))
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self._held.close()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # Of an Exception here Hydra would make a warning, and go on; SystemExit it lets through.
-        try:
+        with ending_the_program():
             start(config)
-        except Exception as error:
-            from protoseg.cli import CONFIG_DIR
 
-            message = explain(error, CONFIG_DIR, "train")
-            if message is None:
-                traceback.print_exc()
-            print(f"error: {message or error}", file=sys.stderr)
-            sys.exit(1)
+
+@contextmanager
+def ending_the_program() -> Iterator[None]:
+    """Of an Exception in its hooks Hydra would make a warning, and go on; SystemExit it lets through."""
+    try:
+        yield
+    except Exception as error:
+        from protoseg.cli import CONFIG_DIR
+
+        message = explain(error, CONFIG_DIR, "train")
+        if message is None:
+            traceback.print_exc()
+        print(f"error: {message or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@contextmanager
+def own_folder(config: DictConfig) -> Iterator[None]:
+    """Keep the folder of a single run from all others; called before Hydra writes into it.
+
+    Raises:
+        ProtosegError: another run is in it, or is there; see :func:`protoseg.cli.run_folders.check_folder`.
+    """
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
+        config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
+    with hydra_config(config):
+        folder = Path(config.paths.output).absolute()
+    with alone_in(folder):
+        check_folder(folder, config.resume, config.overwrite)
+        yield
 
 
 def start(config: DictConfig) -> None:
@@ -59,8 +94,24 @@ def start(config: DictConfig) -> None:
             "multirun: expected one process, which starts the workers of each job itself, got several; "
             "call python train.py -m … without torchrun or srun (launcher=submitit sends the jobs to SLURM)"
         )
+    if config.overwrite:
+        raise ProtosegError(
+            "overwrite: expected false for a multirun, whose folder goes on with the jobs that are not done, got true; "
+            "choose another hydra.sweep.dir, or delete the folder"
+        )
     loader = GlobalHydra.instance().config_loader()
-    new = plan(config, loader)
+    default = str(config.hydra.sweep.dir)
+    folder = reserve(default, config.hydra.sweep)
+    if folder != default:
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.sweep.dir = folder
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")  # of which its jobs are composed
+    try:
+        new = plan(config, loader)
+    except ProtosegError:
+        with suppress(OSError):
+            os.rmdir(folder)  # if it was made just now: it is empty
+        raise
     if (new.folder / "manifest.json").is_file():
         sweep = read_sweep(new.folder)
         check_same(sweep, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -12,30 +13,34 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from signal import SIGINT, Signals
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from protoseg.allocator import keep_freed_memory
+from protoseg.callbacks import Checkpoint
 from protoseg.callbacks.loggers import finish_wandb
-from protoseg.callbacks.restart import STOP_SIGNALS, Restart, Stopped, StopRequest
+from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stopped, StopRequest
 from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
-from protoseg.cli.build import build_datamodule, build_module, instances
-from protoseg.curves import curves_figure
+from protoseg.cli.build import build_datamodule, build_module, instances, plain
+from protoseg.cli.resuming import changed_settings, checkpoint_to_resume, is_finished
+from protoseg.cli.sweeps import first_process
+from protoseg.curves import curves_figure, read_log
 from protoseg.data import AdaptationDataModule
 from protoseg.files import remove_partial_files
 from protoseg.models.build import wrong_input
 from protoseg.sweep import read_job
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
+from protoseg.training.restoring import restoring
 from protoseg.types import ProtosegError
 
 
@@ -69,8 +74,13 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     datamodule = build_datamodule(cfg)
     if cfg.resume is not None:
         # Before anything is built; the trainer will read the file in full.
-        trained = checkpoint_label_space(read_checkpoint(cfg.resume, mmap=True))
-        check_same_classes(cfg.resume, trained, datamodule.label_space)
+        checkpoint = read_checkpoint(cfg.resume, mmap=True)
+        check_same_classes(cfg.resume, checkpoint_label_space(checkpoint), datamodule.label_space)
+        changed = changed_settings(cfg.resume, checkpoint, plain(cfg))
+        if is_finished(checkpoint, cfg.trainer.max_steps):
+            return show_finished(cfg, checkpoint, last, changed)
+        if changed:
+            say(f"resumed with changed settings: {changed}")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
     module = build_module(cfg, datamodule.label_space)
     check_data_suit_method(datamodule, module)
@@ -81,7 +91,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     with wrong_input("trainer", ValueError, TypeError):
         trainer = instantiate(cfg.trainer, _partial_=True)(
             logger=loggers,
-            callbacks=[Restart(request, last), *callbacks],
+            callbacks=[StepNumber(), Restart(request, last), *callbacks],
             plugins=[AtomicCheckpointIO(), *own_environment()],
             default_root_dir=output,
             val_check_interval=interval,
@@ -92,9 +102,10 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     announce(cfg, module, output)
     started = time.perf_counter()
     try:
-        with port_in_use():
+        with port_in_use(), restoring(cfg.resume):
             trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
-        trainer.save_checkpoint(last)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(last)
     except BaseException as error:
         finish_wandb(failed=True)
         if isinstance(error, SystemExit):
@@ -104,17 +115,57 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
             raise stopped from None
         raise
     finish_wandb()
-    if trainer.is_global_zero:
-        return summarise(trainer, module, output, time.perf_counter() - started)
-    return float(trainer.callback_metrics.get("val/mIoU", float("nan")))
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        say("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
+    elif trainer.is_global_zero:
+        steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
+        return summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
+    return metrics.get("val/mIoU", math.nan)
 
 
-def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:
-    """``resume``; or, where it is ``auto`` or a scheduler has restarted this run, ``last`` if there is such a file."""
-    restarts = (os.environ.get(name) or "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    if resume == "auto":
-        return str(last) if last.is_file() else None
-    return str(last) if any(int(count) for count in restarts) and last.is_file() else resume
+def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, changed: str) -> float:
+    """Print the outcome of a training whose steps were all done before; returns its best validation mIoU.
+
+    Args:
+        cfg: of the run that was to go on.
+        checkpoint: what it was to go on from.
+        last: the last checkpoint of the run's own folder.
+        changed: its settings, see :func:`protoseg.cli.resuming.changed_settings`.
+
+    Raises:
+        ProtosegError: the checkpoint is that of another folder, where there is nothing to show.
+    """
+    steps, output = checkpoint["global_step"], Path(cfg.paths.output)
+    if Path(cfg.resume).resolve() != last.resolve():
+        raise ProtosegError(
+            f"resume={cfg.resume}: expected a training with steps to do, got one that has done {steps} of "
+            f"trainer.max_steps={cfg.trainer.max_steps}; set trainer.max_steps higher, or choose its own folder: "
+            "resume=auto hydra.run.dir=…"
+        )
+    best = best_of(instances(cfg.get("callbacks")))
+    if best is not None and (state := checkpoint["callbacks"].get(best.state_key)) is not None:
+        with wrong_input("resume", KeyError, TypeError, AttributeError):
+            best.load_state_dict(state)
+    metrics: dict[str, float] = {}
+    for row in read_log(output):
+        metrics |= {name: float(value) for name, value in row.items() if value}
+    score = summarise(f"{steps}, all of them before", best, metrics, output) if first_process() else math.nan
+    say(f"Nothing to do: all {cfg.trainer.max_steps} steps were done before; to go on, set trainer.max_steps higher")
+    if changed:
+        say(f"Changed settings have no effect any more: {changed}")
+    return score
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line as it is: names are data, not markup."""
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def best_of(callbacks: list[Any]) -> Checkpoint | None:
+    """The callback that keeps the best checkpoint, if there is one."""
+    return next((c for c in callbacks if isinstance(c, Checkpoint) and c.monitor), None)
 
 
 def own_environment() -> list[SLURMEnvironment]:
@@ -215,34 +266,49 @@ def quiet_known_warnings() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, seconds: float) -> float:
-    """Print the outcome and the paths of what was written; draw the curves."""
-    metrics = trainer.callback_metrics
-    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+def summarise(
+    steps: str, best: Checkpoint | None, metrics: dict[str, float], output: Path, parameters: int | None = None
+) -> float:
+    """Print the outcome and the paths of what was written; draw the curves.
+
+    Args:
+        steps: how many were done.
+        best: keeps the best checkpoint.
+        metrics: as last logged.
+        output: folder of the run.
+        parameters: learned ones of the model.
+
+    Returns:
+        the best score.
+    """
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
-    score = float("nan") if best_score is None else float(best_score)
-    log_file = next(Path(x.log_dir) for x in trainer.loggers if isinstance(x, CSVLogger)) / "metrics.csv"
+    score = math.nan if best_score is None else float(best_score)
+    monitor = best.monitor if best is not None and best.monitor else "val/mIoU"
+    best_file = best.best_file if best is not None else None
 
     table = Table(title="Training finished", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("steps", f"{trainer.global_step} in {seconds / 60:.1f} min")
-    table.add_row("best val mIoU", f"{score:.4f}")
-    table.add_row("last val mIoU", f"{float(metrics.get('val/mIoU', float('nan'))):.4f}")
+    table.add_row("steps", steps)
+    table.add_row("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", f"{score:.4f}")
+    table.add_row("last val mIoU", f"{metrics.get('val/mIoU', math.nan):.4f}")
     if "val/teacher_mIoU" in metrics:
-        table.add_row("last val mIoU of the teacher", f"{float(metrics['val/teacher_mIoU']):.4f}")
+        table.add_row("last val mIoU of the teacher", f"{metrics['val/teacher_mIoU']:.4f}")
     if "prototypes/diversity" in metrics:
-        table.add_row("prototype diversity (mean cosine)", f"{float(metrics['prototypes/diversity']):.3f}")
-    table.add_row("learned parameters", f"{learned_parameters(module) / 1e6:.2f} M")
-    table.add_row("best checkpoint", best.best_model_path if best is not None else "none")
+        table.add_row("prototype diversity (mean cosine)", f"{metrics['prototypes/diversity']:.3f}")
+    if parameters is not None:
+        table.add_row("learned parameters", f"{parameters / 1e6:.2f} M")
+    elsewhere = "none here: it is older than the checkpoint that was resumed, and beside that" if best_score else "none"
+    table.add_row("best checkpoint", str(best_file or elsewhere))
     table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
-    table.add_row("metrics", str(log_file))
-    if log_file.is_file():
+    if logs := sorted(output.glob("logs*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        table.add_row("metrics", str(logs[-1]))
         curves_figure(output).savefig(output / "curves.png")
         table.add_row("curves", str(output / "curves.png"))
     if (output / "panels").is_dir():
         table.add_row("predictions, prototypes", str(output / "panels"))
     Console().print(table)
-    if best is not None and best.best_model_path:
-        Console().print(f"Evaluate it: python evaluate.py ckpt_path={best.best_model_path}", soft_wrap=True)
+    if best_file is not None:
+        network = " network=teacher" if "teacher" in monitor else ""
+        say(f"Evaluate it: python evaluate.py ckpt_path={best_file}{network}")
     return score

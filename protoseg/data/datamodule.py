@@ -200,7 +200,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
         check_same_stream(state_dict, self._stream())
-        self._start = state_dict["batches"]
+        start = state_dict.get("batches")
+        if type(start) is not int or start < 0:
+            raise ProtosegError(f"resume: expected a checkpoint with the number of batches seen, got {start!r}")
+        self._start = start
         # Lightning looks for the position in the loader; ours is here.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 

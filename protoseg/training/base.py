@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,6 +23,7 @@ from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
+from protoseg.training.restoring import hyper_parameters, prepare, renew
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
 
@@ -89,6 +91,8 @@ class SegmentationModule(pl.LightningModule):
         self.metrics = SegmentationMetrics(label_space)
         self.subsets = {str(name): tuple(classes) for name, classes in (subsets or {}).items()}
         subset_means(torch.zeros(label_space.num_classes), label_space, self.subsets)  # refuses wrong names now
+        self._settings: list[dict[str, Any]] = []
+        self._resumed = False
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
 
@@ -100,6 +104,7 @@ class SegmentationModule(pl.LightningModule):
         optimizer = self.make_optimizer(self)
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
+        self._settings = hyper_parameters(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +120,16 @@ class SegmentationModule(pl.LightningModule):
         # Brought by the module, because prototypes that do not move are not this algorithm.
         return [PrototypeMemoryCallback()]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            prepare(checkpoint, self.trainer)
+            self._resumed = True
+
+    def on_train_start(self) -> None:
+        if self._resumed:
+            (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+            renew(optimizer, schedule.scheduler, self._settings, self.trainer.global_step)  # type: ignore[arg-type]
+
     def on_fit_start(self) -> None:
         balanced = [m for m in self.modules() if isinstance(m, CrossEntropy) and m.needs_frequencies]
         if balanced:
@@ -129,7 +144,7 @@ class SegmentationModule(pl.LightningModule):
         seed_step(self.seed, started - 1)
         if started == self.trainer.max_steps * self.trainer.accumulate_grad_batches:
             # Lightning validates at multiples of the interval only; the last step must be judged too.
-            self.trainer.val_check_batch = batch_idx + 1
+            self.trainer.val_check_batch = started
 
     def check_terms(self, terms: Sequence[tuple[str, Term]]) -> None:
         """Raise ProtosegError for a term that the method cannot serve, and for two of one name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from omegaconf import DictConfig
 from protoseg.callbacks import Throughput
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.training import run_training
+from protoseg.curves import read_log
 from protoseg.metrics import SegmentationMetrics
+from protoseg.training.optim import poly_factor
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 
@@ -149,7 +152,9 @@ def test_a_resumed_run_remembers_its_best_score(
     assert (tmp_path / "stopped" / "checkpoints" / "best.ckpt").exists()
 
 
-def test_a_finished_run_can_be_extended(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_a_finished_run_can_be_extended(
+    configure: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(name: str, *overrides: str) -> Path:
         cfg = configure("train", *TINY, "trainer.val_check_interval=2", *overrides, output=tmp_path / name)
         cfg.schedule = {"_target_": f"{__name__}.constant_schedule"}
@@ -159,9 +164,10 @@ def test_a_finished_run_can_be_extended(configure: Callable[..., DictConfig], tm
     whole = run("whole", "trainer.max_steps=7")
     first = run("first", "trainer.max_steps=4")
     extended = run("extended", "trainer.max_steps=7", f"resume={first}")
+    assert "resumed with changed settings: trainer.max_steps 4 -> 7\n" in capsys.readouterr().out
     assert_same_bits(whole, extended)
     assert read_checkpoint(extended)["SegmentationDataModule"]["batches"] == 7
-    assert "6" in validations(tmp_path / "extended")  # the last step is judged
+    assert list(validations(tmp_path / "extended")) == ["5", "6"]  # the last step is judged
 
 
 def test_an_earlier_log_in_the_same_folder_is_kept(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -174,5 +180,115 @@ def test_an_earlier_log_in_the_same_folder_is_kept(configure: Callable[..., Dict
 def test_resume_with_another_model_is_one_clear_error(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     run_training(configure("train", *TINY, "trainer.max_steps=1"))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    with pytest.raises(ProtosegError, match=r"does not fit this model.*memory\.prototypes"):
+    with pytest.raises(ProtosegError, match=r"cannot change: head\.num_prototypes 2 -> 3"):
         run_training(configure("train", *TINY, "head.num_prototypes=3", f"resume={last}", output=tmp_path / "other"))
+
+
+def rates(run: Path) -> dict[int, float]:
+    """Learning rate of the decoder by step, as logged."""
+    rows = read_log(run)
+    return {int(row["step"]): float(row["lr-AdamW/decoder"]) for row in rows if row.get("lr-AdamW/decoder")}
+
+
+def test_a_resumed_run_follows_its_new_settings(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cheap = (*TINY, "trainer.val_check_interval=6", "callbacks.dashboard=null", "optimizer.encoder_lr=null")
+    run_training(configure("train", *cheap, "trainer.max_steps=2", output=tmp_path / "a"))
+    new = ("trainer.max_steps=5", "optimizer.lr=0.01", "optimizer.weight_decay=0.3", "schedule.power=2")
+    more = (*new, "+optimizer.optimizer.betas=[0.5,0.6]", f"resume={tmp_path}/a/checkpoints/last.ckpt")
+    run_training(configure("train", *cheap, *more, output=tmp_path / "b"))
+    expected = {step: 0.01 * poly_factor(step, 5, 2, 0, 0) for step in (2, 3, 4)}
+    assert rates(tmp_path / "b") == pytest.approx(expected)
+    (state,) = read_checkpoint(tmp_path / "b" / "checkpoints" / "last.ckpt")["optimizer_states"]
+    assert {(group["initial_lr"], tuple(group["betas"])) for group in state["param_groups"]} == {(0.01, (0.5, 0.6))}
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.3, 0.0}
+
+
+def test_a_finished_run_is_shown_and_not_trained(
+    configure: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*TINY, "trainer.max_steps=2", "trainer.val_check_interval=1", "resume=auto")
+    score = run_training(configure("train", *settings))
+    run = tmp_path / "run"
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "curves.png"}
+    capsys.readouterr()
+    assert run_training(configure("train", *settings, "optimizer.lr=1")) == score
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "curves.png"} == written
+    printed = capsys.readouterr().out
+    assert f"{score:.4f}" in printed
+    assert f"Evaluate it: python evaluate.py ckpt_path={run}/checkpoints/best.ckpt\n" in printed
+    assert "Nothing to do: all 2 steps were done before" in printed
+    assert "Changed settings have no effect any more: optimizer.lr 0.002 -> 1" in printed
+    last = run / "checkpoints" / "last.ckpt"
+    with pytest.raises(ProtosegError, match=r"expected a training with steps to do.*done 2 of trainer\.max_steps=2"):
+        run_training(configure("train", *settings[:-1], f"resume={last}", output=tmp_path / "other"))
+
+
+def test_a_strangers_checkpoint_deletes_nothing_and_is_refused_where_it_is_malformed(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    cheap = (*TINY, "trainer.val_check_interval=1", "callbacks.dashboard=null")
+    run_training(configure("train", *cheap, "trainer.max_steps=1"))
+    last, odd = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "odd.ckpt"
+    victims = [tmp_path / "folder" / "best.ckpt", tmp_path / "victim.ckpt", tmp_path / "b" / "notes.txt"]
+    for victim in victims:
+        victim.parent.mkdir(exist_ok=True)
+        victim.touch()
+    checkpoint = read_checkpoint(last)
+    plain = {"monitor": "val/mIoU", "mode": "max", "every_n_train_steps": 0, "every_n_epochs": 1}
+    keys = [key for key in checkpoint["callbacks"] if key.startswith("Checkpoint")]
+    keys += [f"Model{key}" for key in keys if plain["monitor"] in key]
+    for key in keys:
+        for path in (str(victims[0].parent), str(victims[1]), f"{tmp_path}/b/checkpoints/.."):
+            hostile = {"best_model_path": path, "kth_best_model_path": path, "last_model_path": path}
+            score = torch.tensor(-1.0)
+            hostile |= {"best_k_models": {path: score}, "best_model_score": score, "kth_value": score}
+            checkpoint["callbacks"][key] = {**hostile, "dirpath": os.path.dirname(path)}
+        torch.save(checkpoint, odd)
+    own = "{_target_: pytorch_lightning.callbacks.ModelCheckpoint, dirpath: '${paths.output}/c', monitor: val/mIoU, "
+    settings = (
+        "train",
+        *cheap,
+        "trainer.max_steps=2",
+        f"resume={odd}",
+        f"+callbacks.own={own}mode: max, filename: a}}",
+    )
+    run_training(configure(*settings, output=tmp_path / "b"))
+    assert all(victim.exists() for victim in victims)
+    assert sorted(os.listdir(tmp_path / "b" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
+
+    def refused(message: str, **parts: Any) -> None:
+        torch.save({**read_checkpoint(last), **parts}, odd)
+        with pytest.raises(ProtosegError, match=message):
+            run_training(configure(*settings[:-1], output=tmp_path / "c"))
+
+    loops, (optimizer,) = checkpoint["loops"], checkpoint["optimizer_states"]
+    progress = "epoch_loop.batch_progress"
+    wrong = {**loops["fit_loop"], progress: {**loops["fit_loop"][progress], "increment_ready": 5}}
+    small = {i: {**state, "exp_avg": torch.zeros(7)} for i, state in optimizer["state"].items()}
+    refused(r"damaged.*epoch_loop\.batch_progress: expected total", loops={"fit_loop": wrong})
+    refused("damaged.*KeyError: 'fit_loop'", loops={})
+    refused("damaged.*exp_avg does not fit", optimizer_states=[{**optimizer, "state": small}])
+    refused("damaged.*ValueError", optimizer_states=[{"state": {}, "param_groups": []}])
+    refused(
+        "number of batches seen, got 'many'",
+        SegmentationDataModule={**checkpoint["SegmentationDataModule"], "batches": "many"},
+    )
+    refused("scores of its best models", callbacks={keys[0]: {"best_model_path": "", "best_k_models": {"a": "b"}}})
+
+
+def test_the_best_of_several_checkpoints_is_best(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.2, 0.5, 0.1, 0.3, 0.4, 0.6])
+    original = SegmentationMetrics.compute
+    monkeypatch.setattr(SegmentationMetrics, "compute", lambda self: {**original(self), "mIoU": next(scores)})
+    cheap = (*TINY, "trainer.val_check_interval=1", "callbacks.dashboard=null", "callbacks.best.save_top_k=2")
+    folder = tmp_path / "run" / "checkpoints"
+
+    def run_to(steps: int) -> tuple[list[str], int]:
+        run_training(configure("train", *cheap, f"trainer.max_steps={steps}", "resume=auto"))
+        return sorted(os.listdir(folder)), read_checkpoint(folder / "best.ckpt")["global_step"]
+
+    assert run_to(4) == (["best-000002.ckpt", "best-000004.ckpt", "best.ckpt", "last.ckpt"], 2)
+    assert run_to(5) == (["best-000002.ckpt", "best-000005.ckpt", "best.ckpt", "last.ckpt"], 2)
+    assert run_to(6) == (["best-000002.ckpt", "best-000006.ckpt", "best.ckpt", "last.ckpt"], 6)

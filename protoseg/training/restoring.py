@@ -1,0 +1,111 @@
+"""A training goes on from a checkpoint that may be a stranger's: numbers are taken from it where they are sound."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from protoseg.callbacks.checkpoint import Checkpoint, own_state
+from protoseg.types import ProtosegError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+@contextmanager
+def restoring(path: str | None) -> Iterator[None]:
+    """Tell in one message where Lightning cannot restore the checkpoint at ``path``; errors of the training pass."""
+    try:
+        yield
+    except ProtosegError:
+        raise
+    except Exception as error:
+        codes = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
+        names = [code.co_name for code in codes if code.co_filename.endswith("checkpoint_connector.py")]
+        inside = any("restore" in name or "resume" in name for name in names)
+        if path is None or not inside:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise _damaged(f"{path}: {type(error).__name__}: {reason}") from error
+
+
+def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Check what Lightning would take as it is, and take out what is known better here; changes ``checkpoint``.
+
+    Left out: the schedule, which :func:`renew` computes, paths of checkpoints (see
+    :func:`protoseg.callbacks.checkpoint.own_state`), and the place in a loader, which the DataModule keeps.
+
+    Raises:
+        ProtosegError: counts that are none, or no place in the data.
+    """
+    loops, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
+    known: dict[str, Any] = trainer.fit_loop.state_dict()  # type: ignore[no-untyped-call]
+    for name in known.keys() & loops.keys():
+        _check_like(loops[name], known[name], name)
+    progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    if type(step) is not int or progress["completed"] != step:
+        raise _damaged(f"global_step {step!r}, and {progress['completed']!r} steps of the optimizer")
+    loops["state_dict"] = {}
+    checkpoint["lr_schedulers"] = []
+    name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
+    if trainer.datamodule is not None and name not in checkpoint:  # type: ignore[attr-defined]
+        raise _damaged(f"no place in the training data ({name})")
+    for callback in trainer.checkpoint_callbacks:
+        state = checkpoint["callbacks"].get(getattr(callback, "state_key", None))
+        if state is not None and isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoint):
+            checkpoint["callbacks"][callback.state_key] = own_state(callback, state)
+
+
+def hyper_parameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What the groups of an optimizer are set to: all but their parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, Any]], step: int) -> None:
+    """Let a restored optimizer follow its settings again, and a new schedule as it is after ``step`` steps.
+
+    A restored one has the settings of the run before. Where they are the same, so are the learning rate's bits.
+
+    Raises:
+        ProtosegError: moments that do not fit the parameters.
+    """
+    for parameter, state in optimizer.state.items():
+        wrong = [k for k in _MOMENTS if isinstance(v := state.get(k), Tensor) and v.shape != parameter.shape]
+        wrong += [k for k in _MOMENTS if k in state and not isinstance(state[k], (Tensor, type(None)))]
+        if isinstance(optimizer, Adam):
+            wrong += [k for k in ("step", "exp_avg", "exp_avg_sq") if k not in state]
+            wrong += [] if isinstance(n := state.get("step"), (int, float)) or getattr(n, "ndim", 1) == 0 else ["step"]
+        if wrong:
+            raise _damaged(f"the optimizer's {wrong[0]} does not fit a parameter of shape {list(parameter.shape)}")
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "lr_scheduler.step() before optimizer.step()"
+        for _ in range(step):
+            schedule.step()
+
+
+def _check_like(saved: Any, like: Any, where: str) -> None:
+    """Lightning makes attributes of whatever it finds here, and stumbles over them in mid-training."""
+    if isinstance(like, dict) and like:
+        if not isinstance(saved, dict) or not saved.keys() <= like.keys():
+            raise _damaged(f"{where}: expected {', '.join(like)}, got {str(saved)[:80]}")
+        for key, value in saved.items():
+            _check_like(value, like[key], f"{where}.{key}")
+    elif isinstance(like, int) and (type(saved) is not type(like) or saved < 0):
+        raise _damaged(f"{where}: expected {'true or false' if isinstance(like, bool) else 'a count'}, got {saved!r}")
+
+
+def _damaged(what: str) -> ProtosegError:
+    return ProtosegError(
+        f"resume: the checkpoint's state of the training is damaged, or of another kind ({what}); resume another "
+        "checkpoint, or start a new run"
+    )

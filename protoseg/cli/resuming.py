@@ -36,12 +36,13 @@ RULES: tuple[tuple[str, str], ...] = (
     ("head.temperature head.momentum head.momentum_warmup head.assignment head.epsilon head.rounds", SAID),
     ("encoder.* decoder.* segmentor.* head.* auxiliary auxiliary.*", ENCODED),
     # Terms and methods: numbers that are read at every step.
+    ("method.mix.*", SAID),
     ("*class_weights* *.classes*", STORED),
     ("*._target_ *.dim *.num_prototypes *.queue_length", "its state would not fit, or not follow"),
     ("loss.*.weight loss.*.temperature loss.*.ohem_threshold loss.*.ohem_min_kept", SAID),
     ("contrast.* method.terms.*.* method.source_terms.*.*", SAID),
-    ("method.alpha method.threshold method.ignore_top method.ignore_bottom method.jitter", SAID),
-    ("method.jitter_probability method.blur method.separate_backward method.subsets*", SAID),
+    ("method.alpha method.threshold method.ignore_top method.ignore_bottom", SAID),
+    ("method.separate_backward method.subsets*", SAID),
 )
 """Patterns of keys, first match first, and what becomes of a change: taken over and said, or refused for a reason.
 

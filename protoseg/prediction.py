@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -230,7 +229,9 @@ def _video(writer: Writer, path: Path) -> int:
 
 
 def _read_labels(path: Path) -> Tensor:
-    with Image.open(path) as file:
+    from protoseg.data.decoding import open_picture
+
+    with open_picture(path) as file:
         return torch.from_numpy(np.asarray(file).astype(np.int64))
 
 

@@ -20,7 +20,7 @@ from protoseg.checkpoint import (
     read_checkpoint,
 )
 from protoseg.cli.build import compile_networks
-from protoseg.data import AdaptationDataModule, SegmentationDataModule
+from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
 from protoseg.data.label_spaces import relabelled
 from protoseg.evaluation import evaluate
 from protoseg.inference import Predictor, choose_device
@@ -105,6 +105,7 @@ def open_checkpoint(cfg: DictConfig) -> Trained:
     Raises:
         ProtosegError: a file that is missing, bad, or asks for what is not allowed.
     """
+    limit_pixels(cfg.max_pixels)
     checkpoint = read_checkpoint(cfg.ckpt_path)
     asked = [name for name in ("data", "inference") if cfg.get(name) is None]
     config = OmegaConf.create(checkpoint_config(cfg.ckpt_path, checkpoint, [*BUILT, *asked]))

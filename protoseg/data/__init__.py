@@ -13,6 +13,7 @@ from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
+from protoseg.data.decoding import limit_pixels
 from protoseg.data.folder import ImageFolder
 from protoseg.data.gta5 import GTA5
 from protoseg.data.label_spaces import (
@@ -62,5 +63,6 @@ __all__ = [
     "TrainTransform",
     "ade20k_full",
     "labelled_folder",
+    "limit_pixels",
     "read_class_file",
 ]

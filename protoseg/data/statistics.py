@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.decoding import FAILURES, check_pixels, open_picture
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
@@ -143,10 +143,12 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
     def size(index: int) -> tuple[int, int]:
         path = dataset.samples[index][0]
         try:
-            with Image.open(path) as file:
-                return file.size
-        except (OSError, SyntaxError, ValueError) as error:
+            with open_picture(path) as file:
+                found = file.size
+        except FAILURES as error:
             raise ProtosegError(f"image {path}: expected a PNG or JPEG file, got {error}: run `check` on it") from error
+        check_pixels(f"image {path}", *found)
+        return found
 
     return Counter(in_threads(size, range(len(dataset)), "reading sizes"))
 

@@ -34,6 +34,9 @@ Color = tuple[int, int, int]
 Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+# Formats that people have images in, to be told of and not to be read.
+_OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".dng")
+_WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 _PNG_DEPTH = 24  # where the header has the bits per channel
 # 8-bit grey, palette (its indices), bilevel, and the 16-bit greys of different Pillow versions.
 _ID_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
@@ -50,6 +53,14 @@ def list_images(folder: Path, recursive: bool = False, skip: str | None = None) 
         ProtosegError: a link leads back to a folder that it lies in.
     """
     return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def other_formats(place: Path) -> str:
+    """The images under a folder that are not read because of their format, counted and named; "" if there are none."""
+    files = sorted(_files(place, True, None)) if place.is_dir() else [place]
+    found = [path for path in files if path.suffix.lower() in _OTHER_SUFFIXES and path.exists()]
+    shown = ", ".join(path.name for path in found[:5]) + (", ..." if len(found) > 5 else "")
+    return f"{len(found)} image(s) of formats that are not read ({shown}): convert them to PNG" if found else ""
 
 
 def _files(folder: Path, recursive: bool, skip: str | None, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -97,7 +108,7 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: st
             a JPEG.
     """
     if not images and not masks:
-        wanted = f"images ({', '.join(IMAGE_SUFFIXES)})" + ("" if masks is None else " and PNG masks")
+        wanted = _WANTED + ("" if masks is None else " and PNG masks")
         raise ProtosegError(f"{where}: expected {wanted}, got none")
     if masks is None:
         return [(images[key], None) for key in sorted(images)]
@@ -107,7 +118,8 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: st
     ):
         if missing:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            expected, remedy = f"{where}: expected one PNG mask per image, got", "Add the missing files or remove these"
+            expected = f"{where}: expected one PNG mask per image, got"
+            remedy = f"Add the missing files or remove these; read are {_WANTED}"
             fault(
                 f"{expected} {len(missing)} {what}: {names}. {remedy}",
                 [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in missing],

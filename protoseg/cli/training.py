@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from signal import SIGINT, Signals
 
@@ -220,21 +221,22 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     metrics = trainer.callback_metrics
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
-    score = float("nan") if best_score is None else float(best_score)
+    validated, last_score = "val/mIoU" in metrics, float(metrics.get("val/mIoU", float("nan")))
+    score = float("nan") if best_score is None or not isfinite(best_score) else float(best_score)
     log_file = next(Path(x.log_dir) for x in trainer.loggers if isinstance(x, CSVLogger)) / "metrics.csv"
 
     table = Table(title="Training finished", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("steps", f"{trainer.global_step} in {seconds / 60:.1f} min")
-    table.add_row("best val mIoU", f"{score:.4f}")
-    table.add_row("last val mIoU", f"{float(metrics.get('val/mIoU', float('nan'))):.4f}")
+    table.add_row("best val mIoU", in_words(score, validated))
+    table.add_row("last val mIoU", in_words(last_score, validated))
     if "val/teacher_mIoU" in metrics:
         table.add_row("last val mIoU of the teacher", f"{float(metrics['val/teacher_mIoU']):.4f}")
     if "prototypes/diversity" in metrics:
         table.add_row("prototype diversity (mean cosine)", f"{float(metrics['prototypes/diversity']):.3f}")
     table.add_row("learned parameters", f"{learned_parameters(module) / 1e6:.2f} M")
-    table.add_row("best checkpoint", best.best_model_path if best is not None else "none")
+    table.add_row("best checkpoint", (best.best_model_path if best is not None else "") or "none")
     table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
     table.add_row("metrics", str(log_file))
     if log_file.is_file():
@@ -246,3 +248,10 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
     if best is not None and best.best_model_path:
         Console().print(f"Evaluate it: python evaluate.py ckpt_path={best.best_model_path}", soft_wrap=True)
     return score
+
+
+def in_words(score: float, validated: bool) -> str:
+    """A validation score for the table, or why there is none."""
+    if isfinite(score):
+        return f"{score:.4f}"
+    return "none: no validated pixel was labelled" if validated else "none: nothing was validated"

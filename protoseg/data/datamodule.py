@@ -157,7 +157,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def prepare_validation(self) -> None:
         """The part of ``setup`` for the validation split."""
         dataset = self.dataset(self.val_split)
-        if self.trainer is None or self.trainer.limit_val_batches != 0:
+        if self.trainer is not None and self.trainer.limit_val_batches != 0:
             check_validation_labels(dataset)
 
     def train_dataloader(self) -> Loader:

@@ -107,14 +107,11 @@ def test_validation_that_cannot_judge(camvid: Path, tmp_path: Path) -> None:
         trainer(tmp_path, limit_val_batches=1.0).fit(Recorder(), module(camvid))
     trainer(tmp_path, limit_val_batches=0, max_steps=1).fit(Recorder(), module(camvid))
     fill(CamVid(camvid, "val"), VOID, but=1)
-    module(camvid).setup("fit")
-
-
-def test_images_without_masks_cannot_judge(camvid: Path) -> None:
+    trainer(tmp_path, limit_val_batches=1.0, max_steps=1).fit(Recorder(), module(camvid))
     data = module(camvid)
-    data.dataset("val").drop_labels()
-    with pytest.raises(ProtosegError, match="expected labelled pixels to validate on"):
-        data.setup("fit")
+    data.dataset("val").drop_labels()  # images without masks
+    with pytest.raises(ProtosegError, match=message):
+        trainer(tmp_path, limit_val_batches=1.0).fit(Recorder(), data)
 
 
 @pytest.mark.parametrize("part", ["source", "target"])

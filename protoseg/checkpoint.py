@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
@@ -31,10 +32,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-            except RuntimeError as error:  # how torch's own writer tells that the disk refuses
-                raise OSError(str(error)) from error
+            except RuntimeError as error:  # torch's own writer trips over the half-written file and hides the reason
+                refusal = error.__context__
+                raise (refusal if isinstance(refusal, OSError) else OSError(str(error))) from None
 
-        write_file(Path(path), save)
+        sizes: list[int] = []
+        apply_to_collection(checkpoint, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
+        write_file(Path(path), save, sum(sizes))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         return read_checkpoint(path, map_location)

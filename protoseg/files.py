@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +19,33 @@ def remove_partial_files(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_file(path: Path, save: Callable[[Path], object]) -> None:
+def disk_refusal(error: OSError, place: Path, wanted: int = 0) -> str:
+    """Why the disk refuses, with what is free and what was ``wanted`` (bytes) where it is full, and what to do.
+
+    Args:
+        error: what the system said.
+        place: the file or folder to write; it need not be there.
+        wanted: bytes, if known.
+    """
+    reason = (error.strerror or str(error)).strip()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = next((parent for parent in place.absolute().parents if parent.is_dir()), Path.cwd())
+        free = shutil.disk_usage(folder).free / 1e6
+        reason += f" ({wanted / 1e6:.1f} MB wanted, {free:.1f} MB free)" if wanted else f" ({free:.1f} MB free)"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        reason += " (the folder is read-only, or another user's)"
+    return f"cannot write {place}: {reason}"
+
+
+def write_file(path: Path, save: Callable[[Path], object], size: int = 0) -> None:
     """Let ``save`` write a file beside ``path``, then put it in place.
 
     A killed run or a full disk leaves an earlier file whole.
+
+    Args:
+        path: of the file; its folder is made if it is missing.
+        save: is given the path to write to.
+        size: bytes that the file will have, for the message; 0 if unknown.
 
     Raises:
         ProtosegError: the disk refuses; an earlier file at ``path`` is untouched.
@@ -36,5 +61,5 @@ def write_file(path: Path, save: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise ProtosegError(
-            f"cannot write {path}: {error}. What was written before is kept; free space or choose another folder"
+            f"{disk_refusal(error, path, size)}. What was written before is kept; free space or choose another folder"
         ) from error

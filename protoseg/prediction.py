@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -103,7 +102,8 @@ def predict(
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
     Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``) and ``overlays/NAME.jpg``;
-    for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``. Images and frames whose files are there are
+    for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``. Images that cannot be read are named at the
+    end. Images and frames whose files are there are
     left out, so that a run that was stopped goes on where it was.
 
     Args:
@@ -118,7 +118,8 @@ def predict(
         follow: of a folder, go on with the images that come into it, until for so many seconds none came.
 
     Raises:
-        ProtosegError: nothing to predict, a file that cannot be read or written, or settings that do not fit.
+        ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
+            others are predicted, images that could not be read.
     """
     # Only here, so that OpenCV and albumentations are needed where images are read.
     from protoseg.data.video import VIDEO_SUFFIXES
@@ -134,19 +135,27 @@ def predict(
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
     training = model.training
     writer = Writer(model.to(device).eval(), predictor, label_space, Path(output), device, save, overwrite)
+    failed: list[str] = []
     try:
-        skipped = _video(writer, Path(images)) if is_video else _images(writer, Path(images), follow)
+        skipped = _video(writer, Path(images)) if is_video else _images(writer, Path(images), follow, failed)
     finally:
         model.train(training)
     if rank() == 0:
         _say(writer, skipped, "frames" if is_video else "images")
+    if failed:
+        raise ProtosegError(
+            f"{len(failed)} image(s) could not be read, all others are predicted in {output}. Mend or remove these; "
+            "the same command, with hydra.run.dir set to that folder, does the rest:\n" + "\n".join(failed)
+        )
     return Outcome(writer.written, skipped)
 
 
-def _images(writer: Writer, place: Path, follow: float | None) -> int:
-    """Predict the images of a place; returns how many were done before."""
-    from protoseg.data.files import read_image
+def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]) -> int:
+    """Predict the images of a place; returns how many were done before, and adds what ``failed``, one line each."""
+    from protoseg.data.files import other_formats, read_image
 
+    if rank() == 0 and (others := other_formats(place)):
+        Console().print(f"left out: {others}", soft_wrap=True, highlight=False, markup=False)
     seen: list[Path] = []
     skipped = 0
     with progress_bar() as progress:
@@ -159,7 +168,12 @@ def _images(writer: Writer, place: Path, follow: float | None) -> int:
             skipped += len(mine) - len(todo)
             progress.update(task, total=writer.predicted + len(todo))
             for path in todo:
-                writer.write(names[str(path)], _tensor(read_image(path)))
+                try:
+                    image = _tensor(read_image(path))
+                except ProtosegError as error:
+                    failed.append(" ".join(str(error).split()))
+                    continue
+                writer.write(names[str(path)], image)
                 progress.update(task, completed=writer.predicted, rate=writer.rate())
     return skipped
 
@@ -230,7 +244,9 @@ def _video(writer: Writer, path: Path) -> int:
 
 
 def _read_labels(path: Path) -> Tensor:
-    with Image.open(path) as file:
+    from protoseg.data.decoding import open_picture
+
+    with open_picture(path) as file:
         return torch.from_numpy(np.asarray(file).astype(np.int64))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,3 +288,18 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
         io.save_checkpoint({"x": torch.zeros(3)}, file)
     assert io.load_checkpoint(file)["x"].tolist() == [1, 1, 1]
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_full_disk_is_told_with_what_was_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(checkpoint: object, stream: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904  as torch's own writer does
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_500_000))
+    state = {"state_dict": {"a": torch.ones(1000, 1000)}, "optimizer_states": [{"b": torch.ones(250_000)}]}
+    with pytest.raises(ProtosegError) as error:
+        AtomicCheckpointIO().save_checkpoint(state, tmp_path / "new" / "last.ckpt")
+    assert "last.ckpt: No space left on device (5.0 MB wanted, 1.5 MB free). What was written" in str(error.value)

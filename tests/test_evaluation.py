@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -236,6 +237,22 @@ def test_failed_write_keeps_the_earlier_file(tmp_path: Path) -> None:
         write_file(path, full)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, r"x\.txt: No space left on device \([\d.]+ MB free\)\. What was written before is kept"),
+        (errno.EROFS, r"x\.txt: Read-only file system \(the folder is read-only, or another user's\)"),
+        (errno.EACCES, r"x\.txt: Permission denied \(the folder is read-only, or another user's\)"),
+    ],
+)
+def test_what_the_disk_says(number: int, message: str, tmp_path: Path) -> None:
+    def refuse(partial: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(ProtosegError, match=message):
+        write_file(tmp_path / "x.txt", refuse)
 
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:

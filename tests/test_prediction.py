@@ -89,14 +89,42 @@ def test_a_stopped_run_goes_on_where_it_was(images: Path, tmp_path: Path, capsys
     assert again.seen == 3
 
 
-def test_a_bad_file_is_named_and_the_others_are_kept(images: Path, tmp_path: Path) -> None:
-    (images / "b" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(ProtosegError, match=r"b/0.png"):
+def test_bad_files_are_named_at_the_end_and_a_second_run_does_the_rest(images: Path, tmp_path: Path) -> None:
+    whole = (images / "a" / "0.png").read_bytes()
+    (images / "a" / "0.png").write_bytes(b"not an image")
+    (images / "a" / "1.png").write_bytes(whole[:-20])
+    with pytest.raises(ProtosegError) as error:
         run(Strongest(), images, tmp_path / "out")
-    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 2
+    head, *lines = str(error.value).splitlines()
+    assert head.startswith(f"2 image(s) could not be read, all others are predicted in {tmp_path / 'out'}.")
+    assert [line.split(":")[0] for line in lines] == [f"image {images / 'a' / name}" for name in ("0.png", "1.png")]
+    assert [path.name for path in (tmp_path / "out" / "labels").rglob("*.png")] == ["0.png"]
+    (images / "a" / "0.png").write_bytes(whole)
+    (images / "a" / "1.png").unlink()
+    model = Strongest()
+    assert run(model, images, tmp_path / "out").skipped == 1
+    assert model.seen == 1
+
+
+def test_images_of_other_formats_are_counted(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x.tif", "b/y.WEBP", "notes.txt"):
+        (images / name).write_bytes(b"")
+    run(Strongest(), images, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "left out: 2 image(s) of formats that are not read (y.WEBP, x.tif): convert them to PNG" in said
+    assert "3 images predicted" in said
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "x.bmp").write_bytes(b"")
+    for place in (only, only / "x.bmp"):
+        with pytest.raises(ProtosegError, match=r"expected a folder with .*1 image\(s\) of formats .*\(x\.bmp\)"):
+            run(Strongest(), place, tmp_path / "out")
 
 
 def test_a_folder_that_grows(images: Path, tmp_path: Path) -> None:
+    (images / "a" / "bad.png").write_bytes(b"not an image")
+    os.utime(images / "a" / "bad.png", (1e9, 1e9))
+
     def arrive() -> None:
         time.sleep(0.6)
         partial = images / ".new.png"
@@ -107,9 +135,10 @@ def test_a_folder_that_grows(images: Path, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=arrive)
     thread.start()
-    outcome = run(Strongest(), images, tmp_path / "out", follow=1.7, save=["labels"])
+    with pytest.raises(ProtosegError, match=r"1 image\(s\) .*\nimage .*a/bad\.png: expected a complete"):
+        run(Strongest(), images, tmp_path / "out", follow=1.7, save=["labels"])
     thread.join()
-    assert len(outcome.written) == 4
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 4
     assert (np.asarray(Image.open(tmp_path / "out" / "labels" / "late.png")) == 2).all()
 
 

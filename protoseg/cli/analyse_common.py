@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from protoseg.cli.tool import composed, spread
+from protoseg.cli.tool import composed
 from protoseg.files import write_file
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from protoseg.cli.evaluation import Trained
     from protoseg.data.loading import Loader
+    from protoseg.data.statistics import spread
     from protoseg.visualize import Picture
 
 

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from protoseg.data import SegmentationDataModule
+from protoseg.data import SegmentationDataModule, limit_pixels
 from protoseg.losses import Term
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
@@ -21,6 +21,7 @@ PROTOTYPE_TERMS = ("ppc", "ppd")
 
 def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
     """The DataModule; no file is looked at before its ``setup``."""
+    limit_pixels(cfg.max_pixels)
     return instantiate(cfg.data)
 
 

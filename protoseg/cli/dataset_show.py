@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import track
 
 from protoseg.cli.dataset_splits import data_command, load_data, splits_by_part
-from protoseg.cli.tool import spread
 from protoseg.data import SegmentationDataset
+from protoseg.data.statistics import spread
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 from protoseg.visualize import MANY_CLASSES, PAPER, Picture, fit_width, legend, overlay

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from protoseg.cli.tool import composed
-from protoseg.data import AdaptationDataModule, SegmentationDataModule, SegmentationDataset
+from protoseg.data import AdaptationDataModule, SegmentationDataModule, SegmentationDataset, limit_pixels
 
 Splits = dict[str, Callable[[], SegmentationDataset]]
 
@@ -32,8 +32,10 @@ def data_command(
 
 
 def load_config(options: argparse.Namespace) -> DictConfig:
-    """The composed section ``data``."""
-    section: DictConfig = composed("train", [f"data={options.data}", *options.overrides]).data
+    """The composed section ``data``; its ``max_pixels`` holds from now on."""
+    config = composed("train", [f"data={options.data}", *options.overrides])
+    limit_pixels(config.max_pixels)
+    section: DictConfig = config.data
     return section
 
 

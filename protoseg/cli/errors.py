@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,11 +16,13 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protoseg.files import disk_refusal
 from protoseg.types import ProtosegError
 
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 """Hydra's sweepers and launchers that are packages of their own, and our extra that installs each."""
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
 _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
 
@@ -58,6 +62,12 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
             return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}"
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
             return str(cause)
+        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere
+            from protoseg.data.starving import worker_failure
+
+            return worker_failure(cause)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{disk_refusal(error, Path(os.fsdecode(error.filename or '.')))}; choose another folder, or free space"
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None

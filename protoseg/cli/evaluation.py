@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 from protoseg.allocator import keep_freed_memory
 from protoseg.checkpoint import NETWORKS, check_same_classes
 from protoseg.cli.build import compile_networks
-from protoseg.data import AdaptationDataModule, SegmentationDataModule
+from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
 from protoseg.data.label_spaces import relabelled
 from protoseg.evaluation import evaluate
 from protoseg.inference import Predictor, choose_device
@@ -96,6 +96,7 @@ def open_checkpoint(cfg: DictConfig) -> Trained:
     Raises:
         ProtosegError: a file that is missing, bad, or asks for what is not allowed.
     """
+    limit_pixels(cfg.max_pixels)
     file = open_file(cfg.ckpt_path, cfg.trust)
     predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
     return Trained(file, file.label_space, file.model(cfg.network), predictor)

@@ -59,10 +59,3 @@ def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(config_name, [*overrides])
-
-
-def spread(total: int, count: int) -> list[int]:
-    """``count`` of ``total`` indices, evenly spread from the first to the last; all where there are no more."""
-    import numpy as np
-
-    return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]

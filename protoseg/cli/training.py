@@ -282,7 +282,8 @@ def summarise(
         the best score.
     """
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
-    score = math.nan if best_score is None else float(best_score)
+    validated, last_score = "val/mIoU" in metrics, metrics.get("val/mIoU", math.nan)
+    score = math.nan if best_score is None or not math.isfinite(best_score) else float(best_score)
     monitor = best.monitor if best is not None and best.monitor else "val/mIoU"
     best_file = best.best_file if best is not None else None
 
@@ -290,8 +291,8 @@ def summarise(
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("steps", steps)
-    table.add_row("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", f"{score:.4f}")
-    table.add_row("last val mIoU", f"{metrics.get('val/mIoU', math.nan):.4f}")
+    table.add_row("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", in_words(score, validated))
+    table.add_row("last val mIoU", in_words(last_score, validated))
     if "val/teacher_mIoU" in metrics:
         table.add_row("last val mIoU of the teacher", f"{metrics['val/teacher_mIoU']:.4f}")
     if "prototypes/diversity" in metrics:
@@ -312,3 +313,10 @@ def summarise(
         network = " network=teacher" if "teacher" in monitor else ""
         say(f"Evaluate it: python evaluate.py ckpt_path={best_file}{network}")
     return score
+
+
+def in_words(score: float, validated: bool) -> str:
+    """A validation score for the table, or why there is none."""
+    if math.isfinite(score):
+        return f"{score:.4f}"
+    return "none: no validated pixel was labelled" if validated else "none: nothing was validated"

@@ -13,6 +13,7 @@ from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
+from protoseg.data.decoding import limit_pixels
 from protoseg.data.folder import ImageFolder
 from protoseg.data.gta5 import GTA5
 from protoseg.data.label_spaces import (
@@ -60,5 +61,6 @@ __all__ = [
     "Streets",
     "Synthia",
     "TrainTransform",
+    "limit_pixels",
     "read_class_file",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from protoseg.data.datamodule import SegmentationDataModule, check_same_stream
 from protoseg.data.loading import Loader, PairedLoader
 from protoseg.data.rare_classes import RareClasses
+from protoseg.data.starving import TIMEOUT
 from protoseg.data.statistics import ClassStatistics
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -31,6 +32,7 @@ class AdaptationDataModule(pl.LightningDataModule):
             or the name of such a mapping in ``label_spaces.MAPPINGS``.
         rare_classes: draw the source images by rare-class sampling; None: in shuffled epochs.
         validate_source: validate on the source too, as the second loader.
+        timeout: seconds that a batch of the loader processes is waited for.
 
     Raises:
         ProtosegError: classes that differ without a mapping, a mapping that does not fit, values that make no sense;
@@ -49,6 +51,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         mapping: Mapping[str, str | None] | str | None = None,
         rare_classes: RareClasses | None = None,
         validate_source: bool = False,
+        timeout: float = TIMEOUT,
     ) -> None:
         self._parts: tuple[SegmentationDataModule, ...] = ()  # the trainer is passed on to them
         super().__init__()
@@ -59,6 +62,7 @@ class AdaptationDataModule(pl.LightningDataModule):
             "crop_size": crop_size,
             "val_batch_size": val_batch_size,
             "num_workers": num_workers,
+            "timeout": timeout,
         }
         self.seed = seed
         self.validate_source = validate_source
@@ -91,10 +95,10 @@ class AdaptationDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             for part in self._parts:
-                part.train_dataset()
+                part.prepare_training()
         if stage in ("fit", "validate"):
             for part in self._validated():
-                part.dataset(part.val_split)
+                part.prepare_validation()
 
     def train_dataloader(self) -> PairedLoader:
         """One pass is the whole training; raises as ``SegmentationDataModule.train_dataloader``."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,16 @@ from torch import Tensor
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
+from protoseg.data.labelled import check_training_labels, check_validation_labels
 from protoseg.data.loading import Augmented, Loader
 from protoseg.data.rare_classes import RareClassDraw, RareClasses
 from protoseg.data.samplers import RankSampler, StepBatchSampler
-from protoseg.data.statistics import ClassStatistics, class_statistics
+from protoseg.data.starving import TIMEOUT, check_shared_memory
+from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
 from protoseg.types import LabelSpace, ProtosegError
+
+BYTES_PER_PIXEL = 3 + 8  # of a Batch: the image, and the label as int64
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -35,6 +41,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: training samples per step and process.
         val_batch_size: evaluation samples per batch; has no influence on any result.
         num_workers: loader processes; has no influence on any result.
+        timeout: seconds that a batch of these is waited for.
         crop_size, scale, photometric, max_class_share: augmentation, see ``TrainTransform``.
         rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
@@ -66,8 +73,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: str | None = None,
         labels: bool = True,
         relabel: Mapping[str, str | None] | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         super().__init__()
+        if timeout <= 0:
+            raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
         if batch_size < 1 or val_batch_size < 1 or num_workers < 0 or seed < 0:
             raise ProtosegError(
                 "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0, got "
@@ -80,7 +90,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             )
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
-        self.num_workers = num_workers
+        self.num_workers, self.timeout = num_workers, timeout
         self.seed = seed
         self.train_split = train_split
         self.val_split = val_split
@@ -128,10 +138,27 @@ class SegmentationDataModule(pl.LightningDataModule):
         return dataset
 
     def setup(self, stage: str) -> None:
+        """Make the data sets of ``stage``; before a training, see that there is something to learn from.
+
+        Raises:
+            ProtosegError: as ``dataset``, ``check_training_labels`` and ``check_validation_labels``.
+        """
         if stage == "fit":
-            self.train_dataset()
+            self.prepare_training()
         if stage in ("fit", "validate"):
-            self.dataset(self.val_split)
+            self.prepare_validation()
+
+    def prepare_training(self) -> None:
+        """The part of ``setup`` for the training split."""
+        dataset = self.train_dataset()
+        if self.labels:
+            check_training_labels(dataset)
+
+    def prepare_validation(self) -> None:
+        """The part of ``setup`` for the validation split."""
+        dataset = self.dataset(self.val_split)
+        if self.trainer is not None and self.trainer.limit_val_batches != 0:
+            check_validation_labels(dataset)
 
     def train_dataloader(self) -> Loader:
         """One pass over this loader is the whole training: ``max_steps * accumulate_grad_batches`` batches.
@@ -145,6 +172,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         sampler = StepBatchSampler(
             len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, rank, world, self._start
         )
+        height, width = self.transform.crop_size
+        check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
         draw = None if self.rare_classes is None else RareClassDraw(self.class_statistics(), self.rare_classes)
         return self._loader(Augmented(dataset, self.transform, draw), batch_sampler=sampler)
 
@@ -162,6 +191,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             )
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
+        check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
         return self._loader(dataset, sampler=RankSampler(len(dataset), rank, world), batch_size=self.val_batch_size)
 
     def class_statistics(self) -> ClassStatistics:
@@ -219,7 +249,16 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         ignored = self.label_space.ignore_index
-        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), ignored, **options)
+        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), ignored, self.timeout, **options)
+
+
+def _pixels(dataset: SegmentationDataset) -> int:
+    """Pixels of the largest of a few images."""
+    found = [0]
+    for index in spread(len(dataset), 16):
+        with suppress(ProtosegError):  # told when the image's turn comes
+            found.append(prod(image_size(dataset.samples[index][0])))
+    return max(found)
 
 
 def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +12,19 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from protoseg.data.decoding import (
+    FAILURES,
+    JPEG_END,
+    JPEG_START,
+    PNG_END,
+    PNG_START,
+    check_pixels,
+    decode_jpeg,
+    open_picture,
+    picture_size,
+)
 from protoseg.data.faults import fault
 from protoseg.data.label_spaces import UNKNOWN_ID, Ids, unknown_id
 from protoseg.types import ProtosegError
@@ -24,8 +34,9 @@ Color = tuple[int, int, int]
 Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+# Formats that people have images in, to be told of and not to be read.
+_OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".dng")
+_WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 _PNG_DEPTH = 24  # where the header has the bits per channel
 # 8-bit grey, palette (its indices), bilevel, and the 16-bit greys of different Pillow versions.
 _ID_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
@@ -42,6 +53,14 @@ def list_images(folder: Path, recursive: bool = False, skip: str | None = None) 
         ProtosegError: a link leads back to a folder that it lies in.
     """
     return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def other_formats(place: Path) -> str:
+    """The images under a folder that are not read because of their format, counted and named; "" if there are none."""
+    files = sorted(_files(place, True, None)) if place.is_dir() else [place]
+    found = [path for path in files if path.suffix.lower() in _OTHER_SUFFIXES and path.exists()]
+    shown = ", ".join(path.name for path in found[:5]) + (", ..." if len(found) > 5 else "")
+    return f"{len(found)} image(s) of formats that are not read ({shown}): convert them to PNG" if found else ""
 
 
 def _files(folder: Path, recursive: bool, skip: str | None, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -89,7 +108,7 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: st
             a JPEG.
     """
     if not images and not masks:
-        wanted = f"images ({', '.join(IMAGE_SUFFIXES)})" + ("" if masks is None else " and PNG masks")
+        wanted = _WANTED + ("" if masks is None else " and PNG masks")
         raise ProtosegError(f"{where}: expected {wanted}, got none")
     if masks is None:
         return [(images[key], None) for key in sorted(images)]
@@ -99,7 +118,8 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: st
     ):
         if missing:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            expected, remedy = f"{where}: expected one PNG mask per image, got", "Add the missing files or remove these"
+            expected = f"{where}: expected one PNG mask per image, got"
+            remedy = f"Add the missing files or remove these; read are {_WANTED}"
             fault(
                 f"{expected} {len(missing)} {what}: {names}. {remedy}",
                 [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in missing],
@@ -135,16 +155,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode an image to RGB, ``h w 3``.
 
     Raises:
-        ProtosegError: the file cannot be read, is cut short, or is not an image.
+        ProtosegError: the file cannot be read, is cut short, is not an image, or has too many pixels
+            (``decoding.limit_pixels``).
     """
+    data = read_bounded(path, "image")
     try:
-        data = path.read_bytes()
+        if data.startswith(JPEG_START) and (pixels := decode_jpeg(data)) is not None:
+            return pixels
         # OpenCV is about twice as fast as Pillow, but some versions fill up a file that is cut short with grey and
         # say nothing (imread still does in 4.12). So Pillow looks first at a file that does not end as it should.
         if not _ends_properly(data):
-            Image.open(io.BytesIO(data)).load()
+            if data.startswith(PNG_START):
+                raise ValueError("it is cut short")
+            open_picture(data).load()
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, SyntaxError, ValueError, cv2.error) as error:
+    except (*FAILURES, cv2.error) as error:
         raise _unreadable(path, "image", error) from error
     if image is None:
         raise _unreadable(path, "image", "it cannot be decoded")
@@ -164,14 +189,11 @@ def read_label(
         colors: the id of each RGB colour, for masks that hold colours (8 bits a channel); None: there are none.
 
     Raises:
-        ProtosegError: the file cannot be read, is no PNG, holds other channels, or holds an id that ``table`` or a
-            colour that ``colors`` does not know.
+        ProtosegError: the file cannot be read, is no PNG, has too many pixels, holds other channels, or holds an id
+            that ``table`` or a colour that ``colors`` does not know.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, "mask", error) from error
-    if data.startswith(_JPEG_START):
+    data = read_bounded(path, "mask")
+    if data.startswith(JPEG_START):
         raise _lossy(path)
     ids = _decode_ids(path, data, colors) if channel is None else _decode_channel(path, data, channel)
     if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() >= len(table)):
@@ -188,17 +210,28 @@ def read_label(
     return label
 
 
+def read_bounded(path: Path, kind: str) -> bytes:
+    """The bytes of a file; raises ProtosegError if it cannot be read or has too many pixels to be decoded."""
+    try:
+        data = path.read_bytes()
+        size = picture_size(data)
+    except FAILURES as error:
+        raise _unreadable(path, kind, error) from error
+    check_pixels(f"{kind} {path}", *size)
+    return data
+
+
 def _decode_ids(path: Path, data: bytes, colors: Mapping[Color, int] | None) -> NDArray[Any]:
     """The ids of a grey mask, or the indices of a palette: Pillow, unlike OpenCV, does not turn them into colours."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with open_picture(data) as file:
             mode = file.mode
             pixels = np.asarray(file.convert("L") if mode == "1" else file)
-    except (OSError, SyntaxError, ValueError) as error:
+    except FAILURES as error:
         raise _unreadable(path, "mask", error) from error
     if mode in _ID_MODES:
         return pixels
-    deep = data.startswith(_PNG_START) and data[_PNG_DEPTH] == 16  # Pillow would give their high bytes
+    deep = data.startswith(PNG_START) and data[_PNG_DEPTH] == 16  # Pillow would give their high bytes
     if colors is None or mode not in ("RGB", "RGBA") or deep:
         raise ProtosegError(
             f"mask {path}: expected one channel of class ids (grey or palette PNG)"
@@ -254,9 +287,14 @@ def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
 
 
 def _ends_properly(data: bytes) -> bool:
-    if data.startswith(_JPEG_START):
-        return data.endswith(_JPEG_END)
-    return data.startswith(_PNG_START) and data.endswith(_PNG_END)
+    if data.startswith(JPEG_START):
+        return data.endswith(JPEG_END)
+    at = len(PNG_START) if data.startswith(PNG_START) else len(data)
+    while at < len(data):  # chunk by chunk: OpenCV makes room for as much as a damaged length asks for
+        if data[at + 4 : at + 4 + len(PNG_END)] == PNG_END:
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def _lossy(path: Path) -> ProtosegError:

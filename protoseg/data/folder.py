@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import IMAGE_SUFFIXES, list_images
+from protoseg.data.files import IMAGE_SUFFIXES, list_images, other_formats
 from protoseg.types import LabelSpace, ProtosegError
 
 
@@ -28,10 +28,10 @@ class ImageFolder(SegmentationDataset):
         else:
             paths = list_images(place, recursive=True) if place.is_dir() else []
         if not paths:
-            state = "no such file in it" if place.is_dir() else "no such folder"
+            state = "no such file in it" if place.is_dir() else "not an image" if place.is_file() else "no such folder"
             raise ProtosegError(
                 f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}: "
-                f"{'not an image' if place.is_file() else state}"
+                f"{other_formats(place) or state}"
             )
         self.label_space = label_space
         super().__init__([(path, None) for path in paths], split)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.rare_classes import RareClassDraw
+from protoseg.data.starving import TIMEOUT, worker_failure
 from protoseg.data.transforms import TrainTransform
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 
@@ -78,6 +79,10 @@ class Loader(DataLoader[Batch]):
         seed: base seed of the workers.
         rank: this process.
         ignore_index: the label space's.
+        timeout: seconds that a batch of the workers is waited for.
+
+    Raises:
+        ProtosegError: while it runs, what a worker raised, or a worker that was killed or gives nothing any more.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Loader(DataLoader[Batch]):
         seed: int,
         rank: int,
         ignore_index: int = IGNORE_INDEX,
+        timeout: float = TIMEOUT,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -97,6 +103,7 @@ class Loader(DataLoader[Batch]):
             collate_fn=partial(collate, ignore_index=ignore_index),
             worker_init_fn=partial(seed_worker, seed=seed, rank=rank),
             persistent_workers=num_workers > 0,
+            timeout=timeout if num_workers > 0 else 0,
             # Else each pass over the loader would draw from torch's global generator and change the training after it.
             generator=torch.Generator().manual_seed(seed),
             **options,
@@ -109,6 +116,11 @@ class Loader(DataLoader[Batch]):
             self.shutdown()
             # torch puts the worker's traceback before the message: "...\nprotoseg.types.ProtosegError: message\n".
             raise ProtosegError(str(error).rsplit("ProtosegError: ", 1)[-1].strip()) from None
+        except RuntimeError as error:
+            self.shutdown()
+            if (message := worker_failure(error)) is None:
+                raise
+            raise ProtosegError(message) from error
 
     def shutdown(self) -> None:
         """End the workers."""

@@ -11,9 +11,10 @@ from struct import pack as pack_bytes
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.decoding import FAILURES, open_picture
+from protoseg.data.files import read_bounded
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
@@ -76,14 +77,14 @@ def packed_png(path: Path, level: int) -> bytes | None:
     Raises:
         ProtosegError: the file is no image.
     """
+    data = read_bounded(path, "image")
     try:
-        data = path.read_bytes()
-        with Image.open(path) as file:
+        with open_picture(data) as file:
             if file.mode in _PALETTE_MODES:  # small and unfiltered already; OpenCV would turn ids into colours
                 return None
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         packed = encode_png(np.asarray(array), level)
-    except (OSError, SyntaxError, ValueError, cv2.error) as error:
+    except (*FAILURES, cv2.error) as error:
         raise ProtosegError(f"image {path}: expected a PNG file, got {error}: run `check` on it") from error
     # What a file says beside its pixels (EXIF orientation) is lost: such a file stays.
     return packed if np.array_equal(_seen(data), _seen(packed)) else None

@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.decoding import FAILURES, check_pixels, open_picture
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
@@ -88,28 +88,46 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     """
     names, places = _names_and_places(dataset)
     classes = dataset.label_space.classes
-    begun: NDArray[np.int64] = np.zeros((0, len(classes)), np.int64)
-    for path in places:
-        counts = _load(path, classes, names)
-        if counts is not None and len(counts) == len(names):
-            return ClassStatistics(classes, names, counts, path)
-        if counts is not None and len(counts) > len(begun):
-            begun = counts
+    found, kept = _kept(dataset, names, places)
+    if len(found) == len(names):
+        return ClassStatistics(classes, names, found, kept)
 
     def keep(counts: NDArray[np.int64]) -> tuple[Path | None, str]:
         return _write(places, ClassStatistics(classes, names[: len(counts)], counts))
 
-    counts = count_pixels(dataset, begun, keep)
+    counts = count_pixels(dataset, found, keep)
     kept, reason = keep(counts)
     if kept is None:
         warnings.warn(f"class statistics are not kept and will be counted again: {reason}", stacklevel=2)
     return ClassStatistics(classes, names, counts, kept)
 
 
+def kept_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
+    """The statistics of a data set if they were counted before, and kept; no mask is opened."""
+    names, places = _names_and_places(dataset)
+    counts, path = _kept(dataset, names, places)
+    return ClassStatistics(dataset.label_space.classes, names, counts, path) if len(counts) == len(names) else None
+
+
+def _kept(
+    dataset: SegmentationDataset, names: tuple[str, ...], places: list[Path]
+) -> tuple[NDArray[np.int64], Path | None]:
+    """The counts of the most images that a file holds, and that file."""
+    classes = dataset.label_space.classes
+    found: NDArray[np.int64] = np.zeros((0, len(classes)), np.int64)
+    kept = None
+    for path in places:
+        counts = _load(path, classes, names)
+        if counts is not None and len(counts) > len(found):
+            found, kept = counts, path
+    return found, kept
+
+
 def count_pixels(
     dataset: SegmentationDataset,
     begun: NDArray[np.int64] | None = None,
     keep: Callable[[NDArray[np.int64]], object] = lambda counts: None,
+    indices: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """Pixels of each class in the mask of each sample, int64 ``n c``; raises ProtosegError as ``read_label``.
 
@@ -117,13 +135,14 @@ def count_pixels(
         dataset: whose masks are read, by several threads.
         begun: the counts of the first samples, if they are known already.
         keep: called with the counts so far, once a minute.
+        indices: the samples; all unless given.
     """
     num_classes = dataset.label_space.num_classes
     rows = [] if begun is None else list(begun)
     kept_at = time.monotonic()
     for row in in_threads(
         lambda index: np.bincount(dataset.read_label(index).ravel(), minlength=num_classes)[:num_classes],
-        range(len(rows), len(dataset)),
+        (range(len(dataset)) if indices is None else indices)[len(rows) :],
         "counting classes",
     ):
         rows.append(row)
@@ -137,21 +156,30 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
     """How many images there are of each width and height; only the heads of the files are read.
 
     Raises:
-        ProtosegError: a file that is no image.
+        ProtosegError: a file that is no image, or has too many pixels.
     """
 
-    def size(index: int) -> tuple[int, int]:
-        path = dataset.samples[index][0]
-        try:
-            with Image.open(path) as file:
-                return file.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ProtosegError(f"image {path}: expected a PNG or JPEG file, got {error}: run `check` on it") from error
-
-    return Counter(in_threads(size, range(len(dataset)), "reading sizes"))
+    paths = [image for image, _ in dataset.samples]
+    return Counter(in_threads(lambda index: image_size(paths[index]), range(len(paths)), "reading sizes"))
 
 
-def in_threads(task: Callable[[int], Any], indices: range, title: str) -> Iterator[Any]:
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height; only the head of the file is read. Raises as ``image_sizes``."""
+    try:
+        with open_picture(path) as file:
+            size = file.size
+    except FAILURES as error:
+        raise ProtosegError(f"image {path}: expected a PNG or JPEG file, got {error}: run `check` on it") from error
+    check_pixels(f"image {path}", *size)
+    return size
+
+
+def spread(total: int, count: int) -> list[int]:
+    """``count`` of ``total`` indices, evenly spread from the first to the last; all where there are no more."""
+    return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
+
+
+def in_threads(task: Callable[[int], Any], indices: Sequence[int], title: str) -> Iterator[Any]:
     """The results of ``task`` in order, under a progress bar where there are many (on the first rank)."""
     quiet = len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:

@@ -144,9 +144,9 @@ class TrainTransform:
             raise ProtosegError(f"scale: expected [low, high] with 0 < low <= high, got {list(scale)}")
         if max_class_share is not None and not 0 < max_class_share <= 1:
             raise ProtosegError(f"max_class_share: expected a share in (0, 1] or null, got {max_class_share}")
+        self.crop_size = (int(crop_size[0]), int(crop_size[1]))
         self._crop = ScaledCrop(
-            int(crop_size[0]),
-            int(crop_size[1]),
+            *self.crop_size,
             pad_if_needed=True,
             pad_position="random",
             fill=PAD_IMAGE,

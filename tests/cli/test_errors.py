@@ -13,6 +13,8 @@ from PIL import Image
 
 from protoseg import data as data_module
 from protoseg.checkpoint import read_checkpoint
+from protoseg.cli import CONFIG_DIR
+from protoseg.cli.errors import explain
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,42 @@ def test_unreadable_override() -> None:
     assert result.returncode == 1
     assert "trainer.max_steps" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run(f"hydra.run.dir={tmp_path}/file/run")
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"error: cannot write {tmp_path}/file/run: Not a directory; choose another folder, or free space\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/x/run"),
+            "cannot write /x/run: Permission denied (the folder is re",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device ("),
+        (
+            RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "),
+            "a loader process died (Killed), mos",
+        ),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error. "), "ran out of shared memory"),
+        (FileNotFoundError(2, "No such file or directory", "x"), None),
+        (RuntimeError("a fault of the program"), None),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_one_line(error: Exception, message: str | None) -> None:
+    said = explain(error, CONFIG_DIR, "train")
+    if message is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert message in said
+        assert "\n" not in said
 
 
 def test_missing_data_names_the_source(tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def test_pair() -> None:
     ]
     with pytest.raises(ProtosegError, match=r"here: .*got 7 image\(s\) without mask: b, c, d, e, f, \.\.\."):
         pair(names, {"a": Path("a")}, "here")
-    with pytest.raises(ProtosegError, match=r"got 1 mask\(s\) without image: h"):
+    with pytest.raises(
+        ProtosegError, match=r"got 1 mask\(s\) without image: h.*read are images \(\.png, \.jpg, \.jpeg\)"
+    ):
         pair({k: v for k, v in names.items() if k != "h"}, names, "here")
     with pytest.raises(ProtosegError, match=r"expected images .* and PNG masks, got none"):
         pair({}, {}, "here")

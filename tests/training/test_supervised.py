@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.build import build_datamodule, build_module
 from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import run_training, validation_interval
+from protoseg.cli.training import in_words, run_training, validation_interval
 from protoseg.losses import CrossEntropy, Step
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
@@ -52,6 +53,14 @@ def test_a_run_learns_and_writes_what_it_says(configure: Callable[..., DictConfi
     printed = capsys.readouterr().out
     assert "best val mIoU" in printed
     assert "best.ckpt" in printed
+
+
+def test_without_validation_no_score_is_told(configure: Callable[..., DictConfig], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert math.isnan(run_training(configure("train", *TINY, "trainer.limit_val_batches=0", "trainer.max_steps=1")))
+    printed = capsys.readouterr().out
+    assert printed.count("none: nothing was validated") == 2
+    assert "inf" not in printed
+    assert in_words(-math.inf, True) == in_words(math.nan, True) == "none: no validated pixel was labelled"
 
 
 def test_the_checkpoint_is_complete_and_evaluates_alone(configure: Callable[..., DictConfig], tmp_path: Path) -> None:

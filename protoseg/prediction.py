@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor, nn
 
 from protoseg.distributed import rank, world_size
 from protoseg.evaluation import check_model, jpeg, output_names, progress_bar
-from protoseg.files import write_file
+from protoseg.files import with_ending, write_file
 from protoseg.inference import Predictor
+from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
 from protoseg.visualize import Picture, label_png, overlay
 
@@ -58,7 +58,7 @@ class Writer:
         self.predicted, self._started = 0, time.perf_counter()
 
     def path(self, kind: str, name: Path) -> Path:
-        return self.output / kind / name.with_name(name.name + (".png" if kind == "labels" else ".jpg"))
+        return with_ending(self.output / kind / name, ".png" if kind == "labels" else ".jpg")
 
     def is_done(self, name: Path) -> bool:
         """Whether all that is wanted of an image is there."""
@@ -213,7 +213,7 @@ def _video(writer: Writer, path: Path) -> int:
                 f"video {path}: expected frames, got none that can be read: convert it, e.g. with ffmpeg"
             )
         if index + 1 < video.num_frames:
-            Console().print(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
+            say(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
 
     def show_all(partial: Path) -> None:
         with VideoWriter(partial, video.rate) as film:
@@ -241,4 +241,4 @@ def _tensor(picture: Picture) -> Tensor:
 
 def _say(writer: Writer, skipped: int, what: str) -> None:
     before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
-    Console().print(f"{writer.predicted} {what} predicted{before}: {writer.output}", soft_wrap=True, highlight=False)
+    say(f"{writer.predicted} {what} predicted{before}: {writer.output}")

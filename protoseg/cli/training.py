@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from protoseg.allocator import keep_freed_memory
@@ -34,6 +32,7 @@ from protoseg.data import AdaptationDataModule
 from protoseg.files import remove_partial_files
 from protoseg.models.build import wrong_input
 from protoseg.sweep import read_job
+from protoseg.text import Terminal, command, override, say
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.types import ProtosegError
@@ -142,9 +141,10 @@ def tell_of_stop(step: int, last: Path) -> None:
     """Say where the training stands and how it goes on."""
     run = last.parents[1]
     of_sweep = read_job(run) is not None
-    again = f"hydra.sweep.dir={run.parent}" if of_sweep else f"resume=auto hydra.run.dir={run}"
+    place = override("hydra.sweep.dir", run.parent) if of_sweep else override("hydra.run.dir", run)
+    again = command(place) if of_sweep else command("resume=auto", place)
     saved = f"last checkpoint: {last}; to go on: the same command with {again}"
-    print(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", file=sys.stderr)
+    say(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", stderr=True)
 
 
 def check_data_suit_method(datamodule: pl.LightningDataModule, module: SegmentationModule) -> None:
@@ -174,11 +174,9 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     model, space = module.model, module.label_space
     images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
-    Console().print(
+    say(
         f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
-        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}",
-        soft_wrap=True,
-        highlight=False,
+        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}"
     )
 
 
@@ -242,7 +240,7 @@ def summarise(trainer: pl.Trainer, module: SegmentationModule, output: Path, sec
         table.add_row("curves", str(output / "curves.png"))
     if (output / "panels").is_dir():
         table.add_row("predictions, prototypes", str(output / "panels"))
-    Console().print(table)
+    Terminal().print(table)
     if best is not None and best.best_model_path:
-        Console().print(f"Evaluate it: python evaluate.py ckpt_path={best.best_model_path}", soft_wrap=True)
+        say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', best.best_model_path))}")
     return score

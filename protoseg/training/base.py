@@ -21,6 +21,7 @@ from protoseg.losses import CrossEntropy, LossInput, LossTerm
 from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.prototype_memory import Observation
+from protoseg.text import visible
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
 
@@ -168,7 +169,8 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict({f"{prefix}{name}": value for name, value in means.items()})
 
     def _log_classes(self, key: str, values: Tensor) -> None:
-        self.log_dict({f"{key}/{name}": float(v) for name, v in zip(self.label_space.classes, values, strict=True)})
+        names = map(visible, self.label_space.classes)
+        self.log_dict({f"{key}/{name}": float(v) for name, v in zip(names, values, strict=True)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["protoseg"] = {

@@ -32,7 +32,7 @@ from protoseg.checkpoint import (
 from protoseg.files import write_file
 from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
-from protoseg.text import markdown
+from protoseg.text import markdown_text
 from protoseg.types import LabelSpace, ProtosegError
 from protoseg.visualize import Picture, label_png, overlay
 
@@ -188,9 +188,9 @@ class Model:
         parts = " + ".join(type(part).__name__ for part in (network.encoder, network.decoder, network.head))
         return (
             "---\nlibrary_name: protoseg\npipeline_tag: image-segmentation\n---\n\n"
-            f"# {markdown(self.label_space.name)}\n\n"
+            f"# {markdown_text(self.label_space.name)}\n\n"
             f"Semantic segmentation, {parts}, {self.label_space.num_classes} classes: "
-            f"{', '.join(map(markdown, self.classes))}.\n\n"
+            f"{', '.join(map(markdown_text, self.classes))}.\n\n"
             "```python\nimport protoseg\n\n"
             'model = protoseg.load("USER/NAME")\nprediction = model.predict("photo.jpg")\n```\n'
         )

@@ -51,14 +51,14 @@ def say(message: str, stderr: bool = False) -> None:
     Terminal(stderr).say(message)
 
 
-def markdown(text: object) -> str:
+def markdown_text(text: object) -> str:
     """Text as it is inside a line of Markdown, or a cell of a table."""
     return _MARKDOWN.sub(r"\\\g<0>", visible(text))
 
 
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], left: int = 1) -> str:
     """A table in Markdown; the first ``left`` columns are names, the others numbers."""
-    lines = [[markdown(cell) for cell in row] for row in (header, *rows)]
+    lines = [[markdown_text(cell) for cell in row] for row in (header, *rows)]
     lines.insert(1, ["---" if i < left else "---:" for i in range(len(header))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -79,7 +79,7 @@ def _inert(cell: object) -> object:
     return cell
 
 
-def drawn(text: object) -> str:
+def figure_text(text: object) -> str:
     """Text for a figure of matplotlib, which takes ``$`` for formulas and leaves ``_…`` out of legends."""
     line = visible(text).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line

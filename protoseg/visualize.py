@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from protoseg.text import drawn, visible
+from protoseg.text import figure_text, visible
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def short_name(name: str) -> str:
 
 def figure_name(name: str) -> str:
     """The short name of a class, for a figure of matplotlib."""
-    return drawn(short_name(name))
+    return figure_text(short_name(name))
 
 
 def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from protoseg.curves import read_log
 from protoseg.files import write_file
 from protoseg.sweep import Job, Sweep, short_names, short_value
-from protoseg.text import markdown, markdown_table, write_csv
+from protoseg.text import markdown_table, markdown_text, write_csv
 from protoseg.types import ProtosegError
 
 SEED = "seed"
@@ -156,15 +156,15 @@ def jobs_table(sweep: Sweep) -> list[list[object]]:
     return rows
 
 
-def markdown_page(sweep: Sweep, comparison: Comparison) -> str:
+def markdown(sweep: Sweep, comparison: Comparison) -> str:
     """The table of the settings, and the jobs without a result, as Markdown."""
     header, rows = table(comparison)
     without = [
-        "- " + markdown(f"job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". "))
+        "- " + markdown_text(f"job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". "))
         for job in missing(sweep)
     ]
     note = f"{comparison.title}: mean ± sample standard deviation over n runs."
-    parts = [f"# {markdown(sweep.folder.name)}", markdown_table(header, rows, len(comparison.names)), note]
+    parts = [f"# {markdown_text(sweep.folder.name)}", markdown_table(header, rows, len(comparison.names)), note]
     if without:
         parts += [f"Without a result: {len(without)} of {len(sweep.jobs)} jobs.", "\n".join(without)]
     return "\n\n".join(parts) + "\n"
@@ -174,6 +174,6 @@ def write_tables(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Pat
     """Write ``table.csv``, ``table.md`` and ``jobs.csv``; returns their paths."""
     paths = [folder / name for name in ("table.csv", "table.md", "jobs.csv")]
     write_file(paths[0], lambda path: write_csv(path, exact_table(comparison)))
-    write_file(paths[1], lambda path: path.write_text(markdown_page(sweep, comparison), encoding="utf-8"))
+    write_file(paths[1], lambda path: path.write_text(markdown(sweep, comparison), encoding="utf-8"))
     write_file(paths[2], lambda path: write_csv(path, jobs_table(sweep)))
     return paths

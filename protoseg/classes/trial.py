@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hydra._internal.grammar.utils import escape_special_characters
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.progress import track
@@ -24,6 +25,7 @@ from protoseg.functional.class_prototypes import best_cosine
 from protoseg.functional.resize import upsample_logits
 from protoseg.metrics import SegmentationMetrics
 from protoseg.models.segmentor import Segmentor
+from protoseg.text import command
 from protoseg.types import Batch, LabelSpace, ProtosegError
 
 MIN_SHARE = 1e-3
@@ -119,7 +121,7 @@ def data_with(
         raise ProtosegError(
             f"trial: expected a class that the data has and {path} was not trained with, got {name!r}; the data has "
             f"{', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}: train with "
-            f"'data.relabel={{{name}: null}}'"
+            + command(f"data.relabel={{{escape_special_characters(name)}: null}}")
         )
     color = there.colors[there.classes.index(name)]
     space = LabelSpace(space.name, (*space.classes, name), (*space.colors, color))

@@ -60,7 +60,7 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
             remedy = f"; a path or another text goes into quotes: {command(override(key, value))}" if value else ""
             return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}{remedy}"
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
-            return str(cause)
+            return " ".join(str(cause).split())
     if isinstance(error, HydraException):
         return " ".join(str(error).split())
     return None

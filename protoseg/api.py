@@ -24,6 +24,7 @@ from protoseg.checkpoint import AtomicCheckpointIO
 from protoseg.files import write_file
 from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
+from protoseg.text import markdown_text
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError
@@ -183,8 +184,9 @@ class Model:
         parts = " + ".join(type(part).__name__ for part in (network.encoder, network.decoder, network.head))
         return (
             "---\nlibrary_name: protoseg\npipeline_tag: image-segmentation\n---\n\n"
-            f"# {self.label_space.name}\n\nSemantic segmentation, {parts}, {self.label_space.num_classes} classes: "
-            f"{', '.join(self.classes)}.\n\n"
+            f"# {markdown_text(self.label_space.name)}\n\n"
+            f"Semantic segmentation, {parts}, {self.label_space.num_classes} classes: "
+            f"{', '.join(map(markdown_text, self.classes))}.\n\n"
             "```python\nimport protoseg\n\n"
             'model = protoseg.load("hf://USER/NAME")\nprediction = model.predict("photo.jpg")\n```\n'
         )

@@ -37,6 +37,7 @@ def curves_figure(run: Path) -> Figure:
     # Only here: reading a log needs neither torch nor matplotlib.
     from matplotlib import colormaps
 
+    from protoseg.text import figure_text
     from protoseg.visualize import empty_figure
 
     rows = read_log(run)
@@ -53,7 +54,7 @@ def curves_figure(run: Path) -> Figure:
             points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
             if points:
                 marker = "o" if len(points) < 40 else None
-                label = column.split("/", 1 + ("by class" in title))[-1]
+                label = figure_text(column.split("/", 1 + ("by class" in title))[-1])
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
         if title == "training losses" and axes.lines:
             axes.set_yscale("log")  # terms differ by orders of magnitude

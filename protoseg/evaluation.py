@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from protoseg.distributed import rank, world_size
-from protoseg.files import write_file
+from protoseg.files import with_ending, write_file
 from protoseg.inference import Predictor, SegmentationModel
 from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.report import print_report, summary, write_report
@@ -146,8 +146,7 @@ class _Pictures:
             self._file("panels", source, ".jpg", jpeg(panel(image, truth, prediction, space)))
 
     def _file(self, kind: str, source: str, suffix: str, save: Callable[[Path], object]) -> None:
-        name = self.names[source]
-        path = self.output / kind / name.with_name(name.name + suffix)
+        path = with_ending(self.output / kind / self.names[source], suffix)
         write_file(path, save)
         self.written.append(path)
 

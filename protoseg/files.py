@@ -6,11 +6,23 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 from protoseg.types import ProtosegError
 
 _PARTIAL = ".partial"
+_LONGEST = 255  # bytes of a file's name, on all common disks
+
+
+def with_ending(path: Path, ending: str) -> Path:
+    """The path with ``ending`` after its name. Of a name too long for a disk the rest is replaced by a hash of it."""
+    name = os.fsencode(path.name)
+    room = _LONGEST - len(os.fsencode(ending))
+    if len(name) <= room:
+        return path.with_name(path.name + ending)
+    short = f"{name[: room - 9].decode(errors='ignore')}~{sha256(name).hexdigest()[:8]}"
+    return path.with_name(short + ending)
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -51,7 +63,7 @@ def write_file(path: Path, save: Callable[[Path], object], size: int = 0) -> Non
         ProtosegError: the disk refuses; an earlier file at ``path`` is untouched.
     """
     # The suffix stays last: NumPy and matplotlib go by it.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{_PARTIAL}{path.suffix}")
+    partial = with_ending(path.with_name(f".{path.stem}"), f".{os.getpid()}{_PARTIAL}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

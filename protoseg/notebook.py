@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from protoseg.text import command, override, say
 from protoseg.types import ProtosegError
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def train(folder: str | Path, settings: str) -> Path:
     result = folder if sweep else folder / "checkpoints" / "last.ckpt"
     done = folder / ("manifest.json" if sweep else "curves.png")  # a run's last file; a sweep goes on where it stopped
     if done.exists() and not sweep:
-        print(f"found: {result} (delete its folder to train anew)")
+        say(f"found: {result} (delete its folder to train anew)")
         return result
-    words.append(f"hydra.{'sweep' if sweep else 'run'}.dir={folder}")
+    words.append(override(f"hydra.{'sweep' if sweep else 'run'}.dir", folder))
     if not sweep and folder.exists():
         words.append("resume=auto")  # it was interrupted
-    print(f"python train.py {shlex.join(words)}", flush=True)
+    say(f"python train.py {command(*words)}")
     argv = sys.argv
     try:
         sys.argv = ["train.py", *words]
@@ -85,11 +86,10 @@ def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, t
     Raises:
         ProtosegError: no such checkpoint, or its data is not there.
     """
-    from protoseg.cli.analyse_common import image_loader, load_config, open_model, other_checkpoint
+    from protoseg.cli.analyse_common import image_loader, load_config, open_model
 
-    cfg = load_config(
-        Namespace(overrides=["num_workers=0", *settings], images=limit), other_checkpoint(Path(checkpoint))
-    )
+    options = Namespace(overrides=["num_workers=0", *settings], images=limit)
+    cfg = load_config(options, override("ckpt_path", checkpoint))
     trained = open_model(cfg)
     with image_loader(cfg, trained, limit, training) as loader:
         return Run(trained.model, trained.label_space, loader)

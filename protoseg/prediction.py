@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from protoseg.distributed import rank, world_size
 from protoseg.evaluation import check_model, jpeg, output_names, progress_bar
-from protoseg.files import write_file
+from protoseg.files import with_ending, write_file
 from protoseg.inference import Predictor
+from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
 from protoseg.visualize import Picture, label_png, overlay
 
@@ -57,7 +57,7 @@ class Writer:
         self.predicted, self._started = 0, time.perf_counter()
 
     def path(self, kind: str, name: Path) -> Path:
-        return self.output / kind / name.with_name(name.name + (".png" if kind == "labels" else ".jpg"))
+        return with_ending(self.output / kind / name, ".png" if kind == "labels" else ".jpg")
 
     def is_done(self, name: Path) -> bool:
         """Whether all that is wanted of an image is there."""
@@ -143,9 +143,11 @@ def predict(
     if rank() == 0:
         _say(writer, skipped, "frames" if is_video else "images")
     if failed:
+        for reason in failed:
+            say(reason, stderr=True)
         raise ProtosegError(
-            f"{len(failed)} image(s) could not be read, all others are predicted in {output}. Mend or remove these; "
-            "the same command, with hydra.run.dir set to that folder, does the rest:\n" + "\n".join(failed)
+            f"{len(failed)} image(s) could not be read (named above), all others are predicted in {output}. Mend or "
+            "remove these; the same command, with hydra.run.dir set to that folder, does the rest"
         )
     return Outcome(writer.written, skipped)
 
@@ -155,7 +157,7 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
     from protoseg.data.files import other_formats, read_image
 
     if rank() == 0 and (others := other_formats(place)):
-        Console().print(f"left out: {others}", soft_wrap=True, highlight=False, markup=False)
+        say(f"left out: {others}")
     seen: list[Path] = []
     skipped = 0
     with progress_bar() as progress:
@@ -227,7 +229,7 @@ def _video(writer: Writer, path: Path) -> int:
                 f"video {path}: expected frames, got none that can be read: convert it, e.g. with ffmpeg"
             )
         if index + 1 < video.num_frames:
-            Console().print(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
+            say(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
 
     def show_all(partial: Path) -> None:
         with VideoWriter(partial, video.rate) as film:
@@ -257,4 +259,4 @@ def _tensor(picture: Picture) -> Tensor:
 
 def _say(writer: Writer, skipped: int, what: str) -> None:
     before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
-    Console().print(f"{writer.predicted} {what} predicted{before}: {writer.output}", soft_wrap=True, highlight=False)
+    say(f"{writer.predicted} {what} predicted{before}: {writer.output}")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from protoseg.files import write_file
 from protoseg.metrics import Scores
+from protoseg.text import Terminal, markdown_table, write_csv
 from protoseg.types import LabelSpace
 from protoseg.visualize import confusion_figure, frequent_classes, short_name
 
@@ -44,12 +42,12 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
     """Write the numbers, the tables and the confusion matrix (see ``evaluate``) into ``output``."""
     counts = confusion.numpy()
     write_json(output / "metrics.json", result)
-    write_file(output / "table.csv", lambda path: _write_csv(path, _csv_rows(result)))
+    write_file(output / "table.csv", lambda path: write_csv(path, _csv_rows(result)))
     write_file(output / "table.md", lambda path: path.write_text(_markdown(result), encoding="utf-8"))
     write_file(output / "confusion.npy", lambda path: np.save(path, counts))
     named = [[name, *row] for name, row in zip(label_space.classes, counts.tolist(), strict=True)]
     header = ["true \\ predicted", *label_space.classes]
-    write_file(output / "confusion.csv", lambda path: _write_csv(path, [header, *named]))
+    write_file(output / "confusion.csv", lambda path: write_csv(path, [header, *named]))
     write_file(output / "confusion.png", confusion_figure(confusion, label_space).savefig)
 
 
@@ -66,10 +64,10 @@ def print_report(result: dict[str, Any], output: Path) -> None:
         table.add_row(f"{len(rows) - len(chosen)} more: table.csv")
     table.add_section()
     table.add_row(*means, style="bold")
-    console = Console()
-    console.print(table)
-    console.print(_overall(result), highlight=False)
-    console.print(f"Report: {output}", soft_wrap=True, highlight=False)
+    terminal = Terminal()
+    terminal.print(table)
+    terminal.print(_overall(result))
+    terminal.say(f"Report: {output}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,11 +83,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
@@ -122,6 +115,4 @@ def _overall(result: dict[str, Any]) -> str:
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    lines = [_HEADER, ("---", "---:", "---:", "---:"), *_percent_rows(result)]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{table}\n\n{_overall(result)}, {result['num_images']} images\n"
+    return f"{markdown_table(_HEADER, _percent_rows(result))}\n\n{_overall(result)}, {result['num_images']} images\n"

@@ -182,8 +182,9 @@ def _job(entry: Any, folder: Path, file: Path) -> Job:
 
 
 def _write_json(path: Path, content: Any) -> None:
+    # Of a name that is no UTF-8 the escapes are JSON's own.
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace"))
 
 
 def _read_json(path: Path) -> Any:

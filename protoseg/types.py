@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from protoseg.text import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -22,7 +24,13 @@ def ignore_index(num_classes: int) -> int:
 
 
 class ProtosegError(ValueError):
-    """Wrong input by the user. The message says what was expected, what was got, where, and what to do."""
+    """Wrong input by the user. The message says what was expected, what was got, where, and what to do.
+
+    As text it is one line, whatever characters the names in it have.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 @dataclass(frozen=True)

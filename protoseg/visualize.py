@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from protoseg.text import figure_text, visible
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -110,8 +111,14 @@ def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = 
 
 
 def short_name(name: str) -> str:
-    """The class name, cut where it is a list of synonyms."""
+    """The class name in one line, cut where it is a list of synonyms."""
+    name = visible(name)
     return name if len(name) <= 30 else f"{name[:29]}…"
+
+
+def figure_name(name: str) -> str:
+    """The short name of a class, for a figure of matplotlib."""
+    return figure_text(short_name(name))
 
 
 def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
@@ -231,7 +238,7 @@ def _draw_confusion(axes: Axes, confusion: Tensor, label_space: LabelSpace) -> A
     size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
     # Above 150 classes names would overlap; the numbers are in the table.
     named = range(n) if n <= 150 else []
-    names = label_space.classes[: len(named)]
+    names = [figure_name(name) for name in label_space.classes[: len(named)]]
     axes.set_xticks(named, names, rotation=90 if n > 12 else 45, fontsize=size)
     axes.set_yticks(named, names, fontsize=size)
     for label in axes.get_xticklabels() if n <= 12 else ():
@@ -257,7 +264,8 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
     axes = figure.add_subplot()
     picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max(initial=0)), 1e-12), aspect="auto")
     named = range(n) if n <= 150 else []
-    axes.set_yticks(named, classes[: len(named)], fontsize=10 if n <= MANY_CLASSES else max(3, 400 // n))
+    names = [figure_name(name) for name in classes[: len(named)]]
+    axes.set_yticks(named, names, fontsize=10 if n <= MANY_CLASSES else max(3, 400 // n))
     axes.set_xticks(range(columns) if columns <= 20 else [])
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=11)
@@ -292,7 +300,7 @@ def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelS
         axes.set_title(name, fontsize=11)
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    names = [short_name(label_space.classes[i]) for i in chosen]
+    names = [figure_name(label_space.classes[i]) for i in chosen]
     charts[0].set_yticks(range(n), names, fontsize=9 if n <= MANY_CLASSES else max(3, 800 // n))
     charts[0].set_ylim(n - 0.5, -0.5)
     smallest = min((share[share > 0].min() for share in shares.values() if (share > 0).any()), default=1e-3)

@@ -89,14 +89,16 @@ def test_a_stopped_run_goes_on_where_it_was(images: Path, tmp_path: Path, capsys
     assert again.seen == 3
 
 
-def test_bad_files_are_named_at_the_end_and_a_second_run_does_the_rest(images: Path, tmp_path: Path) -> None:
+def test_bad_files_are_named_at_the_end_and_a_second_run_does_the_rest(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = (images / "a" / "0.png").read_bytes()
     (images / "a" / "0.png").write_bytes(b"not an image")
     (images / "a" / "1.png").write_bytes(whole[:-20])
-    with pytest.raises(ProtosegError) as error:
+    expected = rf"2 image\(s\) could not be read \(named above\), all others are predicted in {tmp_path / 'out'}\."
+    with pytest.raises(ProtosegError, match=expected):
         run(Strongest(), images, tmp_path / "out")
-    head, *lines = str(error.value).splitlines()
-    assert head.startswith(f"2 image(s) could not be read, all others are predicted in {tmp_path / 'out'}.")
+    lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"image {images / 'a' / name}" for name in ("0.png", "1.png")]
     assert [path.name for path in (tmp_path / "out" / "labels").rglob("*.png")] == ["0.png"]
     (images / "a" / "0.png").write_bytes(whole)

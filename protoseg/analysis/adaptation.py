@@ -13,7 +13,7 @@ from protoseg.analysis.stream import Loader, evaluating, images
 from protoseg.inference import Predictor, SegmentationModel
 from protoseg.metrics import Scores, confusion_matrix, scores
 from protoseg.types import LabelSpace
-from protoseg.visualize import DIM, WRONG, Picture, as_picture, empty_figure, overlay, short_name, tile_row
+from protoseg.visualize import DIM, WRONG, Picture, as_picture, empty_figure, figure_name, overlay, tile_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,7 @@ def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
     for place, i in enumerate(order):
         x = np.nanmax(iou[:, i]) + 1
         axes.text(x, place, f"{gain[i]:+.1f}", va="center", fontsize=9, color="0.2" if gain[i] >= 0 else "#c0203a")
-    axes.set_yticks(range(len(order)), [short_name(label_space.classes[i]) for i in order], fontsize=9)
+    axes.set_yticks(range(len(order)), [figure_name(label_space.classes[i]) for i in order], fontsize=9)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlim(0, 108)
     axes.set_xlabel("IoU (%)")

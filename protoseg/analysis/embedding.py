@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, scenes
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import MANY_CLASSES, empty_figure, short_name
+from protoseg.visualize import MANY_CLASSES, empty_figure, figure_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
     for i in present[:MANY_CLASSES]:
         x, y = np.median(found.points[found.label == i], axis=0)
         box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
-        axes.text(x, y, short_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
+        axes.text(x, y, figure_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
     axes.set_axis_off()
     stars_text = ", stars the prototypes" if found.stars is not None else ""
     axes.set_title(f"t-SNE of the embeddings: dots are pixels{stars_text}", fontsize=12)

@@ -157,7 +157,7 @@ def patch_sheet(
             wrong = known and patch.label != class_id
             box = (x - 1, y - 1, x + PATCH_PIXELS, y + PATCH_PIXELS)
             draw.rectangle(box, outline=WRONG if wrong else FRAME, width=3 if wrong else 1)
-            truth = f" {label_space.classes[patch.label][:9]}" if wrong else ""
+            truth = f" {short_name(label_space.classes[patch.label])[:9]}" if wrong else ""
             color = WRONG if wrong else INK
             draw.text((x, y + PATCH_PIXELS + 8), f"{patch.cosine:.2f}{truth}", color, typeface(11), "lm")
     return np.asarray(canvas)

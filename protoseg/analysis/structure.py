@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
 from protoseg.types import LabelSpace
-from protoseg.visualize import MANY_CLASSES, empty_figure, short_name
+from protoseg.visualize import MANY_CLASSES, empty_figure, figure_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +167,7 @@ def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence
         picture = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
         off_diagonal = table[~np.eye(k, dtype=bool)]
         mean = f" · {off_diagonal.mean():.2f}" if k > 1 else ""
-        axes.set_title(f"{short_name(label_space.classes[i])}{mean}", fontsize=10)
+        axes.set_title(f"{figure_name(label_space.classes[i])}{mean}", fontsize=10)
         axes.set_xticks(ticks)
         axes.set_yticks(ticks)
         axes.tick_params(length=0, labelsize=8)
@@ -187,7 +187,7 @@ def between_figure(prototypes: Tensor, label_space: LabelSpace) -> Figure:
     axes = figure.add_subplot()
     picture = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
     named = range(n) if n <= 150 else []
-    names = [short_name(name) for name in label_space.classes[: len(named)]]
+    names = [figure_name(name) for name in label_space.classes[: len(named)]]
     size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
     axes.set_xticks(named, names, rotation=90, fontsize=size)
     axes.set_yticks(named, names, fontsize=size)
@@ -224,7 +224,7 @@ def occupancy_figure(found: Occupancy, label_space: LabelSpace, classes: Sequenc
                 color = "white" if sum(colors[rank]) < 1.5 else "0.2"
                 number = str(int(order[rank]))
                 axes.text(middles[rank], y, number, ha="center", va="center", fontsize=6, color=color)
-    axes.set_yticks(range(len(chosen)), [short_name(label_space.classes[i]) for i in chosen], fontsize=9)
+    axes.set_yticks(range(len(chosen)), [figure_name(label_space.classes[i]) for i in chosen], fontsize=9)
     axes.set_ylim(len(chosen) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.xaxis.set_major_formatter("{x:g} %")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from protoseg.curves import read_log
 from protoseg.files import write_file
 from protoseg.sweep import Job, Sweep, short_names, short_value
+from protoseg.text import markdown_table, markdown_text, write_csv
 from protoseg.types import ProtosegError
 
 SEED = "seed"
@@ -160,13 +159,12 @@ def jobs_table(sweep: Sweep) -> list[list[object]]:
 def markdown(sweep: Sweep, comparison: Comparison) -> str:
     """The table of the settings, and the jobs without a result, as Markdown."""
     header, rows = table(comparison)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, *rows)]
-    lines.insert(1, "|" + "---|" * len(header))
     without = [
-        f"- job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". ") for job in missing(sweep)
+        "- " + markdown_text(f"job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". "))
+        for job in missing(sweep)
     ]
     note = f"{comparison.title}: mean ± sample standard deviation over n runs."
-    parts = [f"# {sweep.folder.name}", "\n".join(lines), note]
+    parts = [f"# {markdown_text(sweep.folder.name)}", markdown_table(header, rows, len(comparison.names)), note]
     if without:
         parts += [f"Without a result: {len(without)} of {len(sweep.jobs)} jobs.", "\n".join(without)]
     return "\n\n".join(parts) + "\n"
@@ -175,12 +173,7 @@ def markdown(sweep: Sweep, comparison: Comparison) -> str:
 def write_tables(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``table.csv``, ``table.md`` and ``jobs.csv``; returns their paths."""
     paths = [folder / name for name in ("table.csv", "table.md", "jobs.csv")]
-    write_file(paths[0], lambda path: _write_csv(path, exact_table(comparison)))
+    write_file(paths[0], lambda path: write_csv(path, exact_table(comparison)))
     write_file(paths[1], lambda path: path.write_text(markdown(sweep, comparison), encoding="utf-8"))
-    write_file(paths[2], lambda path: _write_csv(path, jobs_table(sweep)))
+    write_file(paths[2], lambda path: write_csv(path, jobs_table(sweep)))
     return paths
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)

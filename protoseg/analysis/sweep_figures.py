@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from protoseg.analysis.sweep import Comparison, Setting, is_number
+from protoseg.text import figure_text
 from protoseg.visualize import empty_figure
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def score_figure(comparison: Comparison) -> Figure:
     for axes, members in panels:
         for i, value in enumerate(lines):
             drawn = [setting for setting in members if _value(setting, line) == value]
-            label = f"{comparison.names[line]} = {value}" if line is not None else None
+            label = figure_text(f"{comparison.names[line]} = {value}") if line is not None else None
             # Error bars that hide one another tell nothing: side by side, some points apart.
             shift = (i - (len(lines) - 1) / 2) * (4 if numeric else 11)
             places = [_place(settings, x, setting) for setting in drawn]
@@ -40,7 +41,7 @@ def score_figure(comparison: Comparison) -> Figure:
                 axes, comparison, drawn, places, shift, {"color": f"C{i}", "label": label, "linestyle": numeric * "-"}
             )
         _label(axes, comparison, settings, x)
-    panels[0][0].set_ylabel(comparison.title)
+    panels[0][0].set_ylabel(figure_text(comparison.title))
     if line is not None:
         entries = (zip(*axes.get_legend_handles_labels(), strict=True) for axes, _ in panels)
         handles = {label: handle for panel in entries for handle, label in panel}
@@ -72,9 +73,9 @@ def heat_figure(comparison: Comparison) -> Figure | None:
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(length=0)
-        axes.set_xlabel(comparison.names[x])
-    panels[0][0].set_ylabel(comparison.names[y])
-    figure.colorbar(picture, ax=[axes for axes, _ in panels], label=comparison.title, pad=0.02)
+        axes.set_xlabel(figure_text(comparison.names[x]))
+    panels[0][0].set_ylabel(figure_text(comparison.names[y]))
+    figure.colorbar(picture, ax=[axes for axes, _ in panels], label=figure_text(comparison.title), pad=0.02)
     return figure
 
 
@@ -104,7 +105,7 @@ def _panels(
     charts = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
     panels = [(axes, groups[title]) for axes, title in zip(charts, groups, strict=False)]
     for (axes, _), title in zip(panels, groups, strict=True):
-        axes.set_title(title, fontsize=11)
+        axes.set_title(figure_text(title), fontsize=11)
     for axes in list(charts)[len(groups) :]:
         axes.set_axis_off()
     return figure, panels
@@ -145,11 +146,12 @@ def _label(axes: Axes, comparison: Comparison, settings: Sequence[Setting], x: i
     if x is None:
         axes.set_xticks([])
         return
-    axes.set_xlabel(comparison.names[x])
+    axes.set_xlabel(figure_text(comparison.names[x]))
     values = _values(settings, x)
     if not _numeric(settings, x):
         long = sum(map(len, values)) > 40
-        axes.set_xticks(range(len(values)), values, rotation=30 if long else 0, ha="right" if long else "center")
+        names = [figure_text(value) for value in values]
+        axes.set_xticks(range(len(values)), names, rotation=30 if long else 0, ha="right" if long else "center")
         axes.set_xlim(-0.6, len(values) - 0.4)
         return
     numbers = sorted(map(float, values))

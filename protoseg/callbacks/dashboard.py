@@ -20,6 +20,7 @@ from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.inference import Predictor
 from protoseg.nn import PrototypeMemory
+from protoseg.text import visible
 from protoseg.types import Batch
 from protoseg.visualize import adaptation_panel, heatmap_figure, panel
 
@@ -121,5 +122,6 @@ class Dashboard(pl.Callback):
 
     def _table(self, trainer: pl.Trainer, pl_module: Any) -> None:
         metrics = trainer.callback_metrics
-        rows = [[name, float(metrics.get(f"val/IoU/{name}", float("nan")))] for name in pl_module.label_space.classes]
+        names = pl_module.label_space.classes
+        rows = [[name, float(metrics.get(f"val/IoU/{visible(name)}", float("nan")))] for name in names]
         log_table(trainer, "val/per_class_IoU", ["class", "IoU"], rows)

@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from protoseg.text import markdown_table, visible
 from protoseg.types import ProtosegError
 
 
@@ -82,8 +83,7 @@ def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[An
     """Send a table to wandb (as a table) and, with ``text``, to TensorBoard (as Markdown)."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table(key, columns=columns, data=rows, step=trainer.global_step)
+            shown = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+            logger.log_table(key, columns=columns, data=shown, step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger) and text:
-            lines = [columns, ["---"] * len(columns), *rows]
-            table = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-            logger.experiment.add_text(key, table, trainer.global_step)
+            logger.experiment.add_text(key, markdown_table(columns, rows), trainer.global_step)

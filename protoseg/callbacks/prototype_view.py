@@ -18,9 +18,11 @@ from protoseg.visualize import (
     Picture,
     as_picture,
     empty_figure,
+    figure_name,
     figure_picture,
     fit_width,
     overlay,
+    short_name,
     tile_row,
 )
 
@@ -44,7 +46,7 @@ def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> Pictur
         found = activation(model, scene, i)
         nearest = found.cosines.amax(0)
         rows = [assignment_picture(image, found), heat_picture(image, nearest, 0.0, 1.0)]
-        tiles[f"{space.classes[i]}: {int((found.shares > 0.01).sum())} prototypes"] = np.concatenate(
+        tiles[f"{short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"] = np.concatenate(
             [_small(row) for row in rows]
         )
     return tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
@@ -112,7 +114,8 @@ def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
     axes.scatter(x[:p], y[:p], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
     for i in plane.label[:p].unique().tolist():
         own = (plane.label[:p] == i).numpy()
-        axes.annotate(space.classes[i], (x[:p][own].mean(), y[:p][own].mean()), fontsize=8, ha="center",
+        middle = x[:p][own].mean(), y[:p][own].mean()
+        axes.annotate(figure_name(space.classes[i]), middle, fontsize=8, ha="center",
                       bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.7})  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])

@@ -89,7 +89,7 @@ def fingerprint(checkpoint: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint["state_dict"].items()):
         if name.startswith(tuple(NETWORKS.values())) and _MEMORY not in name and not name.startswith(_AUXILIARY):
-            digest.update(name.encode())
+            digest.update(name.encode(errors="backslashreplace"))
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

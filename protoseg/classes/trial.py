@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hydra._internal.grammar.utils import escape_special_characters
 from rich.progress import track
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from protoseg.functional.class_prototypes import best_cosine
 from protoseg.functional.resize import upsample_logits
 from protoseg.metrics import SegmentationMetrics
 from protoseg.models.segmentor import Segmentor
+from protoseg.text import command
 from protoseg.trained import TrainedFile
 from protoseg.types import Batch, LabelSpace, ProtosegError
 
@@ -110,7 +112,7 @@ def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[An
         raise ProtosegError(
             f"trial: expected a class that the data has and {file.path} was not trained with, got {name!r}; the data "
             f"has {', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}: train with "
-            f"'data.relabel={{{name}: null}}'"
+            + command(f"data.relabel={{{escape_special_characters(name)}: null}}")
         )
     color = there.colors[there.classes.index(name)]
     space = LabelSpace(space.name, (*space.classes, name), (*space.colors, color))

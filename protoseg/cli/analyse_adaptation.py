@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from protoseg.cli.analyse_common import (
@@ -14,7 +13,6 @@ from protoseg.cli.analyse_common import (
     image_loader,
     load_config,
     open_model,
-    other_checkpoint,
     picture_name,
     save_figure,
     save_json,
@@ -22,6 +20,7 @@ from protoseg.cli.analyse_common import (
     tell,
     to_draw,
 )
+from protoseg.text import Terminal, override
 
 if TYPE_CHECKING:
     from protoseg.metrics import Scores
@@ -53,7 +52,7 @@ def adaptation(options: argparse.Namespace) -> None:
     cfg = load_config(options, "network=student")
     student = open_model(cfg)
     space = student.label_space
-    before = open_model(load_config(options, other_checkpoint(options.source_only)))
+    before = open_model(load_config(options, override("ckpt_path", options.source_only)))
     check_same_classes(options.source_only, before.label_space, space)
     models = {"source only": before.model, "student": student.model}
     if "teacher" in student.file.networks:
@@ -94,4 +93,4 @@ def _print(found: dict[str, Scores]) -> None:
     for name, entry in found.items():
         numbers = (entry["mIoU"], entry["mean_accuracy"], entry["pixel_accuracy"])
         table.add_row(name, *(f"{100 * number:.2f}" for number in numbers))
-    Console().print(table)
+    Terminal().print(table)

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from protoseg.cli.tool import composed
-from protoseg.files import write_file
+from protoseg.files import with_ending, write_file
+from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -57,12 +56,6 @@ def load_config(options: argparse.Namespace, *more: str) -> DictConfig:
     if options.images is not None and options.images < 1:
         raise ProtosegError(f"--images: expected at least 1 image, got {options.images}")
     return composed("evaluate", overrides)
-
-
-def other_checkpoint(path: Path) -> str:
-    """The override that names another checkpoint, whatever characters its path has."""
-    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"ckpt_path='{quoted}'"
 
 
 def open_model(cfg: DictConfig) -> Trained:
@@ -135,7 +128,7 @@ def to_draw(total: int, count: int) -> set[int]:
 
 def picture_name(number: int, image: str) -> str:
     """A name for the picture of an image: its number and the name of its file."""
-    return f"{number:05d}_{Path(image).stem}.jpg"
+    return with_ending(Path(f"{number:05d}_{Path(image).stem}"), ".jpg").name
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -159,4 +152,4 @@ def save_figure(path: Path, figure: Any) -> None:
 
 def tell(out: Path) -> None:
     """Say where the results lie."""
-    Console().print(f"Results: {out}", soft_wrap=True, highlight=False)
+    say(f"Results: {out}")

@@ -21,6 +21,7 @@ from protoseg.cli.analyse_common import (
     save_picture,
     tell,
 )
+from protoseg.text import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -166,4 +167,4 @@ def _print(entries: list[dict[str, Any]]) -> None:
             ", ".join(f"{a} = {b}" for a, b, _ in entry["duplicates"][:4]) + (" …" * (len(entry["duplicates"]) > 4)),
             "–" if entry["nearest_class"] is None else f"{entry['nearest_class']} ({entry['nearest_cosine']:.2f})",
         )
-    Console().print(table)
+    Terminal().print(table)

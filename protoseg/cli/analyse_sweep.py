@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from protoseg.analysis.sweep import BEST, Comparison, compare_settings, missing, table, write_tables
 from protoseg.files import write_file
 from protoseg.sweep import Sweep, read_sweep, short_names, short_value
+from protoseg.text import Terminal
 from protoseg.types import ProtosegError
 
 
@@ -49,12 +50,12 @@ def analyse_sweep(options: argparse.Namespace) -> None:
         states = [job.state for job in sweep.jobs]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none begun"
         raise ProtosegError(f"{options.folder}: expected at least one job with a score, got none ({counts})")
-    console = Console()
-    print_settings(sweep, comparison, console)
-    print_missing(sweep, console)
+    terminal = Terminal()
+    print_settings(sweep, comparison, terminal)
+    print_missing(sweep, terminal)
     out = options.out or options.folder
     for path in [*write_tables(sweep, comparison, out), *write_figures(comparison, out)]:
-        console.print(f"Written: {path}", soft_wrap=True, highlight=False)
+        terminal.say(f"Written: {path}")
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
@@ -70,7 +71,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     return paths
 
 
-def print_settings(sweep: Sweep, comparison: Comparison, console: Console) -> None:
+def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> None:
     """Print the table of the settings."""
     header, rows = table(comparison)
     shown = Table(title="Mean ± sample standard deviation over n runs")
@@ -78,22 +79,20 @@ def print_settings(sweep: Sweep, comparison: Comparison, console: Console) -> No
         shown.add_column(name, justify="left" if i < len(comparison.names) else "right")
     for row in rows:
         shown.add_row(*row)
-    console.print(shown)
+    terminal.print(shown)
 
 
-def print_missing(sweep: Sweep, console: Console) -> None:
+def print_missing(sweep: Sweep, terminal: Terminal) -> None:
     """Print which jobs have no result, and why."""
     without = missing(sweep)
     if without:
-        console.print(f"Without a result: {len(without)} of {len(sweep.jobs)} jobs", style="yellow")
+        terminal.print(f"Without a result: {len(without)} of {len(sweep.jobs)} jobs", style="yellow")
         for job in without:
             reason = f": {job.error}" if job.error else ""
-            console.print(
-                f"  job {job.number} ({sweep.name(job)}): {job.state}{reason}", soft_wrap=True, highlight=False
-            )
+            terminal.say(f"  job {job.number} ({sweep.name(job)}): {job.state}{reason}")
 
 
-def print_jobs(sweep: Sweep, console: Console) -> None:
+def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
     """Print every job with its state, score and time."""
     names = short_names(sweep.swept)
     shown = Table(title=f"Jobs of {sweep.folder.name}")
@@ -103,9 +102,10 @@ def print_jobs(sweep: Sweep, console: Console) -> None:
     for job in sweep.jobs:
         score = f"{100 * job.score:.1f}" if job.score == job.score else ""
         values = [short_value(job.values.get(key, "")) for key in names]
-        state = f"[{styles.get(job.state, 'yellow')}]{job.state}"
+        state = Text(job.state, styles.get(job.state, "yellow"))
         shown.add_row(str(job.number), *values, state, score, f"{job.seconds:.0f}" if job.seconds else "")
-    console.print(shown)
+    terminal.print(shown)
     for job in sweep.jobs:
         if job.state == "failed":
-            console.print(f"Job {job.number} failed: {job.error} ({job.folder}/error.log)", soft_wrap=True, style="red")
+            message = f"Job {job.number} failed: {job.error} ({job.folder}/error.log)"
+            terminal.print(message, soft_wrap=True, style="red")

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from protoseg.cli.analyse_common import (
@@ -14,7 +13,6 @@ from protoseg.cli.analyse_common import (
     image_loader,
     load_config,
     open_model,
-    other_checkpoint,
     picture_name,
     save_figure,
     save_json,
@@ -22,6 +20,7 @@ from protoseg.cli.analyse_common import (
     tell,
     to_draw,
 )
+from protoseg.text import Terminal, override
 from protoseg.types import ProtosegError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def uncertainty(options: argparse.Namespace) -> None:
 
     cfg = load_config(options)
     trained = open_model(cfg)
-    twin = open_model(load_config(options, other_checkpoint(options.softmax))) if options.softmax else None
+    twin = open_model(load_config(options, override("ckpt_path", options.softmax))) if options.softmax else None
     if twin is not None:
         check_same_classes(options.softmax, twin.label_space, trained.label_space)
     collector = UncertaintyCollector()
@@ -88,7 +87,7 @@ def _print(found: dict[str, ErrorDetection]) -> None:
         ece = "–" if entry.calibration is None else f"{100 * entry.calibration.ece:.2f}"
         numbers = (entry.error_rate, entry.auroc, entry.aurc, entry.aurc_optimal)
         table.add_row(name, *(f"{100 * number:.2f}" for number in numbers), ece)
-    console = Console()
-    console.print(table)
+    terminal = Terminal()
+    terminal.print(table)
     bound = max(max(entry.auroc_bound, entry.aurc_bound) for entry in found.values())
-    console.print(f"Exact to {100 * bound:.1g} points (histograms); higher AUROC and lower AURC are better.")
+    terminal.print(f"Exact to {100 * bound:.1g} points (histograms); higher AUROC and lower AURC are better.")

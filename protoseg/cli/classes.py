@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from protoseg.cli.tool import add_trust, run_tool
+from protoseg.text import Terminal, command, override, say
 
 if TYPE_CHECKING:
     from protoseg.trained import TrainedFile
@@ -232,9 +233,9 @@ def show(options: argparse.Namespace) -> None:
             row = cosine[i].clone()
             row[i] = -2
             other = f"{space.classes[int(row.argmax())]} ({row.max():.2f})" if c > 1 else "–"
-            table.add_row(f"[rgb({','.join(map(str, color))})]██[/]", name, f"{cosine[i, i]:.2f}", other)
-        Console().print(table)
-        Console().print("Mean cosine of the prototypes of a class; class with the nearest prototype, and its cosine.")
+            table.add_row(Text("██", f"rgb({','.join(map(str, color))})"), name, f"{cosine[i, i]:.2f}", other)
+        Terminal().print(table)
+        Terminal().print("Mean cosine of the prototypes of a class; class with the nearest prototype, and its cosine.")
 
 
 def run_trial(options: argparse.Namespace) -> None:
@@ -267,8 +268,8 @@ def run_trial(options: argparse.Namespace) -> None:
         table.add_row(f"added from {images}", f"{mean(ious):.1f}{spread}", f"{others:.1f}", draws)
     if found.trained is not None:
         table.add_row("trained with it", f"{100 * found.trained.iou:.1f}", f"{100 * found.trained.others:.1f}", "")
-    Console().print(table)
-    Console().print(f"Drawn from {showing} training images, judged on {judged} images; in %", highlight=False)
+    Terminal().print(table)
+    Terminal().print(f"Drawn from {showing} training images, judged on {judged} images; in %")
     if options.out is not None:
         write_json(options.out, found._asdict())
 
@@ -276,11 +277,9 @@ def run_trial(options: argparse.Namespace) -> None:
 def _print_found(found: Sequence[Any], images: int) -> None:
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
-        Console().print(
+        say(
             f"{new.name} ({new.network}): {new.pixels} cells in {images} images, {new.distinct} different "
-            f"prototypes{copies}, turned away from the other classes by {new.turned:.1f}",
-            soft_wrap=True,
-            highlight=False,
+            f"prototypes{copies}, turned away from the other classes by {new.turned:.1f}"
         )
 
 
@@ -289,9 +288,8 @@ def _write(options: argparse.Namespace, file: TrainedFile, edit: Any) -> None:
     from protoseg.classes import apply_edit, write_edit
 
     AtomicCheckpointIO().save_checkpoint(apply_edit(file.content, edit), options.out)
-    say = Console().print
-    say(f"{len(edit.classes)} classes: {', '.join(edit.classes)}", soft_wrap=True, highlight=False)
+    say(f"{len(edit.classes)} classes: {', '.join(edit.classes)}")
     if getattr(options, "delta", None) is not None:
         write_edit(edit, options.delta)
-        say(f"Change alone: {options.delta} ({options.delta.stat().st_size / 1000:.0f} kB)", soft_wrap=True)
-    say(f"Evaluate it: python evaluate.py ckpt_path={options.out}", soft_wrap=True, highlight=False)
+        say(f"Change alone: {options.delta} ({options.delta.stat().st_size / 1000:.0f} kB)")
+    say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', options.out))}")

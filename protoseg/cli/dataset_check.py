@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from protoseg.cli.dataset_splits import Splits, data_command, load_data, splits_by_part
 from protoseg.data.checking import file_faults, listing_faults, repeated_images
+from protoseg.text import say
 
 
 def add_check(commands: Any) -> None:
@@ -30,9 +32,9 @@ def check(options: argparse.Namespace) -> None:
     for part, splits in splits_by_part(load_data(options)).items():
         total += _check_part(f"{part} " if part else "", splits)
     if total:
-        print(f"{total} fault{'s' if total > 1 else ''} found")
+        say(f"{total} fault{'s' if total > 1 else ''} found")
         sys.exit(1)
-    print("no faults")
+    say("no faults")
 
 
 def _check_part(part: str, splits: Splits) -> int:
@@ -42,7 +44,7 @@ def _check_part(part: str, splits: Splits) -> int:
     found = [fault for _, faults in made.values() for fault in faults] + repeated_images(datasets)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for title, dataset in datasets.items():
-            task = progress.add_task(f"checking {title}", total=len(dataset))
+            task = progress.add_task(f"checking {escape(title)}", total=len(dataset))
             for faults in file_faults(dataset):
                 found += faults
                 progress.advance(task)
@@ -50,7 +52,7 @@ def _check_part(part: str, splits: Splits) -> int:
     found = list(dict.fromkeys(found))
     for title, dataset in datasets.items():
         masks = sum(mask is not None for _, mask in dataset.samples)
-        print(f"{title}: {len(dataset)} images and {masks} masks read")
+        say(f"{title}: {len(dataset)} images and {masks} masks read")
     for message in found:
-        print(f"fault: {message}")
+        say(f"fault: {message}")
     return len(found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from protoseg.data.export import FORMATS, export_predictions
+from protoseg.text import say
 
 
 def add_export(commands: Any) -> None:
@@ -26,4 +27,4 @@ def add_export(commands: Any) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write the files; raises as ``export_predictions``."""
     written = export_predictions(options.labels, options.out, options.format)
-    print(f"{len(written)} files for {options.format}: {options.out}")
+    say(f"{len(written)} files for {options.format}: {options.out}")

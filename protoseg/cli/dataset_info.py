@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from protoseg.cli.dataset_splits import data_command, load_data, splits_by_part
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_sizes
 from protoseg.files import write_file
+from protoseg.text import Terminal
 from protoseg.types import LabelSpace
 from protoseg.visualize import bars_figure, frequent_classes, short_name
 
@@ -42,19 +42,19 @@ def info(options: argparse.Namespace) -> None:
         for part, splits in splits_by_part(load_data(options)).items()
         for split, make in splits.items()
     }
-    console = Console()
-    console.print(_files_table(options.data, datasets))
+    terminal = Terminal()
+    terminal.print(_files_table(options.data, datasets))
     labelled = {title: data for title, data in datasets.items() if all(mask for _, mask in data.samples)}
     if not labelled:
-        console.print("No split has masks.")
+        terminal.print("No split has masks.")
         return
     statistics = {title: class_statistics(dataset) for title, dataset in labelled.items()}
     label_space = next(iter(labelled.values())).label_space
-    console.print(_classes_table(label_space, statistics))
+    terminal.print(_classes_table(label_space, statistics))
     path = options.out / f"{options.data}_classes.png"
     shares = {title: class_shares(found) for title, found in statistics.items()}
     write_file(path, bars_figure(shares, label_space, f"{options.data}: share of the labelled pixels").savefig)
-    console.print(f"Picture: {path}", soft_wrap=True, highlight=False)
+    terminal.say(f"Picture: {path}")
 
 
 def class_shares(statistics: ClassStatistics) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 from protoseg.cli.dataset_splits import data_command, load_config, load_data, splits_by_part
 from protoseg.data import SegmentationDataModule
 from protoseg.data.packing import pack
+from protoseg.text import command, override, say
 from protoseg.types import ProtosegError
 
 
@@ -39,4 +40,5 @@ def pack_data(options: argparse.Namespace) -> None:
         )
     datasets = [make() for splits in splits_by_part(datamodule).values() for make in splits.values()]
     before, after = pack(datasets, Path(root), options.to)
-    print(f"{before / 1e9:.3f} GB packed to {after / 1e9:.3f} GB; train on it with data.root={options.to}")
+    again = command(override("data.root", options.to))
+    say(f"{before / 1e9:.3f} GB packed to {after / 1e9:.3f} GB; train on it with {again}")

@@ -15,6 +15,7 @@ from protoseg.cli.dataset_splits import data_command, load_data, splits_by_part
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
 from protoseg.files import write_file
+from protoseg.text import say
 from protoseg.types import ProtosegError
 from protoseg.visualize import MANY_CLASSES, PAPER, Picture, fit_width, legend, overlay
 
@@ -48,7 +49,7 @@ def show(options: argparse.Namespace) -> None:
             sheet = Image.fromarray(contact_sheet(make(), options.count))
             path = options.out / f"{name}.jpg"
             write_file(path, lambda partial, sheet=sheet: sheet.save(partial, format="JPEG", quality=90))  # type: ignore[misc]
-            Console().print(f"Picture: {path}", soft_wrap=True, highlight=False)
+            say(f"Picture: {path}")
 
 
 def contact_sheet(dataset: SegmentationDataset, count: int) -> Picture:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from protoseg.cli.dataset_splits import data_command, load_data
 from protoseg.data import RareClasses
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.losses.segmentation import balanced_class_weights
+from protoseg.text import Terminal
 from protoseg.visualize import frequent_classes, short_name
 
 
@@ -36,9 +36,9 @@ def show_statistics(options: argparse.Namespace) -> None:
         ProtosegError: data that is missing or bad.
     """
     statistics = load_data(options).class_statistics()
-    console = Console()
-    console.print(statistics_table(statistics, f"{options.data}: {len(statistics.names)} training masks"))
-    console.print(f"File: {statistics.path or 'none could be written'}", soft_wrap=True, highlight=False)
+    terminal = Terminal()
+    terminal.print(statistics_table(statistics, f"{options.data}: {len(statistics.names)} training masks"))
+    terminal.say(f"File: {statistics.path or 'none could be written'}")
 
 
 def statistics_table(statistics: ClassStatistics, title: str) -> Table:

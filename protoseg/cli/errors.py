@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from protoseg.files import disk_refusal
+from protoseg.text import command, override, say
 from protoseg.types import ProtosegError
 
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
@@ -38,7 +39,7 @@ def run_with_clear_errors(main: Callable[[], None], config_dir: Path, config_nam
         message = explain(error, config_dir, config_name)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {message}", stderr=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -59,9 +60,11 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
         if isinstance(cause, ConfigCompositionException):
             return _explain_override(cause, config_dir, config_name)
         if isinstance(cause, OverrideParseException):
-            return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}"
+            key, _, value = str(cause.override).partition("=")
+            remedy = f"; a path or another text goes into quotes: {command(override(key, value))}" if value else ""
+            return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}{remedy}"
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
-            return str(cause)
+            return " ".join(str(cause).split())
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere
             from protoseg.data.starving import worker_failure
 
@@ -75,18 +78,21 @@ def explain(error: BaseException, config_dir: Path, config_name: str) -> str | N
 
 def _explain_override(error: ConfigCompositionException, config_dir: Path, config_name: str) -> str:
     text = " ".join(str(error).split())
-    match = re.search(r"Could not (?:override|append|delete)[^']*'([^'@]+)", text)
-    wrong = match.group(1).split("=")[0] if match else ""
-    # The composed defaults name every key that may be overridden.
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        valid = list(_keys(compose(config_name, return_hydra_config=False)))
+    match = re.search(r"Could not (?:override|delete)[^']*'([^'@]+)", text)
+    if match is None:
+        return text
+    wrong = match.group(1).split("=")[0]
+    # Every key that may be overridden, with the groups that were chosen; the defaults' where that is of a group.
+    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.parent_node is not None:
+        cfg = error.__cause__.parent_node._get_root()
+    else:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            cfg = compose(config_name)
+    valid = [key for key in _keys(cfg) if key != "hydra" and not key.startswith("hydra.")]
     groups = [path.name for path in config_dir.iterdir() if path.is_dir()]
-    return (
-        f"unknown override {wrong!r}.{_nearest(wrong, valid + groups)} To add a new key write +{wrong}=…"
-        if wrong
-        else text
-    )
+    near = _nearest(wrong, [name for name in valid + groups if name != wrong])
+    return f"unknown override {wrong!r}.{near} To add a new key write +{wrong}=…"
 
 
 def _nearest(wrong: str, valid: list[str]) -> str:

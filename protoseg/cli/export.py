@@ -9,6 +9,7 @@ from pathlib import Path
 from protoseg.cli import CONFIG_DIR
 from protoseg.cli.errors import run_with_clear_errors
 from protoseg.cli.tool import add_trust
+from protoseg.text import Terminal
 from protoseg.types import ProtosegError
 
 TOLERANCE = 1e-3
@@ -40,16 +41,14 @@ def run_export(options: argparse.Namespace) -> None:
     Raises:
         ProtosegError: see ``export_onnx``; or the file computes something else than the model.
     """
-    from rich.console import Console
-
     from protoseg.api import load
     from protoseg.export.onnx import compare_onnx, export_onnx, require
 
     require("onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
-    console = Console(highlight=False, soft_wrap=True)
+    terminal = Terminal()
     trained = load(options.checkpoint, device="cpu", network=options.network, trust=options.trust)
     started = time.perf_counter()
-    with console.status("exporting (half a minute to some minutes)"):
+    with terminal.status("exporting (half a minute to some minutes)"):
         path = export_onnx(trained.network, trained.label_space, options.out, options.size)
     multiple = max(trained.network.encoder.strides)
     sizes = [options.size] if options.size else [(4 * multiple, 6 * multiple), (7 * multiple, 3 * multiple)]
@@ -59,7 +58,7 @@ def run_export(options: argparse.Namespace) -> None:
     )
     if difference.logits > TOLERANCE:
         raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {TOLERANCE}: do not use it")
-    console.print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {seen}")
+    terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {seen}")
 
 
 def _size(text: str) -> tuple[int, int]:

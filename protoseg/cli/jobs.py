@@ -23,6 +23,7 @@ from protoseg.cli.launch import launch
 from protoseg.cli.sweeps import first_process
 from protoseg.files import write_file
 from protoseg.sweep import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
+from protoseg.text import visible
 from protoseg.types import ProtosegError
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
     resumed = last.is_file()
     if resumed:
         cfg.resume = str(last)
-        log.info("job %d goes on from %s", job.number, last)
+        log.info("job %d goes on from %s", job.number, visible(last))
     job = replace(job, state="running", error="", wandb_id=(resumed and job.wandb_id) or secrets.token_hex(8))
     name_wandb_run(cfg, job, sweep, HydraConfig.get().job.name)
     record(job, sweep)
@@ -79,10 +80,10 @@ def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
     except Exception as error:
         message = explain(error, CONFIG_DIR, "train") or f"{type(error).__name__}: {error}"
         text = traceback.format_exc()
-        write_file(job.folder / "error.log", lambda path: path.write_text(text, encoding="utf-8"))
+        write_file(job.folder / "error.log", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
         record(ended("failed", error=message), sweep)
         finish_wandb(failed=True)
-        log.error("job %d failed: %s (traceback: %s)", job.number, message, job.folder / "error.log")
+        log.error("job %d failed: %s", job.number, visible(f"{message} (traceback: {job.folder}/error.log)"))
         if not sweep.planned:
             raise  # Optuna's sweeper knows failures by their exception
         return math.nan

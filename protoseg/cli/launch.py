@@ -55,7 +55,7 @@ def run_name() -> str | None:
     A SLURM job that is queued again finds the same name for the same command line.
     """
     env = os.environ
-    command = hashlib.sha256("\0".join(sys.argv[1:]).encode()).hexdigest()[:6]
+    command = hashlib.sha256(os.fsencode("\0".join(sys.argv[1:]))).hexdigest()[:6]
     if "SLURM_JOB_ID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         return f"slurm_{env['SLURM_JOB_ID']}_{command}"
     if env.get("GROUP_WORLD_SIZE", "1") != "1":

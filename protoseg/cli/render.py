@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from protoseg.text import command, override, say
+
 _STYLES = ("day", "dusk", "fog", "rain")
 _LABELS = ("camvid", "cityscapes")
 
@@ -50,7 +52,8 @@ def render(options: argparse.Namespace) -> None:
         task = progress.add_task("", total=options.count)
         for done in render_dataset(options.out, options.count, settings, workers):
             progress.update(task, completed=done)
-    print(f"{options.count} pictures and label maps in {options.out}: train with data=folder data.root={options.out}")
+    again = command("data=folder", override("data.root", options.out))
+    say(f"{options.count} pictures and label maps in {options.out}: train with {again}")
 
 
 def _size(text: str) -> tuple[int, int]:

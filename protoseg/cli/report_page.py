@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from rich.console import Console
 from torch import Tensor
 
 from protoseg.analysis.stream import scenes
@@ -16,6 +15,7 @@ from protoseg.report_page.page import write_page
 from protoseg.report_page.pixels import pixel_view
 from protoseg.report_page.prototypes import PrototypeReport, prototype_report
 from protoseg.report_page.worst import WorstImages
+from protoseg.text import say
 from protoseg.types import ProtosegError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Report:
             prototypes,
             views,
         )
-        Console().print(f"Page: {path} ({size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)
+        say(f"Page: {path} ({size / 1e6:.1f} MB)")
 
     def _prototypes(self) -> tuple[PrototypeReport, str]:
         """Of the training images, which made the prototypes; of the judged ones where there are no others here."""
@@ -88,7 +88,7 @@ class Report:
             except ProtosegError as error:
                 loader = stack.enter_context(image_loader(self.cfg, self.trained, PROTOTYPE_IMAGES))
                 kind = "judged"
-                Console(stderr=True).print(f"report: patches come from the judged images: {error}", highlight=False)
+                say(f"report: patches come from the judged images: {error}", stderr=True)
             found = prototype_report(self.trained.model, loader, self.trained.label_space)
             return found, f"looked at in {len(cast(Any, loader.dataset))} {kind} images"
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from protoseg.cli.errors import explain
 from protoseg.cli.run_folders import check_folder, reserve
 from protoseg.sweep import Job, Sweep, alone_in, read_sweep, settings, write_manifest
+from protoseg.text import Terminal, command, override, say
 from protoseg.types import ProtosegError
 
 _folder: Path | None = None  # of the multirun that this process started
@@ -57,7 +58,7 @@ def ending_the_program() -> Iterator[None]:
         message = explain(error, CONFIG_DIR, "train")
         if message is None:
             traceback.print_exc()
-        print(f"error: {message or error}", file=sys.stderr)
+        say(f"error: {message or error}", stderr=True)
         sys.exit(1)
 
 
@@ -129,12 +130,10 @@ def start(config: DictConfig) -> None:
                 pass
     write_manifest(sweep)
     _folder = sweep.folder
-    from rich.console import Console
-
     states = [job.state for job in sweep.jobs]
     begun = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state != "waiting")
     jobs = f"{len(sweep.jobs)} jobs" if sweep.planned else "a search"
-    Console().print(f"Sweep: {jobs}{f' ({begun})' if begun else ''}. Folder: {sweep.folder}", soft_wrap=True)
+    say(f"Sweep: {jobs}{f' ({begun})' if begun else ''}. Folder: {sweep.folder}")
 
 
 def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
@@ -234,25 +233,22 @@ def report(ended: bool) -> int:
     folder, _folder = _folder, None  # told once: a notebook may go on to train something else
     if folder is None:
         return 0
-    from rich.console import Console
-
     from protoseg.analysis.sweep import compare_settings
     from protoseg.cli.analyse_sweep import print_jobs, print_settings
 
     sweep = read_sweep(folder)
     write_manifest(sweep)
-    console = Console()
-    print_jobs(sweep, console)
+    terminal = Terminal()
+    print_jobs(sweep, terminal)
     comparison = compare_settings(sweep)
     done = sum(job.state == "done" for job in sweep.jobs)
     if ended and done and len(sweep.jobs) > len(comparison.settings):
-        print_settings(sweep, comparison, console)
+        print_settings(sweep, comparison, terminal)
     if not ended:
-        console.print(
-            f"Stopped with {done} jobs done. Go on: the same command and hydra.sweep.dir={sweep.folder}", soft_wrap=True
-        )
+        again = command(override("hydra.sweep.dir", sweep.folder))
+        terminal.say(f"Stopped with {done} jobs done. Go on: the same command and {again}")
     if done:
-        console.print(f"Tables and plots: python -m protoseg.analysis sweep {sweep.folder}", soft_wrap=True)
+        terminal.say(f"Tables and plots: {command('python', '-m', 'protoseg.analysis', 'sweep', str(sweep.folder))}")
     return sum(job.state == "failed" for job in sweep.jobs)
 
 

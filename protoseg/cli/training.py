@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from protoseg.allocator import keep_freed_memory
@@ -38,6 +36,7 @@ from protoseg.data import AdaptationDataModule
 from protoseg.files import remove_partial_files
 from protoseg.models.build import wrong_input
 from protoseg.sweep import read_job
+from protoseg.text import Terminal, command, override, say
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
@@ -80,7 +79,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         if is_finished(checkpoint, cfg.trainer.max_steps):
             return show_finished(cfg, checkpoint, last, changed)
         if changed:
-            say(f"resumed with changed settings: {changed}")
+            rank_zero_only(say)(f"resumed with changed settings: {changed}")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
     module = build_module(cfg, datamodule.label_space)
     check_data_suit_method(datamodule, module)
@@ -117,7 +116,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     finish_wandb()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        say("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
+        rank_zero_only(say)("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
     elif trainer.is_global_zero:
         steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
         return summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
@@ -151,16 +150,12 @@ def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, chang
     for row in read_log(output):
         metrics |= {name: float(value) for name, value in row.items() if value}
     score = summarise(f"{steps}, all of them before", best, metrics, output) if first_process() else math.nan
-    say(f"Nothing to do: all {cfg.trainer.max_steps} steps were done before; to go on, set trainer.max_steps higher")
+    rank_zero_only(say)(
+        f"Nothing to do: all {cfg.trainer.max_steps} steps were done before; to go on, set trainer.max_steps higher"
+    )
     if changed:
-        say(f"Changed settings have no effect any more: {changed}")
+        rank_zero_only(say)(f"Changed settings have no effect any more: {changed}")
     return score
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """Print a line as it is: names are data, not markup."""
-    Console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def best_of(callbacks: list[Any]) -> Checkpoint | None:
@@ -193,9 +188,10 @@ def tell_of_stop(step: int, last: Path) -> None:
     """Say where the training stands and how it goes on."""
     run = last.parents[1]
     of_sweep = read_job(run) is not None
-    again = f"hydra.sweep.dir={run.parent}" if of_sweep else f"resume=auto hydra.run.dir={run}"
+    place = override("hydra.sweep.dir", run.parent) if of_sweep else override("hydra.run.dir", run)
+    again = command(place) if of_sweep else command("resume=auto", place)
     saved = f"last checkpoint: {last}; to go on: the same command with {again}"
-    print(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", file=sys.stderr)
+    say(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", stderr=True)
 
 
 def check_data_suit_method(datamodule: pl.LightningDataModule, module: SegmentationModule) -> None:
@@ -225,11 +221,9 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     model, space = module.model, module.label_space
     images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
-    Console().print(
+    say(
         f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
-        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}",
-        soft_wrap=True,
-        highlight=False,
+        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}"
     )
 
 
@@ -308,10 +302,11 @@ def summarise(
         table.add_row("curves", str(output / "curves.png"))
     if (output / "panels").is_dir():
         table.add_row("predictions, prototypes", str(output / "panels"))
-    Console().print(table)
+    Terminal().print(table)
     if best_file is not None:
-        network = " network=teacher" if "teacher" in monitor else ""
-        say(f"Evaluate it: python evaluate.py ckpt_path={best_file}{network}")
+        network = ["network=teacher"] if "teacher" in monitor else []
+        again = command("python", "evaluate.py", override("ckpt_path", best_file), *network)
+        say(f"Evaluate it: {again}")
     return score
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -145,7 +146,7 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
         )
 
     def drawn(sample: FilePair) -> str:
-        return sha256(f"{seed} {stem_in(images, sample[0])}".encode()).hexdigest()
+        return sha256(os.fsencode(f"{seed} {stem_in(images, sample[0])}")).hexdigest()
 
     val = {image for image, _ in sorted(samples, key=drawn)[:num_val]}
     return [sample for sample in samples if (sample[0] in val) == (split == "val")]

@@ -85,7 +85,7 @@ def write_page(
             }
         ),
     )
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")
     write_file(path, lambda partial: partial.write_bytes(content))
     return len(content)
 

@@ -23,6 +23,7 @@ from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
+from protoseg.text import visible
 from protoseg.training.restoring import hyper_parameters, prepare, renew
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
@@ -289,7 +290,8 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict({f"{prefix}{name}": value for name, value in means.items()})
 
     def _log_classes(self, key: str, values: Tensor) -> None:
-        self.log_dict({f"{key}/{name}": float(v) for name, v in zip(self.label_space.classes, values, strict=True)})
+        names = map(visible, self.label_space.classes)
+        self.log_dict({f"{key}/{name}": float(v) for name, v in zip(names, values, strict=True)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.judge_loss()

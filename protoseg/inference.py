@@ -66,7 +66,7 @@ class Predictor:
             raise ProtosegError("inference.crop_size: expected a size with mode=slide, got none; e.g. [512, 512]")
         if not _positive_numbers(scales) or max(scales) > MAX_SCALE:
             raise ProtosegError(
-                f"inference.scales: expected positive numbers up to {MAX_SCALE}, got {scales}; e.g. [0.75, 1.0]"
+                f"inference.scales: expected a list of positive numbers up to {MAX_SCALE}, got {scales}; e.g. [1.0]"
             )
         self.mode = mode
         self.crop_size = None if crop_size is None else _pair("crop_size", crop_size)

@@ -117,8 +117,8 @@ def test_arguments_are_data(value: Any) -> None:
 
 def test_modules_that_the_caller_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_heads.py").write_text(
-        "from torch import nn\nimport pathlib\npathlib.Path('imported').touch()\n"
-        "class Mine(nn.Module):\n    pass\ndef make():\n    pass\nclass Other:\n    pass\n"
+        "from torch import nn\nfrom protoseg.nn import Head\nimport pathlib\npathlib.Path('imported').touch()\n"
+        "class Mine(Head):\n    pass\ndef make():\n    pass\nclass Other:\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_modules_that_the_caller_trusts(tmp_path: Path, monkeypatch: pytest.Monk
         checked_sections(config, ["head"])
     assert not Path("imported").exists()
     assert checked_sections(config, ["head"], ["mine_heads"])["head"] == config["head"]
-    for name, reason in (("make", "derived from Module"), ("Other", "derived from Module"), ("None_", "imported")):
+    for name, reason in (("make", "derived from Head"), ("Other", "derived from Head"), ("None_", "imported")):
         with pytest.raises(ProtosegError, match=reason):
             checked_sections({"head": {"_target_": f"mine_heads.{name}"}}, ["head"], ["mine_heads"])
     with pytest.raises(ProtosegError, match="not one of"):

@@ -137,7 +137,7 @@ def test_a_folder_that_grows(images: Path, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=arrive)
     thread.start()
-    with pytest.raises(ProtosegError, match=r"1 image\(s\) .*\nimage .*a/bad\.png: expected a complete"):
+    with pytest.raises(ProtosegError, match=r"1 image\(s\) could not be read"):
         run(Strongest(), images, tmp_path / "out", follow=1.7, save=["labels"])
     thread.join()
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 4

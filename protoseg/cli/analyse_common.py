@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from protoseg.cli.evaluation import Trained
     from protoseg.data.loading import Loader
-    from protoseg.data.statistics import spread
     from protoseg.visualize import Picture
 
 
@@ -88,6 +87,7 @@ def image_loader(
     from protoseg.cli.evaluation import open_data
     from protoseg.data import SegmentationDataModule
     from protoseg.data.loading import Loader
+    from protoseg.data.statistics import spread
 
     datamodule = open_data(cfg, trained)
     if isinstance(datamodule, SegmentationDataModule):

@@ -284,7 +284,8 @@ def _label_space(dataset: Callable[..., SegmentationDataset]) -> LabelSpace:
     keywords = dataset.keywords if isinstance(dataset, partial) else {}
     target = dataset.func if isinstance(dataset, partial) else dataset
     known = isinstance(target, type) and issubclass(target, SegmentationDataset)
-    space = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
+    own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
+    space = keywords.get("label_space", own)
     if not isinstance(space, LabelSpace):
         raise ProtosegError(
             f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}: set the "

@@ -77,13 +77,15 @@ class SegmentationDataset(Dataset[Sample]):
         self.split = split
 
     @classmethod
-    def space(cls, **options: Any) -> LabelSpace:
+    def space(cls, **options: Any) -> LabelSpace | None:
         """The classes of a data set that is made with these arguments; known before any image is looked at.
+
+        None where it has none of its own.
 
         Raises:
             ProtosegError: arguments that name no classes.
         """
-        return cls.label_space
+        return getattr(cls, "label_space", None)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -21,7 +21,7 @@ from protoseg.nn.prototype_memory import Observation
 from protoseg.nn.teacher import EMATeacher
 from protoseg.training.base import SegmentationModule
 from protoseg.training.moves import ClassMix, Mixture
-from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, SegOutput
+from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, LabelSpace, ProtosegError, SegOutput
 
 ONE_CLASS_SHARE = 0.99
 
@@ -37,8 +37,8 @@ class AdaptationModule(SegmentationModule):
     and mixed images alike), which no gradient depends on.
 
     Args:
-        losses, options: of :class:`SegmentationModule`; its losses are those on the source images, and its terms those
-            of the adaptation (cross-entropy on mixed images, pixel contrast, masked consistency).
+        label_space, losses, options: of :class:`SegmentationModule`; its losses are those on the source images, and its
+            terms those of the adaptation (cross-entropy on mixed images, pixel contrast, masked consistency).
         source_terms: further terms on the source images, by name (feature distance).
         mix: makes the mixed images.
         alpha: largest momentum of the teacher.
@@ -58,6 +58,7 @@ class AdaptationModule(SegmentationModule):
     def __init__(
         self,
         *,
+        label_space: LabelSpace,
         losses: dict[str, Term],
         source_terms: dict[str, Term] | None = None,
         mix: Callable[[Batch, Target, int, float], Mixture] | None = None,
@@ -71,12 +72,12 @@ class AdaptationModule(SegmentationModule):
         source_terms = source_terms or {}
         if twice := set(losses) & set(source_terms):
             raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
-        super().__init__(losses={**losses, **source_terms}, **options)
-        if self.label_space.num_classes > IGNORE_INDEX:
+        if label_space.num_classes > IGNORE_INDEX:
             raise ProtosegError(
                 f"domain adaptation: expected at most {IGNORE_INDEX} classes (pseudo-labels are ignored where they are "
-                f"{IGNORE_INDEX}), got {self.label_space.num_classes} of label space {self.label_space.name!r}"
+                f"{IGNORE_INDEX}), got {label_space.num_classes} of label space {label_space.name!r}"
             )
+        super().__init__(losses={**losses, **source_terms}, label_space=label_space, **options)
         if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom) < 0:
             raise ProtosegError(
                 "method: expected threshold in (0, 1], ignore_top and ignore_bottom of at least 0, got "

@@ -253,8 +253,9 @@ class SegmentationModule(pl.LightningModule):
         if scaler is None or scaler.get_scale() >= scale:
             self.after_optimizer_step()
         else:  # fp16 overflowed: the optimizer made no step
-            for memory in self.memories.values():
-                memory.forget()
+            for memory in self.modules():
+                if isinstance(memory, PrototypeMemory):
+                    memory.forget()
         self._waiting = []
 
     def after_optimizer_step(self) -> None:

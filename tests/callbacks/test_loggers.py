@@ -142,7 +142,7 @@ def test_memory_statistics_by_hand() -> None:
     memory = PrototypeMemory(3, 2, 4)
     memory.occupancy.copy_(memory.occupancy.new_tensor([[5, 5], [8, 0], [0, 0]]))
     statistics = memory_statistics(memory)
-    assert float(statistics["prototypes/moved"]) == pytest.approx(3 / 6)
-    assert float(statistics["prototypes/balance"]) == pytest.approx(0.5)  # of the two classes seen: 1 and 0
-    assert float(statistics["prototypes/diversity"]) == pytest.approx(float(memory.diversity().mean()))
-    assert set(memory_statistics(PrototypeMemory(3, 1, 4))) == {"prototypes/moved"}
+    assert float(statistics["moved"]) == pytest.approx(3 / 6)
+    assert float(statistics["balance"]) == pytest.approx(0.5)  # of the two classes seen: 1 and 0
+    assert float(statistics["diversity"]) == pytest.approx(float(memory.diversity().mean()))
+    assert set(memory_statistics(PrototypeMemory(3, 1, 4))) == {"moved"}

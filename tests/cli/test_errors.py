@@ -57,8 +57,9 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run(f"hydra.run.dir={tmp_path}/file/run")
     assert result.returncode == 1
+    folder = f"{tmp_path}/file/run"
     assert result.stderr == (
-        f"error: cannot write {tmp_path}/file/run: Not a directory; choose another folder, or free space\n"
+        f"error: cannot write {folder}: [Errno 20] Not a directory: '{folder}'; choose another folder\n"
     )
 
 

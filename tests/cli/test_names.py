@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from protoseg.cli.errors import explain
 from protoseg.cli.evaluation import run_evaluation
 from protoseg.cli.tool import composed
 from protoseg.cli.training import run_training
-from protoseg.data.own import LabelledFolder, labelled_folder
+from protoseg.data.own import LabelledFolder
 from protoseg.sweep import Job
 from protoseg.text import override, visible
 from tests.conftest import TINY
@@ -125,7 +126,7 @@ def test_random_split_of_names_that_are_no_utf8(tmp_path: Path) -> None:
         picture(tmp_path / "images" / name, 255, (8, 8, 3))
         picture(tmp_path / "masks" / name, 1, (8, 8))
     (tmp_path / "classes.yaml").write_text("classes: {a: [1, 2, 3]}")
-    make = labelled_folder(tmp_path / "classes.yaml")
+    make = partial(LabelledFolder, classes=tmp_path / "classes.yaml")
     parts: list[LabelledFolder] = [make(tmp_path, split=split) for split in ("train", "val")]
     assert sorted(len(part) for part in parts) == [1, 2]
 

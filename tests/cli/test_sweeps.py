@@ -68,7 +68,6 @@ def test_every_combination_is_planned(multirun: Multirun, tmp_path: Path) -> Non
     [
         ("head=prototype,prototyp", "Did you mean 'prototype'"),
         ("optimizer.lrr=1,2", "'optimizer.lr'"),
-        ("contrast=none,pgpc", "method.threshold"),  # refers to what supervised training has not
     ],
 )
 def test_what_does_not_compose_is_said_before_any_job(

@@ -63,7 +63,7 @@ def test_loss_by_hand() -> None:
     torch.manual_seed(7)
     visible = random_patch_mask(2, (16, 24), 8, 0.5).double()
     assert 0 < visible.mean() < 1
-    image = visible * adaptation.target.double() / 255 + (1 - visible) * student.mean
+    image = visible * adaptation.target.image.double() / 255 + (1 - visible) * student.mean
     torch.testing.assert_close(student.seen, image)
     logits = F.interpolate(3 * F.avg_pool2d(image - student.mean, 4), (16, 24), mode="bilinear")
     expected = 0.6 * F.cross_entropy(logits, adaptation.target.label, ignore_index=255)
@@ -78,7 +78,7 @@ def test_detail_crop_has_its_share() -> None:
     adaptation = batch(student)
     detail, fused = (MaskedImageConsistency(ratio=0, detail_weight=w)(adaptation) for w in (1.0, 0.0))
     torch.testing.assert_close(MaskedImageConsistency(ratio=0)(adaptation), 0.9 * fused + 0.1 * detail)
-    logits = F.interpolate(student(adaptation.target.double() / 255).detail.logits, (16, 8), mode="bilinear")
+    logits = F.interpolate(student(adaptation.target.image.double() / 255).detail.logits, (16, 8), mode="bilinear")
     expected = 0.6 * F.cross_entropy(logits, adaptation.target.label[:, :, 8:16], ignore_index=255)
     torch.testing.assert_close(detail, expected)
 
@@ -110,7 +110,7 @@ def test_colours_are_jittered_before_the_patches_are_hidden() -> None:
     MaskedImageConsistency(block_size=8, ratio=0.5)(adaptation)
     hidden = torch.eq(student.seen, student.mean).all(1, keepdim=True)
     assert hidden.view(2, 2, 8, 3, 8).double().mean((2, 4)).unique().tolist() == [0, 1]
-    unchanged = torch.isclose(student.seen, adaptation.target.double() / 255)
+    unchanged = torch.isclose(student.seen, adaptation.target.image.double() / 255)
     assert not unchanged[~hidden.expand_as(unchanged)].all()
 
 

@@ -19,7 +19,7 @@ from protoseg.models import HRDASegmentor, Segmentor
 from protoseg.models.decoders import AuxiliaryHead, FCNDecoder, SegFormerDecoder
 from protoseg.models.encoders import Encoder, MiTEncoder
 from protoseg.models.hrda import fuse
-from protoseg.nn import PrototypeHead
+from protoseg.nn import Head, PrototypeHead
 from protoseg.types import ProtosegError, SegOutput
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -45,11 +45,11 @@ class FinestMap(nn.Module):
         return features[0]
 
 
-class ColourHead(nn.Module):
+class ColourHead(Head):
     """The normalised colours are the class logits."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_channels)
 
     def forward(self, features: Tensor) -> SegOutput:
         return SegOutput(logits=features, embeddings=features)

@@ -150,7 +150,7 @@ def test_separate_backwards_give_the_same_gradients(
 
 
 def test_source_only_never_looks_at_the_target(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AdaptationModule, "pseudo_labels", None)
+    monkeypatch.setattr(AdaptationModule, "ask_teacher", None)
     run_training(configure("train", "experiment=streets_day_to_dusk_source_only", *ADAPT, "trainer.max_steps=2"))
 
 
@@ -266,11 +266,11 @@ def test_pixel_weights_and_quality(configure: Configure) -> None:
     torch.manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     module.threshold = 0.12
-    output, pseudo = module.pseudo_labels(image)
+    pseudo = module.ask_teacher(image)
     assert pseudo.label.shape == pseudo.confidence.shape == (2, 64, 64)
     assert pseudo.quality == pytest.approx((pseudo.confidence >= 0.12).float().mean().item())
     assert 0 < pseudo.quality < 1
-    assert not output.logits.requires_grad
+    assert not pseudo.teacher.logits.requires_grad
     assert (pseudo.label[:, 1:62] < 11).all()
     assert (pseudo.label[:, [0, 62, 63]] == 255).all()
 

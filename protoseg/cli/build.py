@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -39,6 +39,8 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
     terms = method_terms(cfg)
+    # Before the method refuses, in other words, what an experiment has set for another one.
+    get_class(cfg.method["_target_"]).check_terms([*losses.items(), *terms.get("terms", {}).items()])
     torch.manual_seed(cfg.seed)
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
     module = instantiate(cfg.method, _partial_=True, **dict.fromkeys(terms))(

@@ -147,13 +147,14 @@ class SegmentationModule(pl.LightningModule):
             # Lightning validates at multiples of the interval only; the last step must be judged too.
             self.trainer.val_check_batch = started
 
-    def check_terms(self, terms: Sequence[tuple[str, Term]]) -> None:
+    @classmethod
+    def check_terms(cls, terms: Sequence[tuple[str, Term]]) -> None:
         """Raise ProtosegError for a term that the method cannot serve, and for two of one name."""
         for name, term in terms:
-            if missing := [part for part in term.needs if part not in self.parts]:
+            if missing := [part for part in term.needs if part not in cls.parts]:
                 raise ProtosegError(
                     f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which "
-                    f"{type(self).__name__} does not have; use method=dacs, daformer or mic with "
+                    f"{cls.__name__} does not have; use method=dacs, daformer or mic with "
                     "data=SOURCE_to_TARGET, or another term"
                 )
         names = [name for name, _ in terms]

@@ -40,7 +40,8 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
     terms = method_terms(cfg)
     # Before the method refuses, in other words, what an experiment has set for another one.
-    get_class(cfg.method["_target_"]).check_terms([*losses.items(), *terms.get("terms", {}).items()])
+    method: Any = get_class(cfg.method["_target_"])
+    method.check_terms([*losses.items(), *terms.get("terms", {}).items()])
     torch.manual_seed(cfg.seed)
     # Partial, because Hydra would turn our values into configs when merging them as arguments.
     module = instantiate(cfg.method, _partial_=True, **dict.fromkeys(terms))(

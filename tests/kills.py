@@ -38,7 +38,7 @@ SETTINGS = {
     "supervised": (*TINY, "head.assignment=gumbel", "decoder.dropout=0.1"),
     "adaptation": (
         *(setting for setting in TINY if not setting.startswith("head.")),
-        "experiment=streets_day_to_dusk_pgpc",
+        "experiment=small_pgpc",
         "method.threshold=0.1",
         "contrast.reliable=0.1",
     ),

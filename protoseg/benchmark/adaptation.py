@@ -20,7 +20,7 @@ from protoseg.types import AdaptationBatch, Batch, LabelSpace
 
 
 class AdaptationSetting(NamedTuple):
-    """Sizes of the step; the defaults are those of experiment=camvid_day_to_dusk_pgpc."""
+    """Sizes of the step; the defaults are those of experiment=small_pgpc data=camvid_day_to_dusk."""
 
     batch: int = 4
     height: int = 240

@@ -17,7 +17,7 @@ from tests.conftest import TINY
 
 Configure = Callable[..., DictConfig]
 WITHOUT_HEAD = tuple(x for x in TINY if not x.startswith("head."))
-ADAPT = ("experiment=streets_day_to_dusk_dacs", *WITHOUT_HEAD)
+ADAPT = ("experiment=small_dacs", *WITHOUT_HEAD)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,10 +16,26 @@ from protoseg.cli.build import build_datamodule, build_model, build_module, inst
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))
+FILES = [file for file in FILES if file.parent.name != "experiment"]  # these with every pair, below
 MODEL_GROUPS = {
-    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "data",
-    "experiment", "debug",
+    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "data", "debug",
 }  # fmt: skip
+RECIPES = sorted((CONF / "experiment").glob("[!_]*.yaml"))
+HEAD = ("Source", "Expected", "Hardware", "Run", "Pairs")
+
+
+def head_of(recipe: Path) -> dict[str, str]:
+    """The lines ``# Key: value`` at the head of a recipe, in their order."""
+    head = recipe.read_text().partition("\ndefaults:")[0]
+    return dict(re.findall(rf"^# ({'|'.join(HEAD)}): (.+)$", head, re.MULTILINE))
+
+
+def commands(recipe: Path) -> list[str]:
+    """The overrides of the command in its head; and the same with each other pair."""
+    head = head_of(recipe)
+    first = head["Run"].removeprefix("python train.py ")
+    pair, *others = head["Pairs"].split(", ") if "Pairs" in head else [""]
+    return [first, *(first.replace(f"data={pair}", f"data={other}") for other in others)]
 
 
 PLUGINS = {
@@ -55,18 +72,80 @@ def test_composes_and_instantiates(file: Path, configure: Callable[..., DictConf
     if config_name == "evaluate":
         return
     if group in MODEL_GROUPS or group == ".":
-        cfg.encoder.pretrained = False
-        if group == "experiment" and "variant" in cfg.encoder:
-            cfg.encoder.variant = "b0"  # quick to build; every variant has a test of its own above
-        module = build_module(cfg, build_datamodule(cfg).label_space)
-        optimizer = module.make_optimizer(module.model)
-        module.make_schedule(optimizer, total_steps=100_000)
-        assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.model.parameters()))
-    if group in ("callbacks", "logger", "inference", "trainer", "experiment", "debug"):
-        assert len(instances(cfg.callbacks)) == 6
-        instances(cfg.logger)
-        instantiate(cfg.inference)
-        instantiate(cfg.trainer, logger=False)
+        builds(cfg)
+    if group in ("callbacks", "logger", "inference", "trainer", "debug"):
+        runs(cfg)
+
+
+def builds(cfg: DictConfig) -> None:
+    """The model of ``cfg`` with its optimizer and schedule can be made."""
+    cfg.encoder.pretrained = False
+    module = build_module(cfg, build_datamodule(cfg).label_space)
+    optimizer = module.make_optimizer(module.model)
+    module.make_schedule(optimizer, total_steps=100_000)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.model.parameters()))
+
+
+def runs(cfg: DictConfig) -> None:
+    """What stands around the model can be made."""
+    assert len(instances(cfg.callbacks)) == 6
+    instances(cfg.logger)
+    instantiate(cfg.inference)
+    instantiate(cfg.trainer, logger=False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_opens_with_source_figure_hardware_and_command(recipe: Path) -> None:
+    head = head_of(recipe)
+    assert tuple(head)[:4] == HEAD[:4]
+    assert f"python train.py experiment={recipe.stem}" == " ".join(head["Run"].split()[:3])
+    assert ("Pairs" in head) == (" data=" in head["Run"])
+    if "Pairs" in head:
+        assert head["Run"].endswith(f" data={head['Pairs'].split(', ')[0]}")
+    assert f"`{recipe.stem}`" in (CONF.parent / "docs" / "recipes.md").read_text()
+
+
+@pytest.mark.parametrize("command", [command for recipe in RECIPES for command in commands(recipe)])
+def test_a_recipe_composes_and_instantiates_with_every_pair(command: str, configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", *command.split())
+    plain(cfg)
+    if "variant" in cfg.encoder:
+        cfg.encoder.variant = "b0"  # quick to build; every variant has a test of its own above
+    builds(cfg)
+    cfg.trainer.devices = 1  # as many as any machine has
+    runs(cfg)
+
+
+@pytest.mark.parametrize(
+    ("pair", "source", "target"),
+    [
+        ("gta5_to_cityscapes", 1.34, 1.0),
+        ("synthia_to_cityscapes", 2.0, 1.0),
+        ("cityscapes_to_dark_zurich", 1.0, 1.0),
+        ("cityscapes_to_acdc", 1.0, 1.0),
+    ],
+)
+def test_hrda_reads_every_pair_at_twice_the_scale(
+    pair: str, source: float, target: float, configure: Callable[..., DictConfig]
+) -> None:
+    for name, share in (("daformer", 0.5), ("hrda", 1), ("pgpc_hrda", 1)):
+        data = configure("train", f"experiment={name}", f"data={pair}").data
+        assert (list(data.source.scale), list(data.target.scale)) == ([share * source] * 2, [share * target] * 2)
+
+
+def test_what_a_recipe_has_no_values_for_is_refused_or_left_out(configure: Callable[..., DictConfig]) -> None:
+    for recipe, group in (("small_oracle", "pair/oracle"), ("hrda", "pair/hrda")):
+        with pytest.raises(MissingConfigException, match=f"{group}/streets_to_camvid"):
+            configure("train", f"experiment={recipe}", "data=streets_to_camvid")
+    cfg = configure("train", "experiment=hrda", "data=streets_to_camvid", "~pair/hrda")
+    assert (cfg.data.source.scale, cfg.segmentor.detail_size) == ([1.2, 2.4], [512, 512])
+
+
+def test_the_oracle_is_taught_the_labels_of_the_target(configure: Callable[..., DictConfig]) -> None:
+    source = configure("train", "experiment=small_oracle", "data=camvid_day_to_dusk").data.source
+    assert source.dataset.sequences is None
+    data = configure("train", "experiment=small_oracle", "data=streets_day_to_dusk").data
+    assert data.source.dataset == data.target.dataset
 
 
 def test_the_papers_setting(configure: Callable[..., DictConfig]) -> None:
@@ -79,7 +158,8 @@ def test_the_papers_setting(configure: Callable[..., DictConfig]) -> None:
 
 @pytest.mark.parametrize("source", ["gta5", "synthia"])
 def test_the_papers_adaptation_settings(source: str, configure: Callable[..., DictConfig]) -> None:
-    cfg = configure("train", f"experiment={source}_to_cityscapes_daformer")
+    pair = f"data={source}_to_cityscapes"
+    cfg = configure("train", "experiment=daformer", pair)
     assert (cfg.trainer.max_steps, cfg.data.batch_size, list(cfg.data.crop_size)) == (40_000, 2, [512, 512])
     assert (cfg.optimizer.lr, cfg.optimizer.encoder_lr, cfg.optimizer.weight_decay) == (6e-4, 6e-5, 0.01)
     assert (cfg.schedule.warmup_steps, cfg.schedule.power) == (1500, 1.0)
@@ -91,13 +171,13 @@ def test_the_papers_adaptation_settings(source: str, configure: Callable[..., Di
     assert (cfg.encoder.variant, cfg.inference.mode, list(cfg.inference.scales)) == ("b5", "whole", [0.5])
     assert list(cfg.data.target.scale) == [0.5, 0.5]
 
-    dacs = configure("train", f"experiment={source}_to_cityscapes_dacs")
+    dacs = configure("train", "experiment=dacs", pair)
     assert dacs.data.rare_classes is None
     assert "source_terms" not in dacs.method
-    alone = configure("train", f"experiment={source}_to_cityscapes_source_only")
+    alone = configure("train", "experiment=source_only", pair)
     assert "terms" not in alone.method
 
-    hrda = configure("train", f"experiment={source}_to_cityscapes_pgpc_hrda")
+    hrda = configure("train", "experiment=pgpc_hrda", pair)
     assert list(hrda.data.crop_size) == [1024, 1024]
     assert list(hrda.segmentor.detail_size) == [512, 512]
     assert (hrda.method.ignore_top, hrda.method.ignore_bottom, hrda.data.rare_classes.min_crop_ratio) == (30, 240, 2.0)
@@ -110,10 +190,12 @@ def test_the_papers_adaptation_settings(source: str, configure: Callable[..., Di
     if source == "synthia":
         assert [len(classes) for classes in hrda.method.subsets.values()] == [16, 13]
         assert hrda.callbacks.best.monitor == "val/mIoU_16"
+    else:
+        assert (hrda.method.subsets, hrda.callbacks.best.monitor) == ({}, "val/mIoU")
 
 
 def test_the_network_of_daformer_has_the_papers_parameters(configure: Callable[..., DictConfig]) -> None:
-    cfg = configure("train", "experiment=gta5_to_cityscapes_daformer", "encoder.pretrained=false")
+    cfg = configure("train", "experiment=daformer", "encoder.pretrained=false")
     assert sum(p.numel() for p in build_model(cfg, 19).parameters()) == 85_155_283
 
 

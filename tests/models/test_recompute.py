@@ -139,7 +139,7 @@ def test_a_whole_training_has_the_same_bits(configure: Callable[..., DictConfig]
     tiny = [x for x in TINY if not x.startswith("head.")]
     for value in ("false", "true"):
         settings = ("trainer.max_steps=2", f"encoder.grad_checkpointing={value}", "+encoder.drop_path_rate=0.2")
-        experiment = "experiment=streets_day_to_dusk_daformer"
+        experiment = "experiment=small_daformer"
         run_training(configure("train", experiment, *tiny, *settings, output=tmp_path / value))
     last = Path("checkpoints") / "last.ckpt"
     assert_same_bits(tmp_path / "true" / last, tmp_path / "false" / last)

@@ -21,10 +21,10 @@ from tests.conftest import TINY
 from tests.training.test_resume import assert_resumes
 
 ADAPT = tuple(x for x in TINY if not x.startswith("head."))
-DAFORMER = ("experiment=streets_day_to_dusk_daformer", *ADAPT)
+DAFORMER = ("experiment=small_daformer", *ADAPT)
 # A random teacher is never sure; the paths of reliable pixels must run all the same.
 SURE = ("method.threshold=0.1",)
-PGPC = ("experiment=streets_day_to_dusk_pgpc", *ADAPT, "contrast.reliable=0.1")
+PGPC = ("experiment=small_pgpc", *ADAPT, "contrast.reliable=0.1")
 HRDA = ("segmentor=hrda", "segmentor.detail_size=64", "segmentor.attention.width=16", "data.crop_size=[128,128]")
 Configure = Callable[..., DictConfig]
 
@@ -151,7 +151,7 @@ def test_separate_backwards_give_the_same_gradients(
 
 def test_source_only_never_looks_at_the_target(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AdaptationModule, "ask_teacher", None)
-    run_training(configure("train", "experiment=streets_day_to_dusk_source_only", *ADAPT, "trainer.max_steps=2"))
+    run_training(configure("train", "experiment=small_source_only", *ADAPT, "trainer.max_steps=2"))
 
 
 @pytest.mark.parametrize(("method", "moving"), [("dacs", [False, True]), ("source_only", [True])])
@@ -171,7 +171,7 @@ def test_running_statistics_are_those_of_mixed_images(
         return seen
 
     monkeypatch.setattr(AdaptationModule, "see", watch)
-    run_training(configure("train", f"experiment=streets_day_to_dusk_{method}", *ADAPT, "trainer.max_steps=2"))
+    run_training(configure("train", f"experiment=small_{method}", *ADAPT, "trainer.max_steps=2"))
     assert moved == 2 * moving
 
 

@@ -80,7 +80,7 @@ def test_two_ranks_adapt_and_are_judged_as_one(tmp_path: Path) -> None:
     two = train(
         tmp_path / "two",
         *ADAPT,
-        "experiment=streets_day_to_dusk_pgpc",
+        "experiment=small_pgpc",
         "trainer.max_steps=3",
         "trainer.limit_val_batches=1.0",
         "trainer.val_check_interval=3",

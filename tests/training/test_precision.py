@@ -26,7 +26,7 @@ from tests.training.test_resume import assert_resumes
 Configure = Callable[..., DictConfig]
 SMALL = (*TINY, "callbacks.dashboard=null")
 ADAPT = (
-    "experiment=streets_day_to_dusk_daformer",
+    "experiment=small_daformer",
     *(x for x in SMALL if not x.startswith("head.")),
     "method.threshold=0.1",  # a random teacher is never sure
 )

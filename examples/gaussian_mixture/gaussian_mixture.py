@@ -118,12 +118,12 @@ class GaussianMixtures(PrototypeMemory):
         return DenseSimilarities(self.log_joint(x)).own(label)
 
     def balance(self, own: Tensor, label: Tensor) -> Clustering:
-        return super().balance(_bounded(own), label)
+        return super().balance(_log_posterior(own), label)
 
     def responsibilities(self, own: Tensor, label: Tensor) -> Tensor:
-        """E step: ``n k`` from labels ``n`` and log joints ``n k``; rows sum to 1, columns are alike in each class."""
+        """E step: posteriors ``n k``, from labels ``n`` and log joints ``n k``, balanced: columns are alike."""
         classes = len(self.prototypes)
-        return sinkhorn(_bounded(own), label, classes, label != ignore_index(classes), self.epsilon, self.rounds)
+        return sinkhorn(_log_posterior(own), label, classes, label != ignore_index(classes), self.epsilon, self.rounds)
 
     @torch.no_grad()
     def observe_accumulated(self, parts: Sequence[Observation]) -> None:
@@ -153,7 +153,6 @@ class GaussianMixtures(PrototypeMemory):
         self.pending_squares.zero_()
 
 
-def _bounded(own: Tensor) -> Tensor:
-    """Scores as Sinkhorn takes them: at most 1 in a row, which its plan does not depend on; none rounds to nothing."""
-    own = own.double()
-    return (own - own.amax(1, keepdim=True)).clamp_min(-600) + 1
+def _log_posterior(own: Tensor) -> Tensor:
+    """log p(k | x, c) from log joints ``n k``, plus 1, of which Sinkhorn takes 1 off; none rounds to nothing in exp."""
+    return own.double().log_softmax(1).clamp_min(-600) + 1

@@ -31,7 +31,7 @@ class Observation(NamedTuple):
     Attributes:
         memory: that they are for.
         embeddings: unit vectors, ``n d``.
-        own: their cosines to the prototypes of their own class, ``n k``.
+        own: their scores for the prototypes of their own class (cosines), ``n k``.
         label: int64 ``n``, ``ignore_index`` where unlabelled.
         correct: whether the pixel's class is predicted right, bool ``n``.
         member: the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none.
@@ -116,8 +116,13 @@ class PrototypeMemory(nn.Module):
         """Cosines of unit embeddings ``n d`` to the prototypes as they are now."""
         return similarities(embeddings, self.prototypes)
 
+    def own_scores(self, output: SegOutput, label: Tensor) -> Tensor:
+        """What :meth:`balance` shares pixels out by, ``n k``, from their labels ``n``: here the cosines."""
+        assert output.similarities is not None
+        return output.similarities.own(label)
+
     def balance(self, own: Tensor, label: Tensor) -> Clustering:
-        """Target and member prototype of pixels from labels ``n`` and cosines to those of their own class, ``n k``."""
+        """Target and member prototype of pixels from labels ``n`` and scores for those of their own class, ``n k``."""
         return cluster_own(own, label, len(self.prototypes), self.assignment, self.epsilon, self.rounds)
 
     @torch.no_grad()
@@ -131,8 +136,7 @@ class PrototypeMemory(nn.Module):
         """
         height, width = output.logits.shape[2:]
         grid = downsample_label(label, (height, width), stride).flatten()
-        assert output.similarities is not None
-        own, correct = output.similarities.own(grid), output.logits.argmax(1).flatten() == grid
+        own, correct = self.own_scores(output, grid), output.logits.argmax(1).flatten() == grid
         clustering = self.balance(own, grid)
         embeddings = output.embeddings.detach().permute(0, 2, 3, 1).flatten(0, 2)
         return clustering, Observation(self, embeddings, own, grid, correct, clustering.member)
@@ -170,11 +174,15 @@ class PrototypeMemory(nn.Module):
     def step(self) -> None:
         """Sum what was observed over all ranks, move the prototypes, and forget it."""
         sums, counts = all_reduce_(self.pending_sums), all_reduce_(self.pending_counts)
-        flat = self.prototypes.flatten(0, 1)
-        flat.copy_(update_prototypes(flat, sums, counts, self._momentum().flatten()))
+        self.move(sums, counts, self._momentum().flatten())
         self.occupancy.copy_(counts.view_as(self.occupancy))
         self.updates += self.occupancy > 0
         self.forget()
+
+    def move(self, sums: Tensor, counts: Tensor, momentum: Tensor) -> None:
+        """Move the prototypes by the sums ``c*k d`` and counts ``c*k`` of all ranks' pixels, each at its momentum."""
+        flat = self.prototypes.flatten(0, 1)
+        flat.copy_(update_prototypes(flat, sums, counts, momentum))
 
     def diversity(self) -> Tensor:
         """Mean pairwise cosine of the prototypes of each class, ``c``: 1 is K copies of one vector; NaN for K = 1."""

@@ -33,8 +33,9 @@ class Mixture(NamedTuple):
 class ClassMix:
     """Pastes half of the labelled image's classes on the target image; colour jitter and blur (DACS, arXiv 2007.08702).
 
-    Pasted pixels weigh 1, target pixels as much as the pseudo-labels' quality. A mix of one's own is a callable with
-    the same arguments and result, named by ``method.mix._target_``.
+    Pasted pixels weigh 1, target pixels as much as the pseudo-labels' quality. A mix of one's own, named by
+    ``method.mix._target_``, is a subclass that pastes other pixels (:meth:`mask`), or any callable with the same
+    arguments and result.
 
     Args:
         jitter, jitter_probability, blur: see :func:`protoseg.functional.mixing.strong_transform`.
@@ -51,6 +52,10 @@ class ClassMix:
             )
         self.jitter, self.jitter_probability, self.blur = jitter, jitter_probability, blur
 
+    def mask(self, label: Tensor, num_classes: int) -> Tensor:
+        """Pixels to paste, bool ``b H W``, of images with these labels ``b H W``."""
+        return class_mix_mask(label, num_classes)
+
     def __call__(self, labelled: Batch, target: Target, num_classes: int, threshold: float) -> Mixture:
         """Mix image i with target image i.
 
@@ -60,7 +65,7 @@ class ClassMix:
             num_classes: number of classes.
             threshold: confidence from which a pseudo-label is reliable.
         """
-        pasted = class_mix_mask(labelled.label, num_classes)
+        pasted = self.mask(labelled.label, num_classes)
         image = paste(pasted, labelled.image, target.image)
         image = strong_transform(image, self.jitter, self.jitter_probability, self.blur)
         reliable = target.label.where(target.confidence >= threshold, IGNORE_INDEX)

@@ -26,8 +26,8 @@ MAX_NODES = 1_000_000
 MAX_DEPTH = 100
 MAX_PICKLE = 8 << 20
 """Bytes of plain values, without tensors; a training of HRNet-W48 with a teacher keeps 1 MB."""
-MAX_READS = 2_000_000
-"""Instructions of a pickle, and the numbers and texts that follow them; each takes about a microsecond."""
+MAX_READS = 1_500_000
+"""Instructions of a pickle, and the numbers and texts that follow them; that training needs 500 000."""
 MAX_DIMENSIONS = 64
 
 _STORAGES = {

@@ -8,12 +8,14 @@ which makes no tensor and knows five names.
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -24,6 +26,9 @@ MAX_NODES = 1_000_000
 MAX_DEPTH = 100
 MAX_PICKLE = 8 << 20
 """Bytes of plain values, without tensors; a training of HRNet-W48 with a teacher keeps 1 MB."""
+MAX_READS = 1_500_000
+"""Instructions of a pickle, and the numbers and texts that follow them; that training needs 500 000."""
+MAX_DIMENSIONS = 64
 
 _STORAGES = {
     f"{name}Storage": getattr(torch, dtype).itemsize
@@ -33,10 +38,16 @@ _STORAGES = {
     }.items()
 }  # fmt: skip
 _OPCODES = (
-    "PROTO FRAME STOP GLOBAL REDUCE BUILD MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
-    "SHORT_BINUNICODE SHORT_BINSTRING BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
-    "EMPTY_DICT SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE BINPERSID"
-)
+    "PROTO STOP GLOBAL REDUCE BUILD MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+    "SHORT_BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
+    "BINGET LONG_BINGET BINPUT LONG_BINPUT BINPERSID"
+)  # those of protocol 2 that torch knows, too
+
+
+_ZIP_START = b"PK\3\4"
+# The end of a ZIP file: of the record of a large one its mark and the place of the list of parts; of its locator the
+# mark and the place of the record; of the record of all files the mark and the place of the list. No comment.
+_ZIP_TAIL = struct.Struct("<4s44xQ4s4xQ4x4s12xI2x")
 
 
 class _Storage(NamedTuple):
@@ -57,14 +68,37 @@ class _Tensor(NamedTuple):
 
 
 def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: object) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(stride))
+    return _Tensor(storage, offset, _size(shape), _size(stride))
+
+
+def _size(numbers: Any) -> tuple[int, ...]:
+    """Not a copy of any list: the next one could be a copy of that, and so on."""
+    if type(numbers) is not tuple or len(numbers) > MAX_DIMENSIONS or not {type(n) for n in numbers} <= {int}:
+        raise pickle.UnpicklingError("a tensor has no proper shape")
+    return numbers
+
+
+def _ordered_dict() -> OrderedDict[Any, Any]:
+    return OrderedDict()  # what it holds comes after; not a copy, either
+
+
+class _Instructions(io.BytesIO):
+    """A pickle that ends after so many reads: a few megabytes of one-byte instructions would keep us for long."""
+
+    left = MAX_READS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"it holds more than {MAX_READS} instructions")
+        return super().read(size)
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch", "Size"): _size,
     ("torch", "device"): lambda *name: None,
 } | {("torch", name): name for name in _STORAGES}
 
@@ -86,14 +120,32 @@ class _Look(pickle._Unpickler):  # type: ignore[name-defined]
     def load_build(self) -> None:
         stack = self.stack  # type: ignore[attr-defined]
         state = stack.pop()
-        if not isinstance(stack[-1], OrderedDict) or not isinstance(state, dict):  # torch's `_metadata`
+        # torch's; any other attribute may hide a method, such as `items`.
+        if not isinstance(stack[-1], OrderedDict) or not isinstance(state, dict) or {*state} - {"_metadata"}:
             raise pickle.UnpicklingError("it changes what it has made")
+
+    def load_setitem(self) -> None:
+        _check_keys([self.stack[-2]])  # type: ignore[attr-defined]
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_setitems()  # type: ignore[misc]
 
     dispatch = {  # noqa: RUF012  of the base class
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined]
         for name in _OPCODES.split()
     }
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    dispatch[pickle.SETITEM[0]] = load_setitem  # type: ignore[assignment]
+    dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
+
+
+def _check_keys(keys: list[Any]) -> None:
+    """Texts and small numbers: hashing nested tuples takes for ever or overflows the stack, large numbers collide."""
+    for key in keys:
+        if type(key) is not str and not (type(key) is int and abs(key) < 1 << 32):
+            raise pickle.UnpicklingError(f"it has keys that are no text and no small number ({type(key).__name__})")
 
 
 def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
@@ -119,18 +171,22 @@ def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False
 
 
 def _check(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
+        _check_directory(file, archive.start_dir)
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
             raise ValueError("it is compressed, and may grow: unpack it, and save it again with torch.save")
-        size = {part.filename: part.file_size for part in parts}
+        size = {part.filename.lower(): part.file_size for part in parts}  # torch does not look at the case
         if len(size) < len(parts) or sum(size.values()) > path.stat().st_size:
-            raise ValueError("its parts are larger than the file")
-        (name,) = (name for name in size if name.count("/") == 1 and name.endswith("/data.pkl"))
-        if size[name] > MAX_PICKLE:
-            raise ValueError(f"its plain values take {size[name] / 1e6:.0f} MB")
-        values = _Look(io.BytesIO(archive.read(name))).load()
-    root = name.removesuffix("data.pkl")
+            raise ValueError("its parts are larger than the file, or two have one name")
+        names = [part.filename for part in parts if part.filename.lower().endswith("/data.pkl")]
+        if len(names) != 1 or names[0].count("/") != 1:
+            raise ValueError("it has no part data.pkl, or several")
+        (name,) = names
+        if size[name.lower()] > MAX_PICKLE:
+            raise ValueError(f"its plain values take {size[name.lower()] / 1e6:.0f} MB")
+        values = _Look(_Instructions(archive.read(name))).load()
+    root = name.lower().removesuffix("data.pkl")
     for tensor in _tensors(values):
         storage, last = tensor.storage, tensor.offset
         if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
@@ -142,6 +198,26 @@ def _check(path: Path) -> None:
         there = size.get(f"{root}data/{storage.key}", -1)
         if storage.numel * storage.itemsize > there or count > storage.numel or (count and last >= storage.numel):
             raise ValueError(f"a tensor of {'x'.join(map(str, tensor.shape))} numbers has too few bytes")
+
+
+def _check_directory(file: BinaryIO, found: int) -> None:
+    """See that torch finds the same parts as ``zipfile``, in the list that begins at ``found``.
+
+    Else a file could show the one harmless parts and the other others. ``zipfile`` takes the list that lies just before
+    the end; torch that whose place is written there, or none at all of a file that begins otherwise: it then reads an
+    older format.
+    """
+    head = file.seek(0) or file.read(len(_ZIP_START))
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - _ZIP_TAIL.size))
+    tail = file.read().rjust(_ZIP_TAIL.size, b"\0")
+    record, place, locator, record_at, end, short_place = _ZIP_TAIL.unpack(tail)
+    if locator == b"PK\6\7":
+        good = record == b"PK\6\6" and record_at == length - _ZIP_TAIL.size
+    else:
+        good, place = True, short_place
+    if head != _ZIP_START or end != b"PK\5\6" or not good or place != found:
+        raise ValueError("it is not as torch.save writes it")
 
 
 def _tensors(value: Any) -> Iterator[_Tensor]:

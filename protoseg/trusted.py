@@ -31,11 +31,13 @@ class Slot(NamedTuple):
         classes: their names, as configs write them.
         base: what a class from elsewhere must be, to be built here by the caller's word.
         parts: slots inside it, by key.
+        partial: whether configs leave its arguments to be completed (``_partial_``): always, never, or either.
     """
 
     classes: tuple[str, ...]
     base: type = nn.Module
     parts: Mapping[str, Slot] = {}
+    partial: bool | None = None
 
 
 def _names(module: str, *names: str) -> tuple[str, ...]:
@@ -55,12 +57,15 @@ _DATASET = Slot(
         "LabelledFolder", "Streets", "Synthia",
     ),
     Dataset,
+    partial=True,  # else its files would be looked at before anybody asks for them
 )  # fmt: skip
-_RARE_CLASSES = Slot(("protoseg.data.RareClasses",), object)
-_PART = Slot(("protoseg.data.SegmentationDataModule",), object, {"dataset": _DATASET, "rare_classes": _RARE_CLASSES})
+_RARE_CLASSES = Slot(("protoseg.data.RareClasses",), object, partial=False)
+_PART = Slot(
+    ("protoseg.data.SegmentationDataModule",), object, {"dataset": _DATASET, "rare_classes": _RARE_CLASSES}, True
+)
 
 SLOTS: dict[str, Slot] = {
-    "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder")),
+    "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), partial=False),
     "decoder": _DECODER,
     "segmentor": Slot(
         _names("protoseg.models", "Segmentor", "HRDASegmentor"),
@@ -68,11 +73,12 @@ SLOTS: dict[str, Slot] = {
     ),
     "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead"), Head),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
-    "inference": Slot(("protoseg.inference.Predictor",), object),
+    "inference": Slot(("protoseg.inference.Predictor",), object, partial=False),
     "data": Slot(
         (*_PART.classes, "protoseg.data.AdaptationDataModule"),
         object,
-        {**_PART.parts, "source": _PART, "target": _PART},
+        {**_PART.parts, "source": _PART, "target": _PART, "rare_classes": _RARE_CLASSES},
+        False,
     ),
 }
 """By section of the config. What is not here, a checkpoint never builds."""
@@ -108,6 +114,10 @@ def _check_object(node: Any, slot: Slot, key: str, trust: Sequence[str]) -> None
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ProtosegError(f"checkpoint config {key}: expected a _target_ and its arguments, got {_short(node)}")
     target, foreign = node["_target_"], node["_target_"] not in slot.classes
+    if slot.partial is not None and node.get("_partial_", False) is not slot.partial:
+        raise ProtosegError(
+            f"checkpoint config {key}._partial_: expected {slot.partial}, got {_short(node.get('_partial_', False))}"
+        )
     if foreign:
         _check_trusted(target, slot, key, trust)
     for name, value in node.items():

@@ -174,7 +174,7 @@ def read_edit(path: str | Path) -> ClassEdit:
         assert isinstance(edit.base, str)
         assert {int} >= {type(row) for row in edit.rows}
         assert len(edit.classes) == len(edit.rows)
-        assert all(isinstance(part, Tensor) for memory in new.values() for part in memory)
+        assert all(isinstance(part, Tensor) and part.ndim > 0 for memory in new.values() for part in memory)
         space = {"name": "edit", "classes": edit.classes, "colors": edit.colors}
         check_class_names({"label_space": space, "relabel": edit.relabel, "config": None})
     except (AssertionError, AttributeError, KeyError, TypeError, ProtosegError) as error:

@@ -13,8 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from protoseg.cli.resuming import checkpoints_in, restarted
 from protoseg.types import ProtosegError
 
-WRITTEN = r"checkpoints|logs(_\d+)?|panels|tensorboard|workers|curves\.png|error\.log"
-"""Names of what a run writes into its folder and ``overwrite=true`` removes."""
+WRITTEN = {
+    r"checkpoints": r".*\.ckpt|\..*\.partial.*",
+    r"logs(_\d+)?": r"metrics\.csv|hparams\.yaml",
+    r"panels": r"\w+_\d{6,}\.png",
+    r"tensorboard": r"events\.out\.tfevents.*|hparams\.yaml",
+    r"workers": r"config\.yaml|result\.json|run_\w{8}",
+}
+"""Folders of a run, and the files in them, that ``overwrite=true`` removes, besides ``curves.png`` and ``error.log``.
+
+Others in there are the user's."""
 
 
 def reserve(default: str, section: DictConfig) -> str:
@@ -78,5 +86,12 @@ def run_in(folder: Path) -> str | None:
 def remove_run(folder: Path) -> None:
     """Remove what a run has written into its folder, and nothing else."""
     for path in folder.iterdir():
-        if re.fullmatch(WRITTEN, path.name):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        files = next((files for name, files in WRITTEN.items() if re.fullmatch(name, path.name)), None)
+        if path.name in ("curves.png", "error.log") or (files and path.is_symlink()):
+            path.unlink()
+        elif files and path.is_dir():
+            for file in path.iterdir():
+                if re.fullmatch(files, file.name):
+                    shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+            if not any(path.iterdir()):
+                path.rmdir()

@@ -128,6 +128,10 @@ def test_the_change_alone_fits_its_own_network_only(
         apply_edit(other, edit)
     with pytest.raises(ProtosegError, match="expected a change of classes"):
         read_edit(base)
+    edit.new["student"] = edit.new["student"]._replace(updates=torch.tensor(1))
+    write_edit(edit, path)
+    with pytest.raises(ProtosegError, match="got a damaged one"):
+        read_edit(path)
 
 
 def test_two_classes_at_once_and_same_seed_same_bits(base: Path, patches: tuple[Path, Path]) -> None:

@@ -25,7 +25,14 @@ from protoseg.types import ProtosegError
 def run(tmp_path: Path) -> Path:
     """A folder with all that a run writes, and with things that are not its own."""
     folder = tmp_path / "run"
-    for name in ("checkpoints/best.ckpt", "panels/step_1.png", "workers/config.yaml", "curves.png", "error.log"):
+    for name in (
+        "checkpoints/best.ckpt",
+        "panels/step_000001.png",
+        "workers/config.yaml",
+        "workers/run_a1b2c3d4/1.log",
+        "curves.png",
+        "error.log",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     for name in ("logs/metrics.csv", "logs_1/metrics.csv"):
@@ -58,9 +65,19 @@ def test_a_run_is_not_written_over(run: Path, tmp_path: Path) -> None:
     assert run_in(run) == "checkpoints/best.ckpt"
 
 
-def test_overwriting_removes_what_a_run_wrote_and_nothing_else(run: Path) -> None:
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    mine = ("checkpoints/notes.txt", "checkpoints/old/best.ckpt", "logs/notes.csv", "panels/mine.png")
+    (run / "checkpoints" / "old").mkdir()
+    for name in mine:
+        (run / name).touch()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "events.out.tfevents.1").touch()
+    (run / "tensorboard").symlink_to(tmp_path / "disk")
     check_folder(run, None, overwrite=True)
-    assert sorted(path.name for path in run.iterdir()) == [".hydra", "evaluate", "logs_of_mine", "notes.txt"]
+    left = {path.relative_to(run).as_posix() for path in run.rglob("*") if not path.is_dir()}
+    assert left == {*mine, ".hydra/config.yaml", "evaluate/metrics.json", "logs_of_mine/a", "notes.txt"}
+    assert not (run / "workers").exists()
+    assert list((tmp_path / "disk").iterdir())
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import struct
 import warnings
 from pathlib import Path
@@ -81,8 +82,16 @@ def picture_size(data: bytes) -> tuple[int, int]:
     return open_picture(data).size
 
 
+def check_regular(path: Path) -> None:
+    """Raise ValueError or OSError unless it is a file that ends, as a pipe or a device does not."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no file, but a folder, a pipe or a device")
+
+
 def open_picture(source: Path | bytes) -> Image.Image:
     """Pillow's image, its pixels not decoded yet; raises ``FAILURES``. Its own limit of pixels is raised to ours."""
+    if isinstance(source, Path):
+        check_regular(source)
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(os.environ.get(_LIMIT, MAX_PIXELS)))
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)

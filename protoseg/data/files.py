@@ -21,6 +21,7 @@ from protoseg.data.decoding import (
     PNG_END,
     PNG_START,
     check_pixels,
+    check_regular,
     decode_jpeg,
     open_picture,
     picture_size,
@@ -71,7 +72,7 @@ def _files(folder: Path, recursive: bool, skip: str | None, above: tuple[str, ..
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not os.path.isdir(entry.path):  # the entry's own method fails at a link to itself
             yield Path(entry.path)
         elif recursive and not (skip and entry.name.startswith(skip)):
             yield from _files(Path(entry.path), recursive, skip, (*above, real))
@@ -213,6 +214,7 @@ def read_label(
 def read_bounded(path: Path, kind: str) -> bytes:
     """The bytes of a file; raises ProtosegError if it cannot be read or has too many pixels to be decoded."""
     try:
+        check_regular(path)
         data = path.read_bytes()
         size = picture_size(data)
     except FAILURES as error:

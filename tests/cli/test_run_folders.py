@@ -62,6 +62,8 @@ def test_a_run_is_not_written_over(run: Path, tmp_path: Path) -> None:
         check_folder(run, resume, overwrite=False)
         with pytest.raises(ProtosegError, match="got both"):
             check_folder(run, resume, overwrite=True)
+    with pytest.raises(ProtosegError, match="resume: expected auto, null or a checkpoint, got True"):
+        check_folder(run, True, overwrite=False)  # type: ignore[arg-type]
     assert run_in(run) == "checkpoints/best.ckpt"
 
 

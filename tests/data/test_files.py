@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from protoseg.data.files import by_key, by_stem, list_images, pair, read_image, read_label
 from protoseg.data.label_spaces import CAMVID_IDS
+from protoseg.data.statistics import image_size
 from protoseg.types import ProtosegError
 
 
@@ -69,6 +71,20 @@ def test_non_image_and_missing_file_are_errors(tmp_path: Path, read: object) -> 
     for name in ("text.png", "gone.png"):
         with pytest.raises(ProtosegError, match=name):
             read(tmp_path / name)  # type: ignore[operator]
+
+
+def test_pipes_and_devices_are_no_images(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # to read it would wait for ever
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "self.png").symlink_to("self.png")
+    assert [path.name for path in list_images(tmp_path, recursive=True)] == ["pipe.png", "self.png", "zero.png"]
+    (tmp_path / "self.png").unlink()
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProtosegError, match=r"\.png.*a folder, a pipe or a device"):
+            read_image(path)
+        with pytest.raises(ProtosegError, match=r"\.png.*a folder, a pipe or a device"):
+            image_size(path)
 
 
 def test_truncated_mask_is_an_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from protoseg.types import IGNORE_INDEX
 class FreeMatchModule(AdaptationModule):
     """DACS whose pseudo-labels count from a confidence that each class has of its own, and that training raises.
 
-    With the teacher's probabilities q of target pixels, averaged over steps at momentum m from 1 / C on (Eq. 5 to 8):
+    With the teacher's probabilities q of target pixels, averaged over steps at momentum m from 1 / C on:
 
         tau <- m tau + (1 - m) mean of max q          how sure the teacher is
         p_c <- m p_c + (1 - m) mean of q_c            … and of which classes

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +51,10 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """An example with its folder on the path, as PYTHONPATH puts it there."""
     monkeypatch.syspath_prepend(EXAMPLES / request.param)
-    yield request.param
-    sys.modules.pop(request.param, None)
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from protoseg.report import print_report, summary, write_report
 from protoseg.types import Batch, LabelSpace, ProtosegError
 from protoseg.visualize import Picture, label_png, overlay, panel
 
+_JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 SAVES = ("overlays", "panels", "labels")
 
 
@@ -199,5 +200,12 @@ def check_model(model: nn.Module, label_space: LabelSpace) -> None:
 
 
 def jpeg(picture: Picture) -> Callable[[Path], None]:
-    """What ``write_file`` needs to write a picture."""
-    return lambda path: Image.fromarray(picture).save(path, format="JPEG", quality=92)
+    """What ``write_file`` needs to write a picture; one with longer sides than a JPEG may have is made smaller."""
+
+    def save(path: Path) -> None:
+        image = Image.fromarray(picture)
+        if max(image.size) > _JPEG_SIDE:
+            image.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+        image.save(path, format="JPEG", quality=92)
+
+    return save

@@ -154,6 +154,13 @@ def clip(tmp_path: Path) -> Path:
     return path
 
 
+def test_pictures_with_longer_sides_than_a_jpeg_may_have(tmp_path: Path) -> None:
+    from protoseg.evaluation import jpeg
+
+    jpeg(np.zeros((3, 70_000, 3), np.uint8))(tmp_path / "a.jpg")
+    assert Image.open(tmp_path / "a.jpg").size == (65_500, 3)
+
+
 def test_a_video(clip: Path, tmp_path: Path) -> None:
     outcome = run(Strongest(), clip, tmp_path / "out")
     labels = sorted((tmp_path / "out" / "labels" / "clip").iterdir())

@@ -154,7 +154,9 @@ class Restart(Checkpoint):
         return {"validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validation_due = bool(state_dict["validation_due"])
+        # Not after the end of the training: Lightning would look for a next step for ever.
+        ended = self._loops is not None and self._loops["epoch_progress"]["current"]["completed"] > 0
+        self._validation_due = state_dict["validation_due"] is True and not ended
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

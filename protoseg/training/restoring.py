@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,10 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
     name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
     if trainer.datamodule is not None and name not in checkpoint:  # type: ignore[attr-defined]
         raise _damaged(f"no place in the training data ({name})")
+    if trainer.datamodule is not None:  # type: ignore[attr-defined]
+        seen, each = checkpoint[name].get("batches"), trainer.accumulate_grad_batches
+        if type(seen) is not int or not step * each <= seen < (step + 1) * each:
+            raise _damaged(f"{seen!r} batches of the training data for {step} steps of {each}")
     for callback in trainer.checkpoint_callbacks:
         state = checkpoint["callbacks"].get(getattr(callback, "state_key", None))
         if state is not None and isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoint):
@@ -78,11 +83,13 @@ def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, 
         ProtosegError: moments that do not fit the parameters.
     """
     for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, Tensor):
+            raise _damaged(f"moments of the parameter {str(parameter)[:40]!r}, which there is not")
         wrong = [k for k in _MOMENTS if isinstance(v := state.get(k), Tensor) and v.shape != parameter.shape]
         wrong += [k for k in _MOMENTS if k in state and not isinstance(state[k], (Tensor, type(None)))]
         if isinstance(optimizer, Adam):
             wrong += [k for k in ("step", "exp_avg", "exp_avg_sq") if k not in state]
-            wrong += [] if isinstance(n := state.get("step"), (int, float)) or getattr(n, "ndim", 1) == 0 else ["step"]
+            wrong += [] if _is_count(state.get("step")) else ["step"]
         if wrong:
             raise _damaged(f"the optimizer's {wrong[0]} does not fit a parameter of shape {list(parameter.shape)}")
     for group, own in zip(optimizer.param_groups, settings, strict=True):
@@ -91,6 +98,11 @@ def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, 
         warnings.simplefilter("ignore")  # "lr_scheduler.step() before optimizer.step()"
         for _ in range(step):
             schedule.step()
+
+
+def _is_count(value: Any) -> bool:
+    number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+    return number and 0 <= float(value) < math.inf
 
 
 def _check_like(saved: Any, like: Any, where: str) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
 from protoseg.callbacks import Throughput
+from protoseg.callbacks.restart import Restart, StopRequest
 from protoseg.checkpoint import read_checkpoint
 from protoseg.cli.training import run_training
 from protoseg.curves import read_log
@@ -268,12 +270,26 @@ def test_a_strangers_checkpoint_deletes_nothing_and_is_refused_where_it_is_malfo
     refused(r"damaged.*epoch_loop\.batch_progress: expected total", loops={"fit_loop": wrong})
     refused("damaged.*KeyError: 'fit_loop'", loops={})
     refused("damaged.*exp_avg does not fit", optimizer_states=[{**optimizer, "state": small}])
+    for change in ({"step": torch.tensor(-5.0)}, {"step": torch.tensor(torch.inf)}):
+        state = {i: state | change for i, state in optimizer["state"].items()}
+        refused("damaged.*step does not fit", optimizer_states=[{**optimizer, "state": state}])
+    more = optimizer["state"] | {10**6: optimizer["state"][0]}
+    refused("damaged.*parameter '1000000', which there is not", optimizer_states=[{**optimizer, "state": more}])
+    data = checkpoint["SegmentationDataModule"]
+    refused("damaged.*1099511627776 batches of the", SegmentationDataModule={**data, "batches": 2**40})
     refused("damaged.*ValueError", optimizer_states=[{"state": {}, "param_groups": []}])
-    refused(
-        "number of batches seen, got 'many'",
-        SegmentationDataModule={**checkpoint["SegmentationDataModule"], "batches": "many"},
-    )
+    refused("damaged.*'many' batches of the", SegmentationDataModule={**data, "batches": "many"})
     refused("scores of its best models", callbacks={keys[0]: {"best_model_path": "", "best_k_models": {"a": "b"}}})
+
+
+def test_no_validation_is_due_after_the_end(tmp_path: Path) -> None:
+    for completed, due in ((0, True), (1, False)):
+        restart = Restart(StopRequest(()), tmp_path / "last.ckpt")
+        loops = {"fit_loop": {"epoch_progress": {"current": {"completed": completed}}}}
+        trainer, module = pl.Trainer(max_steps=9, logger=False), pl.LightningModule()
+        restart.on_load_checkpoint(trainer, module, {"loops": loops, "global_step": 4})
+        restart.load_state_dict({"validation_due": True})
+        assert restart.state_dict() == {"validation_due": due}
 
 
 def test_the_best_of_several_checkpoints_is_best(

@@ -244,7 +244,11 @@ def as_tensor(image: Source) -> Tensor:
 def _find(source: str | Path, revision: str | None) -> Path:
     """The file of a model that ``load`` was given."""
     place = Path(source)
-    if place.is_dir():
+    try:
+        is_folder = place.is_dir()
+    except (OSError, ValueError) as error:  # a name longer than a disk takes, or with a null in it
+        raise ProtosegError(f"load: expected a checkpoint or a folder, got {str(source)[:80]!r} ({error})") from error
+    if is_folder:
         found = next((place / name for name in _IN_FOLDER if (place / name).is_file()), None)
         if found is None:
             raise ProtosegError(f"load: expected {', '.join(_IN_FOLDER)} in {place.absolute()}, got none of them")

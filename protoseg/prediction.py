@@ -65,16 +65,17 @@ class Writer:
 
     def predict(self, image: Tensor) -> Tensor:
         """Label map int64 ``h w`` of ``3 h w``, on the CPU."""
-        self.predicted += 1
         size = torch.tensor([image.shape[1:]])
-        return self.predictor.predict(self.model, image[None].to(self.device), size)[0].cpu()  # type: ignore[arg-type]
+        prediction = self.predictor.predict(self.model, image[None].to(self.device), size)[0].cpu()  # type: ignore[arg-type]
+        self.predicted += 1
+        return prediction
 
     def rate(self) -> str:
         """Images predicted per second, in words."""
         return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self._started):.1f} images/s"
 
-    def write(self, name: Path, image: Tensor) -> None:
-        prediction, space = self.predict(image), self.label_space
+    def write(self, name: Path, image: Tensor, prediction: Tensor) -> None:
+        space = self.label_space
         if "labels" in self.save:
             self.keep(self.path("labels", name), prediction)
         if "overlays" in self.save:
@@ -146,8 +147,8 @@ def predict(
         for reason in failed:
             say(reason, stderr=True)
         raise ProtosegError(
-            f"{len(failed)} image(s) could not be read (named above), all others are predicted in {output}. Mend or "
-            "remove these; the same command, with hydra.run.dir set to that folder, does the rest"
+            f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}: "
+            "mend or remove these; the same command, with hydra.run.dir set to that folder, does the rest"
         )
     return Outcome(writer.written, skipped)
 
@@ -172,10 +173,16 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
             for path in todo:
                 try:
                     image = _tensor(read_image(path))
+                    prediction = writer.predict(image)
                 except ProtosegError as error:
                     failed.append(" ".join(str(error).split()))
                     continue
-                writer.write(names[str(path)], image)
+                except (RuntimeError, ValueError) as error:  # a norm over one cell, a window of 0, memory of a GPU
+                    height, width = image.shape[1:]
+                    reason = " ".join(str(error).split())[:200]
+                    failed.append(f"image {path}: the network cannot take its {width} x {height} pixels ({reason})")
+                    continue
+                writer.write(names[str(path)], image, prediction)
                 progress.update(task, completed=writer.predicted, rate=writer.rate())
     return skipped
 

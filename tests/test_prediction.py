@@ -95,7 +95,7 @@ def test_bad_files_are_named_at_the_end_and_a_second_run_does_the_rest(
     whole = (images / "a" / "0.png").read_bytes()
     (images / "a" / "0.png").write_bytes(b"not an image")
     (images / "a" / "1.png").write_bytes(whole[:-20])
-    expected = rf"2 image\(s\) could not be read \(named above\), all others are predicted in {tmp_path / 'out'}\."
+    expected = rf"2 image\(s\) could not be predicted \(named above\), all others are in {tmp_path / 'out'}: mend"
     with pytest.raises(ProtosegError, match=expected):
         run(Strongest(), images, tmp_path / "out")
     lines = capsys.readouterr().err.splitlines()
@@ -123,6 +123,21 @@ def test_images_of_other_formats_are_counted(images: Path, tmp_path: Path, capsy
             run(Strongest(), place, tmp_path / "out")
 
 
+def test_an_image_that_the_network_cannot_take(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Picky(Strongest):
+        def forward(self, image: Tensor) -> SegOutput:
+            if self.seen == 0:
+                self.seen += 1
+                raise ValueError("Expected more than 1 value per channel\nwhen training")
+            return super().forward(image)
+
+    with pytest.raises(ProtosegError, match=r"1 image\(s\) could not be predicted"):
+        run(Picky(), images, tmp_path / "out")
+    assert "the network cannot take its 40 x 24 pixels (Expected more than 1 value" in capsys.readouterr().err
+
+
 def test_a_folder_that_grows(images: Path, tmp_path: Path) -> None:
     (images / "a" / "bad.png").write_bytes(b"not an image")
     os.utime(images / "a" / "bad.png", (1e9, 1e9))
@@ -137,7 +152,7 @@ def test_a_folder_that_grows(images: Path, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=arrive)
     thread.start()
-    with pytest.raises(ProtosegError, match=r"1 image\(s\) could not be read"):
+    with pytest.raises(ProtosegError, match=r"1 image\(s\) could not be predicted"):
         run(Strongest(), images, tmp_path / "out", follow=1.7, save=["labels"])
     thread.join()
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 4

@@ -60,9 +60,11 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
     if trainer.datamodule is not None and name not in checkpoint:  # type: ignore[attr-defined]
         raise _damaged(f"no place in the training data ({name})")
     if trainer.datamodule is not None:  # type: ignore[attr-defined]
-        seen, each = checkpoint[name].get("batches"), trainer.accumulate_grad_batches
-        if type(seen) is not int or not step * each <= seen < (step + 1) * each:
-            raise _damaged(f"{seen!r} batches of the training data for {step} steps of {each}")
+        place, each = checkpoint[name], trainer.accumulate_grad_batches
+        for part in [place[key] for key in ("source", "target") if key in place] or [place]:
+            seen = part.get("batches")
+            if type(seen) is not int or not step * each <= seen < (step + 1) * each:
+                raise _damaged(f"{seen!r} batches of the training data for {step} steps of {each}")
     for callback in trainer.checkpoint_callbacks:
         state = checkpoint["callbacks"].get(getattr(callback, "state_key", None))
         if state is not None and isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoint):

@@ -21,14 +21,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.evaluation.pictures import Picture, label_png, overlay
+from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
-from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
 from protoseg.text import markdown_text
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import Picture, label_png, overlay
 
 WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""

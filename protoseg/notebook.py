@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import Namespace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,11 +85,11 @@ def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, t
     Raises:
         ProtosegError: no such checkpoint, or its data is not there.
     """
-    from protoseg.cli.analyse_common import image_loader, load_config, open_model
+    from protoseg.run.config import composed
+    from protoseg.run.evaluate import image_loader, open_checkpoint
 
-    options = Namespace(overrides=["num_workers=0", *settings], images=limit)
-    cfg = load_config(options, override("ckpt_path", checkpoint))
-    trained = open_model(cfg)
+    cfg = composed("evaluate", ["num_workers=0", *settings, override("ckpt_path", checkpoint)])
+    trained = open_checkpoint(cfg)
     with image_loader(cfg, trained, limit, training) as loader:
         return Run(trained.model, trained.label_space, loader)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoint
-from protoseg.inference import Predictor
+from protoseg.evaluation.predictor import Predictor
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import listed_keys

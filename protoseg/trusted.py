@@ -73,7 +73,7 @@ SLOTS: dict[str, Slot] = {
     ),
     "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead"), Head),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
-    "inference": Slot(("protoseg.inference.Predictor",), object, partial=False),
+    "inference": Slot(("protoseg.evaluation.predictor.Predictor",), object, partial=False),
     "data": Slot(
         (*_PART.classes, "protoseg.data.AdaptationDataModule"),
         object,

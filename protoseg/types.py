@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from protoseg.text import visible
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
-
-    from protoseg.functional.similarity import Similarities
 
 IGNORE_INDEX = 255
 WIDE_IGNORE_INDEX = 65535
@@ -125,6 +123,38 @@ class Detail(NamedTuple):
 
     logits: Tensor
     box: tuple[int, int, int, int]
+
+
+class Similarities(Protocol):
+    """Cosines of ``n`` pixels to ``k`` prototypes of each of ``c`` classes, and differentiable readings of them."""
+
+    num_classes: int
+    num_prototypes: int
+
+    def __len__(self) -> int:
+        """Number of pixels."""
+        ...
+
+    @property
+    def scores(self) -> Tensor:
+        """Cosine to the nearest prototype of each class, ``n c``."""
+        ...
+
+    def own(self, label: Tensor) -> Tensor:
+        """Cosines to the prototypes of each pixel's class, ``n k``, without gradient; class 0's for ignored pixels."""
+        ...
+
+    def at(self, target: Tensor) -> Tensor:
+        """Cosine to the prototype of flat index ``class * k + j`` (int64 ``n``), ``n``; -1 gives that to the first."""
+        ...
+
+    def logsumexp(self, temperature: float) -> Tensor:
+        """log of the sum over all prototypes of exp(cosine / temperature), ``n``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """All of them, ``n c k``, for looking at a few pixels: without gradient, and as large as it sounds."""
+        ...
 
 
 class SegOutput(NamedTuple):

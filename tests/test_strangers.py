@@ -24,11 +24,11 @@ from PIL import Image
 import protoseg
 from protoseg import notebook
 from protoseg.checkpoint import AtomicCheckpointIO
-from protoseg.cli import analysis, classes, export
-from protoseg.cli.build import build_module
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import run_training
+from protoseg.cli import analyse, export, teach
 from protoseg.data import CAMVID
+from protoseg.run.build import build_module
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.train import run_training
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
@@ -131,27 +131,27 @@ DOORS: dict[str, Door] = {
         configure("evaluate", f"ckpt_path={ckpt}", "mode=predict", f"images={images / 'images'}", output=out)
     ),
     "analysis prototypes": lambda ckpt, images, out, configure: _command(
-        analysis.main, "prototypes", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--skip", "activations",
+        analyse.main, "prototypes", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--skip", "activations",
         "--skip", "patches", "--skip", "embedding", "--out", out,
     ),
     "analysis uncertainty": lambda ckpt, images, out, configure: _command(
-        analysis.main, "uncertainty", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--out", out
+        analyse.main, "uncertainty", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--out", out
     ),
     "analysis adaptation": lambda ckpt, images, out, configure: _command(
-        analysis.main, "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
+        analyse.main, "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
         "--out", out,
     ),
     "classes add": lambda ckpt, images, out, configure: _command(
-        classes.main, "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
+        teach.main, "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
         out / "new.ckpt",
     ),
     "classes remove": lambda ckpt, images, out, configure: _command(
-        classes.main, "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"
+        teach.main, "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"
     ),
     "classes merge": lambda ckpt, images, out, configure: _command(
-        classes.main, "merge", ckpt, "--name", "Car", "--name", "Tree", "--into", "x", "--out", out / "new.ckpt"
+        teach.main, "merge", ckpt, "--name", "Car", "--name", "Tree", "--into", "x", "--out", out / "new.ckpt"
     ),
-    "classes show": lambda ckpt, images, out, configure: _command(classes.main, "show", ckpt),
+    "classes show": lambda ckpt, images, out, configure: _command(teach.main, "show", ckpt),
     "notebook": lambda ckpt, images, out, configure: notebook.open_run(ckpt, limit=1),
     "export": lambda ckpt, images, out, configure: _export(ckpt, out / "model.onnx"),
     "resume": lambda ckpt, images, out, configure: run_training(
@@ -196,7 +196,7 @@ def test_no_door_builds_what_is_not_on_the_list(
     configure: Callable[..., DictConfig],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    marker = {"_target_": "protoseg.report.write_json", "path": str(tmp_path / "out" / "marker"), "value": 1}
+    marker = {"_target_": "protoseg.evaluation.tables.write_json", "path": str(tmp_path / "out" / "marker"), "value": 1}
     for section in ("encoder", "decoder", "head", "inference", "data", "segmentor", "auxiliary"):
         content["protoseg"]["config"][section] = marker
     path = save(content, tmp_path / "stranger.ckpt")
@@ -289,7 +289,7 @@ def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatc
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 255, 2**31, 2**63, -(2**70), 0.0, 1e-300, 1e300, math.nan, math.inf, "", "a",
     "${x}", "os.system", "protoseg.api.load", "\x1b[31m", "\udcff", "/etc/passwd", "x" * 10**5, [], [0], [[]], {},
-    {"_target_": "os.mkdir"}, {"_target_": "protoseg.report.write_json", "path": "marker", "value": 1},
+    {"_target_": "os.mkdir"}, {"_target_": "protoseg.evaluation.tables.write_json", "path": "marker", "value": 1},
     {"_partial_": True}, {1: 2}, b"bytes", (1, 2), "resnet50", "hf-hub:a/b",
     "protoseg.nn.PrototypeHead", [1e9] * 3, "data", "_target_",
 )  # fmt: skip

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, look, prototype_memory
+from protoseg.evaluation.pictures import INK, MARGIN, PAPER, Picture, as_picture, fit_width, short_name, typeface
 from protoseg.types import LabelSpace
-from protoseg.visualize import INK, MARGIN, PAPER, Picture, as_picture, fit_width, short_name, typeface
 
 _COLUMNS, _TILE_WIDTH = 4, (240, 320)
 _Tile = tuple[str, Picture, "tuple[int, int, int] | None"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, evaluating, images
-from protoseg.inference import Predictor, SegmentationModel
-from protoseg.metrics import Scores, confusion_matrix, scores
+from protoseg.evaluation.metrics import Scores, confusion_matrix, scores
+from protoseg.evaluation.pictures import DIM, WRONG, Picture, as_picture, empty_figure, figure_name, overlay, tile_row
+from protoseg.evaluation.predictor import Predictor, SegmentationModel
 from protoseg.types import LabelSpace
-from protoseg.visualize import DIM, WRONG, Picture, as_picture, empty_figure, figure_name, overlay, tile_row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, scenes
+from protoseg.evaluation.pictures import MANY_CLASSES, empty_figure, figure_name
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import MANY_CLASSES, empty_figure, figure_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

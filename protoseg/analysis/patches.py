@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
 from protoseg.types import LabelSpace
-from protoseg.visualize import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
 
 PATCH_SHARE = 0.2  # side of the patch, of the image's shorter side
 PATCH_PIXELS = 96  # side of the picture of it

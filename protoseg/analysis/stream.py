@@ -16,9 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from protoseg.functional.resize import downsample_label, upsample_logits
-from protoseg.functional.similarity import Similarities
 from protoseg.nn import PrototypeMemory
-from protoseg.types import Batch, ProtosegError, SegOutput, ignore_index
+from protoseg.types import Batch, ProtosegError, SegOutput, Similarities, ignore_index
 
 
 class Scene(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.evaluation.pictures import MANY_CLASSES, empty_figure, figure_name
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
 from protoseg.types import LabelSpace
-from protoseg.visualize import MANY_CLASSES, empty_figure, figure_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

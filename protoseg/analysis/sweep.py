@@ -7,9 +7,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from protoseg.curves import read_log
+from protoseg.evaluation.curves import read_log
 from protoseg.files import write_file
-from protoseg.sweep import Job, Sweep, short_names, short_value
+from protoseg.job_records import Job, Sweep, short_names, short_value
 from protoseg.text import markdown_table, markdown_text, write_csv
 from protoseg.types import ProtosegError
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from protoseg.analysis.sweep import Comparison, Setting, is_number
+from protoseg.evaluation.pictures import empty_figure
 from protoseg.text import figure_text
-from protoseg.visualize import empty_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

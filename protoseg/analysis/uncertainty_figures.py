@@ -10,8 +10,8 @@ from torch import Tensor
 
 from protoseg.analysis.stream import Scene
 from protoseg.analysis.uncertainty import ErrorDetection, pixel_uncertainty
+from protoseg.evaluation.pictures import Picture, as_picture, empty_figure, error_map, heat, overlay, tile_row
 from protoseg.types import LabelSpace
-from protoseg.visualize import Picture, as_picture, empty_figure, error_map, heat, overlay, tile_row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

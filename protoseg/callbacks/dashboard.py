@@ -16,13 +16,13 @@ from torch import Tensor
 from protoseg.analysis.stream import evaluating, look
 from protoseg.callbacks.loggers import chart_classes, log_picture, log_table
 from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
+from protoseg.evaluation.pictures import adaptation_panel, heatmap_figure, panel
+from protoseg.evaluation.predictor import Predictor
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
-from protoseg.inference import Predictor
 from protoseg.nn import PrototypeMemory
 from protoseg.text import visible
 from protoseg.types import Batch
-from protoseg.visualize import adaptation_panel, heatmap_figure, panel
 
 
 class Dashboard(pl.Callback):

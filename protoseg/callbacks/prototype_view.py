@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from protoseg.analysis.activations import activation, assignment_picture, heat_picture
 from protoseg.analysis.embedding import EmbeddingCollector
 from protoseg.analysis.stream import Scene, prototype_memory
-from protoseg.types import LabelSpace
-from protoseg.visualize import (
+from protoseg.evaluation.pictures import (
     MANY_CLASSES,
     Picture,
     as_picture,
@@ -25,6 +24,7 @@ from protoseg.visualize import (
     short_name,
     tile_row,
 )
+from protoseg.types import LabelSpace
 
 _CLASSES = 5
 _PIXELS_PER_CLASS = 25

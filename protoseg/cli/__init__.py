@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from protoseg.cli.errors import run_with_clear_errors
-from protoseg.cli.launch import run_name
-from protoseg.cli.sweeps import report
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In a wheel the configs lie inside the package, in a checkout beside it.
-CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+from protoseg.run.config import CONFIG_DIR
+from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.launch import run_name
+from protoseg.run.multirun import report
 
 
 def train() -> None:
@@ -42,16 +38,16 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
     if (name := run_name()) is not None:
         os.environ["PROTOSEG_RUN_NAME"] = name  # for the folders in conf/train.yaml
     main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)
-    run_with_clear_errors(main, CONFIG_DIR, config_name)
+    run_with_clear_errors(main, config_name)
 
 
 def _train(cfg: DictConfig) -> float | None:
-    from protoseg.cli.jobs import run_job
+    from protoseg.run.jobs import run_job
 
     return run_job(cfg)
 
 
 def _evaluate(cfg: DictConfig) -> float | None:
-    from protoseg.cli.evaluation import run_evaluation
+    from protoseg.run.evaluate import run_evaluation
 
     return run_evaluation(cfg)

@@ -10,9 +10,7 @@ from rich.table import Table
 
 from protoseg.cli.analyse_common import (
     analysis_command,
-    image_loader,
     load_config,
-    open_model,
     picture_name,
     save_figure,
     save_json,
@@ -23,7 +21,7 @@ from protoseg.cli.analyse_common import (
 from protoseg.text import Terminal, override
 
 if TYPE_CHECKING:
-    from protoseg.metrics import Scores
+    from protoseg.evaluation.metrics import Scores
 
 
 def add_adaptation(commands: Any) -> None:
@@ -47,16 +45,17 @@ def adaptation(options: argparse.Namespace) -> None:
     """
     from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
     from protoseg.checkpoint import check_same_classes
-    from protoseg.visualize import confusions_figure
+    from protoseg.evaluation.pictures import confusions_figure
+    from protoseg.run.evaluate import image_loader, open_checkpoint
 
     cfg = load_config(options, "network=student")
-    student = open_model(cfg)
+    student = open_checkpoint(cfg)
     space = student.label_space
-    before = open_model(load_config(options, override("ckpt_path", options.source_only)))
+    before = open_checkpoint(load_config(options, override("ckpt_path", options.source_only)))
     check_same_classes(options.source_only, before.label_space, space)
     models = {"source only": before.model, "student": student.model}
     if "teacher" in student.file.networks:
-        models["teacher"] = open_model(load_config(options, "network=teacher")).model
+        models["teacher"] = open_checkpoint(load_config(options, "network=teacher")).model
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, options.images) as loader:
         total = len(loader.dataset)  # type: ignore[arg-type]

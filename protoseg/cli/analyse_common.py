@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protoseg.cli.tool import composed
+from protoseg.run.config import composed
 from protoseg.files import with_ending, write_file
 from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from protoseg.cli.evaluation import Trained
-    from protoseg.data.loading import Loader
-    from protoseg.visualize import Picture
+    from protoseg.evaluation.pictures import Picture
 
 
 def analysis_command(
@@ -57,60 +54,13 @@ def load_config(options: argparse.Namespace, *more: str) -> DictConfig:
     return composed("evaluate", overrides)
 
 
-def open_model(cfg: DictConfig) -> Trained:
-    """The checkpoint of the config, its model on the device."""
-    from protoseg.cli.evaluation import open_checkpoint
-    from protoseg.inference import choose_device
-
-    device = choose_device(cfg.device)
-    trained = open_checkpoint(cfg)
-    trained.model.to(device)
-    return trained
-
-
-@contextmanager
-def image_loader(
-    cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
-) -> Iterator[Loader]:
-    """Images with labels, unchanged, in order: the validation split, or with ``training`` the training split.
-
-    Of data for adaptation, the target's, or with ``training`` the source's, which the prototypes were made from.
-
-    Args:
-        cfg: its ``split`` names another one.
-        trained: see :func:`open_model`.
-        limit: at most so many, spread evenly.
-        training: see above.
-    """
-    from torch.utils.data import Subset
-
-    from protoseg.cli.evaluation import open_data
-    from protoseg.data import SegmentationDataModule
-    from protoseg.data.loading import Loader
-    from protoseg.data.statistics import spread
-
-    datamodule = open_data(cfg, trained)
-    if isinstance(datamodule, SegmentationDataModule):
-        part = datamodule
-    else:
-        part = datamodule.source if training else datamodule.target
-    dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
-    if limit is not None and limit < len(dataset):
-        dataset = Subset(dataset, spread(len(dataset), limit))
-    loader = Loader(dataset, cfg.num_workers, False, 0, 0, trained.label_space.ignore_index, batch_size=1)
-    try:
-        yield loader
-    finally:
-        loader.shutdown()
-
-
 def most_frequent(pixels: Tensor) -> list[int]:
     """Ids of the classes that are drawn unless others are named: all, or of more than 40 those with most pixels.
 
     Args:
         pixels: of each class, ``c``.
     """
-    from protoseg.visualize import MANY_CLASSES
+    from protoseg.evaluation.pictures import MANY_CLASSES
 
     order: list[int] = pixels.argsort(descending=True).tolist()
     return sorted(order[:MANY_CLASSES])
@@ -133,7 +83,7 @@ def picture_name(number: int, image: str) -> str:
 
 def save_json(path: Path, value: Any) -> None:
     """Write plain values; NaN becomes null."""
-    from protoseg.report import write_json
+    from protoseg.evaluation.tables import write_json
 
     write_json(path, value)
 

@@ -12,10 +12,8 @@ from rich.table import Table
 from protoseg.cli.analyse_common import (
     analysis_command,
     file_name,
-    image_loader,
     load_config,
     most_frequent,
-    open_model,
     save_figure,
     save_json,
     save_picture,
@@ -71,9 +69,10 @@ def prototypes(options: argparse.Namespace) -> None:
     from protoseg.analysis.patches import PatchCollector
     from protoseg.analysis.stream import Collector, collect, prototype_memory, scenes
     from protoseg.analysis.structure import OccupancyCollector, describe
+    from protoseg.run.evaluate import image_loader, open_checkpoint
 
     cfg = load_config(options)
-    trained = open_model(cfg)
+    trained = open_checkpoint(cfg)
     space = trained.label_space
     vectors = prototype_memory(trained.model).prototypes
     c, k, _ = vectors.shape
@@ -152,7 +151,7 @@ def _drawing(classes: Sequence[int], title: str) -> Iterable[int]:
 
 
 def _print(entries: list[dict[str, Any]]) -> None:
-    from protoseg.visualize import MANY_CLASSES
+    from protoseg.evaluation.pictures import MANY_CLASSES
 
     table = Table(title="Prototypes of each class")
     for i, title in enumerate(("class", "cells", "in use", "mean cosine", "dead", "double", "nearest class")):

@@ -10,9 +10,7 @@ from rich.table import Table
 
 from protoseg.cli.analyse_common import (
     analysis_command,
-    image_loader,
     load_config,
-    open_model,
     picture_name,
     save_figure,
     save_json,
@@ -53,10 +51,11 @@ def uncertainty(options: argparse.Namespace) -> None:
     from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection
     from protoseg.analysis.uncertainty_figures import uncertainty_figure, uncertainty_panel
     from protoseg.checkpoint import check_same_classes
+    from protoseg.run.evaluate import image_loader, open_checkpoint
 
     cfg = load_config(options)
-    trained = open_model(cfg)
-    twin = open_model(load_config(options, override("ckpt_path", options.softmax))) if options.softmax else None
+    trained = open_checkpoint(cfg)
+    twin = open_checkpoint(load_config(options, override("ckpt_path", options.softmax))) if options.softmax else None
     if twin is not None:
         check_same_classes(options.softmax, twin.label_space, trained.label_space)
     collector = UncertaintyCollector()

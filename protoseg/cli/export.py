@@ -6,9 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from protoseg.cli import CONFIG_DIR
-from protoseg.cli.errors import run_with_clear_errors
 from protoseg.cli.tool import add_trust
+from protoseg.run.errors import run_with_clear_errors
 from protoseg.text import Terminal
 from protoseg.types import ProtosegError
 
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--network", default="student", help="student, or of domain adaptation teacher")
     add_trust(parser)
     options = parser.parse_args()
-    run_with_clear_errors(lambda: run_export(options), CONFIG_DIR, "evaluate")
+    run_with_clear_errors(lambda: run_export(options), "evaluate")
 
 
 def run_export(options: argparse.Namespace) -> None:

@@ -39,9 +39,9 @@ def render(options: argparse.Namespace) -> None:
     """Draw what ``options`` ask for.
 
     Raises:
-        ProtosegError: see ``protoseg.data.render``.
+        ProtosegError: see ``protoseg.render``.
     """
-    from protoseg.data.render import RenderSettings, render_dataset
+    from protoseg.render import RenderSettings, render_dataset
 
     width, height = options.size
     settings = RenderSettings(options.style, width, height, options.seed, options.labels)

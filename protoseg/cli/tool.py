@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from protoseg.cli import CONFIG_DIR
-from protoseg.cli.errors import run_with_clear_errors
+from protoseg.run.errors import run_with_clear_errors
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    pass
 
 
 def run_tool(
@@ -39,7 +38,7 @@ def run_tool(
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     if overrides:
         options.overrides += overrides
-    run_with_clear_errors(lambda: options.run(options), CONFIG_DIR, config_name)
+    run_with_clear_errors(lambda: options.run(options), config_name)
 
 
 def add_trust(command: argparse.ArgumentParser) -> None:
@@ -51,11 +50,3 @@ def add_trust(command: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="module whose classes the checkpoint may build besides: your own, or one that you have read",
     )
-
-
-def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """A config of ``conf/`` with overrides, as ``train.py`` and ``evaluate.py`` would get it."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(config_name, [*overrides])

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.similarity import DenseSimilarities, Similarities
+from protoseg.functional.similarity import DenseSimilarities
 from protoseg.functional.sinkhorn import sinkhorn
-from protoseg.types import ProtosegError, ignore_index
+from protoseg.types import ProtosegError, Similarities, ignore_index
 
 ASSIGNMENTS: tuple[str, ...] = ("argmax", "gumbel", "released")
 

@@ -19,8 +19,8 @@ from protoseg.functional.prototypes import (
     within_class_cosine,
 )
 from protoseg.functional.resize import downsample_label
-from protoseg.functional.similarity import Similarities, similarities
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.functional.similarity import similarities
+from protoseg.types import ProtosegError, SegOutput, Similarities
 
 INITS = ("features", "random")
 

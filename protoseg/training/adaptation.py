@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from protoseg.distributed import all_reduce_, world_size
+from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import Mixed, Step, Target, Term
-from protoseg.metrics import SegmentationMetrics
 from protoseg.nn.norms import unmoved_statistics
 from protoseg.nn.prototype_memory import Observation
 from protoseg.nn.teacher import EMATeacher

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from protoseg import __version__
 from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
-from protoseg.inference import Predictor
+from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
+from protoseg.evaluation.predictor import Predictor
 from protoseg.losses import CrossEntropy, Seen, Step, Term
-from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from protoseg.analysis.adaptation import GAINED, change_map, compare, compared, comparison_panel, iou_figure
-from protoseg.inference import Predictor
-from protoseg.metrics import confusion_matrix
-from protoseg.visualize import WRONG, confusions_figure
+from protoseg.evaluation.metrics import confusion_matrix
+from protoseg.evaluation.pictures import WRONG, confusions_figure
+from protoseg.evaluation.predictor import Predictor
 from tests.analysis.toy import SPACE, Images, Toy, loader
 
 

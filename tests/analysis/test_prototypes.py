@@ -24,8 +24,8 @@ from protoseg.analysis.structure import (
     within_class,
     within_figure,
 )
+from protoseg.evaluation.pictures import PAPER, WRONG
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import PAPER, WRONG
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy, loader
 
 

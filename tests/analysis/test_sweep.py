@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from protoseg.analysis.sweep import compare_settings, markdown
 from protoseg.analysis.sweep_figures import heat_figure, score_figure
 from protoseg.cli.analyse_sweep import add_sweep
-from protoseg.sweep import Job, Sweep, read_sweep, write_job, write_manifest
+from protoseg.job_records import Job, Sweep, read_sweep, write_job, write_manifest
 from protoseg.types import ProtosegError
 
 

@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
-from protoseg.cli.dataset import main
+from protoseg.cli.data import main
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
 from protoseg.data.checking import file_faults, listing_faults
 from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table

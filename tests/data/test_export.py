@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from protoseg.data import CITYSCAPES, Cityscapes
 from protoseg.data.export import FORMATS, export_predictions
-from protoseg.metrics import SegmentationMetrics
+from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.types import ProtosegError
 
 

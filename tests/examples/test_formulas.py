@@ -19,9 +19,9 @@ from cutmix import CutMix
 from freematch import FreeMatchModule
 from lovasz import LovaszSoftmax, lovasz_softmax
 
-from protoseg.cli.build import build_module
 from protoseg.data import CAMVID
 from protoseg.losses import Seen, Step
+from protoseg.run.build import build_module
 from protoseg.types import ProtosegError, SegOutput
 from tests.conftest import TINY
 

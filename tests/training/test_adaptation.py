@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig
 
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.build import build_datamodule, build_module
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import run_training
+from protoseg.run.build import build_datamodule, build_module
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.train import run_training
 from protoseg.training import AdaptationModule, adaptation
 from protoseg.types import LabelSpace, ProtosegError
 from tests.conftest import TINY

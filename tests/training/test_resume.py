@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from protoseg.callbacks import Throughput
 from protoseg.callbacks.restart import Restart, StopRequest
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.training import run_training
-from protoseg.curves import read_log
-from protoseg.metrics import SegmentationMetrics
+from protoseg.evaluation.curves import read_log
+from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.run.train import run_training
 from protoseg.training.optim import poly_factor
 from protoseg.types import ProtosegError
 from tests.conftest import TINY

@@ -1,0 +1,19 @@
+"""Where the configs lie, and what they compose to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a wheel the configs lie inside the package, in a checkout beside it.
+CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+
+def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A config of ``conf/`` with overrides, as ``train.py`` and ``evaluate.py`` would get it."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(config_name, [*overrides])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 FLOORS = (
-    {"types", "text", "files", "distributed", "archive", "checkpoint", "job_records"},
+    {"types", "text", "files", "distributed", "archive", "checkpoint", "job_records", "lightning"},
     {"functional", "data"},
     {"nn"},
     {"losses", "models", "trusted"},
@@ -59,3 +60,28 @@ def test_mathematics_needs_no_data_library() -> None:
     code += "".join(f"import protoseg.{room}\n" for room in rooms)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+INTERNALS = ("fit_loop", "epoch_loop", "trainer._", "_connector", "_batches_that_stepped")
+
+
+def test_lightning_is_leaned_on_in_one_file() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        if file != PACKAGE / "lightning.py":
+            text = "".join(line for line in file.read_text().splitlines(True) if '["fit_loop"]' not in line)
+            assert not [name for name in INTERNALS if name in text], f"{file}: see protoseg/lightning.py"
+
+
+def test_no_file_imports_in_a_circle() -> None:
+    names = {file: ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in PACKAGE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): file for file, name in names.items()}
+    graph = {}
+    for name, file in modules.items():
+        found = set()
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                parts = {f"{node.module}.{alias.name}" for alias in node.names} & modules.keys()
+                found |= parts or ({node.module} & modules.keys())
+        graph[name] = found - {name, "protoseg"}
+    order = TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which names the circle

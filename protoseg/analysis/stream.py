@@ -200,5 +200,5 @@ def prototype_memory(model: nn.Module) -> PrototypeMemory:
 
 _NO_PROTOTYPES = (
     "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
-    "for what needs none: python -m protoseg.analysis uncertainty"
+    "for what needs none: protoseg analyse uncertainty"
 )

@@ -20,6 +20,7 @@ from protoseg.evaluation.pictures import adaptation_panel, heatmap_figure, panel
 from protoseg.evaluation.predictor import Predictor
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
+from protoseg.lightning import batches_begun
 from protoseg.nn import PrototypeMemory
 from protoseg.text import visible
 from protoseg.types import Batch
@@ -46,7 +47,7 @@ class Dashboard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         picture = outputs.get("picture")
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # over resumes too
+        batches = batches_begun(trainer)  # over resumes too
         if picture is None or batches % trainer.val_check_batch or not trainer.is_global_zero:  # type: ignore[operator]
             return
         image = picture["image"].unsqueeze(0)

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from protoseg.cli.tool import named
 from protoseg.run.config import CONFIG_DIR
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.run.launch import run_name
@@ -29,6 +32,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Entry of ``evaluate.py`` and ``protoseg-evaluate``."""
+    sys.argv[1:] = named(sys.argv[1:], ("ckpt_path",))
     _run("evaluate", _evaluate)
 
 
@@ -37,7 +41,22 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if (name := run_name()) is not None:
         os.environ["PROTOSEG_RUN_NAME"] = name  # for the folders in conf/train.yaml
-    main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)
+    failed: list[Exception] = []
+
+    def job(cfg: DictConfig) -> float | None:
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the sweeper wants to know
+            failed.append(error)  # past Hydra, which would print a line of its own before our message
+            return None
+
+    def main() -> None:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
+        if failed:
+            raise failed[0]
+
     run_with_clear_errors(main, config_name)
 
 

@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis``: what prototypes stand for, where a model errs, what adaptation changed."""
+"""``protoseg analyse``: what prototypes stand for, where a model errs, what adaptation changed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from protoseg.cli.tool import run_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of ``python -m protoseg.analysis``; ends with exit code 1 and one message at wrong input."""
+    """Entry of ``protoseg analyse``; ends with exit code 1 and one message at wrong input."""
     run_tool(
-        "python -m protoseg.analysis",
+        "protoseg analyse",
         "Look into a trained model: its prototypes, its errors, what adaptation or the number of prototypes changed.",
         (add_prototypes, add_uncertainty, add_adaptation, add_sweep),
         "evaluate",

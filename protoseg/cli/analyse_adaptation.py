@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis adaptation``: source-only, student and teacher on the same target images."""
+"""``protoseg analyse adaptation``: source-only, student and teacher on the same target images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_adaptation(commands: Any) -> None:
         adaptation,
         "Show what adaptation changed on target images: panels before and after, and the confusions of the source-only "
         "network, the student and the teacher.",
-        "ckpt_path=ADAPTED/checkpoints/last.ckpt --source-only SOURCE_ONLY/checkpoints/last.ckpt",
+        "ADAPTED/checkpoints/last.ckpt --source-only SOURCE_ONLY/checkpoints/last.ckpt",
     )
     command.add_argument("--source-only", type=Path, metavar="CKPT", required=True, help="the checkpoint of before")
     command.add_argument("--panels", type=int, default=12, metavar="N", help="images to write panels of (%(default)s)")

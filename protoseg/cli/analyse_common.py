@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protoseg.run.config import composed
+from protoseg.cli.tool import named
 from protoseg.files import with_ending, write_file
+from protoseg.run.config import composed
 from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 def analysis_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
 ) -> argparse.ArgumentParser:
-    """Add a command that takes ``ckpt_path=… [KEY=VALUE …]``, ``--out`` and ``--images``."""
+    """Add a command that takes ``CHECKPOINT [KEY=VALUE …]``, ``--out`` and ``--images``."""
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: python -m protoseg.analysis {name} {example}"
+        name, help=text, description=text, epilog=f"example: protoseg analyse {name} {example}"
     )
+    command.add_argument("checkpoint", nargs="?", default="", metavar="CHECKPOINT", help="RUN/checkpoints/best.ckpt")
     command.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="as for evaluate.py: ckpt_path=FILE, and data=…, split=…, network=teacher, device=… "
-        "(else the checkpoint's own data)",
+        help="as for evaluate.py: data=…, split=…, network=teacher, device=… (else the checkpoint's own data)",
     )
     command.add_argument("--out", type=Path, default=Path("runs/analysis"), help="folder of the results (%(default)s)")
     command.add_argument("--images", type=int, help="look at so many images, spread evenly (all unless said)")
@@ -46,9 +47,10 @@ def load_config(options: argparse.Namespace, *more: str) -> DictConfig:
     Raises:
         ProtosegError: no checkpoint named.
     """
-    overrides = [*options.overrides, *more]
+    words = [word for word in (options.checkpoint, *options.overrides) if word]
+    overrides = [*named(words, ("ckpt_path",)), *more]
     if not any(override.startswith("ckpt_path=") for override in overrides):
-        raise ProtosegError("expected a checkpoint, got none; give ckpt_path=RUN/checkpoints/best.ckpt")
+        raise ProtosegError("expected a checkpoint, got none; give RUN/checkpoints/best.ckpt")
     if options.images is not None and options.images < 1:
         raise ProtosegError(f"--images: expected at least 1 image, got {options.images}")
     return composed("evaluate", overrides)

@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis prototypes``: everything there is to see of a checkpoint's prototypes."""
+"""``protoseg analyse prototypes``: everything there is to see of a checkpoint's prototypes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_prototypes(commands: Any) -> None:
         prototypes,
         "Show what each prototype stands for: its nearest training patches, where it fires, the pixels it takes, which "
         "ones are dead or double, and a map of the embeddings.",
-        "ckpt_path=RUN/checkpoints/best.ckpt --out pictures",
+        "RUN/checkpoints/best.ckpt --out pictures",
     )
     command.add_argument("--patches", type=int, default=8, metavar="N", help="patches for each prototype (%(default)s)")
     command.add_argument("--pixels", type=int, default=3000, help="pixels on the map of embeddings (%(default)s)")

@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis sweep``: the table and the plots of a sweep, finished or not."""
+"""``protoseg analyse sweep``: the table and the plots of a sweep, finished or not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_sweep(commands: Any) -> None:
         "sweep",
         help="the table and the plots of a sweep",
         description=description,
-        epilog="Example: python -m protoseg.analysis sweep runs/sweep/2025-01-31_12-00-00",
+        epilog="Example: protoseg analyse sweep runs/sweep/2025-01-31_12-00-00",
     )
     parser.add_argument("folder", type=Path, help="the sweep's folder, which holds its manifest.json")
     parser.add_argument("--out", type=Path, help="folder for the files (default: the sweep's)")

@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis uncertainty``: does the model know where it is wrong?"""
+"""``protoseg analyse uncertainty``: does the model know where it is wrong?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_uncertainty(commands: Any) -> None:
         uncertainty,
         "Compare prototype margin, prototype distance and softmax confidence in finding the wrong pixels: "
         "AUROC, risk-coverage, calibration, and maps.",
-        "ckpt_path=RUN/checkpoints/best.ckpt --softmax TWIN/checkpoints/best.ckpt",
+        "RUN/checkpoints/best.ckpt --softmax TWIN/checkpoints/best.ckpt",
     )
     command.add_argument("--softmax", type=Path, metavar="CKPT", help="a second checkpoint, with a softmax classifier")
     command.add_argument("--maps", type=int, default=8, metavar="N", help="images to write maps of (%(default)s)")

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data``: the tool for data sets."""
+"""``protoseg data``: the tool for data sets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from protoseg.cli.tool import run_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of ``python -m protoseg.data``; ends with exit code 1 and one message at wrong input."""
+    """Entry of ``protoseg data``; ends with exit code 1 and one message at wrong input."""
     run_tool(
-        "python -m protoseg.data",
+        "protoseg data",
         "The tool for data sets.",
         (add_info, add_check, add_show, add_stats, add_pack, add_export, add_render),
         "train",

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data check``: everything that is wrong with a data set."""
+"""``protoseg data check``: everything that is wrong with a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data export``: predictions in the format of a benchmark server."""
+"""``protoseg data export``: predictions in the format of a benchmark server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_export(commands: Any) -> None:
         help="predictions in the format of a benchmark server",
         description="Write the label PNGs of evaluate.py with the ids and the names that a benchmark server wants.",
         epilog="example: python evaluate.py ckpt_path=BEST.ckpt mode=predict images=data/cityscapes/leftImg8bit/test "
-        "paths.output=RUN && python -m protoseg.data export cityscapes RUN/labels RUN/submission",
+        "paths.output=RUN && protoseg data export cityscapes RUN/labels RUN/submission",
     )
     command.add_argument("format", choices=FORMATS, help="the benchmark")
     command.add_argument("labels", type=Path, help="folder of label PNGs: labels/ of a run of evaluate.py")

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data info``: images, sizes and class frequencies of a data set, as tables and a picture."""
+"""``protoseg data info``: images, sizes and class frequencies of a data set, as tables and a picture."""
 
 from __future__ import annotations
 

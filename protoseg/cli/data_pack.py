@@ -1,4 +1,4 @@
-"""``python -m protoseg.data pack``: a copy of a data set that decodes several times faster."""
+"""``protoseg data pack``: a copy of a data set that decodes several times faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data show``: a sheet of images with their labels over them."""
+"""``protoseg data show``: a sheet of images with their labels over them."""
 
 from __future__ import annotations
 

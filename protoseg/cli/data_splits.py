@@ -21,7 +21,7 @@ def data_command(
 ) -> argparse.ArgumentParser:
     """Add a command that takes ``DATA [KEY=VALUE …]``, and with ``out`` the folder of what it writes."""
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: python -m protoseg.data {name} {example}"
+        name, help=text, description=text, epilog=f"example: protoseg data {name} {example}"
     )
     command.add_argument("data", help="a file of conf/data, e.g. camvid, gta5_to_cityscapes")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py, e.g. data.root=FOLDER")

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data stats``: class counts, and what sampling and class weights make of them."""
+"""``protoseg data stats``: class counts, and what sampling and class weights make of them."""
 
 from __future__ import annotations
 

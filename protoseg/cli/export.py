@@ -1,9 +1,10 @@
-"""``python -m protoseg.export``: a checkpoint becomes an ONNX file, compared with the model it was made from."""
+"""``protoseg export``: a checkpoint becomes an ONNX file, compared with the model it was made from."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from protoseg.cli.tool import add_trust
@@ -15,10 +16,10 @@ TOLERANCE = 1e-3
 """Logits may differ by so much, of values around 10: another order of sums, not another network."""
 
 
-def main() -> None:
-    """Entry of ``python -m protoseg.export``."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of ``protoseg export``."""
     parser = argparse.ArgumentParser(
-        prog="python -m protoseg.export",
+        prog="protoseg export",
         description="Write a checkpoint's model, prototypes included, as ONNX. Input: uint8 RGB images, b 3 h w. "
         "Outputs: class ids b h w, and logits on the decoder's grid. The file is compared with the model on random "
         "images.",
@@ -30,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--network", default="student", help="student, or of domain adaptation teacher")
     add_trust(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     run_with_clear_errors(lambda: run_export(options), "evaluate")
 
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from protoseg.text import command, override, say
+from protoseg.cli.tool import named
+from protoseg.text import command, say
 
 COMMANDS: dict[str, str] = {
     "train": "train as configured; -m sweeps over values",
@@ -22,8 +23,7 @@ COMMANDS: dict[str, str] = {
 }
 """What each command is for; those that take a checkpoint take it first."""
 
-_HYDRA = {"train": (), "evaluate": ("CHECKPOINT",), "predict": ("CHECKPOINT", "IMAGES"), "report": ("CHECKPOINT",)}
-_KEYS = {"CHECKPOINT": "ckpt_path", "IMAGES": "images"}
+_HYDRA = {"train": (), "evaluate": ("ckpt_path",), "predict": ("ckpt_path", "images"), "report": ("ckpt_path",)}
 _SET = {"predict": ["mode=predict"], "report": ["report=true"]}
 
 
@@ -50,18 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module("protoseg.cli.data").main(["render", *rest])
     else:
         import_module(f"protoseg.cli.{name}").main(rest)
-
-
-def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
-    """Hydra's overrides for words given by their place: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt``.
-
-    A word with ``=`` before any ``/`` is an override itself, one that begins with ``-`` an option.
-    """
-    free, result = list(places), []
-    for word in words:
-        is_override = "=" in word.partition("/")[0] or word.startswith(("-", "~", "+"))
-        result.append(word if is_override or not free else override(_KEYS[free.pop(0)], word))
-    return result
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""``python -m protoseg.data render``: labelled street scenes, drawn."""
+"""``protoseg data render``: labelled street scenes, drawn."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LABELS = ("camvid", "cityscapes")
 
 
 def add_render(commands: Any) -> None:
-    """Add the command to the parser of ``python -m protoseg.data``."""
+    """Add the command to the parser of ``protoseg data``."""
     command = commands.add_parser(
         "render",
         help="draw labelled street scenes (pip install 'protoseg[render]')",
         description="Draw labelled street scenes: OUT/images, OUT/labels and OUT/classes.yaml, to be read with "
         "data=folder data.root=OUT. A run that was stopped goes on where it ended; a larger --count adds pictures.",
-        epilog="example: python -m protoseg.data render --count 2000 --style dusk --labels cityscapes data/rendered",
+        epilog="example: protoseg data render --count 2000 --style dusk --labels cityscapes data/rendered",
     )
     command.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     command.add_argument("--count", type=int, default=100, help="pictures (default 100)")

@@ -1,4 +1,4 @@
-"""``python -m protoseg.teach``: add, refresh, remove and merge the classes of a checkpoint, without training."""
+"""``protoseg teach``: add, refresh, remove and merge the classes of a checkpoint, without training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of ``python -m protoseg.teach``; ends with exit code 1 and one message at wrong input."""
+    """Entry of ``protoseg teach``; ends with exit code 1 and one message at wrong input."""
     run_tool(
-        "python -m protoseg.teach",
+        "protoseg teach",
         "Add, refresh, remove and merge the classes of a checkpoint, without training: its head must have prototypes.",
         (_add_add, _add_refresh, _add_remove, _add_merge, _add_apply, _add_show, _add_trial),
         "evaluate",
@@ -111,7 +111,7 @@ def _add_trial(commands: Any) -> None:
         help=text,
         description=text,
         epilog="example: python train.py experiment=camvid_prototype 'data.relabel={Car: null}'; "
-        "python -m protoseg.teach trial RUN/best.ckpt --name Car --trained FULL/best.ckpt --out car.json",
+        "protoseg teach trial RUN/best.ckpt --name Car --trained FULL/best.ckpt --out car.json",
     )
     _add_checkpoint(command, "trained without the class")
     command.add_argument("--name", required=True, help="of the class, which the checkpoint's data set has")
@@ -137,9 +137,7 @@ def open_file(options: argparse.Namespace, path: Path | None = None) -> TrainedF
 
 
 def _command(commands: Any, name: str, run: Any, text: str, example: str, delta: bool = True) -> Any:
-    command = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: python -m protoseg.teach {name} {example}"
-    )
+    command = commands.add_parser(name, help=text, description=text, epilog=f"example: protoseg teach {name} {example}")
     _add_checkpoint(command, "a checkpoint of train.py")
     command.add_argument("--out", type=Path, required=True, metavar="NEW.ckpt", help="the new checkpoint")
     if delta:

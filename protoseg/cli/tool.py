@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from protoseg.run.errors import run_with_clear_errors
-
-if TYPE_CHECKING:
-    pass
+from protoseg.text import override
 
 
 def run_tool(
@@ -50,3 +48,15 @@ def add_trust(command: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="module whose classes the checkpoint may build besides: your own, or one that you have read",
     )
+
+
+def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Hydra's overrides for words given by their place: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt``.
+
+    A word with ``=`` before any ``/`` is an override itself, one that begins with ``-`` an option.
+    """
+    free, result = list(places), []
+    for word in words:
+        is_override = "=" in word.partition("/")[0] or word.startswith(("-", "~", "+"))
+        result.append(word if is_override or not free else override(free.pop(0), word))
+    return result

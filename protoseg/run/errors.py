@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from protoseg.files import disk_refusal
 from protoseg.run.config import CONFIG_DIR, composed
@@ -63,6 +63,8 @@ def explain(error: BaseException, config_name: str) -> str | None:
             key, _, value = str(cause.override).partition("=")
             remedy = f"; a path or another text goes into quotes: {command(override(key, value))}" if value else ""
             return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}{remedy}"
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key}: expected a value, got none; give {cause.full_key}=…"
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
             return " ".join(str(cause).split())
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere

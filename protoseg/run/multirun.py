@@ -244,7 +244,7 @@ def report(ended: bool) -> int:
         again = command(override("hydra.sweep.dir", sweep.folder))
         terminal.say(f"Stopped with {done} jobs done. Go on: the same command and {again}")
     if done:
-        terminal.say(f"Tables and plots: {command('python', '-m', 'protoseg.analysis', 'sweep', str(sweep.folder))}")
+        terminal.say(f"Tables and plots: {command('protoseg', 'analyse', 'sweep', str(sweep.folder))}")
     return sum(job.state == "failed" for job in sweep.jobs)
 
 

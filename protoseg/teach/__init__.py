@@ -22,7 +22,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that ``python -m protoseg.teach --help`` does not wait for torch.
+    # Lazy, so that ``protoseg teach --help`` does not wait for torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "operations" if name.endswith(("_class", "_classes")) else "edit"

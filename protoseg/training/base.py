@@ -19,6 +19,7 @@ from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.predictor import Predictor
+from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, Seen, Step, Term
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
@@ -140,8 +141,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.judge_loss()
-        # Counted over resumes too, unlike batch_idx, which starts anew where a finished run is extended.
-        started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        started = batches_begun(self.trainer)
         seed_step(self.seed, started - 1)
         if started == self.trainer.max_steps * self.trainer.accumulate_grad_batches:
             # Lightning validates at multiples of the interval only; the last step must be judged too.

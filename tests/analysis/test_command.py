@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis`` on checkpoints of untrained networks and the built-in scenes."""
+"""``protoseg analyse`` on checkpoints of untrained networks and the built-in scenes."""
 
 from __future__ import annotations
 

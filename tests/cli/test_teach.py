@@ -1,4 +1,4 @@
-"""``python -m protoseg.teach``, from a checkpoint to its evaluation with other classes."""
+"""``protoseg teach``, from a checkpoint to its evaluation with other classes."""
 
 from __future__ import annotations
 

@@ -95,35 +95,26 @@ def between_classes(prototypes: Tensor) -> Tensor:
     return nearest_class_cosine(prototypes)
 
 
-def describe(
-    prototypes: Tensor,
-    counts: Tensor,
-    label_space: LabelSpace,
-    dead_below: float = DEAD_BELOW,
-    duplicate_above: float = DUPLICATE_ABOVE,
-) -> list[dict[str, Any]]:
-    """What is to be known of each class's prototypes, as plain values, one entry per class.
+def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> list[dict[str, Any]]:
+    """What is to be known of each class's prototypes (unit vectors ``c k d``), one entry of plain values per class.
 
     Args:
-        prototypes: unit vectors, ``c k d``.
         counts: cells each one takes, ``c k``, see :class:`Occupancy`.
-        label_space: the classes.
-        dead_below: a prototype with a smaller share of its class's cells is dead; none is where the class has no cell.
-        duplicate_above: two prototypes of a class with a higher cosine are one.
 
     Returns:
         ``name``; ``cells``; ``shares`` (k numbers, None without a cell); ``effective`` (exp of their entropy: how many
-        prototypes do the work); ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes);
-        ``duplicates`` (``[i, j, cosine]``); ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
+        prototypes do the work); ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes
+        with less than ``DEAD_BELOW``); ``duplicates`` (``[i, j, cosine]`` above ``DUPLICATE_ABOVE``);
+        ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
     """
-    within, between = within_class(prototypes.cpu()), between_classes(prototypes.cpu())
-    means = within_class_cosine(prototypes.cpu())
-    between.fill_diagonal_(-math.inf)
+    prototypes = prototypes.cpu()
+    within, means = within_class(prototypes), within_class_cosine(prototypes)
+    between = between_classes(prototypes).fill_diagonal_(-math.inf)
     entries = []
     for i, name in enumerate(label_space.classes):
         cells = int(counts[i].sum())
         share = counts[i].double() / max(cells, 1)
-        pairs = torch.triu(within[i] > duplicate_above, diagonal=1).nonzero().tolist()
+        pairs = torch.triu(within[i] > DUPLICATE_ABOVE, diagonal=1).nonzero().tolist()
         nearest = int(between[i].argmax())
         alone = label_space.num_classes == 1
         entries.append(
@@ -133,7 +124,7 @@ def describe(
                 "shares": share.tolist() if cells else None,
                 "effective": float(torch.special.entr(share).sum().exp()) if cells else None,
                 "mean_cosine": None if means[i].isnan() else float(means[i]),
-                "dead": (share < dead_below).nonzero().flatten().tolist() if cells else [],
+                "dead": (share < DEAD_BELOW).nonzero().flatten().tolist() if cells else [],
                 "duplicates": [[a, b, float(within[i, a, b])] for a, b in pairs],
                 "nearest_class": None if alone else label_space.classes[nearest],
                 "nearest_cosine": None if alone else float(between[i, nearest]),

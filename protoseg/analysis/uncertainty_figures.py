@@ -45,7 +45,7 @@ def _quantile(values: Tensor, share: float) -> float:
 
 
 def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> Figure:
-    """Risk-coverage curves, reliability diagrams, and right pixels by rank, of measures by their names in the legend."""
+    """Risk-coverage curves, reliability diagrams, and right pixels by rank, of measures by their names."""
     figure = empty_figure(16, 5.2)
     coverage, reliability, accuracy = figure.subplots(1, 3)
     for color, (name, entry) in zip(COLORS, found.items(), strict=False):

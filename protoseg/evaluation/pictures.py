@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -299,7 +299,7 @@ def name_bars(axes: Axes, classes: Sequence[str], size: float = 9) -> None:
     axes.set_ylim(len(classes) - 0.5, -0.5)
 
 
-def tidy(axes: Axes, lines: str = "both") -> None:
+def tidy(axes: Axes, lines: Literal["both", "x", "y"] = "both") -> None:
     """A chart with pale grid lines and no frame at the top and on the right."""
     axes.grid(axis=lines, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,7 @@ from protoseg.analysis.stream import Loader, evaluating, images
 from protoseg.evaluation.metrics import Scores, confusion_matrix, scores
 from protoseg.evaluation.pictures import DIM, WRONG, Picture, as_picture, empty_figure, figure_name, overlay, tile_row
 from protoseg.evaluation.predictor import Predictor, SegmentationModel
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ class ConfusionCollector:
     def update(self, seen: Compared) -> None:
         space = self.label_space
         for network, prediction in seen.predictions.items():
-            counts = confusion_matrix(prediction, seen.label, space.num_classes, space.ignore_index)
+            counts = confusion_matrix(prediction, seen.label, space.num_classes)
             self.confusions[network] = self.confusions.get(network, torch.zeros_like(counts)) + counts
 
     def scores(self) -> dict[str, Scores]:
@@ -84,26 +84,25 @@ def compare(
     return collector.scores()
 
 
-def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor, ignored: int) -> Picture:
+def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> Picture:
     """What got right in blue, what got wrong in red, on a pale grey photo; ignored pixels dark. ``H W 3``.
 
     Args:
         image: uint8 RGB, ``3 H W``.
         truth, before, after: class ids, ``H W``.
-        ignored: label of the ignored pixels.
     """
     grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
     picture = 0.35 * grey + 0.65 * 255
     was, now = (before == truth).numpy(), (after == truth).numpy()
     for changed, color in ((now & ~was, GAINED), (was & ~now, WRONG)):
         picture = np.where(changed[..., None], 0.25 * grey + 0.75 * np.array(color), picture)
-    unknown = (truth == ignored).numpy()[..., None]
+    unknown = (truth == IGNORE_INDEX).numpy()[..., None]
     return np.where(unknown, DIM * grey, picture).round().astype(np.uint8)
 
 
 def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     """Photo, truth, each network's prediction, and what the last one changed against the first, side by side."""
-    counted = seen.label != label_space.ignore_index
+    counted = seen.label != IGNORE_INDEX
     tiles = {"image": as_picture(seen.image)}
     if counted.any():
         tiles["truth"] = overlay(seen.image, seen.label, label_space)
@@ -113,7 +112,7 @@ def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     first, *_, last = seen.predictions
     if counted.any() and first != last:
         before, after = seen.predictions[first], seen.predictions[last]
-        change = change_map(seen.image, seen.label, before, after, label_space.ignore_index)
+        change = change_map(seen.image, seen.label, before, after)
         tiles["blue: gained, red: lost"] = change
     return tile_row(tiles, label_space, [seen.label, *seen.predictions.values()])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
 from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 PATCH_SHARE = 0.2  # side of the patch, of the image's shorter side
 PATCH_PIXELS = 96  # side of the picture of it
@@ -153,7 +153,7 @@ def patch_sheet(
             x = _NAME_WIDTH + i * (PATCH_PIXELS + _GAP)
             canvas.paste(Image.fromarray(patch.picture), (x, y))
             _mark(draw, x, y)
-            known = patch.label != label_space.ignore_index
+            known = patch.label != IGNORE_INDEX
             wrong = known and patch.label != class_id
             box = (x - 1, y - 1, x + PATCH_PIXELS, y + PATCH_PIXELS)
             draw.rectangle(box, outline=WRONG if wrong else FRAME, width=3 if wrong else 1)

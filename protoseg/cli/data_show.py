@@ -17,7 +17,7 @@ from protoseg.data.statistics import spread
 from protoseg.evaluation.pictures import MANY_CLASSES, PAPER, Picture, fit_width, legend, overlay
 from protoseg.files import write_file
 from protoseg.text import say
-from protoseg.types import ProtosegError
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 _COLUMNS, _WIDTH, _GAP = 2, 420, 8
 """Pairs in a row, width of a picture, and pixels between two."""
@@ -64,7 +64,7 @@ def contact_sheet(dataset: SegmentationDataset, count: int) -> Picture:
             tiles.append(fit_width(picture, (_WIDTH, _WIDTH)))
     width = min(2 * _COLUMNS, len(tiles)) * (_WIDTH + _GAP) + _GAP
     many = dataset.label_space.num_classes > MANY_CLASSES
-    shown = sorted(classes - {dataset.label_space.ignore_index}) if many else None
+    shown = sorted(classes - {IGNORE_INDEX}) if many else None
     rows = [_row(tiles[i : i + 2 * _COLUMNS], width) for i in range(0, len(tiles), 2 * _COLUMNS)]
     return np.concatenate([*rows, legend(dataset.label_space, width, shown)])
 

@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from protoseg.data.files import Color
 from protoseg.data.label_spaces import UNKNOWN_ID, id_table
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import LabelSpace, ProtosegError
 
 _KEYS = ("name", "classes", "ids", "void", "things")
 _EXAMPLE = "classes: {road: [128, 64, 128], car: [0, 0, 142]}"
@@ -72,9 +73,9 @@ def read_class_file(path: str | Path) -> ClassFile:
             color = _color(path, "void", entry)
             if color in color_ids:
                 raise _wrong(path, "void colours that no class has", list(color))
-            color_ids[color] = IGNORE_INDEX
-        elif _is_id(entry) and table[entry] in (UNKNOWN_ID, IGNORE_INDEX):
-            table[entry] = IGNORE_INDEX
+            color_ids[color] = FILE_IGNORED
+        elif _is_id(entry) and table[entry] in (UNKNOWN_ID, FILE_IGNORED):
+            table[entry] = FILE_IGNORED
         else:
             raise _wrong(path, "void ids from 0 to 255 that no class has", repr(entry))
     things = tuple(map(str, _list(path, "things", content.get("things"))))

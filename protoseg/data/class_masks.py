@@ -10,7 +10,8 @@ import numpy as np
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.files import Color, by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.data.label_spaces import Ids
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import LabelSpace, ProtosegError
 
 REST = "(other)"
 
@@ -46,8 +47,8 @@ class ClassMasks(SegmentationDataset):
                     f"({', '.join(names)}) and {'masks without ids' if given is None else f'{len(given)}'}: give "
                     "--name, --color and --id once for each class (--id may be left out for binary masks of one)"
                 )
-        if ids is not None and any(not 0 <= i < IGNORE_INDEX for i in ids):
-            raise ProtosegError(f"expected ids from 0 to {IGNORE_INDEX - 1}, got {', '.join(map(str, ids))}")
+        if ids is not None and any(not 0 <= i < FILE_IGNORED for i in ids):
+            raise ProtosegError(f"expected ids from 0 to {FILE_IGNORED - 1}, got {', '.join(map(str, ids))}")
         self.label_space = LabelSpace("new classes", (*names, REST), (*colors, (0, 0, 0)))
         self.id_table = _table(ids, len(names))
         folders = (Path(images), Path(masks))
@@ -64,6 +65,6 @@ def _table(ids: Sequence[int] | None, rest: int) -> Ids:
     if ids is None:
         table[1:] = 0
         return table
-    table[IGNORE_INDEX] = IGNORE_INDEX
+    table[FILE_IGNORED] = FILE_IGNORED
     table[list(ids)] = range(len(ids))
     return table

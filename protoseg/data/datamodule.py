@@ -98,7 +98,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.labels = labels
         self.rare_classes = rare_classes
         self.label_space = _label_space(dataset)
-        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, self.label_space.ignore_index)
+        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
@@ -246,8 +246,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        ignored = self.label_space.ignore_index
-        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), ignored, self.timeout, **options)
+        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), self.timeout, **options)
 
 
 def _pixels(dataset: SegmentationDataset) -> int:

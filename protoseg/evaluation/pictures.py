@@ -47,13 +47,13 @@ def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float 
 
     Args:
         image: uint8 (or float in 0 to 1) RGB, ``3 h w``.
-        label: int64 ``h w``, class ids or the label space's ``ignore_index``.
+        label: int64 ``h w``, class ids or ``IGNORE_INDEX``.
         label_space: the classes and their colours.
         alpha: 0 shows the photo, 1 the colours.
     """
     photo = as_picture(image)
     mixed = (1 - alpha) * photo + alpha * colorize(label, label_space)
-    ignored = label.cpu().numpy() == label_space.ignore_index
+    ignored = label.cpu().numpy() == IGNORE_INDEX
     return np.where(ignored[..., None], DIM * photo, mixed).round().astype(np.uint8)
 
 
@@ -62,7 +62,7 @@ def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: Lab
     grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
     pale = 0.35 * grey + 0.65 * 255
     labels, predicted = truth.cpu().numpy(), prediction.cpu().numpy()
-    ignored = (labels == label_space.ignore_index)[..., None]
+    ignored = (labels == IGNORE_INDEX)[..., None]
     wrong = (labels != predicted)[..., None]
     red = 0.25 * grey + 0.75 * np.array(WRONG)
     return np.where(ignored, DIM * grey, np.where(wrong, red, pale)).round().astype(np.uint8)
@@ -77,9 +77,9 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     Raises:
         ProtosegError: an id outside the label space.
     """
-    ids = _ids(label, label_space)
-    ids[ids == label_space.num_classes] = label_space.ignore_index
-    if label_space.num_classes > IGNORE_INDEX:
+    ids, wide = _ids(label, label_space), label_space.num_classes > 255
+    ids[ids == label_space.num_classes] = 65535 if wide else 255
+    if wide:
         Image.fromarray(ids.astype(np.uint16)).save(path, format="PNG")
         return
     palette = np.zeros((256, 3), dtype=np.uint8)
@@ -127,14 +127,14 @@ def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
     Args:
         pixels: count or share of each class, ``c``.
     """
-    if len(pixels) <= IGNORE_INDEX:
+    if len(pixels) <= 255:
         return list(range(len(pixels)))
     return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
 
 
 def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Photo, truth, prediction and errors side by side, with titles and a legend; arguments as of ``overlay``."""
-    counted = truth != label_space.ignore_index
+    counted = truth != IGNORE_INDEX
     right = (prediction == truth)[counted].double().mean().item()
     share = f"{100 * right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
     tiles = {
@@ -190,7 +190,7 @@ def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequenc
     classes = None
     if label_space.num_classes > MANY_CLASSES:
         shown = {i for label in labels for i in label.unique().tolist()}
-        classes = sorted(shown - {label_space.ignore_index})
+        classes = sorted(shown - {IGNORE_INDEX})
     strip = legend(label_space, width, classes)
     top = 30
     canvas = Image.new("RGB", (width, top + tile_height + MARGIN // 2 + strip.shape[0]), PAPER)
@@ -317,13 +317,13 @@ def empty_figure(width: float, height: float) -> Figure:
 
 
 def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
-    """Class ids, with the number of classes in place of ``ignore_index``."""
+    """Class ids, with the number of classes in place of ``IGNORE_INDEX``."""
     ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64)
-    n, ignored = label_space.num_classes, ids == label_space.ignore_index
+    n, ignored = label_space.num_classes, ids == IGNORE_INDEX
     unknown = ((ids < 0) | (ids >= n)) & ~ignored
     if unknown.any():
         raise ProtosegError(
-            f"picture of labels: expected ids 0 to {n - 1} or {label_space.ignore_index} of label space "
+            f"picture of labels: expected ids 0 to {n - 1} or {IGNORE_INDEX} of label space "
             f"{label_space.name!r}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it"
         )
     return np.where(ignored, n, ids)

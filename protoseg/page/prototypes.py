@@ -24,7 +24,7 @@ from protoseg.analysis.structure import (
 )
 from protoseg.evaluation.pictures import MANY_CLASSES, as_picture
 from protoseg.page.encode import figure_uri, jpeg_uri
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 _PATCHES, _MOST_PATCHES = 5, 1000  # for each prototype; of all together, which bounds the page's size
 _MAP_WIDTH, _PHOTO_WIDTH, _PATCH_WIDTH = 240, 400, 80
@@ -96,7 +96,7 @@ def _drawn(
                         "picture": jpeg_uri(patch.picture, _PATCH_WIDTH),
                         "cosine": patch.cosine,
                         "file": Path(patch.name).name,
-                        "wrong": space.classes[patch.label] if patch.label not in (i, space.ignore_index) else None,
+                        "wrong": space.classes[patch.label] if patch.label not in (i, IGNORE_INDEX) else None,
                     }
                     for patch in of_prototype
                 ],

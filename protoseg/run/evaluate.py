@@ -150,7 +150,7 @@ def image_loader(
     dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
     if limit is not None and limit < len(dataset):
         dataset = Subset(dataset, spread(len(dataset), limit))
-    loader = Loader(dataset, cfg.num_workers, False, 0, 0, trained.label_space.ignore_index, batch_size=1)
+    loader = Loader(dataset, cfg.num_workers, False, 0, 0, batch_size=1)
     try:
         yield loader
     finally:

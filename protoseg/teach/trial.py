@@ -23,7 +23,7 @@ from protoseg.teach.edit import reading_again
 from protoseg.teach.operations import add_classes
 from protoseg.text import command
 from protoseg.trained import TrainedFile
-from protoseg.types import Batch, LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, Batch, LabelSpace, ProtosegError
 
 MIN_SHARE = 1e-3
 """Images show a class where it covers at least this share of them."""
@@ -142,7 +142,7 @@ def _judge_additions(
         output = model(image.to(device))
         size = (image.shape[2], image.shape[3])
         best, old = upsample_logits(output.logits, size, model.stride)[0].max(0)
-        without.update(old.cpu(), truth.where(truth != new, space.ignore_index))
+        without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
         pixels = output.embeddings[0].flatten(1).T
         for key, tried in prototypes.items():
             score = model.head.class_logits(best_cosine(pixels, tried.to(device)))  # type: ignore[operator]

@@ -9,7 +9,8 @@ import pytest
 
 from protoseg.data import read_class_file
 from protoseg.data.label_spaces import UNKNOWN_ID
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -22,7 +23,7 @@ def test_smallest_file(tmp_path: Path) -> None:
     space, table, color_ids = read_class_file(write(tmp_path, "classes: {road: [1, 2, 3], car: [4, 5, 6]}"))
     assert (space.name, space.classes, space.colors) == (tmp_path.name, ("road", "car"), ((1, 2, 3), (4, 5, 6)))
     assert space.things == ()
-    assert table[[0, 1, 2, 254, 255]].tolist() == [0, 1, UNKNOWN_ID, UNKNOWN_ID, IGNORE_INDEX]
+    assert table[[0, 1, 2, 254, 255]].tolist() == [0, 1, UNKNOWN_ID, UNKNOWN_ID, FILE_IGNORED]
     assert color_ids == {(1, 2, 3): 0, (4, 5, 6): 1}
 
 
@@ -36,8 +37,8 @@ def test_all_keys(tmp_path: Path) -> None:
     """
     space, table, color_ids = read_class_file(write(tmp_path, text))
     assert (space.name, space.classes, space.things) == ("mine", ("road", "été"), ("été",))
-    assert table[[0, 253, 9, 255, 1]].tolist() == [1, 0, IGNORE_INDEX, IGNORE_INDEX, UNKNOWN_ID]
-    assert color_ids == {(1, 2, 3): 253, (4, 5, 6): 0, (0, 0, 0): IGNORE_INDEX}
+    assert table[[0, 253, 9, 255, 1]].tolist() == [1, 0, FILE_IGNORED, FILE_IGNORED, UNKNOWN_ID]
+    assert color_ids == {(1, 2, 3): 253, (4, 5, 6): 0, (0, 0, 0): FILE_IGNORED}
 
 
 TWO = "classes: {a: [1, 2, 3], b: [4, 5, 6]}\n"

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from protoseg.data.class_masks import REST, ClassMasks
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -33,7 +34,7 @@ def test_binary_masks(folders: tuple[Path, Path]) -> None:
 
 def test_masks_of_ids(folders: tuple[Path, Path]) -> None:
     data = ClassMasks(*folders, ["car", "dog"], [RED, BLUE], [26, 0])
-    assert data.read(0)[1].tolist() == [[1, 2, 0, IGNORE_INDEX]]
+    assert data.read(0)[1].tolist() == [[1, 2, 0, FILE_IGNORED]]
 
 
 def test_wrong_input(folders: tuple[Path, Path], tmp_path: Path) -> None:

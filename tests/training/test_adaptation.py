@@ -103,8 +103,13 @@ def test_a_supervised_checkpoint_has_no_teacher(configure: Configure, tmp_path: 
     ("step", "hook", "extra"),
     [
         (1, "on_train_batch_start", ()),
-        (3, "on_validation_end", ()),
-        (2, "on_train_batch_start", ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4")),
+        pytest.param(3, "on_validation_end", (), marks=pytest.mark.slow),
+        pytest.param(
+            2,
+            "on_train_batch_start",
+            ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(

@@ -53,6 +53,8 @@ def _check_part(part: str, splits: Splits) -> int:
     for title, dataset in datasets.items():
         masks = sum(mask is not None for _, mask in dataset.samples)
         say(f"{title}: {len(dataset)} images and {masks} masks read")
+        if dataset.reading:
+            say(f"{title}: masks are read as: {dataset.reading}")
     for message in found:
         say(f"fault: {message}")
     return len(found)

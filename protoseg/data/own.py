@@ -8,16 +8,22 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
 from protoseg.data.files import by_key, list_images, pair, stem_in, stems_of_masks
+from protoseg.data.label_spaces import Ids
+from protoseg.data.mask_reading import MaskReading
 from protoseg.types import LabelSpace, ProtosegError
 
 
 class LabelledFolder(SegmentationDataset):
     """``images/`` and ``masks/`` (or ``labels/``) with the same names, and ``classes.yaml`` (``read_class_file``).
 
-    Images are PNG or JPEG. Masks are PNG: grey or palette ones hold ids, RGB ones the colours of the classes.
+    Images are PNG or JPEG. Masks are PNG of ids, or of the colours of the classes: ``mask_reading`` finds out which,
+    once for the masks of all splits.
     The splits are, whichever is there:
 
     - subfolders: ``images/train``, ``masks/train``, ``images/val``, …;
@@ -37,7 +43,8 @@ class LabelledFolder(SegmentationDataset):
         labels: False lists the images alone.
 
     Raises:
-        ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once.
+        ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once; masks
+            of which some hold ids and others colours, or which could be read in two ways (``mask_reading.decide``).
     """
 
     @classmethod
@@ -60,7 +67,8 @@ class LabelledFolder(SegmentationDataset):
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         images = Path(root) / "images"
         self.check_folder(images)
-        self.label_space, self.id_table, self.color_ids = _class_file(classes)
+        file = _class_file(classes)
+        self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
         masks = _mask_folder(Path(root)) if labels else None
         lists = {name: Path(root) / f"{name}.txt" for name in self.splits if (Path(root) / f"{name}.txt").exists()}
         folders = [name for name in self.splits if (images / name).is_dir()]
@@ -76,6 +84,17 @@ class LabelledFolder(SegmentationDataset):
         else:
             samples = _drawn(self._pairs(images, masks), images, split, val_share, split_seed)
         super().__init__(samples, split)
+        found = [path for path in list_images(masks, recursive=True) if path.suffix.lower() == ".png"] if masks else []
+        self._masks = MaskReading(found, file)
+        self.reading = str(self._masks)
+
+    def read_label(self, index: int) -> Ids:
+        mask = self.samples[index][1]
+        return super().read_label(index) if mask is None else self._masks.label(mask, self.id_table, self.colors)
+
+    def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
+        super().map_classes(label_space, table)
+        self.colors = {color: int(table[label]) for color, label in self.colors.items()}
 
     def _pairs(self, images: Path, masks: Path | None, keys: list[str] | None = None) -> list[FilePair]:
         """Images and masks by their paths in the folders; only ``keys`` if given."""

@@ -229,8 +229,8 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
     space = dataset.label_space
     what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
-    if dataset.color_ids is not None:
-        what.append([*dataset.color_ids.items()])
+    if dataset.reading:
+        what.append([dataset.reading, *dataset.colors.items()])
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"

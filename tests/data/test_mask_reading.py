@@ -264,7 +264,7 @@ def test_empty_masks_say_nothing_and_all_others_are_asked(tmp_path: Path, monkey
 def test_a_packed_copy_is_read_the_same(tmp_path: Path) -> None:
     masks = mask(0, 3, depth=2), mask(0, 1, depth=1), mask((1, 255), (2, 255), kind=GREY_ALPHA), mask(0, 1)
     root = folder(tmp_path / "a", "classes: [a, b, c, d]", *masks)
-    main(["pack", "folder", f"data.root={root}", "--out", str(tmp_path / "b")])
+    main(["pack", "folder", f"data.root={root}", "--to", str(tmp_path / "b")])
     before, after = labels(root), labels(tmp_path / "b")
     assert all(np.array_equal(after[name], label) for name, label in before.items())
     assert before["0.png"][0].tolist() == [0, 3]

@@ -72,7 +72,7 @@ def test_a_class_without_a_pixel(camvid: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(labelled, "_SAMPLE", sample)
     data = CamVid(camvid, "train")
     fill(data, 3, but=1)
-    with pytest.warns(UserWarning, match="") as found:
+    with pytest.warns(UserWarning, match="hold no pixel") as found:
         labelled.check_training_labels(data)
     (message,) = (str(warning.message) for warning in found)
     assert message.startswith(

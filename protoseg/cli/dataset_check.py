@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from protoseg.cli.dataset_splits import Splits, data_command, load_data, splits_by_part
-from protoseg.data.checking import file_faults, listing_faults, repeated_images
+from protoseg.data.checking import file_faults, listing_faults, repeated_images, turned_images
 from protoseg.text import say
 
 
@@ -21,7 +21,8 @@ def add_check(commands: Any) -> None:
         "check",
         check,
         "Open every file of the training and validation splits and list all faults: files without partner, unreadable "
-        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any.",
+        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any. Notes tell what is "
+        "not read, and which images their EXIF turns.",
         "camvid",
     )
 
@@ -53,6 +54,9 @@ def _check_part(part: str, splits: Splits) -> int:
     for title, dataset in datasets.items():
         masks = sum(mask is not None for _, mask in dataset.samples)
         say(f"{title}: {len(dataset)} images and {masks} masks read")
+    notes = (note for dataset in datasets.values() for note in (*dataset.notes, turned_images(dataset)) if note)
+    for note in dict.fromkeys(notes):
+        say(f"note: {note}")
     for message in found:
         say(f"fault: {message}")
     return len(found)

@@ -10,6 +10,7 @@ import stat
 import struct
 import warnings
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import simplejpeg
@@ -28,8 +29,8 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 MAX_PIXELS = 500_000_000
 """Pixels of an image or a mask, unless ``limit_pixels`` said otherwise."""
 
-FAILURES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on files that are bad."""
+FAILURES = (OSError, SyntaxError, ValueError, TypeError, IndexError, TokenError, Image.DecompressionBombError)
+"""What Pillow and NumPy raise on files that are bad."""
 
 _REFUSALS = (ValueError, KeyError)  # simplejpeg's; the second where the header ends before it says what form it has
 _LIMIT = "PROTOSEG_MAX_PIXELS"
@@ -105,10 +106,10 @@ def open_picture(source: Path | bytes) -> Image.Image:
     if isinstance(source, Path):
         check_regular(source)
         source = source.read_bytes() if source.suffix.lower() == ".npy" else source
-    if isinstance(source, bytes) and source.startswith(NPY_START):
-        return _open_array(source)
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(os.environ.get(_LIMIT, MAX_PIXELS)))
+    if isinstance(source, bytes) and source.startswith(NPY_START):
+        return _open_array(source)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
 
 
@@ -125,10 +126,7 @@ def _open_array(data: bytes) -> Image.Image:
         array = array.astype(np.int32)
     if not array.size or array.ndim not in (2, 3):
         raise ValueError(f"it is an array of {array.shape}, not h w, h w 3 or h w 4")
-    try:
-        return Image.fromarray(np.ascontiguousarray(array))
-    except TypeError:
-        raise ValueError(f"it is an array {array.shape} of {array.dtype}, not h w, h w 3 or h w 4") from None
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def decode_picture(data: bytes) -> NDArray[np.uint8]:

@@ -91,7 +91,7 @@ def read_label(
     data = read_bounded(path, "mask")
     try:
         doubt = mask_doubt(data)
-    except (*FAILURES, IndexError) as error:
+    except FAILURES as error:
         raise _unreadable(path, "mask", error) from error
     if doubt:
         raise doubtful_mask(path, doubt)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from protoseg.cli.dataset_splits import Splits, data_command, load_data, splits_by_part
-from protoseg.data.checking import check_samples, listing_faults, repeated_images
+from protoseg.data.checking import check_samples, listing_faults, repeated_images, turned_images
 from protoseg.data.labelled import label_notes, nothing_labelled
 from protoseg.text import say
 
@@ -24,7 +24,8 @@ def add_check(commands: Any) -> None:
         "check",
         check,
         "Open every file of the training and validation splits and list all faults: files without partner, unreadable "
-        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any.",
+        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any. Notes tell what is "
+        "not read, and which images their EXIF turns.",
         "camvid",
     )
 
@@ -69,6 +70,9 @@ def _check_part(part: str, splits: Splits) -> int:
             looked = f"the {masks} masks of {title}"
             for note in label_notes(dataset.label_space, pixels[:-1], pixels[-1] / pixels.sum(), looked):
                 say(f"note: {note}")
+    notes = (note for dataset in datasets.values() for note in (*dataset.notes, turned_images(dataset)) if note)
+    for note in dict.fromkeys(notes):
+        say(f"note: {note}")
     for message in found:
         say(f"fault: {message}")
     return len(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.decoding import orientation
 from protoseg.data.faults import collect_faults
 from protoseg.data.files import read_image
 from protoseg.data.loading import seed_worker
+from protoseg.data.statistics import in_threads
 from protoseg.types import ProtosegError
 
 _WORKERS_FROM = 64
@@ -87,6 +89,22 @@ def listing_faults(make: Callable[[], SegmentationDataset]) -> tuple[Segmentatio
             return make(), found
         except ProtosegError as error:
             return None, [*found, str(error)]
+
+
+def turned_images(dataset: SegmentationDataset, indices: Sequence[int] | None = None) -> str:
+    """Which of the images (of ``indices``) EXIF wants turned, and what is done about it; "" if none, or no masks."""
+    chosen = [dataset.samples[i] for i in (range(len(dataset)) if indices is None else indices)]
+    paths = [image for image, mask in chosen if mask is not None]
+    found = [
+        str(path) for path, how in zip(paths, in_threads(orientation, paths, "reading EXIF"), strict=True) if how > 1
+    ]
+    if not found:
+        return ""
+    done = "turned as their EXIF says" if dataset.turn else "as they are stored, which their EXIF would turn"
+    return (
+        f"{len(found)} of {len(paths)} images are read {done}, and masks are never turned: see with `show` whether "
+        f"these fit; else set data.exif={'ignore' if dataset.turn else 'apply'} ({', '.join(found)})"
+    )
 
 
 def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.data.label_spaces import Ids
 from protoseg.data.masks import Color
+from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 REST = "(other)"
@@ -57,7 +57,7 @@ class ClassMasks(SegmentationDataset):
                 raise ProtosegError(f"expected a folder of images or masks, got {folder.absolute()}: no such folder")
         found = by_key(list_images(folders[0], recursive=True), lambda path: stem_in(folders[0], path))
         labels = stems_of_masks(folders[1], found, recursive=True)
-        super().__init__(pair(found, labels, where=f"{images} and {masks}"), split)
+        super().__init__(pair(found, labels, f"{images} and {masks}", folders), split)
 
 
 def _table(ids: Sequence[int] | None, rest: int) -> Ids:

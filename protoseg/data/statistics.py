@@ -157,8 +157,7 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
         ProtosegError: a file that is no image, or has too many pixels.
     """
 
-    paths = [image for image, _ in dataset.samples]
-    return Counter(in_threads(lambda index: image_size(paths[index]), range(len(paths)), "reading sizes"))
+    return Counter(in_threads(image_size, [image for image, _ in dataset.samples], "reading sizes"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -167,7 +166,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with open_picture(path) as file:
             size = file.size
     except FAILURES as error:
-        raise ProtosegError(f"image {path}: expected a PNG or JPEG file, got {error}: run `check` on it") from error
+        raise ProtosegError(f"image {path}: expected an image file, got {error}: run `check` on it") from error
     check_pixels(f"image {path}", *size)
     return size
 
@@ -177,7 +176,7 @@ def spread(total: int, count: int) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
 
 
-def in_threads(task: Callable[[int], Any], indices: Sequence[int], title: str) -> Iterator[Any]:
+def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -> Iterator[Any]:
     """The results of ``task`` in order, under a progress bar where there are many (on the first rank)."""
     quiet = len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:

@@ -69,9 +69,9 @@ def _again(path: Path) -> None:
 
 
 PLANTED: list[tuple[str, str, Callable[[Path], object], str]] = [
-    ("train", NAMES[0], _cut, r"image \S*{name}.png: expected a complete PNG or JPEG"),
-    ("train", NAMES[9], _text, r"image \S*{name}.png: expected a complete PNG or JPEG"),
-    ("trainannot", NAMES[18], _cut, r"mask \S*{name}.png: expected a complete PNG"),
+    ("train", NAMES[0], _cut, r"image \S*{name}.png: expected a complete image"),
+    ("train", NAMES[9], _text, r"image \S*{name}.png: expected a complete image"),
+    ("trainannot", NAMES[18], _cut, r"mask \S*{name}.png: expected a complete image"),
     ("trainannot", NAMES[27], _other_size, r"one size, got 32 x 24 in \S*{name}.png and 30 x 24"),
     ("trainannot", NAMES[36], _unknown_id, r"mask \S*{name}.png: expected class ids 0 to 11, 255, got 77"),
     ("trainannot", NAMES[45], _colours, r"mask \S*{name}.png: expected one channel of class ids .* got RGB"),
@@ -80,7 +80,7 @@ PLANTED: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("trainannot", NAMES[60], Path.unlink, r"got image without mask: {name}"),
     ("train", NAMES[63], Path.unlink, r"got mask without image: {name}"),
     ("train", NAMES[66], _twin, r"expected one file per name, got \S*{name}.jpg and \S*{name}.png"),
-    ("train", NAMES[69], _broken_link, r"image \S*{name}.png: expected a complete PNG .*No such file"),
+    ("train", NAMES[69], _broken_link, r"image \S*{name}.png: expected a complete image .*No such file"),
     ("train", NAMES[72], _again, r"the same file in train \(\S*{name}.png\) and train \(\S*0006R0_again.png\)"),
 ]
 

@@ -110,7 +110,7 @@ def test_split_by_subfolders(folder: Path) -> None:
     split_into_folders(folder, train=[0, 1, 2], val=[3, 4])
     assert names(load(folder)) == ["photo 0", "photo 1", "photo 2"]
     assert names(load(folder, "val")) == ["photo 3", "photo 4"]
-    with pytest.raises(ProtosegError, match=r"images/test, which does not exist"):
+    with pytest.raises(ProtosegError, match=r"images: expected a folder of split 'test', got train, val: add it"):
         load(folder, "test")
     shutil.rmtree(folder / "masks/val")
     with pytest.raises(ProtosegError, match=r"masks/val, which does not exist"):
@@ -169,18 +169,20 @@ def test_lists_with_accents(folder: Path) -> None:
 def test_labels_folder_and_both(folder: Path) -> None:
     (folder / "masks").rename(folder / "labels")
     assert len(load(folder)) == 4
-    (folder / "masks").mkdir()
-    with pytest.raises(ProtosegError, match="got both masks and labels"):
+    shutil.copytree(folder / "labels", folder / "masks")
+    with pytest.raises(ProtosegError, match=r"got labels, masks: set data\.dataset\.masks=labels or data\.d.*=masks"):
         load(folder)
 
 
 def test_missing_folders(folder: Path) -> None:
     shutil.rmtree(folder / "masks")
     assert len(load(folder, labels=False)) == 4
-    with pytest.raises(ProtosegError, match=r"the folder .*masks, which does not exist. It is a folder of your own"):
+    with pytest.raises(
+        ProtosegError, match=r"expected one folder of masks \(masks, .*\), got images: set data\.dataset\.masks=NAME"
+    ):
         load(folder)
     shutil.rmtree(folder / "images")
-    with pytest.raises(ProtosegError, match=r"the folder .*images, which does not exist"):
+    with pytest.raises(ProtosegError, match=r"expected one folder of images \(images, .*\), got no folder"):
         load(folder)
 
 

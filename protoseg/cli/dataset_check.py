@@ -63,8 +63,8 @@ def _check_part(part: str, splits: Splits) -> int:
     for title, dataset in datasets.items():
         masks = sum(mask is not None for _, mask in dataset.samples)
         say(f"{title}: {len(dataset)} images and {masks} masks read")
-        if dataset.reading:
-            say(f"{title}: masks are read as: {dataset.reading}")
+        if dataset.mask_reading:
+            say(f"{title}: masks are read as: {dataset.mask_reading}")
         pixels = counted[title]
         if pixels[:-1].any():
             looked = f"the {masks} masks of {title}"

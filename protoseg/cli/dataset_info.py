@@ -59,8 +59,8 @@ def info(options: argparse.Namespace) -> None:
         ignored, looked = 1 - found.pixels.sum() / total, f"the {len(found.names)} masks of {title}"
         for note in label_notes(label_space, found.pixels, ignored, looked):
             terminal.say(f"note: {note}")
-        if labelled[title].reading:
-            terminal.say(f"{title}: masks are read as: {labelled[title].reading}")
+        if labelled[title].mask_reading:
+            terminal.say(f"{title}: masks are read as: {labelled[title].mask_reading}")
     path = options.out / f"{options.data}_classes.png"
     shares = {title: class_shares(found) for title, found in statistics.items()}
     write_file(path, bars_figure(shares, label_space, f"{options.data}: share of the labelled pixels").savefig)

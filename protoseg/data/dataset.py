@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from protoseg.data.label_spaces import Ids
 from protoseg.data.masks import Color
 from protoseg.data.pairing import by_key, by_stem, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.data.mask_reading import MaskReading
 
 FilePair = tuple[Path, "Path | None"]
 _CONVERTED = "_labelTrainIds"  # of masks that DAFormer's and mmsegmentation's converters write beside the originals
@@ -53,7 +56,7 @@ class SegmentationDataset(Dataset[Sample]):
         id_channel: channel of the ids in masks that have several, or a function of all (``files.Channel``); None: one
             channel of grey, or a palette.
         colors: label of each colour, in masks that may hold colours.
-        reading: what the masks hold, in words, where that depends on them.
+        mask_reading: how the masks are read, where that depends on them.
         splits: the splits there are.
         source: where the data set comes from and under which terms, for the message when it is absent.
         split: the split read.
@@ -66,7 +69,7 @@ class SegmentationDataset(Dataset[Sample]):
     id_table: Ids
     id_channel: ClassVar[Channel | None] = None
     colors: Mapping[Color, int] = MappingProxyType({})
-    reading: str = ""
+    mask_reading: MaskReading | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
     turn: bool = True
@@ -123,6 +126,8 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         if mask_path is None:
             raise ProtosegError(f"expected images with masks, got {image_path}, which has none")
+        if self.mask_reading is not None:
+            return self.mask_reading.label(mask_path, self.id_table, self.colors)
         return read_label(mask_path, self.id_table, self.id_channel)
 
     def drop_labels(self) -> None:
@@ -132,6 +137,7 @@ class SegmentationDataset(Dataset[Sample]):
     def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
         """Read labels as the classes of ``label_space`` from now on, by ``label_spaces.mapping_table``."""
         self.label_space, self.id_table = label_space, table[self.id_table]
+        self.colors = {color: int(table[label]) for color, label in self.colors.items()}
 
     @classmethod
     def check_split(cls, split: str) -> None:

@@ -76,9 +76,13 @@ def decide(used: UsedBy, file: ClassFile) -> dict[str, str]:
     return readings
 
 
+def _top(kind: str) -> int:
+    return 65535 if kind == "16-bit" else 255
+
+
 def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     """Whether 255 (65535) is the second of two classes; raises where it may be, and as well may be void."""
-    top = 65535 if group[0][1].kind == "16-bit" else 255
+    top = _top(group[0][1].kind)
     sets = [set(values.ids or ()) for _, values in group]
     used, void, names = set().union(*sets), file.label_space.ignore_index, file.label_space.classes
     labels = {int(file.table[i]) for i in used if file.known(i)} - {void}
@@ -113,20 +117,21 @@ class MaskReading:
     def __init__(self, masks: Sequence[Path], file: ClassFile) -> None:
         self.file = file
         first = spread(len(masks), _SAMPLE)
-        used = _used(masks, first)
+        used = used_values_of(masks, first)
         self.readings = decide(used, file)
         if not _is_settled(used, file, self.readings):
-            used += _used(masks, sorted(set(range(len(masks))) - set(first)))
+            used += used_values_of(masks, sorted(set(range(len(masks))) - set(first)))
             self.readings = decide(used, file)
 
     def __str__(self) -> str:
         return ", ".join(self._words(kind, reading) for kind, reading in self.readings.items()) or "not read"
 
     def _words(self, kind: str, reading: str) -> str:
-        first, second = [*self.file.label_space.classes, ""][:2]
-        binary = f"{kind} masks with {first!r} for 0 and {second!r} for the highest value"
+        if reading == BINARY:
+            first, second = self.file.label_space.classes
+            return f"{kind} masks, 0 for {first!r} and {_top(kind)} for {second!r}"
         other = f"{kind} masks as {'grey levels that are class colours' if reading == COLORS else 'ids'}"
-        return binary if reading == BINARY else _WORDS.get((kind, reading), other)
+        return _WORDS.get((kind, reading), other)
 
     def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
         """The labels of one mask, ``h w``.
@@ -153,8 +158,7 @@ class MaskReading:
         if ids is None:
             return self._clear(path, mask, labels_of_colors(path, mask, colors, table.dtype), table)
         if reading == BINARY:
-            top = 65535 if mask.kind == "16-bit" else 255
-            ids = np.where(ids == top, ids.dtype.type(1), ids)
+            ids = np.where(ids == _top(mask.kind), ids.dtype.type(1), ids)
         mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
         return self._clear(path, mask, labels_of_ids(path, ids, table, mask.clear), table)
 
@@ -184,7 +188,7 @@ def _is_settled(used: UsedBy, file: ClassFile, readings: Mapping[str, str]) -> b
     return True
 
 
-def _used(masks: Sequence[Path], indices: Sequence[int]) -> list[tuple[Path, Used]]:
+def used_values_of(masks: Sequence[Path], indices: Sequence[int] | None = None) -> list[tuple[Path, Used]]:
     """The values in use of some masks; those that cannot be read are left out, and told when their turn comes."""
 
     def look(index: int) -> tuple[Path, Used] | None:
@@ -194,7 +198,11 @@ def _used(masks: Sequence[Path], indices: Sequence[int]) -> list[tuple[Path, Use
         except (OSError, ProtosegError):
             return None
 
-    return [found for found in in_threads(look, indices, "reading masks") if found is not None]
+    return [
+        found
+        for found in in_threads(look, range(len(masks)) if indices is None else indices, "reading masks")
+        if found is not None
+    ]
 
 
 @lru_cache(maxsize=4096)

@@ -9,12 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
-from protoseg.data.label_spaces import Ids
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import by_image, by_key, list_images, other_formats, pair, stem_in, stems_of_masks
 from protoseg.text import command, override
@@ -105,16 +101,8 @@ class LabelledFolder(SegmentationDataset):
         super().__init__(samples, split)
         of_all_splits = [f for place in places.values() or [root] for f in _named(place, masks, _MASKS) if labels]
         found = [path for folder in of_all_splits for path in list_images(folder, recursive=True)]
-        self._masks = MaskReading([path for path in found if path.stem.endswith(self._mask_end)], file)
-        self.reading = str(self._masks) if labels else ""
-
-    def read_label(self, index: int) -> Ids:
-        mask = self.samples[index][1]
-        return super().read_label(index) if mask is None else self._masks.label(mask, self.id_table, self.colors)
-
-    def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
-        super().map_classes(label_space, table)
-        self.colors = {color: int(table[label]) for color, label in self.colors.items()}
+        if labels:
+            self.mask_reading = MaskReading([path for path in found if path.stem.endswith(self._mask_end)], file)
 
     def _split_inside(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int

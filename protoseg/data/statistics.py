@@ -238,8 +238,8 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
     space = dataset.label_space
     what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
-    if dataset.reading:
-        what.append([dataset.reading, *dataset.colors.items()])
+    if dataset.mask_reading is not None:
+        what.append([str(dataset.mask_reading), *dataset.colors.items()])
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"

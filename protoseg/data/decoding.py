@@ -40,7 +40,7 @@ _START_OF_SCAN, _FILL = 0xDA, 0xFF
 _BLOCK = 64  # pixels
 
 LOSSY = "whose compression changes class ids, most of all at the edges"
-_UNREAD_MODES = {"I": "whole numbers of 32 bits", "F": "floating-point numbers", "RGBX": "of 4 channels"}
+_UNREAD_MODES = {"I": "whole numbers of 32 bits", "F": "floating-point numbers"}
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``check_pixels`` speaks
 
@@ -120,6 +120,7 @@ def _open_array(data: bytes) -> Image.Image:
     shape, in_columns, dtype = read(file)  # type: ignore[no-untyped-call]
     # From the bytes that are there: a header may promise more. Never objects, whose pickles are code.
     array = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if in_columns else "C")
+    array = array.astype(np.uint8) if array.dtype == bool else array
     if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16):
         if array.size and not -(1 << 31) <= int(array.min()) <= int(array.max()) < 1 << 31:
             raise ValueError("its numbers are too large")
@@ -142,8 +143,10 @@ def decode_picture(data: bytes) -> NDArray[np.uint8]:
             raise ValueError(f"it has {file.n_frames} pages or frames, not one")  # type: ignore[attr-defined]
         before = _orientation(file)
         file.load()
-        if file.mode in ("I", "F", "RGBX"):
-            raise ValueError(f"its pixels are {_UNREAD_MODES[file.mode]}, not grey or RGB of 8 or 16 bits")
+        channels = getattr(file, "tag_v2", {}).get(277, 1)  # of a TIFF; Pillow leaves out what it has no name for
+        if file.mode in _UNREAD_MODES or channels > len(file.getbands()):
+            got = _UNREAD_MODES.get(file.mode, f"of {channels} channels")
+            raise ValueError(f"its pixels are {got}, not grey or RGB of 8 or 16 bits")
         deep = file.mode.startswith("I;16")
         picture = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
         pixels = np.asarray(picture.convert("RGB"))

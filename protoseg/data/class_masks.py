@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import Color
 from protoseg.data.label_spaces import Ids
+from protoseg.data.masks import Color
 from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from protoseg.data.decoding import orientation
-from protoseg.data.files import Channel, Color, read_image, read_label
+from protoseg.data.files import Channel, read_image, read_label
 from protoseg.data.label_spaces import Ids
+from protoseg.data.masks import Color
 from protoseg.data.pairing import by_key, by_stem, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -50,7 +52,8 @@ class SegmentationDataset(Dataset[Sample]):
         id_table: id in the mask file -> train id (``label_spaces.id_table``); uint16 where classes are more than 255.
         id_channel: channel of the ids in masks that have several, or a function of all (``files.Channel``); None: one
             channel of grey, or a palette.
-        color_ids: id of each RGB colour in masks that hold colours; None: such masks are refused.
+        colors: label of each colour, in masks that may hold colours.
+        reading: what the masks hold, in words, where that depends on them.
         splits: the splits there are.
         source: where the data set comes from and under which terms, for the message when it is absent.
         split: the split read.
@@ -62,7 +65,8 @@ class SegmentationDataset(Dataset[Sample]):
     label_space: LabelSpace
     id_table: Ids
     id_channel: ClassVar[Channel | None] = None
-    color_ids: Mapping[Color, int] | None = None
+    colors: Mapping[Color, int] = MappingProxyType({})
+    reading: str = ""
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
     turn: bool = True
@@ -119,7 +123,7 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         if mask_path is None:
             raise ProtosegError(f"expected images with masks, got {image_path}, which has none")
-        return read_label(mask_path, self.id_table, self.id_channel, self.color_ids)
+        return read_label(mask_path, self.id_table, self.id_channel)
 
     def drop_labels(self) -> None:
         """Forget the masks: from now on every pixel reads as ignored, and no mask file is opened."""

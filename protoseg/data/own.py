@@ -9,8 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
+from protoseg.data.label_spaces import Ids
+from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import by_image, by_key, list_images, other_formats, pair, stem_in, stems_of_masks
 from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
@@ -29,10 +34,10 @@ _LIKE_SPLIT = re.compile(
 class LabelledFolder(SegmentationDataset):
     """``images/`` and ``masks/`` with the same names, and ``classes.yaml`` (``read_class_file``).
 
-    ``docs/data.md`` has the formats that are read. Masks of one channel or a palette hold ids, RGB ones the colours of
-    the classes. Folders may be called otherwise (``image``, ``labels``, ``annotations``, …, in any case), and names of
-    masks may have a constant end more or another (``1_image.jpg`` and ``1_mask.png``). The splits are, whichever is
-    there:
+    ``docs/data.md`` has the formats that are read. Masks hold ids, or the colours of the classes: ``mask_reading``
+    finds out which, once for all splits. Folders may be called otherwise (``image``, ``labels``, ``annotations``, …, in
+    any case), and names of masks may have a constant end more or another (``1_image.jpg`` and ``1_mask.png``). The
+    splits are, whichever is there:
 
     - subfolders: ``images/train``, ``masks/train``, ``images/val``, …, or ``train/images``, ``train/masks``, …;
       ``Training``, ``valid``, ``validation``, ``val2017`` are the same in other words, and other folders are splits
@@ -56,7 +61,8 @@ class LabelledFolder(SegmentationDataset):
 
     Raises:
         ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once; folders
-            that look like splits and are none.
+            that look like splits and are none; masks of which some hold ids and others colours, or which could be read
+            in two ways (``mask_reading.decide``).
     """
 
     @classmethod
@@ -81,8 +87,9 @@ class LabelledFolder(SegmentationDataset):
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)
         self.check_folder(root)
-        self.label_space, self.id_table, self.color_ids = _class_file(classes)
-        self.mask_suffix = mask_suffix
+        file = _class_file(classes)
+        self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
+        self.mask_suffix, self._mask_end = mask_suffix, ""
 
         def find(place: Path) -> tuple[Path, Path | None]:
             return _find(place, "images", images, _IMAGES), _find(place, "masks", masks, _MASKS) if labels else None
@@ -96,6 +103,18 @@ class LabelledFolder(SegmentationDataset):
         else:
             samples = self._split_inside(*find(root), lists, split, val_share, split_seed)
         super().__init__(samples, split)
+        of_all_splits = [f for place in places.values() or [root] for f in _named(place, masks, _MASKS) if labels]
+        found = [path for folder in of_all_splits for path in list_images(folder, recursive=True)]
+        self._masks = MaskReading([path for path in found if path.stem.endswith(self._mask_end)], file)
+        self.reading = str(self._masks) if labels else ""
+
+    def read_label(self, index: int) -> Ids:
+        mask = self.samples[index][1]
+        return super().read_label(index) if mask is None else self._masks.label(mask, self.id_table, self.colors)
+
+    def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
+        super().map_classes(label_space, table)
+        self.colors = {color: int(table[label]) for color, label in self.colors.items()}
 
     def _split_inside(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
@@ -133,6 +152,7 @@ class LabelledFolder(SegmentationDataset):
         self.check_folder(masks)
         where = f"{images} and {masks}"
         labels, ends = by_image(found, stems_of_masks(masks, found, recursive=True), where, self.mask_suffix)
+        self._mask_end = ends[1]
         named = [f"{where}: the mask of NAME{ends[0]} is NAME{ends[1]}"] if any(ends) else []
         self.notes = [*left_out, *named]
         if keys is not None:

@@ -84,7 +84,10 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
             drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
             if self.max_class_share is None:
                 break
-            if largest_class_share(self.apply_to_mask(label, label, **drawn)) <= self.max_class_share:
+            if (
+                largest_class_share(self.apply_to_mask(label, label, **drawn), int(self.fill_mask))
+                <= self.max_class_share
+            ):
                 break
         return drawn
 
@@ -108,9 +111,8 @@ def scaled_part(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[int,
     return np.asarray(part, dtype=np.uint8)
 
 
-def largest_class_share(label: Ids) -> float:
-    """Share of the most frequent class among the labelled pixels of ``label`` (``h w``); 1 if none is labelled."""
-    ignored = np.iinfo(label.dtype).max
+def largest_class_share(label: Ids, ignored: int) -> float:
+    """Share of the most frequent class among the pixels of ``label`` (``h w``) below ``ignored``; 1 if none is."""
     counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [ignored + 1], [0, ignored + 1])[:ignored]
     total = counts.sum()
     return float(counts.max() / total) if total > 0 else 1.0

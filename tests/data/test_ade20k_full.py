@@ -15,7 +15,7 @@ from PIL import Image
 
 from protoseg.cli.dataset import main
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
-from protoseg.data.checking import file_faults, listing_faults
+from protoseg.data.checking import check_samples, listing_faults
 from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table
 from protoseg.data.loading import collate
 from protoseg.data.packing import pack
@@ -108,7 +108,7 @@ def test_masks_that_are_wrong(ade20k_full: Path, form: str) -> None:
         data.read(0)
     made, _ = listing_faults(lambda: ADE20KFull(ade20k_full))
     assert made is not None
-    assert [len(faults) for faults in file_faults(made)] == [1, 0]
+    assert [len(checked.faults) for checked in check_samples(made)] == [1, 0]
 
 
 def test_crops_keep_the_numbers(ade20k_full: Path) -> None:
@@ -121,8 +121,8 @@ def test_crops_keep_the_numbers(ade20k_full: Path) -> None:
         seen |= set(np.unique(crop).tolist())
     assert {255, 846, 65535} < seen <= {*np.unique(label).tolist(), 65535}
     half = np.array([[255, 255, 300, 65535]], np.uint16)
-    assert largest_class_share(half) == pytest.approx(2 / 3)
-    assert largest_class_share(np.full((2, 2), 65535, np.uint16)) == 1
+    assert largest_class_share(half, 65535) == pytest.approx(2 / 3)
+    assert largest_class_share(np.full((2, 2), 65535, np.uint16), 65535) == 1
 
 
 def test_batches(ade20k_full: Path, write_image: Callable[..., None]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from protoseg.data import CamVid
-from protoseg.data.checking import file_faults, listing_faults, repeated_images, sample_faults
+from protoseg.data.checking import check_sample, check_samples, listing_faults, repeated_images
 from protoseg.data.faults import collect_faults, fault
 from protoseg.types import ProtosegError
 
@@ -96,9 +96,9 @@ def tree(tmp_path: Path, write_image: Callable[..., None], write_mask: Callable[
 def faults(root: Path) -> list[str]:
     data, found = listing_faults(lambda: CamVid(root, "train"))
     assert data is not None
-    rows = list(file_faults(data))
+    rows = list(check_samples(data))
     assert len(rows) == len(data)
-    return [*found, *repeated_images({"train": data}), *(message for row in rows for message in row)]
+    return [*found, *repeated_images({"train": data}), *(message for row in rows for message in row.faults)]
 
 
 def test_a_sound_tree_has_none(tree: Path) -> None:
@@ -119,7 +119,7 @@ def test_every_planted_fault_is_found_and_no_other(tree: Path) -> None:
 def test_a_bad_image_and_its_bad_mask_are_two(tree: Path) -> None:
     for folder in ("train", "trainannot"):
         _cut(tree / folder / f"{NAMES[0]}.png")
-    image, mask = sample_faults(CamVid(tree, "train"), 0)
+    image, mask = check_sample(CamVid(tree, "train"), 0).faults
     assert image.startswith("image ")
     assert mask.startswith("mask ")
 
@@ -127,7 +127,7 @@ def test_a_bad_image_and_its_bad_mask_are_two(tree: Path) -> None:
 def test_unlabelled_images_are_checked_alone(tree: Path) -> None:
     data = CamVid(tree, "train", labels=False)
     _text(tree / "trainannot" / f"{NAMES[0]}.png")
-    assert sample_faults(data, 0) == []
+    assert check_sample(data, 0).faults == []
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_scaling_the_crop_alone_is_scaling_then_cropping(
     for seed in range(30):
         plain.set_random_state(np.random.default_rng(seed), random.Random(seed))
         wanted = plain(image=image, mask=label)
-        if max_class_share is not None and largest_class_share(wanted["mask"]) > max_class_share:
+        if max_class_share is not None and largest_class_share(wanted["mask"], IGNORE_INDEX) > max_class_share:
             continue
         out, ids = ours(image, label, seed)
         assert np.array_equal(ids, wanted["mask"])
@@ -144,8 +144,8 @@ def test_largest_class_share_against_a_loop() -> None:
     label = LABEL.copy()
     label[:20] = IGNORE_INDEX
     counts = [int((label == c).sum()) for c in range(11)]
-    assert largest_class_share(label) == pytest.approx(max(counts) / sum(counts))
-    assert largest_class_share(np.full((4, 4), IGNORE_INDEX, np.uint8)) == 1
+    assert largest_class_share(label, IGNORE_INDEX) == pytest.approx(max(counts) / sum(counts))
+    assert largest_class_share(np.full((4, 4), IGNORE_INDEX, np.uint8), IGNORE_INDEX) == 1
 
 
 def test_balanced_crop_draws_again() -> None:
@@ -155,7 +155,9 @@ def test_balanced_crop_draws_again() -> None:
     share = {}
     for limit in (None, 0.75):
         transform = TrainTransform((20, 20), scale=(1, 1), max_class_share=limit)
-        share[limit] = np.mean([largest_class_share(transform(image, label, s)[1]) <= 0.75 for s in range(60)])
+        share[limit] = np.mean(
+            [largest_class_share(transform(image, label, s)[1], IGNORE_INDEX) <= 0.75 for s in range(60)]
+        )
     assert share[None] < 0.3 < 0.5 < share[0.75]
     # No crop can fulfil the limit: the last one stands.
     assert (TrainTransform((20, 20), (1, 1), max_class_share=0.75)(image * 0, label * 0, 0)[1] == 0).all()

@@ -9,6 +9,7 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
 
@@ -185,15 +186,30 @@ def mask_doubt(data: bytes) -> str:
 
 def orientation(source: Path | bytes) -> int:
     """How EXIF says that an image is to be turned, 1 (not at all) to 8; 1 where it says nothing that can be read."""
-    if isinstance(source, bytes) and not source.startswith(_TIFF_STARTS):
-        head = source[: 1 << 17] if source.startswith(JPEG_START) else source
-        if not any(mark in head for mark in (b"Exif", b"eXIf", b"EXIF")):
-            return 1
+    if isinstance(source, bytes) and not _may_be_turned(source):
+        return 1
     try:
         with open_picture(source) as file:
             return _orientation(file)
     except Exception:  # whatever Pillow stumbles over in there
         return 1
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a file may have EXIF, without a look at its pixels."""
+    if data.startswith(PNG_START):
+        return any(data[at + 4 : at + 8] == b"eXIf" for at in png_chunks(data))
+    if data[8:16] == b"WEBPVP8X":
+        return bool(data[20] & 8)
+    return b"Exif" in data[: 1 << 17] if data.startswith(JPEG_START) else data.startswith(_TIFF_STARTS)
+
+
+def png_chunks(data: bytes) -> Iterator[int]:
+    """Where each chunk of a PNG begins, as far as their lengths can be followed."""
+    at = len(PNG_START)
+    while at < len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
 
 
 def _orientation(file: Image.Image) -> int:

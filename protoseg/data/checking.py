@@ -95,9 +95,7 @@ def turned_images(dataset: SegmentationDataset, indices: Sequence[int] | None = 
     """Which of the images (of ``indices``) EXIF wants turned, and what is done about it; "" if none, or no masks."""
     chosen = [dataset.samples[i] for i in (range(len(dataset)) if indices is None else indices)]
     paths = [image for image, mask in chosen if mask is not None]
-    found = [
-        str(path) for path, how in zip(paths, in_threads(orientation, paths, "reading EXIF"), strict=True) if how > 1
-    ]
+    found = [str(path) for path, how in zip(paths, in_threads(orientation, paths, ""), strict=True) if how > 1]
     if not found:
         return ""
     done = "turned as their EXIF says" if dataset.turn else "as they are stored, which their EXIF would turn"

@@ -265,7 +265,7 @@ def _tell(dataset: SegmentationDataset) -> None:
     """Warn of files that are left out, of how masks were found, and of images that EXIF turns among a few."""
     if distributed.rank() == 0:
         for note in filter(None, (*dataset.notes, turned_images(dataset, spread(len(dataset), 64)))):
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 
 
 def _pixels(dataset: SegmentationDataset) -> int:

@@ -9,6 +9,7 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
 
@@ -40,7 +41,7 @@ _START_OF_SCAN, _FILL = 0xDA, 0xFF
 _BLOCK = 64  # pixels
 
 LOSSY = "whose compression changes class ids, most of all at the edges"
-_UNREAD_MODES = {"I": "whole numbers of 32 bits", "F": "floating-point numbers", "RGBX": "of 4 channels"}
+_UNREAD_MODES = {"I": "whole numbers of 32 bits", "F": "floating-point numbers"}
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``check_pixels`` speaks
 
@@ -120,6 +121,7 @@ def _open_array(data: bytes) -> Image.Image:
     shape, in_columns, dtype = read(file)  # type: ignore[no-untyped-call]
     # From the bytes that are there: a header may promise more. Never objects, whose pickles are code.
     array = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if in_columns else "C")
+    array = array.astype(np.uint8) if array.dtype == bool else array
     if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16):
         if array.size and not -(1 << 31) <= int(array.min()) <= int(array.max()) < 1 << 31:
             raise ValueError("its numbers are too large")
@@ -142,8 +144,10 @@ def decode_picture(data: bytes) -> NDArray[np.uint8]:
             raise ValueError(f"it has {file.n_frames} pages or frames, not one")  # type: ignore[attr-defined]
         before = _orientation(file)
         file.load()
-        if file.mode in ("I", "F", "RGBX"):
-            raise ValueError(f"its pixels are {_UNREAD_MODES[file.mode]}, not grey or RGB of 8 or 16 bits")
+        channels = getattr(file, "tag_v2", {}).get(277, 1)  # of a TIFF; Pillow leaves out what it has no name for
+        if file.mode in _UNREAD_MODES or channels > len(file.getbands()):
+            got = _UNREAD_MODES.get(file.mode, f"of {channels} channels")
+            raise ValueError(f"its pixels are {got}, not grey or RGB of 8 or 16 bits")
         deep = file.mode.startswith("I;16")
         picture = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
         pixels = np.asarray(picture.convert("RGB"))
@@ -182,15 +186,30 @@ def mask_doubt(data: bytes) -> str:
 
 def orientation(source: Path | bytes) -> int:
     """How EXIF says that an image is to be turned, 1 (not at all) to 8; 1 where it says nothing that can be read."""
-    if isinstance(source, bytes) and not source.startswith(_TIFF_STARTS):
-        head = source[: 1 << 17] if source.startswith(JPEG_START) else source
-        if not any(mark in head for mark in (b"Exif", b"eXIf", b"EXIF")):
-            return 1
+    if isinstance(source, bytes) and not _may_be_turned(source):
+        return 1
     try:
         with open_picture(source) as file:
             return _orientation(file)
     except Exception:  # whatever Pillow stumbles over in there
         return 1
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a file may have EXIF, without a look at its pixels."""
+    if data.startswith(PNG_START):
+        return any(data[at + 4 : at + 8] == b"eXIf" for at in png_chunks(data))
+    if data[8:16] == b"WEBPVP8X":
+        return bool(data[20] & 8)
+    return b"Exif" in data[: 1 << 17] if data.startswith(JPEG_START) else data.startswith(_TIFF_STARTS)
+
+
+def png_chunks(data: bytes) -> Iterator[int]:
+    """Where each chunk of a PNG begins, as far as their lengths can be followed."""
+    at = len(PNG_START)
+    while at < len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
 
 
 def _orientation(file: Image.Image) -> int:

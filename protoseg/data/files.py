@@ -25,6 +25,7 @@ from protoseg.data.decoding import (
     open_picture,
     orientation,
     picture_size,
+    png_chunks,
     turned,
 )
 from protoseg.data.label_spaces import Ids
@@ -155,12 +156,9 @@ def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
 def _ends_properly(data: bytes) -> bool:
     if data.startswith(JPEG_START):
         return data.endswith(JPEG_END)
-    at = len(PNG_START) if data.startswith(PNG_START) else len(data)
-    while at < len(data):  # chunk by chunk: OpenCV makes room for as much as a damaged length asks for
-        if data[at + 4 : at + 4 + len(PNG_END)] == PNG_END:
-            return True
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return False
+    # Chunk by chunk: OpenCV makes room for as much as a damaged length asks for.
+    chunks = png_chunks(data) if data.startswith(PNG_START) else ()
+    return any(data[at + 4 : at + 4 + len(PNG_END)] == PNG_END for at in chunks)
 
 
 def doubtful_mask(path: Path, doubt: str) -> ProtosegError:

@@ -86,6 +86,7 @@ class LabelledFolder(SegmentationDataset):
         file = _class_file(classes)
         self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
         self.mask_suffix, self._mask_end = mask_suffix, ""
+        self._mask_ends: tuple[str, ...] = ("",)
 
         def find(place: Path) -> tuple[Path, Path | None]:
             return _find(place, "images", images, _IMAGES), _find(place, "masks", masks, _MASKS) if labels else None
@@ -101,8 +102,10 @@ class LabelledFolder(SegmentationDataset):
         super().__init__(samples, split)
         of_all_splits = [f for place in places.values() or [root] for f in _named(place, masks, _MASKS) if labels]
         found = [path for folder in of_all_splits for path in list_images(folder, recursive=True)]
+        ends = sorted(self._mask_ends, key=len)
+        kind = [path for path in found if [e for e in ends if path.stem.endswith(e)][-1:] == [self._mask_end]]
         if labels:
-            self.mask_reading = MaskReading([path for path in found if path.stem.endswith(self._mask_end)], file)
+            self.mask_reading = MaskReading(kind, file)
 
     def _split_inside(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
@@ -139,7 +142,9 @@ class LabelledFolder(SegmentationDataset):
             return pair(found if keys is None else {key: found[key] for key in keys}, None, f"{images}", (images,))
         self.check_folder(masks)
         where = f"{images} and {masks}"
-        labels, ends = by_image(found, stems_of_masks(masks, found, recursive=True), where, self.mask_suffix)
+        labels, ends, self._mask_ends = by_image(
+            found, stems_of_masks(masks, found, recursive=True), where, self.mask_suffix
+        )
         self._mask_end = ends[1]
         named = [f"{where}: the mask of NAME{ends[0]} is NAME{ends[1]}"] if any(ends) else []
         self.notes = [*left_out, *named]

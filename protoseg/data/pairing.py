@@ -162,10 +162,11 @@ def stems_of_masks(folder: Path, images: Mapping[str, Path], recursive: bool = F
 
 def by_image(
     images: Mapping[str, Path], masks: Mapping[str, Path], where: str, suffix: str | None = None
-) -> tuple[dict[str, Path], Ends]:
-    """Masks by the keys of their images, where all names are alike but for a constant end, and these ends.
+) -> tuple[dict[str, Path], Ends, tuple[str, ...]]:
+    """Masks by the keys of their images, where all names are alike but for a constant end.
 
-    ``1_image`` belongs to ``1_mask`` if most images have such a partner. Masks that stay over keep their keys.
+    ``1_image`` belongs to ``1_mask`` if most images have such a partner. Masks that stay over keep their keys. The ends
+    of images and of masks, and those of all kinds of masks, are given as well.
 
     Args:
         images, masks: by their paths without suffix.
@@ -175,22 +176,26 @@ def by_image(
     Raises:
         ProtosegError: each image has several masks and ``suffix`` is not the end of one kind of these.
     """
-    counts = _ends(images.keys(), masks.keys())
+    counts = _ends(images.keys(), masks.keys()) if images and masks else {("", suffix or ""): 1}
     kinds = [ends for ends, count in counts.items() if 2 * count > len(images)]
-    chosen = [ends for ends in counts if ends[1] == suffix][:1] if suffix is not None else kinds
+    chosen = kinds if suffix is None else [ends for ends in counts if ends[1] == suffix][:1]
     if len(chosen) != 1 and (len(kinds) > 1 or suffix is not None):
         offers = " or ".join(command(override("data.dataset.mask_suffix", end)) for _, end in sorted(kinds or counts))
         got = f"{len(kinds)} kinds of names" if suffix is None else f"mask_suffix={suffix!r}"
         raise ProtosegError(f"{where}: expected one mask per image, got {got}: set {offers}")
     if not chosen:
-        return dict(masks), ("", "")
+        return dict(masks), ("", ""), ("",)
     of = {
         ends: {image: _partner(image, ends) for image in images if image.endswith(ends[0])}
         for ends in {*kinds, *chosen}
     }
     others = {mask for partners in of.values() for mask in partners.values()}
     found = {key: path for key, path in masks.items() if key not in others and key not in images}
-    return found | {i: masks[m] for i, m in of[chosen[0]].items() if m in masks}, chosen[0]
+    return (
+        found | {i: masks[m] for i, m in of[chosen[0]].items() if m in masks},
+        chosen[0],
+        tuple({end for _, end in of}),
+    )
 
 
 def _ends(images: Collection[str], masks: Collection[str]) -> dict[Ends, int]:

@@ -177,8 +177,8 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -> Iterator[Any]:
-    """The results of ``task`` in order, under a progress bar where there are many (on the first rank)."""
-    quiet = len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
+    """The results of ``task`` in order, under a progress bar where there are many (on the first rank) and a title."""
+    quiet = not title or len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
             yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)

@@ -6,12 +6,15 @@ import argparse
 import sys
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
 from protoseg.cli.data_splits import Splits, data_command, load_data, splits_by_part
-from protoseg.data.checking import file_faults, listing_faults, repeated_images
+from protoseg.data.checking import check_samples, listing_faults, repeated_images, turned_images
+from protoseg.data.labelled import label_notes, nothing_labelled
 from protoseg.text import say
 
 
@@ -21,7 +24,8 @@ def add_check(commands: Any) -> None:
         "check",
         check,
         "Open every file of the training and validation splits and list all faults: files without partner, unreadable "
-        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any.",
+        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any. Notes tell what is "
+        "not read, and which images their EXIF turns.",
         "camvid",
     )
 
@@ -42,17 +46,33 @@ def _check_part(part: str, splits: Splits) -> int:
     made = {f"{part}{split}": listing_faults(make) for split, make in splits.items()}
     datasets = {title: dataset for title, (dataset, _) in made.items() if dataset is not None}
     found = [fault for _, faults in made.values() for fault in faults] + repeated_images(datasets)
+    counted: dict[str, NDArray[np.int64]] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for title, dataset in datasets.items():
             task = progress.add_task(f"checking {escape(title)}", total=len(dataset))
-            for faults in file_faults(dataset):
-                found += faults
+            counted[title] = np.zeros(dataset.label_space.num_classes + 1, np.int64)
+            for checked in check_samples(dataset):
+                found += checked.faults
+                counted[title] += checked.pixels
                 progress.advance(task)
+    for title, pixels in counted.items():
+        if pixels.any() and not pixels[:-1].any():
+            found.append(str(nothing_labelled(datasets[title])))
     # Splits may list the same folder.
     found = list(dict.fromkeys(found))
     for title, dataset in datasets.items():
         masks = sum(mask is not None for _, mask in dataset.samples)
         say(f"{title}: {len(dataset)} images and {masks} masks read")
+        if dataset.mask_reading:
+            say(f"{title}: masks are read as: {dataset.mask_reading}")
+        pixels = counted[title]
+        if pixels[:-1].any():
+            looked = f"the {masks} masks of {title}"
+            for note in label_notes(dataset.label_space, pixels[:-1], pixels[-1] / pixels.sum(), looked):
+                say(f"note: {note}")
+    notes = (note for dataset in datasets.values() for note in (*dataset.notes, turned_images(dataset)) if note)
+    for note in dict.fromkeys(notes):
+        say(f"note: {note}")
     for message in found:
         say(f"fault: {message}")
     return len(found)

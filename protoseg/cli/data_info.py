@@ -11,6 +11,7 @@ from rich.table import Table
 
 from protoseg.cli.data_splits import data_command, load_data, splits_by_part
 from protoseg.data import SegmentationDataset
+from protoseg.data.labelled import label_notes, nothing_labelled
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_sizes
 from protoseg.evaluation.pictures import bars_figure, frequent_classes, short_name
 from protoseg.files import write_file
@@ -51,6 +52,15 @@ def info(options: argparse.Namespace) -> None:
     statistics = {title: class_statistics(dataset) for title, dataset in labelled.items()}
     label_space = next(iter(labelled.values())).label_space
     terminal.print(_classes_table(label_space, statistics))
+    for title, found in statistics.items():
+        if not found.counts.any():
+            raise nothing_labelled(labelled[title])
+        total = sum(width * height * count for (width, height), count in image_sizes(labelled[title]).items())
+        ignored, looked = 1 - found.pixels.sum() / total, f"the {len(found.names)} masks of {title}"
+        for note in label_notes(label_space, found.pixels, ignored, looked):
+            terminal.say(f"note: {note}")
+        if labelled[title].mask_reading:
+            terminal.say(f"{title}: masks are read as: {labelled[title].mask_reading}")
     path = options.out / f"{options.data}_classes.png"
     shares = {title: class_shares(found) for title, found in statistics.items()}
     write_file(path, bars_figure(shares, label_space, f"{options.data}: share of the labelled pixels").savefig)

@@ -16,9 +16,10 @@ from protoseg.data.adverse import ACDC, DarkZurich
 from protoseg.data.cityscapes import Cityscapes
 from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import list_images, read_label
+from protoseg.data.files import read_label
 from protoseg.data.label_spaces import UNKNOWN_ID, Ids, file_ids, id_table
 from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.pairing import list_images
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from protoseg.cli.data import main
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
-from protoseg.data.checking import file_faults, listing_faults
+from protoseg.data.checking import check_samples, listing_faults
 from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table
 from protoseg.data.loading import collate
 from protoseg.data.packing import pack
@@ -108,7 +108,7 @@ def test_masks_that_are_wrong(ade20k_full: Path, form: str) -> None:
         data.read(0)
     made, _ = listing_faults(lambda: ADE20KFull(ade20k_full))
     assert made is not None
-    assert [len(faults) for faults in file_faults(made)] == [1, 0]
+    assert [len(checked.faults) for checked in check_samples(made)] == [1, 0]
 
 
 def test_crops_keep_the_numbers(ade20k_full: Path) -> None:

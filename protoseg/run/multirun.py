@@ -128,8 +128,7 @@ def start(config: DictConfig) -> None:
                 pass
     write_manifest(sweep)
     _folder = sweep.folder
-    states = [job.state for job in sweep.jobs]
-    begun = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state != "waiting")
+    begun = _states([job for job in sweep.jobs if job.state != "waiting"])
     jobs = f"{len(sweep.jobs)} jobs" if sweep.planned else "a search"
     say(f"Sweep: {jobs}{f' ({begun})' if begun else ''}. Folder: {sweep.folder}")
 
@@ -248,6 +247,32 @@ def report(ended: bool) -> int:
     return sum(job.state == "failed" for job in sweep.jobs)
 
 
+def _states(jobs: Sequence[Job]) -> str:
+    states = [job.state for job in jobs]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
 def first_process() -> bool:
     """Whether this is the first of the processes that torchrun or srun started, or the only one."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def compare(folder: Path, out: Path | None, metric: str | None) -> None:
+    """Print the settings of a sweep and what is missing; write ``table.csv``, ``table.md``, ``jobs.csv`` and the plots.
+
+    Raises:
+        ProtosegError: no sweep in the folder, no job of it is done, or an unknown metric.
+    """
+    from protoseg.analysis.sweep import BEST, compare_settings, write_tables
+    from protoseg.analysis.sweep_tables import print_missing, print_settings, write_figures
+
+    sweep = read_sweep(folder)
+    comparison = compare_settings(sweep, metric or BEST)
+    if not any(setting.scores for setting in comparison.settings):
+        states = _states(sweep.jobs) or "none begun"
+        raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
+    terminal = Terminal()
+    print_settings(sweep, comparison, terminal)
+    print_missing(sweep, terminal)
+    for path in [*write_tables(sweep, comparison, out or folder), *write_figures(comparison, out or folder)]:
+        terminal.say(f"Written: {path}")

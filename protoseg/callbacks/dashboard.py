@@ -54,10 +54,11 @@ class Dashboard(pl.Callback):
         size = torch.tensor([image.shape[2:]])
         pl_module.eval()
         networks = (pl_module.model, pl_module.teacher.module)
-        predictions = [Predictor().predict(model, image, size)[0].cpu() for model in networks]
+        student, teacher = (Predictor().predict(model, image, size)[0].cpu() for model in networks)
         pl_module.train()
-        shown = [picture[key].cpu() for key in ("image", "mixed", "label", "confidence")] + predictions
-        self._show(trainer, "adaptation", "train/adaptation", adaptation_panel(*shown, pl_module.label_space))
+        image, mixed, label, confidence = (picture[key].cpu() for key in ("image", "mixed", "label", "confidence"))
+        drawn = adaptation_panel(image, mixed, label, confidence, student, teacher, pl_module.label_space)
+        self._show(trainer, "adaptation", "train/adaptation", drawn)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0

@@ -62,11 +62,7 @@ def ending_the_program() -> Iterator[None]:
 
 @contextmanager
 def own_folder(config: DictConfig) -> Iterator[None]:
-    """Keep the folder of a single run from all others; called before Hydra writes into it.
-
-    Raises:
-        ProtosegError: another run is in it, or is there; see :func:`protoseg.run.folders.check_folder`.
-    """
+    """Keep the folder of a single run from all others; called before Hydra writes into it."""
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
         config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
@@ -79,9 +75,6 @@ def own_folder(config: DictConfig) -> Iterator[None]:
 
 def start(config: DictConfig) -> None:
     """Compose every job of a multirun and write its plan; a folder that has one already is continued.
-
-    Args:
-        config: composed, with the ``hydra`` section; sweeps are still in ``hydra.overrides.task``.
 
     Raises:
         ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
@@ -116,12 +109,10 @@ def start(config: DictConfig) -> None:
         check_same(sweep, new)
     else:
         sweep = new
-        for job in sweep.jobs:
-            if job.folder.exists():
-                raise ProtosegError(
-                    f"{job.folder} exists, but there is no manifest.json of a sweep beside it; choose another "
-                    "hydra.sweep.dir"
-                )
+        if found := [job.folder for job in sweep.jobs if job.folder.exists()]:
+            raise ProtosegError(
+                f"{found[0]} exists, but there is no manifest.json of a sweep beside it; choose another hydra.sweep.dir"
+            )
     for job in sweep.jobs:
         if (job.folder / "job.lock").exists():
             with alone_in(job.folder):
@@ -134,11 +125,7 @@ def start(config: DictConfig) -> None:
 
 
 def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
-    """What a multirun is going to do. Of a sweeper that goes by scores the jobs are not known beforehand.
-
-    Raises:
-        ProtosegError: a job that does not compose.
-    """
+    """What a multirun is going to do. Of a sweeper that goes by scores the jobs are not known beforehand."""
     folder = Path(config.hydra.sweep.dir).absolute()
     given = OmegaConf.select(config, "hydra.sweeper.params") or {}
     arguments = [*(f"{key}={value}" for key, value in given.items()), *config.hydra.overrides.task]
@@ -159,11 +146,7 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
 
 
 def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
-    """Compose a job and resolve all its values; returns its folder below the sweep's.
-
-    Raises:
-        ProtosegError: it cannot be; names the job.
-    """
+    """Compose a job and resolve all its values; returns its folder below the sweep's."""
     try:
         composed = loader.load_sweep_config(config, list(job.overrides))
         with open_dict(composed):
@@ -196,11 +179,7 @@ def hydra_config(config: DictConfig) -> Iterator[None]:
 
 
 def check_same(old: Sweep, new: Sweep) -> None:
-    """A sweep is continued with the settings that it was started with; how its jobs are launched may change.
-
-    Raises:
-        ProtosegError: other settings.
-    """
+    """A sweep is continued with the settings that it was started with; how its jobs are launched may change."""
     before, now = settings(old.arguments), settings(new.arguments)
     if before != now or old.planned != new.planned:
         raise ProtosegError(
@@ -216,13 +195,9 @@ def _difference(these: Sequence[str], those: Sequence[str]) -> str:
 
 
 def report(ended: bool) -> int:
-    """Print what came of the multirun that this process started, if it did.
+    """Print what came of the multirun that this process started, if it did; returns how many jobs failed.
 
-    Args:
-        ended: it came to its end; else what is left to do is said, too.
-
-    Returns:
-        the number of jobs that failed.
+    Where it has not ``ended``, what is left to do is said, too.
     """
     global _folder
     folder, _folder = _folder, None  # told once: a notebook may go on to train something else
@@ -260,8 +235,7 @@ def first_process() -> bool:
 def compare(folder: Path, out: Path | None, metric: str | None) -> None:
     """Print the settings of a sweep and what is missing; write ``table.csv``, ``table.md``, ``jobs.csv`` and the plots.
 
-    Raises:
-        ProtosegError: no sweep in the folder, no job of it is done, or an unknown metric.
+    ``out`` is the sweep's folder unless given, ``metric`` a column of the runs' logs, else the best val/mIoU.
     """
     from protoseg.analysis.sweep import BEST, compare_settings, write_tables
     from protoseg.analysis.sweep_tables import print_missing, print_settings, write_figures

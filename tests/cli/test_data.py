@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.data import main
-from protoseg.data import CAMVID
+from protoseg.cli.data import FORMATS, main
+from protoseg.data import CAMVID, export
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,6 +166,10 @@ def test_export(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["export", "cityscapes", str(data / "labels"), str(data / "out")])
     assert f"1 files for cityscapes: {data / 'out'}" in capsys.readouterr().out
     assert np.asarray(Image.open(data / "out" / "berlin_000000_000019_pred_labelIds.png"))[0, :3].tolist() == [7, 8, 11]
+
+
+def test_the_command_offers_the_benchmarks_there_are() -> None:
+    assert tuple(export.FORMATS) == FORMATS
 
 
 @pytest.mark.parametrize("arguments", [["info", "camvid", "--bogus", "a=b"], ["export", "ade20k", "a", "b", "c=d"]])

@@ -17,13 +17,11 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw ``scores.png``, and ``heatmap.png`` where two numbers were swept; returns their paths."""
     from protoseg.analysis.sweep_figures import heat_figure, score_figure
 
-    figures = {"scores.png": score_figure(comparison), "heatmap.png": heat_figure(comparison)}
-    paths = []
-    for name, figure in figures.items():
-        if figure is not None:
-            write_file(folder / name, figure.savefig)
-            paths.append(folder / name)
-    return paths
+    drawn = {folder / "scores.png": score_figure(comparison), folder / "heatmap.png": heat_figure(comparison)}
+    figures = {path: figure for path, figure in drawn.items() if figure is not None}
+    for path, figure in figures.items():
+        write_file(path, figure.savefig)
+    return list(figures)
 
 
 def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> None:

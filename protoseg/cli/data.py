@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "check",
         "protoseg.run.data:check",
         "Open every file of the training and validation splits and list all faults: files without partner, unreadable "
-        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any. Notes tell what is not "
-        "read, and which images their EXIF turns.",
+        "ones, sizes that differ, unknown labels, images listed twice. Exit code 1 if there is any. "
+        "Notes tell what is not read, and which images their EXIF turns.",
         "camvid",
     )
     show = tool.command(

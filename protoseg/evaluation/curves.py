@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def read_log(run: Path) -> list[dict[str, str]]:
     """A run's CSV log by steps, a row for each: of every stretch that was resumed in its folder, the latest counts."""
-    files = [run / "logs" / "metrics.csv", *sorted(run.glob("logs_*/metrics.csv"), key=_number)]
+    later = sorted(run.glob("logs_*/metrics.csv"), key=lambda file: int(file.parent.name.rpartition("_")[2]))
+    files = [run / "logs" / "metrics.csv", *later]
     merged: dict[int, dict[str, str]] = {}
     for path in filter(Path.is_file, files):
         with open(path, newline="") as file:
@@ -28,21 +29,17 @@ def read_log(run: Path) -> list[dict[str, str]]:
     return [{column: merged[step].get(column, "") for column in columns} for step in sorted(merged)]
 
 
-def _number(log_file: Path) -> int:
-    return int(log_file.parent.name.rpartition("_")[2])
-
-
 def curves_figure(run: Path) -> Figure:
     """Losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
     # Only here: reading a log needs neither torch nor matplotlib.
     from matplotlib import colormaps
 
-    from protoseg.evaluation.pictures import empty_figure
+    from protoseg.evaluation.pictures import empty_figure, tidy
     from protoseg.text import figure_text
 
     rows = read_log(run)
-    charts = {title: [c for c in (rows[0] if rows else ()) if belongs(c)] for title, belongs in CHARTS.items()}
-    charts = {title: columns for title, columns in charts.items() if columns}
+    known = list(rows[0]) if rows else []
+    charts = {title: columns for title, belongs in CHARTS.items() if (columns := list(filter(belongs, known)))}
     across = min(3, max(2, len(charts)))
     down = max(1, -(-len(charts) // across))
     figure = empty_figure(5.5 * across, 4 * down)
@@ -60,8 +57,7 @@ def curves_figure(run: Path) -> Figure:
             axes.set_yscale("log")  # terms differ by orders of magnitude
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("step")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if axes.lines:
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from protoseg.distributed import rank, world_size
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.pictures import Picture, label_png, overlay, panel
-from protoseg.evaluation.predictor import Predictor, SegmentationModel
+from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.evaluation.tables import print_report, summary, write_report
 from protoseg.files import with_ending, write_file
 from protoseg.types import Batch, LabelSpace, ProtosegError
@@ -74,18 +74,24 @@ def evaluate(
     if unknown := sorted(set(save) - set(SAVES)):
         raise ProtosegError(f"save: expected names out of {', '.join(SAVES)}, got {', '.join(unknown)}")
     paths = [str(sample[0]) for sample in cast(Any, dataloader.dataset).samples]
-    pictures = _Pictures(Path(output), output_names(paths), label_space, save, max_overlays)
+    names, pictures = output_names(paths), PictureWriter(Path(output), label_space, save)
+    left = math.inf if max_overlays is None else math.ceil(max_overlays / world_size())
     metrics = SegmentationMetrics(label_space, classes).to(device)
-    started = time.perf_counter()
-    for batch, predictions in _predictions(model, dataloader, len(paths), predictor, device, "evaluating"):
-        for i, prediction in enumerate(predictions):
-            height, width = prediction.shape
-            truth = batch.label[i, :height, :width]
-            metrics.update(prediction, truth.to(device))
-            image = batch.image[i, :, :height, :width]
-            pictures.write(batch.name[i], image, prediction.cpu(), truth.cpu())
-            if observe is not None:
-                observe(batch.name[i], image, truth.cpu(), prediction.cpu())
+    started, done = time.perf_counter(), 0
+    with evaluating(model.to(device)), progress_bar() as progress:
+        task = progress.add_task("evaluating", total=len(range(rank(), len(paths), world_size())), rate="")
+        for batch in dataloader:
+            images = batch.image.to(device, non_blocking=True)
+            for i, prediction in enumerate(predictor.predict(cast(SegmentationModel, model), images, batch.size)):
+                height, width = prediction.shape
+                truth, image = batch.label[i, :height, :width], batch.image[i, :, :height, :width]
+                metrics.update(prediction, truth.to(device))
+                name, seen = batch.name[i], (image, truth.cpu(), prediction.cpu())
+                pictures.write(names[name], *seen, only_labels=left <= 0)
+                left, done = left - 1, done + 1
+                if observe is not None:
+                    observe(name, *seen)
+            progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - started):.1f} images/s")
     scores = metrics.compute()
     result = summary(scores, label_space) | subset_means(scores["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
@@ -124,69 +130,39 @@ def output_names(paths: Sequence[str], folder: Path | None = None) -> dict[str, 
     return names
 
 
-class _Pictures:
-    """Writes the pictures of one image after the other."""
+class PictureWriter:
+    """Writes what is wanted (``save``, out of ``SAVES``) of one image after the other into ``output/KIND/NAME``."""
 
-    def __init__(
-        self, output: Path, names: dict[str, Path], label_space: LabelSpace, save: Sequence[str], limit: int | None
-    ) -> None:
-        self.output, self.names, self.label_space, self.save = output, names, label_space, save
-        self.left = math.inf if limit is None else math.ceil(limit / world_size())
+    def __init__(self, output: Path, label_space: LabelSpace, save: Sequence[str]) -> None:
+        self.output, self.label_space, self.save = output, label_space, save
         self.written: list[Path] = []
 
-    def write(self, source: str, image: Tensor, prediction: Tensor, truth: Tensor | None) -> None:
+    def path(self, kind: str, name: Path) -> Path:
+        return with_ending(self.output / kind / name, ".png" if kind == "labels" else ".jpg")
+
+    def write(
+        self, name: Path, image: Tensor, truth: Tensor | None, prediction: Tensor, only_labels: bool = False
+    ) -> None:
         space = self.label_space
         if "labels" in self.save:
-            self._file("labels", source, ".png", lambda path: label_png(prediction, space, path))
-        if self.left <= 0:
-            return
-        self.left -= 1
-        if "overlays" in self.save:
-            self._file("overlays", source, ".jpg", jpeg(overlay(image, prediction, space)))
-        if "panels" in self.save and truth is not None:
-            self._file("panels", source, ".jpg", jpeg(panel(image, truth, prediction, space)))
+            self.write_labels(self.path("labels", name), prediction)
+        if "overlays" in self.save and not only_labels:
+            self.put(self.path("overlays", name), jpeg(overlay(image, prediction, space)))
+        if "panels" in self.save and truth is not None and not only_labels:
+            self.put(self.path("panels", name), jpeg(panel(image, truth, prediction, space)))
 
-    def _file(self, kind: str, source: str, suffix: str, save: Callable[[Path], object]) -> None:
-        path = with_ending(self.output / kind / self.names[source], suffix)
+    def write_labels(self, path: Path, prediction: Tensor) -> None:
+        self.put(path, lambda partial: label_png(prediction, self.label_space, partial))
+
+    def put(self, path: Path, save: Callable[[Path], object]) -> None:
         write_file(path, save)
         self.written.append(path)
 
 
-def _predictions(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    num_images: int,
-    predictor: Predictor,
-    device: torch.device | str,
-    title: str,
-) -> Iterator[tuple[Batch, list[Tensor]]]:
-    """Each batch with its label maps, in eval mode and under a progress bar (on the first rank)."""
-    training = model.training
-    model.to(device).eval()
-    started, done = time.perf_counter(), 0
-    try:
-        with progress_bar() as progress:
-            task = progress.add_task(title, total=len(range(rank(), num_images, world_size())), rate="")
-            for batch in batches:
-                image = batch.image.to(device, non_blocking=True)
-                yield batch, predictor.predict(cast(SegmentationModel, model), image, batch.size)
-                done += len(batch.name)
-                rate = done / (time.perf_counter() - started)
-                progress.update(task, completed=done, rate=f"{rate:.1f} images/s")
-    finally:
-        model.train(training)
-
-
 def progress_bar() -> Progress:
     """How far it is, how fast (the field ``rate`` of a task) and how long it will take; on the first rank."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, disable=rank() != 0)
+    words, speed = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    return Progress(words, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn(), disable=rank() != 0)
 
 
 def check_model(model: nn.Module, label_space: LabelSpace) -> None:

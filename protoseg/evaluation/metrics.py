@@ -16,13 +16,9 @@ class Scores(TypedDict):
     """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count.
 
     Attributes:
-        mIoU: mean of ``IoU`` over the chosen classes that occur in truth or prediction.
-        mean_accuracy: mean of ``accuracy`` over the chosen classes that occur in the truth.
-        pixel_accuracy: share of all counted pixels that are right.
-        fw_IoU: IoU weighted by each class's share of the true pixels.
-        IoU: fp64 ``c``.
-        accuracy: fp64 ``c``, the recall of each class.
-        confusion: int64 ``c c``.
+        mIoU, mean_accuracy: means over the chosen classes that occur, in truth or prediction, or in the truth.
+        pixel_accuracy, fw_IoU: share of all counted pixels that are right; IoU weighted by the classes' true pixels.
+        IoU, accuracy, confusion: of each class, fp64 ``c``, the latter its recall; int64 ``c c``.
     """
 
     mIoU: float
@@ -35,15 +31,10 @@ class Scores(TypedDict):
 
 
 def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by (true class, predicted class) in one pass.
+    """Count pixels by (true class, predicted class) in one pass, int64 ``c c``; rows are the truth.
 
     Args:
-        pred: int64 class ids, any shape.
-        label: int64 class ids or ``IGNORE_INDEX``, the shape of ``pred``.
-        num_classes: ``c``.
-
-    Returns:
-        int64 ``c c``; rows are the truth, columns the prediction.
+        pred, label: int64 class ids of one shape, whatever it is; labels may be ``IGNORE_INDEX``, and are left out.
 
     Raises:
         ProtosegError: shapes differ, or an id lies outside the classes.
@@ -110,12 +101,7 @@ def scores(confusion: Tensor, subset: Sequence[int] | None = None) -> Scores:
 
 
 def subset_means(iou: Tensor, label_space: LabelSpace, subsets: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Mean IoU over named choices of the classes, ``{"mIoU_NAME": …}``: SYNTHIA's 16 and 13 of Cityscapes' 19.
-
-    Args:
-        iou: of each class, ``c``.
-        label_space: the classes.
-        subsets: names of the classes of each choice.
+    """Mean of the IoU ``c`` over named choices of the classes, ``{"mIoU_NAME": …}``: SYNTHIA's 16 of Cityscapes' 19.
 
     Raises:
         ProtosegError: a class that the label space lacks, or a choice of none.
@@ -131,11 +117,8 @@ class SegmentationMetrics(Metric):
 
     Args:
         label_space: the classes.
-        classes: names of the classes that enter mIoU and mean accuracy (SYNTHIA's 16 or 13 of Cityscapes' 19);
-            all if None. Pixels of the other classes still count as truth and as wrong predictions.
-
-    Raises:
-        ProtosegError: a name in ``classes`` that the label space lacks, or no name at all.
+        classes: names of those that enter mIoU and mean accuracy; all if None. Pixels of the others still count as
+            truth and as wrong predictions. Raises ProtosegError for unknown names, or none at all.
     """
 
     full_state_update = False

@@ -5,9 +5,9 @@ matplotlib is imported only where a figure is drawn, so that training does not p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,9 @@ from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
 Picture = npt.NDArray[np.uint8]
+Color = tuple[int, int, int]
 
 MANY_CLASSES = 40  # above it a confusion has no cell text, and a panel's legend only the classes it shows
 DIM = 0.35  # brightness of the photo under ignored pixels
@@ -33,23 +33,14 @@ MARGIN = 8
 
 
 def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
-    """Class ids in their colours, ``h w`` to ``h w 3``; ignored pixels are black.
-
-    Raises:
-        ProtosegError: an id outside the label space.
-    """
-    ids = _ids(label, label_space)
-    return np.array([*label_space.colors, (0, 0, 0)], dtype=np.uint8)[ids]
+    """Class ids in their colours, ``h w`` to ``h w 3``, ignored pixels black; raises ProtosegError for unknown ids."""
+    return np.array([*label_space.colors, (0, 0, 0)], dtype=np.uint8)[_ids(label, label_space)]
 
 
 def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float = 0.55) -> Picture:
-    """Class colours of strength ``alpha`` over the photo; ignored pixels show the photo, dimmed.
+    """Class colours of strength ``alpha`` (0 to 1) over the photo; ignored pixels show the photo, dimmed.
 
-    Args:
-        image: uint8 (or float in 0 to 1) RGB, ``3 h w``.
-        label: int64 ``h w``, class ids or ``IGNORE_INDEX``.
-        label_space: the classes and their colours.
-        alpha: 0 shows the photo, 1 the colours.
+    The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are int64 ``h w``, class ids or ``IGNORE_INDEX``.
     """
     photo = as_picture(image)
     mixed = (1 - alpha) * photo + alpha * colorize(label, label_space)
@@ -59,23 +50,23 @@ def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float 
 
 def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Wrong pixels in red on a pale grey photo, ignored pixels dark; arguments as of ``overlay``, ``h w 3``."""
+    return marked(image, truth == IGNORE_INDEX, {WRONG: truth != prediction})
+
+
+def marked(image: Tensor, ignored: Tensor, marks: Mapping[Color, Tensor]) -> Picture:
+    """Pixels (bool ``h w``) in some colours on a pale grey photo, ``h w 3``; ignored pixels are dark."""
     grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
-    pale = 0.35 * grey + 0.65 * 255
-    labels, predicted = truth.cpu().numpy(), prediction.cpu().numpy()
-    ignored = (labels == IGNORE_INDEX)[..., None]
-    wrong = (labels != predicted)[..., None]
-    red = 0.25 * grey + 0.75 * np.array(WRONG)
-    return np.where(ignored, DIM * grey, np.where(wrong, red, pale)).round().astype(np.uint8)
+    picture = 0.35 * grey + 0.65 * 255
+    for color, pixels in marks.items():
+        picture = np.where(pixels.cpu().numpy()[..., None], 0.25 * grey + 0.75 * np.array(color), picture)
+    return np.where(ignored.cpu().numpy()[..., None], DIM * grey, picture).round().astype(np.uint8)
 
 
 def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     """Write class ids as an indexed PNG: the pixel values are the ids, and any viewer shows the class colours.
 
     Ignored pixels are 255, black. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
-    Read the ids back with ``np.array(Image.open(path))``, without ``convert``.
-
-    Raises:
-        ProtosegError: an id outside the label space.
+    Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
     """
     ids, wide = _ids(label, label_space), label_space.num_classes > 255
     ids[ids == label_space.num_classes] = 65535 if wide else 255
@@ -90,8 +81,7 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
 
 
 def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = None) -> Picture:
-    """A strip of colour patches with class names, ``h width 3``, all classes or the given ids, in as many rows as
-    it takes; the last entry is for ignored pixels."""
+    """A strip of colour patches with class names, ``h width 3``: all classes or the given ids, and ignored pixels."""
     chosen = range(label_space.num_classes) if classes is None else classes
     entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
     font, patch, line = typeface(14), 16, 24
@@ -122,11 +112,7 @@ def figure_name(name: str) -> str:
 
 
 def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
-    """Ids of the classes that tables and charts show: all, or, of more than 255, the 40 with most pixels, most first.
-
-    Args:
-        pixels: count or share of each class, ``c``.
-    """
+    """Ids of the classes that tables and charts show: of more than 255 the 40 with most pixels (``c``), most first."""
     if len(pixels) <= 255:
         return list(range(len(pixels)))
     return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
@@ -157,11 +143,8 @@ def adaptation_panel(
 ) -> Picture:
     """What a step of domain adaptation saw and thought of one target image, side by side, with a legend.
 
-    Args:
-        image, mixed: uint8 RGB ``3 h w``, the target image and what the student was given.
-        pseudo_label, student, teacher: class ids ``h w``: the teacher's at the step, and what both predict after it.
-        confidence: the teacher's, ``h w`` in [0, 1].
-        label_space: the classes and their colours.
+    The target image and what the student was given, uint8 RGB ``3 h w``; class ids ``h w``: the teacher's at the step,
+    and what both predict after it; the teacher's confidence, ``h w`` in [0, 1].
     """
     tiles = {
         "target image": as_picture(image),
@@ -178,83 +161,90 @@ def heat(values: Tensor) -> Picture:
     """Numbers in [0, 1], ``h w``, from dark blue to yellow."""
     from matplotlib import colormaps
 
-    rgb: Picture = (colormaps["viridis"](values.cpu().numpy())[..., :3] * 255).round().astype(np.uint8)
-    return rgb
+    return (colormaps["viridis"](values.cpu().numpy())[..., :3] * 255).round().astype(np.uint8)
 
 
 def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequence[Tensor]) -> Picture:
     """Pictures of one size in a row under their titles, and a legend of the classes (of many, those in ``labels``)."""
-    pictures = {title: fit_width(tile) for title, tile in tiles.items()}
-    tile_height, tile_width = next(iter(pictures.values())).shape[:2]
-    width = MARGIN + len(tiles) * (tile_width + MARGIN)
-    classes = None
-    if label_space.num_classes > MANY_CLASSES:
-        shown = {i for label in labels for i in label.unique().tolist()}
-        classes = sorted(shown - {IGNORE_INDEX})
-    strip = legend(label_space, width, classes)
-    top = 30
-    canvas = Image.new("RGB", (width, top + tile_height + MARGIN // 2 + strip.shape[0]), PAPER)
-    draw, font = ImageDraw.Draw(canvas), typeface(15)
-    for i, (title, picture) in enumerate(pictures.items()):
-        x = MARGIN + i * (tile_width + MARGIN)
-        canvas.paste(Image.fromarray(picture), (x, top))
-        draw.text((x, top // 2 + 1), title, fill=INK, font=font, anchor="lm")
-    canvas.paste(Image.fromarray(strip), (0, top + tile_height + MARGIN // 2))
+    row = tile_grid([(title, picture, None) for title, picture in tiles.items()], len(tiles), TILE_WIDTH, 30, 15)
+    many = label_space.num_classes > MANY_CLASSES
+    shown = {i for label in labels for i in label.unique().tolist()} - {IGNORE_INDEX}
+    return np.concatenate([row, legend(label_space, row.shape[1], sorted(shown) if many else None)])
+
+
+def tile_grid(
+    tiles: Sequence[tuple[str, Picture, Color | None]], columns: int, widths: tuple[int, int], top: int, size: int
+) -> Picture:
+    """Pictures of one size under titles of ``size`` on ``top`` pixels, a patch of colour beside those that have one."""
+    pictures = [fit_width(picture, widths) for _, picture, _ in tiles]
+    height, width = pictures[0].shape[:2]
+    step_x, step_y = width + MARGIN, height + top + MARGIN // 2
+    canvas = Image.new("RGB", (MARGIN + columns * step_x, -(-len(tiles) // columns) * step_y), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, ((title, _, color), picture) in enumerate(zip(tiles, pictures, strict=True)):
+        x, y = MARGIN + i % columns * step_x, i // columns * step_y
+        if color is not None:
+            draw.rectangle((x, y + 8, x + 12, y + 20), fill=color)
+        draw.text((x + (18 if color else 0), y + top // 2 + 1), title, INK, typeface(size), "lm")
+        canvas.paste(Image.fromarray(picture), (x, y + top))
     return np.asarray(canvas)
 
 
 def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
-    """A figure of the confusion matrix ``c c`` (rows are the truth): each row as shares of its true pixels.
-
-    Rows of classes without a true pixel are grey. Write it with ``figure.savefig(path)``.
-    """
+    """The confusion matrix ``c c`` (rows are the truth), each row as shares of its true pixels; grey without any."""
     return confusions_figure({"Confusion: % of each true class's pixels": confusion}, label_space)
 
 
 def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) -> Figure:
     """Confusion matrices side by side under their titles; see :func:`confusion_figure`."""
     n = label_space.num_classes
-    side = min(16.0, max(6.0, 2.5 + 0.5 * n))
-    figure = empty_figure((side - 0.6) * len(confusions) + 1.6, side)
-    charts = figure.subplots(1, len(confusions), squeeze=False)[0]
-    for i, (axes, (title, confusion)) in enumerate(zip(charts, confusions.items(), strict=True)):
-        picture = _draw_confusion(axes, confusion, label_space)
-        axes.set_title(title, fontsize=12)
+    counts = {title: confusion.cpu().double() for title, confusion in confusions.items()}
+    shares = {title: (pixels / pixels.sum(1, keepdim=True)).numpy() for title, pixels in counts.items()}
+    figure, charts = class_tables(shares, label_space.classes, 90 if n > 12 else 45, cmap="Blues", vmin=0, vmax=1)
+    charts[0].set_ylabel("true class")
+    figure.axes[-1].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    for axes, share in zip(charts, shares.values(), strict=True):
+        axes.set_facecolor("0.88")
         axes.set_xlabel("predicted class")
-        if i == 0:
-            axes.set_ylabel("true class")
-    bar = figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02, format=lambda value, _: f"{100 * value:.0f} %")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+        for label in axes.get_xticklabels() if n <= 12 else ():
+            label.set(ha="right", rotation_mode="anchor")
+        if n <= MANY_CLASSES:
+            axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+            axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+            axes.grid(which="minor", color="white", linewidth=1.5)
+            axes.tick_params(which="minor", length=0)
+            for (row, column), value in np.ndenumerate(share):
+                if value >= 0.005:
+                    color = "white" if value > 0.5 else "0.2"
+                    axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=9)
     return figure
 
 
-def _draw_confusion(axes: Axes, confusion: Tensor, label_space: LabelSpace) -> AxesImage:
-    counts = confusion.cpu().double().numpy()
-    pixels = counts.sum(1, keepdims=True)
-    share = np.divide(counts, pixels, out=np.full_like(counts, np.nan), where=pixels > 0)
-    n = len(share)
-    axes.set_facecolor("0.88")
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
-    # Above 150 classes names would overlap; the numbers are in the table.
-    named = range(n) if n <= 150 else []
-    names = [figure_name(name) for name in label_space.classes[: len(named)]]
-    axes.set_xticks(named, names, rotation=90 if n > 12 else 45, fontsize=size)
-    axes.set_yticks(named, names, fontsize=size)
-    for label in axes.get_xticklabels() if n <= 12 else ():
-        label.set(ha="right", rotation_mode="anchor")
+def class_tables(
+    tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float, **style: Any
+) -> tuple[Figure, npt.NDArray[np.object_]]:
+    """Tables ``c c`` by title, side by side, with a colour bar; ``style`` is that of ``imshow``. Figure and charts."""
+    side = min(16.0, max(6.0, 2.5 + 0.5 * len(classes)))
+    figure = empty_figure((side - 0.6) * len(tables) + 1.6, side)
+    charts = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, table) in zip(charts, tables.items(), strict=True):
+        picture = axes.imshow(table, **style)
+        name_rows(axes, classes, rotation)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, fontsize=12)
+    bar = figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure, charts
+
+
+def name_rows(axes: Axes, classes: Sequence[str], rotation: float | None = None) -> None:
+    """Class names at the rows of a table, turned ones at its columns; of more than 150 none, which would overlap."""
+    names = [figure_name(name) for name in classes] if len(classes) <= 150 else []
+    size = 10 if len(classes) <= MANY_CLASSES else max(3, 400 // len(classes))
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    if rotation is not None:
+        axes.set_xticks(range(len(names)), names, rotation=rotation, fontsize=size)
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if n <= MANY_CLASSES:
-        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="white", linewidth=1.5)
-        axes.tick_params(which="minor", length=0)
-        for (row, column), value in np.ndenumerate(share):
-            if value >= 0.005:
-                color = "white" if value > 0.5 else "0.2"
-                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=9)
-    return picture
 
 
 def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], title: str) -> Picture:
@@ -263,11 +253,8 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
     figure = empty_figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
     axes = figure.add_subplot()
     picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max(initial=0)), 1e-12), aspect="auto")
-    named = range(n) if n <= 150 else []
-    names = [figure_name(name) for name in classes[: len(named)]]
-    axes.set_yticks(named, names, fontsize=10 if n <= MANY_CLASSES else max(3, 400 // n))
+    name_rows(axes, classes)
     axes.set_xticks(range(columns) if columns <= 20 else [])
-    axes.tick_params(length=0)
     axes.set_title(title, fontsize=11)
     figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
     return figure_picture(figure)
@@ -298,15 +285,24 @@ def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelS
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g} %")
         axes.set_title(name, fontsize=11)
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    names = [figure_name(label_space.classes[i]) for i in chosen]
-    charts[0].set_yticks(range(n), names, fontsize=9 if n <= MANY_CLASSES else max(3, 800 // n))
-    charts[0].set_ylim(n - 0.5, -0.5)
+        tidy(axes, "x")
+    name_bars(charts[0], [label_space.classes[i] for i in chosen], 9 if n <= MANY_CLASSES else max(3, 800 // n))
     smallest = min((share[share > 0].min() for share in shares.values() if (share > 0).any()), default=1e-3)
     charts[0].set_xlim(50 * smallest, 100)
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def name_bars(axes: Axes, classes: Sequence[str], size: float = 9) -> None:
+    """Class names at horizontal bars, the first one on top."""
+    axes.set_yticks(range(len(classes)), [figure_name(name) for name in classes], fontsize=size)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+
+
+def tidy(axes: Axes, lines: Literal["both", "x", "y"] = "both") -> None:
+    """A chart with pale grid lines and no frame at the top and on the right."""
+    axes.grid(axis=lines, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def empty_figure(width: float, height: float) -> Figure:
@@ -334,8 +330,7 @@ def as_picture(image: Tensor) -> Picture:
     pixels = image.detach().cpu()
     if pixels.is_floating_point():
         pixels = (pixels * 255).round().clamp(0, 255).byte()
-    array: Picture = pixels.permute(1, 2, 0).numpy()
-    return array
+    return pixels.permute(1, 2, 0).numpy()
 
 
 def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture:
@@ -344,10 +339,9 @@ def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture
     wanted = min(max(width, widths[0]), widths[1])
     if wanted == width:
         return picture
-    size = (wanted, max(1, round(height * wanted / width)))
     # Nearest when enlarging: no invented colours. Box when reducing: thin things stay visible.
     method = Image.Resampling.NEAREST if wanted > width else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(picture).resize(size, method))
+    return np.asarray(Image.fromarray(picture).resize((wanted, max(1, round(height * wanted / width))), method))
 
 
 def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

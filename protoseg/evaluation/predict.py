@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.distributed import rank, world_size
-from protoseg.evaluation.evaluate import check_model, jpeg, output_names, progress_bar
-from protoseg.evaluation.pictures import Picture, label_png, overlay
-from protoseg.evaluation.predictor import Predictor
-from protoseg.files import with_ending, write_file
+from protoseg.evaluation.evaluate import PictureWriter, check_model, output_names, progress_bar
+from protoseg.evaluation.pictures import Picture, overlay
+from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -31,15 +30,8 @@ class Outcome(NamedTuple):
     skipped: int
 
 
-class Writer:
-    """Predicts an image after the other and writes what is wanted of it.
-
-    Args:
-        model, predictor, label_space, device: see :func:`predict`; the model is in eval mode and on the device.
-        output: folder of ``labels`` and ``overlays``.
-        save: out of ``SAVES``.
-        overwrite: predict again what is there.
-    """
+class Writer(PictureWriter):
+    """Predicts an image after the other, with a model in eval mode on the device, and writes what is wanted of it."""
 
     def __init__(
         self,
@@ -51,13 +43,9 @@ class Writer:
         save: Sequence[str],
         overwrite: bool,
     ) -> None:
-        self.model, self.predictor, self.label_space, self.device = model, predictor, label_space, device
-        self.output, self.save, self.overwrite = output, save, overwrite
-        self.written: list[Path] = []
+        super().__init__(output, label_space, save)
+        self.model, self.predictor, self.device, self.overwrite = model, predictor, device, overwrite
         self.predicted, self._started = 0, time.perf_counter()
-
-    def path(self, kind: str, name: Path) -> Path:
-        return with_ending(self.output / kind / name, ".png" if kind == "labels" else ".jpg")
 
     def is_done(self, name: Path) -> bool:
         """Whether all that is wanted of an image is there."""
@@ -73,20 +61,6 @@ class Writer:
     def rate(self) -> str:
         """Images predicted per second, in words."""
         return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self._started):.1f} images/s"
-
-    def write(self, name: Path, image: Tensor, prediction: Tensor) -> None:
-        space = self.label_space
-        if "labels" in self.save:
-            self.keep(self.path("labels", name), prediction)
-        if "overlays" in self.save:
-            path = self.path("overlays", name)
-            write_file(path, jpeg(overlay(image, prediction, space)))
-            self.written.append(path)
-
-    def keep(self, path: Path, prediction: Tensor) -> None:
-        """Write a label map."""
-        write_file(path, lambda partial: label_png(prediction, self.label_space, partial))
-        self.written.append(path)
 
 
 def predict(
@@ -104,8 +78,7 @@ def predict(
 
     Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``) and ``overlays/NAME.jpg``;
     for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``. Images that cannot be read are named at the
-    end. Images and frames whose files are there are
-    left out, so that a run that was stopped goes on where it was.
+    end. Images and frames whose files are there are left out, so that a run that was stopped goes on where it was.
 
     Args:
         model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
@@ -134,15 +107,13 @@ def predict(
     is_video = Path(images).suffix.lower() in VIDEO_SUFFIXES and not Path(images).is_dir()
     if follow is not None and (follow <= 0 or not Path(images).is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
-    training = model.training
-    writer = Writer(model.to(device).eval(), predictor, label_space, Path(output), device, save, overwrite)
+    writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
     failed: list[str] = []
-    try:
+    with evaluating(model):
         skipped = _video(writer, Path(images)) if is_video else _images(writer, Path(images), follow, failed)
-    finally:
-        model.train(training)
     if rank() == 0:
-        _say(writer, skipped, "frames" if is_video else "images")
+        before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
+        say(f"{writer.predicted} {'frames' if is_video else 'images'} predicted{before}: {writer.output}")
     if failed:
         for reason in failed:
             say(reason, stderr=True)
@@ -183,7 +154,7 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
                     reason = " ".join(str(error).split())[:200]
                     failed.append(f"image {path}: the network cannot take its {width} x {height} pixels ({reason})")
                     continue
-                writer.write(names[str(path)], image, prediction)
+                writer.write(names[str(path)], image, None, prediction)
                 progress.update(task, completed=writer.predicted, rate=writer.rate())
     return skipped
 
@@ -228,7 +199,7 @@ def _video(writer: Writer, path: Path) -> int:
                 if not known or show is not None:
                     prediction = _read_labels(labels) if known else writer.predict(image)
                     if not known and "labels" in writer.save:
-                        writer.keep(labels, prediction)
+                        writer.write_labels(labels, prediction)
                     if show is not None:
                         show(overlay(image, prediction, writer.label_space))
                 progress.update(task, completed=index + 1, rate=writer.rate())
@@ -244,8 +215,7 @@ def _video(writer: Writer, path: Path) -> int:
             run(film.write)
 
     if "overlays" in writer.save and (writer.overwrite or not target.is_file()):
-        write_file(target, show_all)
-        writer.written.append(target)
+        writer.put(target, show_all)
     elif "labels" in writer.save:
         run(None)
     else:
@@ -263,8 +233,3 @@ def _read_labels(path: Path) -> Tensor:
 def _tensor(picture: Picture) -> Tensor:
     """RGB ``h w 3`` to ``3 h w``."""
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-
-
-def _say(writer: Writer, skipped: int, what: str) -> None:
-    before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
-    say(f"{writer.predicted} {what} predicted{before}: {writer.output}")

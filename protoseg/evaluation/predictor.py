@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits, window_starts
@@ -28,6 +29,19 @@ class SegmentationModel(Protocol):
     def stride(self) -> int: ...
 
     def __call__(self, image: Tensor, /) -> SegOutput: ...
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Models in eval mode, and afterwards in the mode they were in."""
+    training = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
 
 
 class Predictor:
@@ -89,21 +103,12 @@ class Predictor:
 
     def settings(self) -> dict[str, object]:
         """The settings as plain values, for reports."""
-        return {
-            "mode": self.mode,
-            "crop_size": self.crop_size,
-            "stride": self.stride,
-            "scales": self.scales,
-            "flip": self.flip,
-        }
+        return {name: getattr(self, name) for name in ("mode", "crop_size", "stride", "scales", "flip")}
 
     def __call__(self, model: SegmentationModel, image: Tensor, size: Tensor) -> list[Tensor]:
         """Class probabilities of each image, ``c h w`` at its own size.
 
-        Args:
-            model: see ``SegmentationModel``.
-            image: uint8 (or float in 0 to 1) ``b 3 h w``.
-            size: int64 ``b 2``, height and width of each image before padding.
+        Images are uint8 (or float in 0 to 1) ``b 3 h w``, their sizes before padding int64 ``b 2``.
         """
         return self._per_image(model, image, size, self._probability)
 
@@ -130,8 +135,11 @@ class Predictor:
 
         Reducing within the group keeps only one group's full-size scores in memory: 847 classes are large.
         """
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (height, width) in enumerate(size.tolist()):
+            groups[height, width].append(i)
         results: dict[int, T] = {}
-        for (height, width), members in _groups(size).items():
+        for (height, width), members in groups.items():
             group = image[members, :, :height, :width]
             results.update(zip(members, reduce(self._scores(model, group)), strict=True))
         return [results[i] for i in range(len(image))]
@@ -143,21 +151,15 @@ class Predictor:
         """``b 3 h w`` to ``b c h w``: logits of a single run, or averaged probabilities of several."""
         if not self.averages:
             return self._logits(model, image)
-        size = (image.shape[2], image.shape[3])
-        total: Tensor | float = 0.0
+        total = image.new_zeros((), dtype=torch.float32)
         for scale in self.scales:
             scaled = _rescale(image, scale)
-            total = total + self._logits_at(model, scaled, size).softmax(1)
-            if self.flip:
-                total = total + self._logits_at(model, scaled.flip(-1), size).softmax(1).flip(-1)
-        assert isinstance(total, Tensor)
+            for view in (scaled, scaled.flip(-1)) if self.flip else (scaled,):
+                logits = self._logits(model, view)
+                if logits.shape[2:] != image.shape[2:]:
+                    logits = F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
+                total = total + (logits.softmax(1) if view is scaled else logits.softmax(1).flip(-1))
         return total / (len(self.scales) * (1 + self.flip))
-
-    def _logits_at(self, model: SegmentationModel, image: Tensor, size: tuple[int, int]) -> Tensor:
-        logits = self._logits(model, image)
-        if logits.shape[2:] == size:
-            return logits
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
     def _logits(self, model: SegmentationModel, image: Tensor) -> Tensor:
         """Logits at the image's own size, ``b 3 h w`` to ``b c h w``, at least fp32."""
@@ -211,14 +213,6 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def _groups(size: Tensor) -> dict[tuple[int, int], list[int]]:
-    """Indices of the images of each size, ``b 2``."""
-    members: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, (height, width) in enumerate(size.tolist()):
-        members[height, width].append(i)
-    return members
-
-
 def _positive_numbers(values: object) -> bool:
     if not isinstance(values, Sequence) or not values:
         return False
@@ -233,11 +227,7 @@ def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or the best there is.
-
-    Raises:
-        ProtosegError: no such device here.
-    """
+    """The named device, or the best there is; raises ProtosegError if it is not here."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.table import Table
@@ -24,18 +24,11 @@ def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
     """The scores as plain values: four numbers, and one entry per class."""
     confusion = scores["confusion"]
     columns = (scores["IoU"], scores["accuracy"], confusion.sum(1), confusion.sum(0))
-    return {
-        "mIoU": scores["mIoU"],
-        "pixel_accuracy": scores["pixel_accuracy"],
-        "mean_accuracy": scores["mean_accuracy"],
-        "fw_IoU": scores["fw_IoU"],
-        "classes": [
-            {"name": name, "IoU": iou, "accuracy": accuracy, "true_pixels": true, "predicted_pixels": predicted}
-            for name, iou, accuracy, true, predicted in zip(
-                label_space.classes, *(column.tolist() for column in columns), strict=True
-            )
-        ],
-    }
+    names = ("name", "IoU", "accuracy", "true_pixels", "predicted_pixels")
+    rows = zip(label_space.classes, *(column.tolist() for column in columns), strict=True)
+    plain = cast(dict[str, Any], scores)
+    means = {name: plain[name] for name in ("mIoU", "pixel_accuracy", "mean_accuracy", "fw_IoU")}
+    return means | {"classes": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_space: LabelSpace) -> None:
@@ -96,12 +89,9 @@ def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:
     """Class, IoU, accuracy and share of the true pixels, in percent, the means last."""
     pixels = sum(entry["true_pixels"] for entry in result["classes"])
-    rows = [
-        [entry["name"], entry["IoU"], entry["accuracy"], entry["true_pixels"] / pixels if pixels else math.nan]
-        for entry in result["classes"]
-    ]
+    rows = [[e["name"], e["IoU"], e["accuracy"], e["true_pixels"] / (pixels or math.nan)] for e in result["classes"]]
     rows.append(["mean", result["mIoU"], result["mean_accuracy"], math.nan])
-    return [[name, *(_percent(number) for number in numbers)] for name, *numbers in rows]
+    return [[name, *map(_percent, numbers)] for name, *numbers in rows]
 
 
 def _percent(number: float) -> str:

@@ -157,10 +157,7 @@ def _entries(space: LabelSpace) -> list[Entry]:
 
 
 def _edit(
-    file: TrainedFile,
-    entries: list[Entry],
-    new: dict[str, Memory],
-    relabel: dict[str, str | None] | None = None,
+    file: TrainedFile, entries: list[Entry], new: dict[str, Memory], relabel: dict[str, str | None] | None = None
 ) -> ClassEdit:
     names, colors, rows = zip(*entries, strict=True)
     return ClassEdit([*names], [[*color] for color in colors], [*rows], new, relabel or {}, fingerprint(file.content))

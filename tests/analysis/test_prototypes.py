@@ -188,7 +188,7 @@ def ring(degrees: list[float]) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def test_description_finds_dead_and_double_prototypes() -> None:
+def test_description_finds_dead_and_double_prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
     prototypes = torch.stack([ring([0, 5, 90]), ring([180, 210, 240]), ring([100, 130, 160])])
     counts = torch.tensor([[500, 500, 0], [100, 100, 100], [0, 0, 0]])
     road, sky, car = describe(prototypes, counts, SPACE)
@@ -203,7 +203,8 @@ def test_description_finds_dead_and_double_prototypes() -> None:
     assert road["nearest_cosine"] == pytest.approx(math.cos(math.radians(10)), abs=1e-6)
     assert car["shares"] is car["effective"] is None
     assert car["dead"] == []  # where there is nothing to take, none is dead
-    assert describe(prototypes, counts, SPACE, duplicate_above=0.999)[0]["duplicates"] == []
+    monkeypatch.setattr("protoseg.analysis.structure.DUPLICATE_ABOVE", 0.999)
+    assert describe(prototypes, counts, SPACE)[0]["duplicates"] == []
     tight = describe(torch.stack([ring([a, a + 1]) for a in (0, 80, 170)]), counts[:, :2], SPACE)
     assert [entry["nearest_class"] for entry in tight] == ["sky", "road", "sky"]
 

@@ -26,7 +26,7 @@ from protoseg.functional.prototypes import (
     update_prototypes,
 )
 from protoseg.functional.similarity import similarities
-from protoseg.types import ignore_index
+from protoseg.types import IGNORE_INDEX
 
 TEMPERATURE, MOMENTUM = 0.1, 0.999
 WEIGHT_CONTRAST, WEIGHT_DISTANCE = 0.01, 0.001
@@ -59,7 +59,7 @@ def make_core(setting: HeadSetting, device: torch.device) -> Core:
     embeddings = F.normalize(torch.randn(n, d, generator=generator), dim=1)
     prototypes = F.normalize(torch.randn(c, k, d, generator=generator), dim=2)
     label = torch.randint(0, c, (n,), generator=generator)
-    label[torch.rand(n, generator=generator) < 0.05] = ignore_index(c)
+    label[torch.rand(n, generator=generator) < 0.05] = IGNORE_INDEX
     return Core(embeddings.to(device).requires_grad_(), prototypes.to(device), label.to(device))
 
 
@@ -82,7 +82,7 @@ def fused_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
     cosines = similarities(core.embeddings, core.prototypes)
     target = cluster(cosines, core.label, epsilon=EPSILON, rounds=ROUNDS).target
     loss = (
-        F.cross_entropy(cosines.scores / TEMPERATURE, core.label, ignore_index=ignore_index(c))
+        F.cross_entropy(cosines.scores / TEMPERATURE, core.label, ignore_index=IGNORE_INDEX)
         + WEIGHT_CONTRAST * pixel_prototype_contrast(cosines, target, TEMPERATURE)
         + WEIGHT_DISTANCE * pixel_prototype_distance(cosines, target)
     )
@@ -104,7 +104,7 @@ def loop_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
     labelled = target >= 0
     assigned = cosines[labelled].gather(1, target[labelled].unsqueeze(1))
     loss = (
-        F.cross_entropy(scores / TEMPERATURE, label, ignore_index=ignore_index(len(prototypes)))
+        F.cross_entropy(scores / TEMPERATURE, label, ignore_index=IGNORE_INDEX)
         + WEIGHT_CONTRAST * F.cross_entropy(cosines / TEMPERATURE, target, ignore_index=-1)
         + WEIGHT_DISTANCE * (1 - assigned).square().mean()
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protoseg.archive import read_archive
 from protoseg.files import write_file
-from protoseg.types import WIDE_IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}
 """What the names of a network's weights begin with."""
@@ -96,8 +96,8 @@ def _label_space(space: Any) -> LabelSpace:
     if not isinstance(space, dict) or any(key not in space for key in keys):
         raise ProtosegError(f"label space: expected {', '.join(keys)}, got {_kind(space)}")
     name, classes, colors = (space[key] for key in keys)
-    if not isinstance(classes, (list, tuple)) or not 0 < len(classes) < WIDE_IGNORE_INDEX:
-        raise ProtosegError(f"label space: expected 1 to {WIDE_IGNORE_INDEX - 1} classes, got {_kind(classes)}")
+    if not isinstance(classes, (list, tuple)) or not 0 < len(classes) <= MAX_CLASSES:
+        raise ProtosegError(f"label space: expected 1 to {MAX_CLASSES} classes, got {_kind(classes)}")
     if not all(isinstance(each, str) and 0 < len(each) <= 1000 for each in (name, *classes)):
         raise ProtosegError("label space: expected names of at most 1000 letters, got others")
     if len(set(classes)) < len(classes):

@@ -12,13 +12,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-IGNORE_INDEX = 255
-WIDE_IGNORE_INDEX = 65535
+IGNORE_INDEX = -1
+"""Label of pixels that count in no loss and no metric, in every tensor; what files hold is known in ``data`` alone."""
 
-
-def ignore_index(num_classes: int) -> int:
-    """Label of ignored pixels: 255, or 65535 where 255 is a class."""
-    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else WIDE_IGNORE_INDEX
+MAX_CLASSES = 65534
+"""More do not fit into the 16 bits of a label file, beside its two other values."""
 
 
 class ProtosegError(ValueError):
@@ -33,15 +31,13 @@ class ProtosegError(ValueError):
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, in train-id order; every pixel outside them carries ``ignore_index``.
+    """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``.
 
     Attributes:
         name: short name, e.g. ``"camvid"``.
         classes: class names; the position is the train id.
         colors: one RGB colour (0 to 255) per class.
         things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
-        ignore_index: label of pixels that count neither in the loss nor in any metric: 255, or 65535 in spaces of more
-            than 255 classes.
     """
 
     name: str
@@ -64,10 +60,6 @@ class LabelSpace:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
-
-    @property
-    def ignore_index(self) -> int:
-        return ignore_index(self.num_classes)
 
     def ids(self, names: Iterable[str], where: str) -> list[int]:
         """Train ids of classes by name.

@@ -9,7 +9,6 @@ import random
 import resource
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,10 +23,11 @@ from PIL import Image
 import protoseg
 from protoseg import notebook
 from protoseg.checkpoint import AtomicCheckpointIO
-from protoseg.cli import analyse, export, teach
+from protoseg.cli import analyse, teach
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
+from protoseg.run.export import export
 from protoseg.run.train import run_training
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
@@ -114,10 +114,6 @@ def _command(main: Callable[[list[str]], None], *arguments: object) -> None:
             raise ProtosegError("told on the terminal") from None
 
 
-def _export(path: Path, out: Path) -> None:
-    export.run_export(Namespace(checkpoint=str(path), out=out, size=None, network="student", trust=[]))
-
-
 Door = Callable[[Path, Path, Path, Callable[..., DictConfig]], object]
 ADDED = ("--name", "new", "--color", "1,2,3")
 
@@ -153,7 +149,7 @@ DOORS: dict[str, Door] = {
     ),
     "classes show": lambda ckpt, images, out, configure: _command(teach.main, "show", ckpt),
     "notebook": lambda ckpt, images, out, configure: notebook.open_run(ckpt, limit=1),
-    "export": lambda ckpt, images, out, configure: _export(ckpt, out / "model.onnx"),
+    "export": lambda ckpt, images, out, configure: export(str(ckpt), out / "model.onnx", None, "student", []),
     "resume": lambda ckpt, images, out, configure: run_training(
         configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", f"resume={ckpt}", output=out)
     ),

@@ -23,7 +23,7 @@ from protoseg.evaluation.pictures import (
     tile_row,
 )
 from protoseg.evaluation.predictor import Predictor, SegmentationModel
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ class ConfusionCollector:
     def update(self, seen: Compared) -> None:
         space = self.label_space
         for network, prediction in seen.predictions.items():
-            counts = confusion_matrix(prediction, seen.label, space.num_classes, space.ignore_index)
+            counts = confusion_matrix(prediction, seen.label, space.num_classes)
             self.confusions[network] = self.confusions.get(network, torch.zeros_like(counts)) + counts
 
     def scores(self) -> dict[str, Scores]:
@@ -86,18 +86,18 @@ def compare(
     return collector.scores()
 
 
-def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor, ignored: int) -> Picture:
+def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> Picture:
     """What got right in blue, what got wrong in red, on a pale grey photo; ignored pixels dark. ``H W 3``.
 
     Of a photo, uint8 RGB ``3 H W``, and class ids ``H W``.
     """
     was, now = before == truth, after == truth
-    return marked(image, truth == ignored, {GAINED: now & ~was, WRONG: was & ~now})
+    return marked(image, truth == IGNORE_INDEX, {GAINED: now & ~was, WRONG: was & ~now})
 
 
 def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     """Photo, truth, each network's prediction, and what the last one changed against the first, side by side."""
-    counted = seen.label != label_space.ignore_index
+    counted = seen.label != IGNORE_INDEX
     tiles = {"image": as_picture(seen.image)}
     if counted.any():
         tiles["truth"] = overlay(seen.image, seen.label, label_space)
@@ -107,7 +107,7 @@ def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     first, *_, last = seen.predictions
     if counted.any() and first != last:
         before, after = seen.predictions[first], seen.predictions[last]
-        tiles["blue: gained, red: lost"] = change_map(seen.image, seen.label, before, after, label_space.ignore_index)
+        tiles["blue: gained, red: lost"] = change_map(seen.image, seen.label, before, after)
     return tile_row(tiles, label_space, [seen.label, *seen.predictions.values()])
 
 

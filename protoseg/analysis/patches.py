@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
 from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 PATCH_SHARE = 0.2  # side of the patch, of the image's shorter side
 PATCH_PIXELS = 96  # side of the picture of it
@@ -135,7 +135,7 @@ def patch_sheet(
             middle_x, middle_y = x + PATCH_PIXELS // 2, y + PATCH_PIXELS // 2
             for r, ring in ((5, (0, 0, 0)), (4, PAPER)):
                 draw.ellipse((middle_x - r, middle_y - r, middle_x + r, middle_y + r), outline=ring)
-            wrong = patch.label not in (class_id, label_space.ignore_index)
+            wrong = patch.label not in (class_id, IGNORE_INDEX)
             box = (x - 1, y - 1, x + PATCH_PIXELS, y + PATCH_PIXELS)
             draw.rectangle(box, outline=WRONG if wrong else FRAME, width=3 if wrong else 1)
             truth = f" {short_name(label_space.classes[patch.label])[:9]}" if wrong else ""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from protoseg.evaluation.predictor import evaluating
 from protoseg.functional.resize import downsample_label, upsample_logits
 from protoseg.nn import PrototypeMemory
-from protoseg.types import Batch, ProtosegError, SegOutput, Similarities, ignore_index
+from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Similarities
 
 
 class Scene(NamedTuple):
@@ -63,7 +63,7 @@ class Scene(NamedTuple):
     @property
     def labelled(self) -> Tensor:
         """Which cells have a true class, bool ``h*w``."""
-        return self.cell_label != ignore_index(self.num_classes)
+        return self.cell_label != IGNORE_INDEX
 
     @property
     def cosines(self) -> Similarities:
@@ -142,7 +142,7 @@ def look(model: nn.Module, image: Tensor, label: Tensor | None = None, number: i
     image = image.to(device)
     output: SegOutput = network(image.unsqueeze(0))
     if label is None:
-        label = torch.full(image.shape[1:], ignore_index(output.logits.shape[1]), dtype=torch.int64)
+        label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.int64)
     return Scene(number, name, image, label.to(device), output, network.stride)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, scenes
-from protoseg.types import ignore_index
+from protoseg.types import IGNORE_INDEX
 
 BINS = 2**15
 CALIBRATION_BINS = 15
@@ -185,7 +185,7 @@ class UncertaintyCollector:
 
     def update(self, scene: Scene) -> None:
         found = pixel_uncertainty(scene)
-        counted = scene.label != ignore_index(scene.num_classes)
+        counted = scene.label != IGNORE_INDEX
         right = (found.prediction == scene.label)[counted]
         for name, certainty in found.certainties().items():
             low, high = RANGES[name]

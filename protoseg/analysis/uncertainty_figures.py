@@ -11,7 +11,7 @@ from torch import Tensor
 from protoseg.analysis.stream import Scene
 from protoseg.analysis.uncertainty import Array, Calibration, ErrorDetection, pixel_uncertainty
 from protoseg.evaluation.pictures import Picture, as_picture, empty_figure, error_map, heat, overlay, tidy, tile_row
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def uncertainty_panel(scene: Scene, label_space: LabelSpace) -> Picture:
     """
     found = pixel_uncertainty(scene)
     prediction, label, image = found.prediction.cpu(), scene.label.cpu(), scene.image.cpu()
-    counted = label != label_space.ignore_index
+    counted = label != IGNORE_INDEX
     tiles = {"image": as_picture(image), "prediction": overlay(image, prediction, label_space)}
     if counted.any():
         wrong = 100 * (prediction != label)[counted].double().mean().item()

@@ -97,24 +97,17 @@ class Restart(Checkpoint):
         if (signum := self._agreed(trainer)) is not None:
             raise Stopped(signum)  # nothing was learned since the start or the checkpoint
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._leave()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._stepped:
             return  # still accumulating gradients
         self._stepped = trainer.global_step
         batches, interval = batches_begun(trainer), int(trainer.val_check_batch or 0)
         self._validation_due = trainer.enable_validation and interval > 0 and batches % interval == 0
         self._loops = loops_state(trainer)
-        self._stopping = self._agreed(trainer)
-        if self._stopping is not None:
-            # Left at the next hook: this step's metrics are logged only after this one.
-            trainer.save_checkpoint(self.path)
+        self._save_if_asked(trainer)  # left at the next hook: this step's metrics are logged only after this one
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave()
@@ -123,20 +116,12 @@ class Restart(Checkpoint):
         self._common = [int(n) for n in _reduce(common, dist.ReduceOp.MIN)]
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking or batch_idx >= self._common[dataloader_idx]:
             return
-        self._stopping = self._agreed(trainer)
-        if self._stopping is not None:
-            trainer.save_checkpoint(self.path)
-            self._leave()
+        self._save_if_asked(trainer)
+        self._leave()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -145,9 +130,7 @@ class Restart(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave()
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.validating and self._validation_due:
             checkpoint["loops"]["fit_loop"] = self._loops  # as of the end of the step: the validation is all to come
 
@@ -158,9 +141,7 @@ class Restart(Checkpoint):
         ended = self._loops is not None and epoch_ended(self._loops)
         self._validation_due = state_dict["validation_due"] is True and not ended
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._loops = checkpoint["loops"]["fit_loop"]
         self._all_steps_done = checkpoint["global_step"] == trainer.max_steps
 
@@ -169,6 +150,11 @@ class Restart(Checkpoint):
         if self._all_steps_done:
             # Else Lightning would not begin at all; taken back in on_train_start, before any batch.
             allow_steps(trainer, 1)
+
+    def _save_if_asked(self, trainer: pl.Trainer) -> None:
+        self._stopping = self._agreed(trainer)
+        if self._stopping is not None:
+            trainer.save_checkpoint(self.path)
 
     def _leave(self) -> None:
         if self._stopping is not None:
@@ -185,9 +171,7 @@ class Restart(Checkpoint):
 class StepNumber(pl.Callback):
     """Lightning logs steps by a count of its own, one off where a finished training goes on. To be given first."""
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         log_by_global_step(trainer)
 
 

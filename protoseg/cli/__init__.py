@@ -11,8 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from protoseg.cli.tool import named
-from protoseg.run.config import CONFIG_DIR
+from protoseg.run.config import CONFIG_DIR, named
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.run.launch import run_name
 from protoseg.run.multirun import report

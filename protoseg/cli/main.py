@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from protoseg.cli.tool import named
+from protoseg.run.config import named
 from protoseg.text import command, say
 
 COMMANDS: dict[str, str] = {

@@ -30,11 +30,11 @@ class Scores(TypedDict):
     confusion: Tensor
 
 
-def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """Count pixels by (true class, predicted class) in one pass, int64 ``c c``; rows are the truth.
 
     Args:
-        pred, label: int64 class ids of one shape, whatever it is; labels may be ``ignore_index``, and are left out.
+        pred, label: int64 class ids of one shape, whatever it is; labels may be ``IGNORE_INDEX``, and are left out.
 
     Raises:
         ProtosegError: shapes differ, or an id lies outside the classes.
@@ -45,7 +45,7 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int, ignore_index
             f"{tuple(label.shape)}; predictions are class ids at the label's resolution, not logits"
         )
     pred, label = pred.long(), label.long()
-    counted = label != ignore_index
+    counted = label != IGNORE_INDEX
     known = (label >= 0) & (label < num_classes) & (pred >= 0) & (pred < num_classes)
     ignored_cell = num_classes * num_classes
     cell = (label * num_classes + pred).where(known, ignored_cell + 1).where(counted, ignored_cell)
@@ -55,7 +55,7 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int, ignore_index
         wrong = ~known & counted
         ids = [sorted(set(x[wrong].unique().tolist()) - set(range(num_classes))) for x in (label, pred)]
         raise ProtosegError(
-            f"confusion matrix: expected ids 0 to {num_classes - 1} (labels also {ignore_index} for ignored pixels), "
+            f"confusion matrix: expected ids 0 to {num_classes - 1} (labels also {IGNORE_INDEX} for ignored pixels), "
             f"got labels {ids[0]} and predictions {ids[1]} outside them; check that the label space is the one the "
             "model and the data use"
         )
@@ -136,7 +136,7 @@ class SegmentationMetrics(Metric):
     def update(self, pred: Tensor, label: Tensor) -> None:
         """Count a batch: int64 class ids ``b h w`` (any shape), and labels of the same shape."""
         space = self.label_space
-        self.confusion += confusion_matrix(pred, label, space.num_classes, space.ignore_index)
+        self.confusion += confusion_matrix(pred, label, space.num_classes)
 
     def compute(self) -> Scores:
         """The ``Scores`` over everything counted, on all ranks."""

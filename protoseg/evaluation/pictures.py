@@ -40,17 +40,17 @@ def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
 def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float = 0.55) -> Picture:
     """Class colours of strength ``alpha`` (0 to 1) over the photo; ignored pixels show the photo, dimmed.
 
-    The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are int64 ``h w``, class ids or ``ignore_index``.
+    The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are int64 ``h w``, class ids or ``IGNORE_INDEX``.
     """
     photo = as_picture(image)
     mixed = (1 - alpha) * photo + alpha * colorize(label, label_space)
-    ignored = label.cpu().numpy() == label_space.ignore_index
+    ignored = label.cpu().numpy() == IGNORE_INDEX
     return np.where(ignored[..., None], DIM * photo, mixed).round().astype(np.uint8)
 
 
 def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Wrong pixels in red on a pale grey photo, ignored pixels dark; arguments as of ``overlay``, ``h w 3``."""
-    return marked(image, truth == label_space.ignore_index, {WRONG: truth != prediction})
+    return marked(image, truth == IGNORE_INDEX, {WRONG: truth != prediction})
 
 
 def marked(image: Tensor, ignored: Tensor, marks: Mapping[Color, Tensor]) -> Picture:
@@ -68,9 +68,9 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     Ignored pixels are 255, black. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
     Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
     """
-    ids = _ids(label, label_space)
-    ids[ids == label_space.num_classes] = label_space.ignore_index
-    if label_space.num_classes > IGNORE_INDEX:
+    ids, wide = _ids(label, label_space), label_space.num_classes > 255
+    ids[ids == label_space.num_classes] = 65535 if wide else 255
+    if wide:
         Image.fromarray(ids.astype(np.uint16)).save(path, format="PNG")
         return
     palette = np.zeros((256, 3), dtype=np.uint8)
@@ -113,14 +113,14 @@ def figure_name(name: str) -> str:
 
 def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
     """Ids of the classes that tables and charts show: of more than 255 the 40 with most pixels (``c``), most first."""
-    if len(pixels) <= IGNORE_INDEX:
+    if len(pixels) <= 255:
         return list(range(len(pixels)))
     return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
 
 
 def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Photo, truth, prediction and errors side by side, with titles and a legend; arguments as of ``overlay``."""
-    counted = truth != label_space.ignore_index
+    counted = truth != IGNORE_INDEX
     right = (prediction == truth)[counted].double().mean().item()
     share = f"{100 * right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
     tiles = {
@@ -168,7 +168,7 @@ def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequenc
     """Pictures of one size in a row under their titles, and a legend of the classes (of many, those in ``labels``)."""
     row = tile_grid([(title, picture, None) for title, picture in tiles.items()], len(tiles), TILE_WIDTH, 30, 15)
     many = label_space.num_classes > MANY_CLASSES
-    shown = {i for label in labels for i in label.unique().tolist()} - {label_space.ignore_index}
+    shown = {i for label in labels for i in label.unique().tolist()} - {IGNORE_INDEX}
     return np.concatenate([row, legend(label_space, row.shape[1], sorted(shown) if many else None)])
 
 
@@ -313,13 +313,13 @@ def empty_figure(width: float, height: float) -> Figure:
 
 
 def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
-    """Class ids, with the number of classes in place of ``ignore_index``."""
+    """Class ids, with the number of classes in place of ``IGNORE_INDEX``."""
     ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64)
-    n, ignored = label_space.num_classes, ids == label_space.ignore_index
+    n, ignored = label_space.num_classes, ids == IGNORE_INDEX
     unknown = ((ids < 0) | (ids >= n)) & ~ignored
     if unknown.any():
         raise ProtosegError(
-            f"picture of labels: expected ids 0 to {n - 1} or {label_space.ignore_index} of label space "
+            f"picture of labels: expected ids 0 to {n - 1} or {IGNORE_INDEX} of label space "
             f"{label_space.name!r}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it"
         )
     return np.where(ignored, n, ids)

@@ -119,14 +119,15 @@ def predict(
             say(reason, stderr=True)
         raise ProtosegError(
             f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}: "
-            "mend or remove these; the same command, with hydra.run.dir set to that folder, does the rest"
+            "mend these or move them elsewhere; the same command, with hydra.run.dir set to that folder, does the rest"
         )
     return Outcome(writer.written, skipped)
 
 
 def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]) -> int:
     """Predict the images of a place; returns how many were done before, and adds what ``failed``, one line each."""
-    from protoseg.data.files import other_formats, read_image
+    from protoseg.data.files import read_image
+    from protoseg.data.pairing import other_formats
 
     if rank() == 0 and (others := other_formats(place)):
         say(f"left out: {others}")
@@ -160,8 +161,8 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
 
 def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:
     """All images of a place; with ``follow``, then those that come until for so many seconds none came."""
-    from protoseg.data.files import list_images
     from protoseg.data.folder import ImageFolder
+    from protoseg.data.pairing import list_images
 
     if follow is None:
         yield [path for path, _ in ImageFolder(place, label_space).samples]

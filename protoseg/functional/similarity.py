@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.product import times_table
-from protoseg.types import Similarities, ignore_index
+from protoseg.types import IGNORE_INDEX, Similarities
 
 KEEP_BYTES = 2**30
 # Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
@@ -42,7 +42,7 @@ class DenseSimilarities:
         return self.cosines.amax(2)
 
     def own(self, label: Tensor) -> Tensor:
-        index = _known(label, self.num_classes).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
+        index = _known(label).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
         return self.cosines.detach().gather(1, index).squeeze(1)
 
     def at(self, target: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class FusedSimilarities:
 
     def own(self, label: Tensor) -> Tensor:
         c, k, n = self.num_classes, self.num_prototypes, len(self)
-        index = _known(label, self.num_classes).view(-1, 1, 1).expand(-1, k, 1)
+        index = _known(label).view(-1, 1, 1).expand(-1, k, 1)
         own = self._store.embeddings.new_empty(n, k)
         for rows, cosines in self._store.pieces():
             own[rows] = cosines.view(-1, k, c).gather(2, index[rows]).squeeze(2)
@@ -238,5 +238,5 @@ def _scaled(cosines: Tensor, offset: Tensor, temperature: float) -> Tensor:
     return torch.add(offset / -temperature, cosines, alpha=1 / temperature)
 
 
-def _known(label: Tensor, num_classes: int) -> Tensor:
-    return label.where(label != ignore_index(num_classes), 0)
+def _known(label: Tensor) -> Tensor:
+    return label.where(label != IGNORE_INDEX, 0)

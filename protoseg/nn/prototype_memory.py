@@ -32,7 +32,7 @@ class Observation(NamedTuple):
         memory: that they are for.
         embeddings: unit vectors, ``n d``.
         own: their scores for the prototypes of their own class (cosines), ``n k``.
-        label: int64 ``n``, ``ignore_index`` where unlabelled.
+        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
         correct: whether the pixel's class is predicted right, bool ``n``.
         member: the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none.
     """

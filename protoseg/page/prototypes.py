@@ -17,7 +17,7 @@ from protoseg.analysis.stream import Loader, collect, look, prototype_memory, sc
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation.pictures import MANY_CLASSES, as_picture
 from protoseg.page.encode import figure_uri, jpeg_uri
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 _PATCHES, _MOST_PATCHES = 5, 1000  # for each prototype; of all together, which bounds the page's size
 _MAP_WIDTH, _PHOTO_WIDTH, _PATCH_WIDTH = 240, 400, 80
@@ -81,7 +81,7 @@ def _prototypes(
                     "picture": jpeg_uri(patch.picture, _PATCH_WIDTH),
                     "cosine": patch.cosine,
                     "file": Path(patch.name).name,
-                    "wrong": None if patch.label in (class_id, space.ignore_index) else space.classes[patch.label],
+                    "wrong": None if patch.label in (class_id, IGNORE_INDEX) else space.classes[patch.label],
                 }
                 for patch in own
             ],

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.data.label_spaces import CAMVID, CAMVID_VOID, CITYSCAPES, CITYSCAPES_TO_CAMVID, mapping_table
-from protoseg.types import IGNORE_INDEX, LabelSpace
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import LabelSpace
 
 # Cityscapes' 19 classes in their order, then what neither label space names.
 VOID = len(CITYSCAPES.classes)
@@ -34,5 +35,5 @@ def _format(space: LabelSpace, train_ids: NDArray[np.uint8], void: int) -> Label
 
 FORMATS = {
     "camvid": _format(CAMVID, mapping_table(CITYSCAPES, CAMVID, CITYSCAPES_TO_CAMVID), CAMVID_VOID),
-    "cityscapes": _format(CITYSCAPES, np.arange(256, dtype=np.uint8), IGNORE_INDEX),
+    "cityscapes": _format(CITYSCAPES, np.arange(256, dtype=np.uint8), FILE_IGNORED),
 }

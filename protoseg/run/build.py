@@ -70,11 +70,7 @@ def compile_networks(module: nn.Module) -> None:
 
 
 def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:
-    """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them.
-
-    Raises:
-        ProtosegError: a contrast beside a method without terms to add it to.
-    """
+    """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them."""
     built: dict[str, dict[str, Term]] = {
         group: {name: instantiate(term) for name, term in (cfg.method[group] or {}).items() if term is not None}
         for group in ("source_terms", "terms")

@@ -8,6 +8,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from protoseg.text import override
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the configs lie inside the package, in a checkout beside it.
 CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -17,3 +19,15 @@ def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """A config of ``conf/`` with overrides, as ``train.py`` and ``evaluate.py`` would get it."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(config_name, [*overrides])
+
+
+def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Hydra's overrides for words given by their place: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt``.
+
+    A word with ``=`` before any ``/`` is an override itself, one that begins with ``-`` an option.
+    """
+    free, result = list(places), []
+    for word in words:
+        is_override = "=" in word.partition("/")[0] or word.startswith(("-", "~", "+"))
+        result.append(word if is_override or not free else override(free.pop(0), word))
+    return result

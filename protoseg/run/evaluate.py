@@ -25,33 +25,25 @@ from protoseg.run.build import compile_networks
 from protoseg.trained import TrainedFile, open_file
 from protoseg.types import LabelSpace, ProtosegError
 
-MODES = ("evaluate", "predict")
-
 
 def run_evaluation(cfg: DictConfig) -> float | None:
-    """Evaluate or predict as configured; returns the mIoU in mode ``evaluate``.
-
-    Raises:
-        ProtosegError: wrong input; see the message.
-    """
-    if cfg.mode not in MODES:
-        raise ProtosegError(f"mode: expected one of {', '.join(MODES)}, got {cfg.mode!r}")
-    if cfg.network not in NETWORKS:
-        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {cfg.network!r}")
+    """Evaluate or predict as configured; returns the mIoU in mode ``evaluate``; ProtosegError at wrong input."""
+    for key, known in (("mode", ("evaluate", "predict")), ("network", NETWORKS)):
+        if cfg[key] not in known:
+            raise ProtosegError(f"{key}: expected one of {', '.join(known)}, got {cfg[key]!r}")
     if cfg.report and cfg.mode == "predict":
         raise ProtosegError("report: expected mode=evaluate, got mode=predict; the page needs images with labels")
     keep_freed_memory()
     trained = open_checkpoint(cfg)
-    model, label_space, predictor = trained.model, trained.label_space, trained.predictor
+    model, space, predictor = trained.model, trained.label_space, trained.predictor
     if cfg.compile:
         compile_networks(model)
-    device = choose_device(cfg.device)
-    output = Path(cfg.paths.output)
+    device, output = choose_device(cfg.device), Path(cfg.paths.output)
     if cfg.mode == "predict":
         if cfg.images is None:
             raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
-        save = [kind for kind in cfg.save if kind != "panels"]  # those need a truth
-        predict(model, cfg.images, predictor, label_space, output, device, save, cfg.overwrite, cfg.follow)
+        save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
+        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow)
         return None
     datamodule = open_data(cfg, trained)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
@@ -61,17 +53,9 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         from protoseg.run.report import Report
 
         report = Report(cfg, trained)
+    save, observe = tuple(cfg.save), report.observe if report else None
     result = evaluate(
-        model,
-        loader,
-        predictor,
-        label_space,
-        output,
-        device,
-        tuple(cfg.save),
-        cfg.max_overlays,
-        subsets=subsets,
-        observe=report.observe if report else None,
+        model, loader, predictor, space, output, device, save, cfg.max_overlays, subsets=subsets, observe=observe
     )
     if report:
         report.write(output, result)
@@ -79,27 +63,16 @@ def run_evaluation(cfg: DictConfig) -> float | None:
 
 
 class Trained(NamedTuple):
-    """What a checkpoint holds, built.
-
-    Attributes:
-        file: see :func:`protoseg.trained.open_file`.
-        label_space: its classes.
-        model: with its weights and prototypes, in eval mode, on the device.
-        predictor: as configured, else as trained.
-    """
+    """What a checkpoint holds, built."""
 
     file: TrainedFile
     label_space: LabelSpace
-    model: Segmentor
-    predictor: Predictor
+    model: Segmentor  # with its weights and prototypes, in eval mode, on the device
+    predictor: Predictor  # as configured, else as trained
 
 
 def open_checkpoint(cfg: DictConfig) -> Trained:
-    """The checkpoint at ``cfg.ckpt_path`` with ``cfg.network``, both as of ``evaluate.yaml``.
-
-    Raises:
-        ProtosegError: a file that is missing, bad, or asks for what is not allowed.
-    """
+    """The checkpoint at ``cfg.ckpt_path`` with ``cfg.network``, both as of ``evaluate.yaml``; ProtosegError if bad."""
     limit_pixels(cfg.max_pixels)
     file = open_file(cfg.ckpt_path, cfg.trust)
     predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
@@ -107,11 +80,7 @@ def open_checkpoint(cfg: DictConfig) -> Trained:
 
 
 def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:
-    """The DataModule that ``cfg`` names, else that of the checkpoint.
-
-    Raises:
-        ProtosegError: it has other classes than the checkpoint.
-    """
+    """The DataModule that ``cfg`` names, else that of the checkpoint; ProtosegError if its classes are others."""
     changes = {"num_workers": cfg.num_workers}
     if cfg.batch_size is not None:
         changes["val_batch_size"] = cfg.batch_size
@@ -123,7 +92,8 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)
-    match_classes(datamodule, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
+    judged = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
+    match_classes(judged, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
     check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
     return datamodule
 
@@ -135,41 +105,26 @@ def image_loader(
     """Images with labels, unchanged, in order: the validation split, or with ``training`` the training split.
 
     Of data for adaptation, the target's, or with ``training`` the source's, which the prototypes were made from.
-
-    Args:
-        cfg: its ``split`` names another one.
-        trained: see :func:`open_checkpoint`.
-        limit: at most so many, spread evenly.
-        training: see above.
+    ``cfg.split`` names another split; ``limit``: at most so many images, spread evenly.
     """
-    datamodule = open_data(cfg, trained)
-    if isinstance(datamodule, SegmentationDataModule):
-        part = datamodule
-    else:
-        part = datamodule.source if training else datamodule.target
+    part = open_data(cfg, trained)
+    if isinstance(part, AdaptationDataModule):
+        part = part.source if training else part.target
     dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
     if limit is not None and limit < len(dataset):
         dataset = Subset(dataset, spread(len(dataset), limit))
-    loader = Loader(dataset, cfg.num_workers, False, 0, 0, trained.label_space.ignore_index, batch_size=1)
+    loader = Loader(dataset, cfg.num_workers, False, 0, 0, batch_size=1)
     try:
         yield loader
     finally:
         loader.shutdown()
 
 
-def match_classes(
-    datamodule: SegmentationDataModule | AdaptationDataModule,
-    label_space: LabelSpace,
-    relabel: Mapping[str, str | None],
-) -> None:
+def match_classes(data: SegmentationDataModule, label_space: LabelSpace, relabel: Mapping[str, str | None]) -> None:
     """Let the data's labels be read as the classes of a model that has the same ones in another order, or more.
 
-    Args:
-        datamodule: of one data set, or of adaptation, whose target is meant.
-        label_space: the model's.
-        relabel: of a checkpoint whose classes were changed after training, see :class:`protoseg.teach.ClassEdit`.
+    ``relabel`` is of a checkpoint whose classes were changed after training, see :class:`protoseg.teach.ClassEdit`.
     """
-    data = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
     changes = {old: new for old, new in relabel.items() if old in data.label_space.classes}
     if changes:
         data.map_classes(*relabelled(data.label_space, changes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from itertools import count
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,27 +25,22 @@ Others in there are the user's."""
 
 
 def reserve(default: str, section: DictConfig) -> str:
-    """Make the folder ``section.dir`` where its name is the time, under another name where it is taken already.
+    """Make the folder ``default`` where its name is the time, under another name where it is taken already.
 
-    Args:
-        default: the folder as composed.
-        section: ``hydra.run`` or ``hydra.sweep``.
-
-    Returns:
-        the folder; ``default`` and unmade, where the user has named it, or a scheduler, for several processes.
+    ``section`` is ``hydra.run`` or ``hydra.sweep``. What the user has named, or a scheduler, is returned unmade.
     """
     by_time = "${now:" in OmegaConf.to_container(section, resolve=False)["dir"]  # type: ignore[index,call-overload]
     if not by_time or "PROTOSEG_RUN_NAME" in os.environ:
         return default
     Path(default).parent.mkdir(parents=True, exist_ok=True)
-    for number in count():
-        folder = f"{default}_{number}" if number else default
+    folder, number = default, 0
+    while True:
         try:
             os.mkdir(folder)
             return folder
         except FileExistsError:
-            continue
-    raise AssertionError
+            number += 1
+            folder = f"{default}_{number}"
 
 
 def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:

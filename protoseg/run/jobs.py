@@ -94,10 +94,7 @@ def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
 
 
 def name_wandb_run(cfg: DictConfig, job: Job, sweep: Sweep, default: str) -> None:
-    """Group the runs of a sweep, name each by its swept values, and let a resumed job go on with its run.
-
-    What the user has set stays.
-    """
+    """Group a sweep's runs, name each by its swept values, let a resumed job go on with its; what is set stays."""
     run = (cfg.get("logger") or {}).get("wandb")
     if run is None:
         return

@@ -66,11 +66,7 @@ def run_name() -> str | None:
 
 
 def requested_devices(cfg: DictConfig) -> tuple[int, int]:
-    """Devices per node and nodes that ``cfg.trainer`` asks for, as Lightning understands it.
-
-    Raises:
-        ProtosegError: more than there are, or settings that do not go together.
-    """
+    """Devices per node and nodes that ``cfg.trainer`` asks for, as Lightning understands it."""
     from hydra.utils import instantiate
     from lightning_fabric.plugins.environments import LightningEnvironment
     from pytorch_lightning.utilities.exceptions import MisconfigurationException

@@ -62,11 +62,7 @@ def ending_the_program() -> Iterator[None]:
 
 @contextmanager
 def own_folder(config: DictConfig) -> Iterator[None]:
-    """Keep the folder of a single run from all others; called before Hydra writes into it.
-
-    Raises:
-        ProtosegError: another run is in it, or is there; see :func:`protoseg.run.folders.check_folder`.
-    """
+    """Keep the folder of a single run from all others; called before Hydra writes into it."""
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
         config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
@@ -79,9 +75,6 @@ def own_folder(config: DictConfig) -> Iterator[None]:
 
 def start(config: DictConfig) -> None:
     """Compose every job of a multirun and write its plan; a folder that has one already is continued.
-
-    Args:
-        config: composed, with the ``hydra`` section; sweeps are still in ``hydra.overrides.task``.
 
     Raises:
         ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
@@ -116,30 +109,23 @@ def start(config: DictConfig) -> None:
         check_same(sweep, new)
     else:
         sweep = new
-        for job in sweep.jobs:
-            if job.folder.exists():
-                raise ProtosegError(
-                    f"{job.folder} exists, but there is no manifest.json of a sweep beside it; choose another "
-                    "hydra.sweep.dir"
-                )
+        if found := [job.folder for job in sweep.jobs if job.folder.exists()]:
+            raise ProtosegError(
+                f"{found[0]} exists, but there is no manifest.json of a sweep beside it; choose another hydra.sweep.dir"
+            )
     for job in sweep.jobs:
         if (job.folder / "job.lock").exists():
             with alone_in(job.folder):
                 pass
     write_manifest(sweep)
     _folder = sweep.folder
-    states = [job.state for job in sweep.jobs]
-    begun = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state != "waiting")
+    begun = _states([job for job in sweep.jobs if job.state != "waiting"])
     jobs = f"{len(sweep.jobs)} jobs" if sweep.planned else "a search"
     say(f"Sweep: {jobs}{f' ({begun})' if begun else ''}. Folder: {sweep.folder}")
 
 
 def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
-    """What a multirun is going to do. Of a sweeper that goes by scores the jobs are not known beforehand.
-
-    Raises:
-        ProtosegError: a job that does not compose.
-    """
+    """What a multirun is going to do. Of a sweeper that goes by scores the jobs are not known beforehand."""
     folder = Path(config.hydra.sweep.dir).absolute()
     given = OmegaConf.select(config, "hydra.sweeper.params") or {}
     arguments = [*(f"{key}={value}" for key, value in given.items()), *config.hydra.overrides.task]
@@ -160,11 +146,7 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
 
 
 def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
-    """Compose a job and resolve all its values; returns its folder below the sweep's.
-
-    Raises:
-        ProtosegError: it cannot be; names the job.
-    """
+    """Compose a job and resolve all its values; returns its folder below the sweep's."""
     try:
         composed = loader.load_sweep_config(config, list(job.overrides))
         with open_dict(composed):
@@ -197,11 +179,7 @@ def hydra_config(config: DictConfig) -> Iterator[None]:
 
 
 def check_same(old: Sweep, new: Sweep) -> None:
-    """A sweep is continued with the settings that it was started with; how its jobs are launched may change.
-
-    Raises:
-        ProtosegError: other settings.
-    """
+    """A sweep is continued with the settings that it was started with; how its jobs are launched may change."""
     before, now = settings(old.arguments), settings(new.arguments)
     if before != now or old.planned != new.planned:
         raise ProtosegError(
@@ -217,13 +195,9 @@ def _difference(these: Sequence[str], those: Sequence[str]) -> str:
 
 
 def report(ended: bool) -> int:
-    """Print what came of the multirun that this process started, if it did.
+    """Print what came of the multirun that this process started, if it did; returns how many jobs failed.
 
-    Args:
-        ended: it came to its end; else what is left to do is said, too.
-
-    Returns:
-        the number of jobs that failed.
+    Where it has not ``ended``, what is left to do is said, too.
     """
     global _folder
     folder, _folder = _folder, None  # told once: a notebook may go on to train something else
@@ -248,6 +222,31 @@ def report(ended: bool) -> int:
     return sum(job.state == "failed" for job in sweep.jobs)
 
 
+def _states(jobs: Sequence[Job]) -> str:
+    states = [job.state for job in jobs]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
 def first_process() -> bool:
     """Whether this is the first of the processes that torchrun or srun started, or the only one."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def compare(folder: Path, out: Path | None, metric: str | None) -> None:
+    """Print the settings of a sweep and what is missing; write ``table.csv``, ``table.md``, ``jobs.csv`` and the plots.
+
+    ``out`` is the sweep's folder unless given, ``metric`` a column of the runs' logs, else the best val/mIoU.
+    """
+    from protoseg.analysis.sweep import BEST, compare_settings, write_tables
+    from protoseg.analysis.sweep_tables import print_missing, print_settings, write_figures
+
+    sweep = read_sweep(folder)
+    comparison = compare_settings(sweep, metric or BEST)
+    if not any(setting.scores for setting in comparison.settings):
+        states = _states(sweep.jobs) or "none begun"
+        raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
+    terminal = Terminal()
+    print_settings(sweep, comparison, terminal)
+    print_missing(sweep, terminal)
+    for path in [*write_tables(sweep, comparison, out or folder), *write_figures(comparison, out or folder)]:
+        terminal.say(f"Written: {path}")

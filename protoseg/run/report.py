@@ -4,51 +4,34 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
+from omegaconf import DictConfig
 
 from protoseg.analysis.stream import scenes
 from protoseg.page.page import write_page
 from protoseg.page.pixels import pixel_view
 from protoseg.page.prototypes import PrototypeReport, prototype_report
 from protoseg.page.worst import WorstImages
-from protoseg.run.evaluate import image_loader
+from protoseg.run.evaluate import Trained, image_loader
 from protoseg.text import say
 from protoseg.types import ProtosegError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from protoseg.run.evaluate import Trained
 
 PROTOTYPE_IMAGES = 200  # looked at for patches and occupancy
 VIEWS = 8  # images to click into
 
 
 class Report:
-    """Watches an evaluation, then looks at the prototypes and writes the page.
-
-    Args:
-        cfg: as of ``evaluate.yaml``.
-        trained: see :func:`protoseg.run.evaluate.open_checkpoint`.
-    """
+    """Watches an evaluation by ``observe``, then looks at the prototypes and writes the page."""
 
     def __init__(self, cfg: DictConfig, trained: Trained) -> None:
         self.cfg, self.trained = cfg, trained
         self.worst = WorstImages(trained.label_space)
-
-    def observe(self, name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:
-        """See ``observe`` of :func:`protoseg.evaluation.evaluate.evaluate`."""
-        self.worst.update(name, image, truth, prediction)
+        self.observe = self.worst.update
 
     def write(self, output: Path, result: dict[str, Any]) -> None:
-        """Write ``output/report.html``, after ``evaluate`` has written its files there, and say how large it is.
-
-        Raises:
-            ProtosegError: images that cannot be read, or a disk that refuses.
-        """
+        """Write ``output/report.html``, after ``evaluate`` has written its files there, and say how large it is."""
         trained, checkpoint = self.trained, Path(self.cfg.ckpt_path)
         facts = {
             "checkpoint": str(checkpoint),
@@ -61,20 +44,11 @@ class Report:
         if trained.model.head.memory is not None:
             prototypes, facts["prototypes"] = self._prototypes()
             views = self._views()
-        run = checkpoint.absolute().parent.parent
-        path = output / "report.html"
-        size = write_page(
-            path,
-            f"{result['label_space']}: {run.name}",
-            facts,
-            result,
-            np.load(output / "confusion.npy"),
-            trained.label_space,
-            self.worst.found,
-            run if (run / "logs" / "metrics.csv").is_file() else None,
-            prototypes,
-            views,
-        )
+        run, path = checkpoint.absolute().parent.parent, output / "report.html"
+        title, confusion = f"{result['label_space']}: {run.name}", np.load(output / "confusion.npy")
+        log = run if (run / "logs" / "metrics.csv").is_file() else None
+        space, worst = trained.label_space, self.worst.found
+        size = write_page(path, title, facts, result, confusion, space, worst, log, prototypes, views)
         say(f"Page: {path} ({size / 1e6:.1f} MB)")
 
     def _prototypes(self) -> tuple[PrototypeReport, str]:
@@ -82,12 +56,12 @@ class Report:
         cfg = self.cfg.copy()
         cfg.split = None
         with ExitStack() as stack:
+            kind = "training"
             try:
                 loader = stack.enter_context(image_loader(cfg, self.trained, PROTOTYPE_IMAGES, training=True))
-                kind = "training"
             except ProtosegError as error:
-                loader = stack.enter_context(image_loader(self.cfg, self.trained, PROTOTYPE_IMAGES))
                 kind = "judged"
+                loader = stack.enter_context(image_loader(self.cfg, self.trained, PROTOTYPE_IMAGES))
                 say(f"report: patches come from the judged images: {error}", stderr=True)
             found = prototype_report(self.trained.model, loader, self.trained.label_space)
             return found, f"looked at in {len(cast(Any, loader.dataset))} {kind} images"

@@ -13,9 +13,7 @@ from protoseg.types import ProtosegError
 ENCODED = "the checkpoint's weights are of the model it was trained with"
 DRAWN = "the batches would not follow those already seen"
 STORED = "the checkpoint's own would be used"
-
 SAID, SILENT = "said", "silent"
-
 RULES: tuple[tuple[str, str], ...] = (
     # Of this call, not of the run.
     ("resume overwrite paths.output", SILENT),
@@ -50,11 +48,7 @@ A key that is not here is refused."""
 
 
 def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:
-    """``resume``; or, where it is ``auto`` or a scheduler has restarted this run, ``last`` if there is such a file.
-
-    Raises:
-        ProtosegError: ``auto``, where there are other checkpoints, but not ``last``.
-    """
+    """``resume``; or, where it is ``auto`` or a scheduler has restarted this run, ``last`` if there is such a file."""
     if last.is_file() and (resume == "auto" or restarted()):
         return str(last)
     if resume != "auto":
@@ -82,13 +76,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any]) -> str:
     """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
 
-    Args:
-        path: of the checkpoint, for messages.
-        checkpoint: perhaps a stranger's: its config is compared and printed, and nothing else.
-        config: of this run, as plain values.
-
-    Raises:
-        ProtosegError: a change that cannot be taken over, or no config in the checkpoint.
+    The checkpoint may be a stranger's: its config is compared and printed, and nothing else. ProtosegError where a
+    change cannot be taken over.
     """
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):
@@ -126,11 +115,7 @@ def rule_of(key: str) -> str:
 
 
 def is_finished(checkpoint: dict[str, Any], max_steps: int) -> bool:
-    """Whether a checkpoint is of a training whose steps are all done and judged.
-
-    Raises:
-        ProtosegError: it does not say how many steps were done.
-    """
+    """Whether a checkpoint is of a training whose steps are all done and judged."""
     step, callbacks = checkpoint.get("global_step"), checkpoint.get("callbacks")
     if type(step) is not int or step < 0 or not isinstance(callbacks, dict):
         raise ProtosegError(f"resume: expected a checkpoint with the number of its steps, got {str(step)[:40]!r}")

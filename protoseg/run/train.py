@@ -21,7 +21,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
-from rich.table import Table
+from rich.table import Column, Table
 
 from protoseg.callbacks import Checkpoint
 from protoseg.callbacks.loggers import finish_wandb
@@ -46,10 +46,6 @@ from protoseg.types import ProtosegError
 def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
     """Train as configured, as one of the processes if there are several; returns the best validation mIoU.
 
-    Args:
-        cfg: the composed config.
-        stop_signals: what makes the training save and end before the next step.
-
     Raises:
         ProtosegError: wrong input; see the message.
         Stopped: one of ``stop_signals`` was received, by any of the processes, or Ctrl-C.
@@ -64,7 +60,6 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-
     output = Path(cfg.paths.output)
     last = output / "checkpoints" / "last.ckpt"
     cfg = cfg.copy()
@@ -97,7 +92,6 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         )
     for logger in loggers:
         logger.log_hyperparams(module.config)
-
     announce(cfg, module, output)
     started = time.perf_counter()
     try:
@@ -124,17 +118,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
 
 
 def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, changed: str) -> float:
-    """Print the outcome of a training whose steps were all done before; returns its best validation mIoU.
-
-    Args:
-        cfg: of the run that was to go on.
-        checkpoint: what it was to go on from.
-        last: the last checkpoint of the run's own folder.
-        changed: its settings, see :func:`protoseg.run.resuming.changed_settings`.
-
-    Raises:
-        ProtosegError: the checkpoint is that of another folder, where there is nothing to show.
-    """
+    """Print the outcome of a training whose steps were all done before; returns its best validation mIoU."""
     steps, output = checkpoint["global_step"], Path(cfg.paths.output)
     if Path(cfg.resume).resolve() != last.resolve():
         raise ProtosegError(
@@ -195,11 +179,7 @@ def tell_of_stop(step: int, last: Path) -> None:
 
 
 def check_data_suit_method(datamodule: pl.LightningDataModule, module: SegmentationModule) -> None:
-    """Adaptation needs a source and a target, supervised training has one data set.
-
-    Raises:
-        ProtosegError: the one was given what the other needs.
-    """
+    """Raise ProtosegError unless adaptation has a source and a target, and supervised training one data set."""
     pair, adapts = isinstance(datamodule, AdaptationDataModule), isinstance(module, AdaptationModule)
     if pair != adapts:
         given = "a source and a target" if pair else "one data set"
@@ -233,13 +213,9 @@ def learned_parameters(module: SegmentationModule) -> int:
 
 
 def validation_interval(cfg: DictConfig) -> int:
-    """Batches between validations: never more than there are, so that short trial runs validate too.
-
-    Raises:
-        ProtosegError: not a whole number; Lightning's fractions of an epoch mean nothing in a training by steps.
-    """
+    """Batches between validations: never more than there are, so that short trial runs validate too."""
     interval, accumulate = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
-    if not isinstance(interval, int) or interval < 1:
+    if not isinstance(interval, int) or interval < 1:  # fractions of an epoch mean nothing in a training by steps
         raise ProtosegError(f"trainer.val_check_interval: expected a number of batches, at least 1, got {interval}")
     # A multiple of the accumulated batches: a checkpoint between two optimizer steps would lose half a gradient.
     return max(accumulate, min(interval, cfg.trainer.max_steps * accumulate) // accumulate * accumulate)
@@ -263,27 +239,13 @@ def quiet_known_warnings() -> None:
 def summarise(
     steps: str, best: Checkpoint | None, metrics: dict[str, float], output: Path, parameters: int | None = None
 ) -> float:
-    """Print the outcome and the paths of what was written; draw the curves.
-
-    Args:
-        steps: how many were done.
-        best: keeps the best checkpoint.
-        metrics: as last logged.
-        output: folder of the run.
-        parameters: learned ones of the model.
-
-    Returns:
-        the best score.
-    """
+    """Print the outcome and the paths of what was written, draw the curves; returns the best score."""
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
     validated, last_score = "val/mIoU" in metrics, metrics.get("val/mIoU", math.nan)
     score = math.nan if best_score is None or not math.isfinite(best_score) else float(best_score)
     monitor = best.monitor if best is not None and best.monitor else "val/mIoU"
     best_file = best.best_file if best is not None else None
-
-    table = Table(title="Training finished", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+    table = Table("", Column(overflow="fold"), title="Training finished", show_header=False)
     table.add_row("steps", steps)
     table.add_row("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", in_words(score, validated))
     table.add_row("last val mIoU", in_words(last_score, validated))
@@ -305,8 +267,7 @@ def summarise(
     Terminal().print(table)
     if best_file is not None:
         network = ["network=teacher"] if "teacher" in monitor else []
-        again = command("python", "evaluate.py", override("ckpt_path", best_file), *network)
-        say(f"Evaluate it: {again}")
+        say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', best_file), *network)}")
     return score
 
 

@@ -16,14 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
-from torch.distributed.elastic.multiprocessing import (
-    DefaultLogsSpecs,
-    ProcessFailure,
-    RunProcsResult,
-    SignalException,
-    Std,
-    start_processes,
-)
+from torch.distributed.elastic import multiprocessing as elastic
+from torch.distributed.elastic.multiprocessing import ProcessFailure, RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from protoseg.callbacks.restart import Stopped, StopRequest
@@ -79,11 +73,11 @@ def _attempt(folder: Path, devices: int, threads: int | None, attempt: int) -> R
     ranks = range(devices)
     envs = {rank: {k: str(v) for k, v in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()} for rank in ranks}
     command = ("-m", "protoseg.run.workers", str(folder), str(os.getpid()))
-    logs = DefaultLogsSpecs(str(folder), redirects=dict.fromkeys(ranks[1:], Std.ALL))
+    logs = elastic.DefaultLogsSpecs(str(folder), redirects=dict.fromkeys(ranks[1:], elastic.Std.ALL))
     taken = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     with StopRequest() as request:
         try:
-            workers = start_processes("worker", sys.executable, dict.fromkeys(ranks, command), envs, logs)
+            workers = elastic.start_processes("worker", sys.executable, dict.fromkeys(ranks, command), envs, logs)
             request.listen()  # start_processes has taken the signals; it raises SignalException for them
             try:
                 while (outcome := workers.wait(timeout=0.5, period=0.1)) is None and request.received is None:
@@ -94,7 +88,7 @@ def _attempt(folder: Path, devices: int, threads: int | None, attempt: int) -> R
                     outcome = workers.wait(period=0.1)
             finally:
                 workers.close()
-        except SignalException as error:
+        except elastic.SignalException as error:
             raise Stopped(error.sigval) from None
         finally:
             for signum, handler in taken.items():

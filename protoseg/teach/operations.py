@@ -15,7 +15,7 @@ from protoseg.functional.resize import downsample_label
 from protoseg.models.segmentor import Segmentor
 from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
 from protoseg.trained import TrainedFile
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 MAX_CELLS = 200_000
 """Cells of the grid kept of each class that is looked for, and of all others together: bounds the memory."""
@@ -244,7 +244,7 @@ def labelled_cells(
         sought = torch.isin(grid, torch.tensor(classes))
         known = torch.where(sought, grid, OTHER)
         chosen = torch.cat([_drawn(known == i, share, generator) for i in classes]
-            + [_drawn(~sought & (grid != dataset.label_space.ignore_index), share, generator)])  # fmt: skip
+            + [_drawn(~sought & (grid != IGNORE_INDEX), share, generator)])  # fmt: skip
         embeddings.append(output.embeddings[0].flatten(1).T[chosen.to(device)].cpu())
         labels.append(known[chosen])
     return Cells(torch.cat(embeddings), torch.cat(labels))

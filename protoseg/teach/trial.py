@@ -23,7 +23,7 @@ from protoseg.teach.edit import reading_again
 from protoseg.teach.operations import add_classes
 from protoseg.text import command
 from protoseg.trained import TrainedFile
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 MIN_SHARE = 1e-3
 """Images show a class where it covers at least this share of them."""
@@ -139,7 +139,7 @@ def _judge_additions(
         output = model(image[None].to(device))
         size = (truth.shape[0], truth.shape[1])
         best, old = upsample_logits(output.logits, size, model.stride)[0].max(0)
-        without.update(old.cpu(), truth.where(truth != new, space.ignore_index))
+        without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
         pixels = output.embeddings[0].flatten(1).T
         for key, tried in prototypes.items():
             score = model.head.class_logits(best_cosine(pixels, tried.to(device)))  # type: ignore[operator]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg import __version__
-from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
+from protoseg.callbacks.progress import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.predictor import Predictor

@@ -63,7 +63,7 @@ def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
     right = torch.zeros(5, 3)
     for cell in cells(model):
         for kind, i in enumerate((cell["label"], cell["predicted"])):
-            if i != 255:
+            if i != -1:
                 want[kind, i, cell["cosines"][i].argmax()] += 1
         if cell["label"] == cell["predicted"]:
             right[cell["image"], cell["label"]] += 1
@@ -148,7 +148,7 @@ def test_the_sheet_marks_patches_of_another_class() -> None:
         return int((patch_sheet(patches, 1, SPACE, [0.5, 0.5]) == WRONG).all(2).sum())
 
     assert red([[right], [right]]) == 0
-    assert red([[right], [right._replace(label=255)]]) == 0
+    assert red([[right], [right._replace(label=-1)]]) == 0
     assert red([[right], [right._replace(label=0)]]) > PATCH_PIXELS
     assert 0 < red([[right], []]) < PATCH_PIXELS * 4  # in words: no pixel takes it
 

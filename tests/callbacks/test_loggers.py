@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from protoseg.analysis.stream import look
 from protoseg.callbacks.loggers import wandb_logger
-from protoseg.callbacks.prototype_memory import memory_statistics
+from protoseg.callbacks.progress import memory_statistics
 from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
 from protoseg.evaluation.pictures import MARGIN
 from protoseg.nn import PrototypeMemory

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.data import main
-from protoseg.data import CAMVID
+from protoseg.cli.data import FORMATS, main
+from protoseg.data import CAMVID, export
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,7 +93,7 @@ def test_info_names_a_file_that_is_no_image(data: Path, capsys: pytest.CaptureFi
     bad.write_bytes(b"x")
     with pytest.raises(SystemExit):
         main(["info", "camvid", f"paths.data={data}"])
-    assert f"image {bad}: expected a PNG or JPEG file" in capsys.readouterr().err
+    assert f"image {bad}: expected an image file" in capsys.readouterr().err
 
 
 def test_show_writes_a_sheet_of_images_and_overlays(data: Path) -> None:
@@ -117,9 +117,21 @@ def test_check_of_sound_data(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     main(["check", "camvid", f"paths.data={data}"])
     assert capsys.readouterr().out.splitlines() == [
         "train: 2 images and 2 masks read",
+        "note: the 2 masks of train hold no pixel of 'Sky', 'Building', 'Pole', 'Sidewalk', 'Tree' and 4 more: check "
+        "the ids or colours of the classes",
         "val: 1 images and 1 masks read",
+        "note: the 1 masks of val hold one class alone, 'Sky', of 11: check the ids or colours of the classes",
         "no faults",
     ]
+
+
+def test_nothing_labelled_is_a_fault(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cv2.imwrite(str(data / "camvid" / "valannot" / "0016E5_000001.png"), np.full((10, 10), 11, np.uint8))
+    for command in ("check", "info"):
+        with pytest.raises(SystemExit):
+            main([command, "camvid", f"paths.data={data}", *(["--out", str(data)] if command == "info" else [])])
+        shown = "".join(capsys.readouterr())
+        assert "split 'val': expected labelled pixels, got 1 masks in which every pixel is ignored" in shown
 
 
 def test_check_lists_all_faults_and_ends_with_1(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +166,10 @@ def test_export(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["export", "cityscapes", str(data / "labels"), str(data / "out")])
     assert f"1 files for cityscapes: {data / 'out'}" in capsys.readouterr().out
     assert np.asarray(Image.open(data / "out" / "berlin_000000_000019_pred_labelIds.png"))[0, :3].tolist() == [7, 8, 11]
+
+
+def test_the_command_offers_the_benchmarks_there_are() -> None:
+    assert tuple(export.FORMATS) == FORMATS
 
 
 @pytest.mark.parametrize("arguments", [["info", "camvid", "--bogus", "a=b"], ["export", "ade20k", "a", "b", "c=d"]])

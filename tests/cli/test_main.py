@@ -11,7 +11,7 @@ import pytest
 
 from protoseg import __version__, cli
 from protoseg.cli.main import COMMANDS, main
-from protoseg.cli.tool import named
+from protoseg.run.config import named
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +72,14 @@ def test_earlier_doors(door: str) -> None:
 def test_every_tool_has_its_module() -> None:
     for name in set(COMMANDS) - {"train", "evaluate", "predict", "report", "render"}:
         assert callable(import_module(f"protoseg.cli.{name}").main)
+
+
+@pytest.mark.parametrize("tool", ["data", "teach", "analyse", "export", "main"])
+def test_help_does_not_wait_for_torch(tool: str) -> None:
+    code = (
+        f"import sys; from protoseg.cli.{tool} import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert not {'torch', 'cv2', 'numpy'} & sys.modules.keys()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

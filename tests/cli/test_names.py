@@ -19,10 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from protoseg import load
 from protoseg.analysis.sweep import last_logged
-from protoseg.cli.analyse_common import picture_name
 from protoseg.data.own import LabelledFolder
 from protoseg.job_records import Job
 from protoseg.run import report
+from protoseg.run.analyse import picture_name
 from protoseg.run.config import composed
 from protoseg.run.errors import explain
 from protoseg.run.evaluate import run_evaluation

@@ -53,9 +53,9 @@ class Scenes(Dataset[Any]):
             label = F.interpolate(blocks.double(), scale_factor=8)[0, 0, :h, :w].long()
             image = torch.randint(256, (3, h, w), generator=generator, dtype=torch.uint8)
             image[0] = (label * RED_PER_CLASS + 25).byte()
-            label[:3] = 255
+            label[:3] = -1
             name = f"/data/{'ab'[i % 2]}/{i // 2}.png"
-            self.items.append((image, torch.full_like(label, 255) if void else label, name))
+            self.items.append((image, torch.full_like(label, -1) if void else label, name))
             self.samples.append((Path(name), None))
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ def pad(samples: list[Any]) -> Batch:
     h, w = (max(side) for side in zip(*sizes, strict=True))
     return Batch(
         torch.stack([F.pad(x, (0, w - x.shape[2], 0, h - x.shape[1]), value=75) for x, _, _ in samples]),
-        torch.stack([F.pad(y, (0, w - y.shape[1], 0, h - y.shape[0]), value=255) for _, y, _ in samples]),
+        torch.stack([F.pad(y, (0, w - y.shape[1], 0, h - y.shape[0]), value=-1) for _, y, _ in samples]),
         torch.tensor(sizes),
         [name for _, _, name in samples],
     )
@@ -302,7 +302,7 @@ def test_847_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data = loader(batch_size=1)
     for i, (image, label, name) in enumerate(data.dataset.items):  # type: ignore[attr-defined]
         wide = torch.where(label == 0, 255, 846 - label)
-        data.dataset.items[i] = image, torch.where(label == 255, 65535, wide), name  # type: ignore[attr-defined]
+        data.dataset.items[i] = image, torch.where(label == -1, -1, wide), name  # type: ignore[attr-defined]
     result = evaluate(Wide(), data, Predictor(), space, tmp_path, "cpu")
     assert result["classes"][255]["IoU"] > 0.5
     assert sum(entry["true_pixels"] > 0 for entry in result["classes"]) == 3

@@ -22,14 +22,14 @@ def random_maps(seed: int, num_classes: int = 5, shape: tuple[int, ...] = (4, 9,
     generator = torch.Generator().manual_seed(seed)
     pred = torch.randint(num_classes, shape, generator=generator)
     label = torch.randint(num_classes, shape, generator=generator)
-    label[torch.rand(shape, generator=generator) < 0.2] = 255
+    label[torch.rand(shape, generator=generator) < 0.2] = -1
     return pred, label
 
 
 def naive_confusion(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     out = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     for p, t in zip(pred.flatten().tolist(), label.flatten().tolist(), strict=True):
-        if t != 255:
+        if t != -1:
             out[t, p] += 1
     return out
 
@@ -61,7 +61,7 @@ def test_numbers_by_hand() -> None:
 
 def test_scores_match_naive_sets() -> None:
     pred, label = random_maps(1)
-    counted = label != 255
+    counted = label != -1
     iou = []
     for c in range(5):
         p, t = (pred == c) & counted, (label == c) & counted
@@ -95,13 +95,13 @@ def test_class_predicted_but_never_true_counts_as_zero() -> None:
 
 def test_predictions_on_ignored_pixels_count_nowhere() -> None:
     metric = SegmentationMetrics(space(2))
-    metric.update(torch.tensor([0, 1, 7]), torch.tensor([0, 255, 255]))
+    metric.update(torch.tensor([0, 1, 7]), torch.tensor([0, -1, -1]))
     assert metric.compute()["confusion"].tolist() == [[1, 0], [0, 0]]
 
 
 def test_all_ignored_is_nan_without_a_crash() -> None:
     metric = SegmentationMetrics(space(3))
-    metric.update(torch.zeros(2, 4, 4, dtype=torch.int64), torch.full((2, 4, 4), 255))
+    metric.update(torch.zeros(2, 4, 4, dtype=torch.int64), torch.full((2, 4, 4), -1))
     got = metric.compute()
     assert all(math.isnan(got[key]) for key in ("mIoU", "mean_accuracy", "pixel_accuracy", "fw_IoU"))
 
@@ -136,7 +136,7 @@ def test_wrong_subset(classes: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("pred", "label", "found"),
-    [(0, 3, r"labels \[3\] and predictions \[\]"), (3, 0, r"labels \[\] and predictions \[3\]"), (0, -1, r"\[-1\]")],
+    [(0, 3, r"labels \[3\] and predictions \[\]"), (3, 0, r"labels \[\] and predictions \[3\]"), (0, -2, r"\[-2\]")],
 )
 def test_ids_outside_the_classes(pred: int, label: int, found: str) -> None:
     metric = SegmentationMetrics(space(3))

@@ -109,17 +109,17 @@ def test_bad_files_are_named_at_the_end_and_a_second_run_does_the_rest(
 
 
 def test_images_of_other_formats_are_counted(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("x.tif", "b/y.WEBP", "notes.txt"):
+    for name in ("x.heic", "b/y.AVIF", "notes.txt"):
         (images / name).write_bytes(b"")
     run(Strongest(), images, tmp_path / "out")
     said = capsys.readouterr().out
-    assert "left out: 2 image(s) of formats that are not read (y.WEBP, x.tif): convert them to PNG" in said
+    assert "left out: 2 image(s) of formats that are not read (y.AVIF, x.heic): convert them to PNG" in said
     assert "3 images predicted" in said
     only = tmp_path / "only"
     only.mkdir()
-    (only / "x.bmp").write_bytes(b"")
-    for place in (only, only / "x.bmp"):
-        with pytest.raises(ProtosegError, match=r"expected a folder with .*1 image\(s\) of formats .*\(x\.bmp\)"):
+    (only / "x.dng").write_bytes(b"")
+    for place in (only, only / "x.dng"):
+        with pytest.raises(ProtosegError, match=r"expected a folder with .*1 image\(s\) of formats .*\(x\.dng\)"):
             run(Strongest(), place, tmp_path / "out")
 
 

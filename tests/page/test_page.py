@@ -88,7 +88,7 @@ def test_worst_images() -> None:
         prediction = label.clone()
         prediction[:wrong] = 1
         worst.update(name, image, label, prediction)
-    worst.update("void", image, torch.full_like(label, 255), label)
+    worst.update("void", image, torch.full_like(label, -1), label)
     assert [(found.name, round(found.mIoU, 3), found.accuracy) for found in worst.found] == [
         ("bad", 0.125, 0.25),
         ("middle", 0.375, 0.75),

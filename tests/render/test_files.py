@@ -230,7 +230,7 @@ def test_without_panda3d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_the_command_offers_what_there_is() -> None:
     """The command repeats the names, so as not to import the renderer for ``--help``."""
-    from protoseg.cli import render
+    from protoseg.cli import data
 
-    assert render._STYLES == STYLES
-    assert set(render._LABELS) == set(labels.FORMATS)
+    assert data.STYLES == STYLES
+    assert set(data.LABELS) == set(labels.FORMATS)

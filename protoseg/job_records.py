@@ -29,14 +29,11 @@ class Job:
     """One training of a sweep.
 
     Attributes:
-        number: its place in the sweep, from 0.
-        overrides: of the command line, ``KEY=VALUE``.
-        folder: where it writes.
+        number, overrides: its place in the sweep, from 0, and ``KEY=VALUE`` of the command line.
         state: one of :data:`STATES`; a job that was killed is found ``running``.
         score: best validation mIoU, NaN until it is done.
         seconds: spent in it so far, without attempts that were killed.
-        error: message, where it failed.
-        wandb_id: of its run on the dashboard.
+        error, wandb_id: message, where it failed; of its run on the dashboard.
     """
 
     number: int
@@ -59,11 +56,8 @@ class Sweep:
     """A multirun.
 
     Attributes:
-        folder: of the sweep.
-        arguments: its overrides as given, sweeps included: ``seed=0,1,2``.
-        swept: keys that have more than one value.
-        planned: all jobs are known beforehand; not so in a search that goes by the scores.
-        jobs: those known, by number.
+        arguments, swept: its overrides as given, ``seed=0,1,2``, and the keys that have more than one value.
+        planned, jobs: all are known beforehand, not so in a search that goes by the scores; those known, by number.
     """
 
     folder: Path
@@ -104,11 +98,7 @@ def write_job(job: Job) -> None:
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job that ran in a folder, None where none did.
-
-    Raises:
-        ProtosegError: a damaged file.
-    """
+    """The job that ran in a folder, None where none did; raises ProtosegError for a damaged file."""
     file = folder / "job.json"
     return _job(_read_json(file), folder, file) if file.is_file() else None
 
@@ -123,8 +113,7 @@ def write_manifest(sweep: Sweep) -> None:
 def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder, its jobs in the state that their own files tell.
 
-    Raises:
-        ProtosegError: no sweep of ``train.py`` is there, or a file of it is damaged.
+    Raises ProtosegError: no sweep of ``train.py`` is there, or a file of it is damaged.
     """
     file = folder / "manifest.json"
     if not file.is_file():
@@ -146,8 +135,7 @@ def read_sweep(folder: Path) -> Sweep:
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder; the lock goes with the process, however that ends.
 
-    Raises:
-        ProtosegError: another process does, or the folder cannot be written.
+    Raises ProtosegError: another process does, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -52,8 +52,8 @@ class Predictor:
 
     Args:
         mode: ``whole`` runs each image at once; ``slide`` runs overlapping windows and averages their logits.
-        crop_size: the window, one number or (height, width), in pixels; ``slide`` only.
-        stride: step between windows, same form; two thirds of ``crop_size`` if None. ``slide`` only.
+        crop_size, stride: of ``slide`` only, the window and the step between windows, two thirds of it if None; each
+            one number or (height, width), in pixels.
         scales: the image is also run at these multiples of its size; softmax probabilities are averaged.
         flip: also run the mirrored image, and average.
 

@@ -29,10 +29,9 @@ class Memory(NamedTuple):
 
 @dataclass
 class ClassEdit:
-    """A change of a checkpoint's classes: a few kilobytes, and a file of its own (:func:`write_edit`).
+    """A change of a checkpoint's classes (those of the new label space); a file of its own (:func:`write_edit`).
 
     Attributes:
-        classes, colors: of the new label space.
         rows: for each new class its place among the old ones; -1, -2, … for the first, second, … row of ``new``.
         new: for each network of the checkpoint (student, teacher) the memory of the classes that are new or changed.
         relabel: how labels of data that has the old classes are to be read: {class: the class that it became, or None}.
@@ -65,11 +64,9 @@ def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
 
 
 def editable_memories(file: TrainedFile) -> dict[str, Memory]:
-    """The memories of a checkpoint whose classes are prototypes and nothing else; see :func:`memories`.
+    """The :func:`memories` of a checkpoint whose classes are prototypes and nothing else; else raises ProtosegError.
 
-    Raises:
-        ProtosegError: as ``memories``, or learned weights that depend on the number of classes. The auxiliary head has
-            some, but only training uses it.
+    The auxiliary head has learned weights for each class, too, but only training uses it.
     """
     found, c = memories(file.content), file.label_space.num_classes
     model, larger = file.blank(c), file.blank(c + 1)
@@ -97,10 +94,8 @@ def fingerprint(checkpoint: Mapping[str, Any]) -> str:
 def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     """The checkpoint with the classes of ``edit``; the old one is not changed, and shares all other tensors.
 
-    The auxiliary head, which only training uses, is left out: it has learned weights for each class.
-
-    Raises:
-        ProtosegError: the edit was made for another network.
+    The auxiliary head, which only training uses, is left out: it has learned weights for each class. Raises
+    ProtosegError if the edit was made for another network.
     """
     if edit.base != fingerprint(checkpoint):
         raise ProtosegError(
@@ -112,14 +107,12 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
         # Old rows first, new ones from behind: -1 is the first new one.
         added = edit.new.get(network, Memory(*(part[:0] for part in old)))
         rows = [row if row >= 0 else len(old.prototypes) - 1 - row for row in edit.rows]
-        good = all(
-            len(part) == len(added[0]) and part.shape[1:] == o.shape[1:] for part, o in zip(added, old, strict=True)
-        )
-        if not good or max(rows) >= len(old.prototypes) + len(added.prototypes):
+        same = len({len(part) for part in added}) == 1
+        same &= [part.shape[1:] for part in added] == [part.shape[1:] for part in old]
+        if not same or max(rows) >= len(old.prototypes) + len(added.prototypes):
             raise ProtosegError("classes: expected a change whose prototypes fit the checkpoint's, got others")
-        table = [torch.cat(pair) for pair in zip(old, added, strict=True)]
-        for name, tensor in zip(Memory._fields, table, strict=True):
-            state[f"{NETWORKS[network]}{_MEMORY}{name}"] = tensor[rows]
+        for name, *pair in zip(Memory._fields, old, added, strict=True):
+            state[f"{NETWORKS[network]}{_MEMORY}{name}"] = torch.cat(pair)[rows]
     own = dict(checkpoint["protoseg"])
     own["label_space"] = {"name": own["label_space"]["name"], "classes": edit.classes, "colors": edit.colors}
     own["relabel"] = _followed(own.get("relabel", {}), edit)
@@ -160,11 +153,7 @@ def write_edit(edit: ClassEdit, path: str | Path) -> None:
 
 
 def read_edit(path: str | Path) -> ClassEdit:
-    """What :func:`write_edit` wrote.
-
-    Raises:
-        ProtosegError: no such file, or another one.
-    """
+    """What :func:`write_edit` wrote; raises ProtosegError for a file that is not there or another one."""
     content = read_tensors(path).get("protoseg_classes")
     if not isinstance(content, dict):
         raise ProtosegError(f"{path}: expected a change of classes (protoseg.teach … --delta), got another file")

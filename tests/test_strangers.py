@@ -159,14 +159,12 @@ DOORS: dict[str, Door] = {
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    from protoseg.export import onnx
-
-    monkeypatch.setattr(onnx, "require", lambda *names: None)
+    monkeypatch.setattr("protoseg.run.export.require", lambda *names: None)
 
     def not_here(*arguments: object) -> None:
         raise ProtosegError("opened; the rest takes minutes")
 
-    monkeypatch.setattr(onnx, "export_onnx", not_here)
+    monkeypatch.setattr("protoseg.run.export.export_onnx", not_here)
 
 
 @pytest.mark.usefixtures("opened")

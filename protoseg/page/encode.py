@@ -1,13 +1,11 @@
-"""Pictures, figures and arrays as text inside a page."""
+"""Pictures and figures as text inside a page."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from protoseg.evaluation.pictures import Picture
@@ -21,25 +19,17 @@ def jpeg_uri(picture: Picture, width: int, quality: int = 80) -> str:
     image = Image.fromarray(picture)
     if image.width > width:
         image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality, optimize=True)
-    return _uri("image/jpeg", buffer.getvalue())
+    return _uri(image, "jpeg", quality=quality)
 
 
 def figure_uri(figure: Figure) -> str:
     """A matplotlib figure as a ``data:`` URI of a PNG of at most 256 colours: a quarter of the bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    colors = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small = io.BytesIO()
-    colors.save(small, format="PNG", optimize=True)
-    return _uri("image/png", small.getvalue())
+    return _uri(Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE), "png")
 
 
-def array_text(values: npt.NDArray[np.generic]) -> str:
-    """The bytes of an array, little-endian, as base64."""
-    return base64.b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, optimize=True, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

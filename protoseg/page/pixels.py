@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from protoseg.analysis.stream import Scene
 from protoseg.evaluation.pictures import as_picture
-from protoseg.page.encode import array_text, jpeg_uri
+from protoseg.page.encode import jpeg_uri
 
 PHOTO_WIDTH = 640
 MOST_CELLS = 20_000  # 7 bytes each; of a larger grid every second cell is kept, or every third, …
@@ -43,15 +44,12 @@ def pixel_view(scene: Scene) -> dict[str, Any]:
 
     step = math.ceil(math.sqrt(math.prod(scene.grid) / MOST_CELLS))
 
-    def thin(values: torch.Tensor) -> torch.Tensor:
-        return values.view(scene.grid)[::step, ::step].cpu()
-
-    def ids(values: torch.Tensor) -> str:
-        return array_text(thin(values).numpy().astype("uint16"))
+    def text(values: torch.Tensor, kind: str) -> str:
+        thin = values.view(scene.grid)[::step, ::step].cpu().numpy()
+        return base64.b64encode(thin.astype(kind).tobytes()).decode()
 
     def shades(values: torch.Tensor) -> str:
-        levels = 255 * (thin(values).float() - low) / max(high - low, 1e-6)
-        return array_text(levels.round().numpy().astype("uint8"))
+        return text((255 * (values.float() - low) / max(high - low, 1e-6)).round(), "u1")
 
     return {
         "name": Path(scene.name).name,
@@ -59,10 +57,10 @@ def pixel_view(scene: Scene) -> dict[str, Any]:
         "height": scene.size[0],
         "width": scene.size[1],
         "cell": scene.stride * step,
-        "columns": thin(truth).shape[1],
-        "prototype": ids(prediction * k + number),
-        "second": ids(second_class * k + second_number),
-        "truth": ids(truth),
+        "columns": -(-scene.grid[1] // step),
+        "prototype": text(prediction * k + number, "<u2"),
+        "second": text(second_class * k + second_number, "<u2"),
+        "truth": text(truth, "<u2"),
         "cosine": shades(best),
         "second_cosine": shades(second_best),
         "low": low,

@@ -12,16 +12,9 @@ from rich.progress import track
 from torch import nn
 
 from protoseg.analysis.activations import activation, assignment_picture, heat_picture, prototype_colors
-from protoseg.analysis.patches import PatchCollector, Patches
+from protoseg.analysis.patches import Patch, PatchCollector
 from protoseg.analysis.stream import Loader, collect, look, prototype_memory, scenes
-from protoseg.analysis.structure import (
-    Occupancy,
-    OccupancyCollector,
-    between_figure,
-    describe,
-    occupancy_figure,
-    within_figure,
-)
+from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation.pictures import MANY_CLASSES, as_picture
 from protoseg.page.encode import figure_uri, jpeg_uri
 from protoseg.types import IGNORE_INDEX, LabelSpace
@@ -37,8 +30,7 @@ class PrototypeReport:
     Attributes:
         classes: by class id, entries of :func:`protoseg.analysis.structure.describe`.
         drawn: of the classes that are drawn, ``id``, the ``entry``, ``photo``, ``assignment`` and their ``prototypes``.
-        figures: occupancy and cosines, by title.
-        colors: of the numbers of the prototypes, as CSS.
+        figures, colors: occupancy and cosines, by title; of the numbers of the prototypes, as CSS.
     """
 
     classes: list[dict[str, Any]]
@@ -50,10 +42,7 @@ class PrototypeReport:
 def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> PrototypeReport:
     """Look at images with labels, e.g. training images, and collect what the page shows of the prototypes.
 
-    Of more than 40 classes, those with most cells are drawn.
-
-    Raises:
-        ProtosegError: a model without prototypes.
+    Of more than 40 classes, those with most cells are drawn. Raises ProtosegError for a model without prototypes.
     """
     vectors = prototype_memory(model).prototypes
     c, k, _ = vectors.shape
@@ -68,55 +57,43 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
         "How alike the prototypes of a class are": within_figure(vectors, space, chosen),
         "How near the classes are to one another": between_figure(vectors, space),
     }
-    colors = [_css(color) for color in prototype_colors(k)]
-    drawn = _drawn(model, loader.dataset, occupancy, found, entries, space, chosen)
+    colors = [css(color) for color in prototype_colors(k)]
+    drawn = []
+    for i in track(chosen, "activation maps", console=Console(stderr=True)):
+        drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], found.found[i], i, space)})
+        if occupancy.example[i] >= 0:
+            drawn[-1] |= _maps(model, loader.dataset[int(occupancy.example[i])], i, drawn[-1]["prototypes"])
     return PrototypeReport(entries, drawn, {title: figure_uri(figure) for title, figure in figures.items()}, colors)
 
 
-def _drawn(
-    model: nn.Module,
-    dataset: Any,
-    occupancy: Occupancy,
-    patches: Patches,
-    entries: list[dict[str, Any]],
-    space: LabelSpace,
-    chosen: Sequence[int],
+def _prototypes(
+    entry: dict[str, Any], patches: Sequence[Sequence[Patch]], class_id: int, space: LabelSpace
 ) -> list[dict[str, Any]]:
-    drawn = []
-    for i in track(chosen, "activation maps", console=Console(stderr=True)):
-        shares, doubles = entries[i]["shares"], entries[i]["duplicates"]
-        prototypes = [
-            {
-                "number": j,
-                "share": None if shares is None else shares[j],
-                "dead": j in entries[i]["dead"],
-                "twins": [b if a == j else a for a, b, _ in doubles if j in (a, b)],
-                "patches": [
-                    {
-                        "picture": jpeg_uri(patch.picture, _PATCH_WIDTH),
-                        "cosine": patch.cosine,
-                        "file": Path(patch.name).name,
-                        "wrong": space.classes[patch.label] if patch.label not in (i, IGNORE_INDEX) else None,
-                    }
-                    for patch in of_prototype
-                ],
-            }
-            for j, of_prototype in enumerate(patches.found[i])
-        ]
-        entry: dict[str, Any] = {"id": i, "entry": entries[i], "prototypes": prototypes}
-        if occupancy.example[i] >= 0:
-            entry |= _maps(model, dataset, int(occupancy.example[i]), i, prototypes)
-        drawn.append(entry)
-    return drawn
+    """Of each prototype of a class its share, its twins and its patches."""
+    return [
+        {
+            "number": j,
+            "share": entry["shares"] and entry["shares"][j],
+            "dead": j in entry["dead"],
+            "twins": [b if a == j else a for a, b, _ in entry["duplicates"] if j in (a, b)],
+            "patches": [
+                {
+                    "picture": jpeg_uri(patch.picture, _PATCH_WIDTH),
+                    "cosine": patch.cosine,
+                    "file": Path(patch.name).name,
+                    "wrong": None if patch.label in (class_id, IGNORE_INDEX) else space.classes[patch.label],
+                }
+                for patch in own
+            ],
+        }
+        for j, own in enumerate(patches)
+    ]
 
 
-def _maps(
-    model: nn.Module, dataset: Any, number: int, class_id: int, prototypes: list[dict[str, Any]]
-) -> dict[str, str]:
+def _maps(model: nn.Module, sample: Any, class_id: int, prototypes: list[dict[str, Any]]) -> dict[str, str]:
     """Photo and assignment of one image; the map of each prototype is put beside its patches."""
-    image, label, name = dataset[number]
-    scene = look(model, image, label, name=name)
-    found = activation(model, scene, class_id)
+    image, label, name = sample
+    found = activation(model, look(model, image, label, name=name), class_id)
     low, high = float(found.cosines.median()), float(found.cosines.max())
     for prototype, cosines in zip(prototypes, found.cosines, strict=True):
         prototype["map"] = jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH)
@@ -128,5 +105,6 @@ def _maps(
     }
 
 
-def _css(color: Sequence[int]) -> str:
+def css(color: Sequence[int]) -> str:
+    """RGB, 0 to 255, for a style sheet."""
     return "#{:02x}{:02x}{:02x}".format(*color)

@@ -19,10 +19,8 @@ class WorstImage(NamedTuple):
     """An image and its scores.
 
     Attributes:
-        mIoU: mean over the classes that occur in its truth or its prediction, in 0 to 1.
-        accuracy: share of its labelled pixels that are right, in 0 to 1.
-        name: path of the image.
-        tiles: photo, truth, prediction and errors as ``data:`` URIs, by title.
+        mIoU, accuracy: over the classes in its truth or its prediction, and share of right pixels, both in 0 to 1.
+        name, tiles: path; photo, truth, prediction and errors as ``data:`` URIs, by title.
     """
 
     mIoU: float

@@ -6,26 +6,31 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from protoseg.data import SegmentationDataset
 from protoseg.functional.class_prototypes import ClassPrototypes, class_prototypes, turned_away
+from protoseg.functional.resize import downsample_label
+from protoseg.models.segmentor import Segmentor
 from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
-from protoseg.teach.pixels import Cells, labelled_cells
 from protoseg.trained import TrainedFile
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+MAX_CELLS = 200_000
+"""Cells of the grid kept of each class that is looked for, and of all others together: bounds the memory."""
+
+OTHER = -1
 
 Entry = tuple[str, tuple[int, int, int], int]
 """Name, colour and row (see :attr:`ClassEdit.rows`) of a class after a change."""
 
 
 class NewClass(NamedTuple):
-    """What was found of one class in one network.
+    """What was found of one class in one network (``student`` or ``teacher``).
 
     Attributes:
-        name, network: of the class, and ``student`` or ``teacher``.
-        pixels: cells of the grid that its prototypes were made of.
-        distinct: prototypes that differ, at most K.
+        pixels, distinct: cells of the grid that its prototypes were made of, and how many of these differ, at most K.
         turned: how far they were turned away from other classes, 0 to 1; see ``functional.class_prototypes``.
     """
 
@@ -54,8 +59,7 @@ def add_classes(
         dataset: the images; pixels of the new classes labelled as such, any other label is "not these", ignored pixels
             take no part. Names and colours come from its label space.
         names: the new classes.
-        seed: of the clustering.
-        device: where the network runs.
+        seed, device: of the clustering; where the network runs.
         title: of the progress bar; none without it.
 
     Returns:
@@ -88,12 +92,8 @@ def refresh_class(
 ) -> tuple[ClassEdit, list[NewClass]]:
     """Bring the prototypes of a class to how it looks in new images; arguments as of :func:`add_classes`.
 
-    Args:
-        keep: weight of the old prototypes among the pixels that are clustered: 0 replaces them, 0.5 gives old and new
-            conditions equal weight.
-
-    Raises:
-        ProtosegError: no such class, ``keep`` outside [0, 1), or as ``add_classes``.
+    ``keep`` is the weight of the old prototypes among the pixels that are clustered: 0 replaces them, 0.5 gives old and
+    new conditions equal weight. Raises ProtosegError: no such class, ``keep`` outside [0, 1), or as ``add_classes``.
     """
     if not 0 <= keep < 1:
         raise ProtosegError(f"keep: expected a share of at least 0 and below 1, got {keep}")
@@ -108,8 +108,7 @@ def refresh_class(
 def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
     """Take classes out: their pixels go to the next nearest prototype, labels of theirs are ignored from now on.
 
-    Raises:
-        ProtosegError: no such class, or none would be left; a head as in ``add_classes``.
+    Raises ProtosegError: no such class, or none would be left; a head as in ``add_classes``.
     """
     new = {network: _rows(memory, []) for network, memory in editable_memories(file).items()}
     space = file.label_space
@@ -124,13 +123,8 @@ def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
 def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int = 0) -> ClassEdit:
     """Make one class of several, in the place of the first; its K prototypes are clustered from theirs.
 
-    Args:
-        into: name of the merged class: one of ``names``, whose colour it has, or a new one, which has the first one's.
-        seed: of the clustering.
-
-    Raises:
-        ProtosegError: fewer than two classes, one that is not there, or a name that another class has; a head as in
-            ``add_classes``.
+    Its name ``into`` is one of ``names``, whose colour it has, or a new one, which has the first one's colour. Raises
+    ProtosegError: fewer than two classes, one that is not there, a name that another class has; as ``add_classes``.
     """
     found = editable_memories(file)
     space = file.label_space
@@ -208,10 +202,55 @@ def _clustered(
             f"network's grid in {len(dataset)} images: give images that show it, larger"
         )
     row, keep = old or (-1, 0.0)
-    clustered = torch.cat([members, _weighted(memory.prototypes[row], len(members), keep)]) if keep else members
-    return class_prototypes(clustered, memory.prototypes.shape[1], seed=seed)
+    k = memory.prototypes.shape[1]
+    if keep:  # copies of the old ones that make up about this share of all
+        copies = max(1, round(keep / (1 - keep) * len(members) / k))
+        members = torch.cat([members, memory.prototypes[row].repeat(copies, 1)])
+    return class_prototypes(members, k, seed=seed)
 
 
-def _weighted(prototypes: Tensor, pixels: int, keep: float) -> Tensor:
-    """Copies of old prototypes that make up about the share ``keep`` among them and ``pixels`` new ones."""
-    return prototypes.repeat(max(1, round(keep / (1 - keep) * pixels / len(prototypes))), 1)
+class Cells(NamedTuple):
+    """Labelled cells of the grid: unit embeddings ``n d``, and labels int64 ``n``, ``OTHER`` for other classes."""
+
+    embeddings: Tensor
+    label: Tensor
+
+    def of(self, label: int) -> tuple[Tensor, Tensor]:
+        """Embeddings of the cells of one class, and of all others."""
+        return self.embeddings[self.label == label], self.embeddings[self.label != label]
+
+
+@torch.no_grad()
+def labelled_cells(
+    model: Segmentor,
+    dataset: SegmentationDataset,
+    classes: Sequence[int],
+    device: torch.device | str,
+    seed: int,
+    title: str,
+) -> Cells:
+    """The cells of all images (whole) whose centre pixel is labelled, on the CPU; of large sets a part, by ``seed``.
+
+    Labels outside the train ids ``classes`` become ``OTHER``. Without a ``title`` there is no progress bar.
+    """
+    model.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    share = max(1, MAX_CELLS // len(dataset))
+    embeddings, labels = [], []
+    for index in track(range(len(dataset)), title, disable=not title):
+        image, label, _ = dataset[index]
+        output = model(image[None].to(device))
+        grid = downsample_label(label[None], (output.logits.shape[2], output.logits.shape[3]), model.stride).flatten()
+        sought = torch.isin(grid, torch.tensor(classes))
+        known = torch.where(sought, grid, OTHER)
+        chosen = torch.cat([_drawn(known == i, share, generator) for i in classes]
+            + [_drawn(~sought & (grid != IGNORE_INDEX), share, generator)])  # fmt: skip
+        embeddings.append(output.embeddings[0].flatten(1).T[chosen.to(device)].cpu())
+        labels.append(known[chosen])
+    return Cells(torch.cat(embeddings), torch.cat(labels))
+
+
+def _drawn(wanted: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices of at most ``count`` of the wanted cells."""
+    found = wanted.nonzero().flatten()
+    return found if len(found) <= count else found[torch.randperm(len(found), generator=generator)[:count]]

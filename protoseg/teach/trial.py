@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from hydra._internal.grammar.utils import escape_special_characters
-from rich.progress import track
 from torch import Tensor
 
+from protoseg.analysis.stream import Loader, images
 from protoseg.data import AdaptationDataModule, SegmentationDataset
 from protoseg.data.statistics import class_statistics
 from protoseg.evaluation.metrics import SegmentationMetrics
@@ -23,7 +23,7 @@ from protoseg.teach.edit import reading_again
 from protoseg.teach.operations import add_classes
 from protoseg.text import command
 from protoseg.trained import TrainedFile
-from protoseg.types import IGNORE_INDEX, Batch, LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 MIN_SHARE = 1e-3
 """Images show a class where it covers at least this share of them."""
@@ -40,9 +40,8 @@ class Trial(NamedTuple):
     """What :func:`trial` found.
 
     Attributes:
-        before: of the checkpoint as it is, with the class's pixels ignored.
+        before, trained: of the checkpoint as it is, with the class's pixels ignored; of one trained with it, if given.
         added: number of images -> a score for every draw of so many.
-        trained: of the model that was trained with the class, if one was given.
         images: images of the training split that show the class, and of the validation split.
     """
 
@@ -69,11 +68,9 @@ def trial(
     Args:
         file: a checkpoint that was trained without the class (``data.relabel={NAME: null}``).
         name: the class, of the checkpoint's data set.
-        shots: numbers of images.
-        draws: draws of each number.
+        shots, draws: numbers of images, and draws of each number.
         trained: a checkpoint that was trained with the class, to compare with.
         root: folder of the data, where it is not where the checkpoint's run found it.
-        device: where the networks run.
 
     Raises:
         ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as ``add_classes``.
@@ -130,7 +127,7 @@ def showing(dataset: SegmentationDataset, label: int) -> list[int]:
 def _judge_additions(
     model: Segmentor,
     prototypes: Mapping[tuple[int, int], Tensor],
-    val: Iterable[Batch],
+    val: Loader,
     space: LabelSpace,
     device: torch.device | str,
 ) -> tuple[Score, dict[tuple[int, int], Score]]:
@@ -138,9 +135,9 @@ def _judge_additions(
     model.to(device)
     new = space.num_classes - 1
     without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in prototypes}
-    for image, truth in _images(val):
-        output = model(image.to(device))
-        size = (image.shape[2], image.shape[3])
+    for _, _, image, truth in images(val, "validating"):
+        output = model(image[None].to(device))
+        size = (truth.shape[0], truth.shape[1])
         best, old = upsample_logits(output.logits, size, model.stride)[0].max(0)
         without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
         pixels = output.embeddings[0].flatten(1).T
@@ -152,20 +149,14 @@ def _judge_additions(
 
 
 @torch.no_grad()
-def _judge_trained(file: TrainedFile, val: Iterable[Batch], space: LabelSpace, device: torch.device | str) -> Score:
+def _judge_trained(file: TrainedFile, val: Loader, space: LabelSpace, device: torch.device | str) -> Score:
     order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
     model, metric = file.model().to(device), SegmentationMetrics(space)
-    for image, truth in _images(val):
-        logits = upsample_logits(model(image.to(device)).logits, (image.shape[2], image.shape[3]), model.stride)
+    for _, _, image, truth in images(val, "validating"):
+        logits = model(image[None].to(device)).logits
+        logits = upsample_logits(logits, (truth.shape[0], truth.shape[1]), model.stride)
         metric.update(order[logits[0].argmax(0).cpu()], truth)
     return _score(metric)
-
-
-def _images(val: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """One image ``1 3 h w`` and its label ``h w`` after the other, without padding."""
-    for batch in track(val, "validating"):
-        for image, label, (height, width) in zip(batch.image, batch.label, batch.size.tolist(), strict=True):
-            yield image[None, :, :height, :width], label[:height, :width]
 
 
 def _score(metric: SegmentationMetrics) -> Score:

@@ -140,13 +140,13 @@ def _judge_additions(
     without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in prototypes}
     for image, truth in _images(val):
         output = model(image.to(device))
-        size = (image.shape[2], image.shape[3])
-        best, old = upsample_logits(output.logits, size, model.stride)[0].max(0)
+        grid = ((image.shape[2], image.shape[3]), model.stride, output.align_corners)
+        best, old = upsample_logits(output.logits, *grid)[0].max(0)
         without.update(old.cpu(), truth.where(truth != new, space.ignore_index))
         pixels = output.embeddings[0].flatten(1).T
         for key, tried in prototypes.items():
             score = model.head.class_logits(best_cosine(pixels, tried.to(device)))  # type: ignore[operator]
-            score = upsample_logits(score.view(1, 1, *output.logits.shape[2:]), size, model.stride)[0, 0]
+            score = upsample_logits(score.view(1, 1, *output.logits.shape[2:]), *grid)[0, 0]
             metrics[key].update(old.where(best >= score, new).cpu(), truth)
     return _score(without), {key: _score(metric) for key, metric in metrics.items()}
 
@@ -156,7 +156,9 @@ def _judge_trained(file: TrainedFile, val: Iterable[Batch], space: LabelSpace, d
     order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
     model, metric = file.model().to(device), SegmentationMetrics(space)
     for image, truth in _images(val):
-        logits = upsample_logits(model(image.to(device)).logits, (image.shape[2], image.shape[3]), model.stride)
+        output = model(image.to(device))
+        size = (image.shape[2], image.shape[3])
+        logits = upsample_logits(output.logits, size, model.stride, output.align_corners)
         metric.update(order[logits[0].argmax(0).cpu()], truth)
     return _score(metric)
 

@@ -195,17 +195,21 @@ class FCNDecoder(nn.Module):
 class HRNetDecoder(nn.Module):
     """All maps at the finest resolution, concatenated (720 channels for HRNet-W48), then one 3 x 3 convolution.
 
-    The released ProtoSeg ``cls_head``. It resizes with align_corners=True; here the grids stay aligned.
+    The released ProtoSeg ``cls_head``. It resizes with ``align_corners=True``; False keeps the grids aligned, whatever
+    the image's size.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1) -> None:
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1, align_corners: bool = False
+    ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.out_channels, self.stride = sum(channels), strides[0]
         self.fuse = nn.Sequential(_conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[-2:]
-        coarse = [F.interpolate(feature, size, mode="bilinear", align_corners=False) for feature in features[1:]]
+        coarse = [F.interpolate(f, size, mode="bilinear", align_corners=self.align_corners) for f in features[1:]]
         return self.fuse(torch.cat([features[0], *coarse], dim=1))
 
 

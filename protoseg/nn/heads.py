@@ -67,6 +67,7 @@ class PrototypeHead(Head):
             ``layernorm`` over the class scores (released code; 2 c learned parameters).
         temperature: for ``logits="temperature"``.
         embedding_norm: LayerNorm over channels before the embedding is made unit length (released code).
+        unit_projection: unit length before that LayerNorm, too, where its epsilon then counts (released code).
         memory: keyword arguments of :class:`PrototypeMemory`: momentum, momentum_warmup, init, assignment, …
 
     Raises:
@@ -84,6 +85,7 @@ class PrototypeHead(Head):
         logits: str = "temperature",
         temperature: float = 0.1,
         embedding_norm: bool = True,
+        unit_projection: bool = False,
         **memory: Any,
     ) -> None:
         dim = embedding_dim or in_channels
@@ -93,7 +95,7 @@ class PrototypeHead(Head):
                 f"prototype head: expected logits in {LOGITS} and temperature > 0, "
                 f"got logits={logits!r}, temperature={temperature}"
             )
-        self.temperature = temperature
+        self.temperature, self.unit_projection = temperature, unit_projection
         self.projection = projection(in_channels, dim)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
         self.logit_norm = nn.LayerNorm(num_classes) if logits == "layernorm" else None
@@ -105,6 +107,7 @@ class PrototypeHead(Head):
         b, _, h, w = projected.shape
         with no_autocast(projected):
             pixels = at_least_fp32(projected).permute(0, 2, 3, 1).flatten(0, 2)
+            pixels = F.normalize(pixels, dim=1) if self.unit_projection else pixels
             embeddings = F.normalize(self.embedding_norm(pixels), dim=1)
             similarities = self.memory.similarity(embeddings)
             logits = self.class_logits(similarities.scores)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -13,10 +12,7 @@ from omegaconf import DictConfig
 from protoseg.cli.errors import run_with_clear_errors
 from protoseg.cli.launch import run_name
 from protoseg.cli.sweeps import report
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-# In a wheel the configs lie inside the package, in a checkout beside it.
-CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+from protoseg.files import CONFIG_DIR as CONFIG_DIR
 
 
 def train() -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import check_match, load_timm_weights, no_download, read_weights
@@ -216,6 +217,13 @@ def _check_any_size(name: str, model: nn.Module) -> None:
     model.train()
 
 
+class _NumbersReadable(TorchFunctionMode):
+    """Where tensors are made without numbers (``torch.device("meta")``), the library reads some of this function."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {}))
+
+
 class MiTEncoder(Encoder):
     """Mix Transformer of SegFormer (Xie et al., arXiv 2105.15203), from segmentation-models-pytorch.
 
@@ -247,7 +255,8 @@ class MiTEncoder(Encoder):
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
         name = f"mit_{variant}"
-        self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
+        with _NumbersReadable():
+            self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
         if weights is not None:
             state, expected = read_weights(weights), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier

@@ -1,0 +1,5 @@
+"""Door to the command line: ``python -m protoseg.convert``."""
+
+from protoseg.cli.convert import main
+
+main()

@@ -209,12 +209,12 @@ class _LookPast(_Look):
             raise pickle.UnpicklingError("it makes an object of another class")
         super().load_newobj()  # type: ignore[misc]
 
-    dispatch = _Look.dispatch | {pickle.BUILD[0]: load_build, pickle.NEWOBJ[0]: load_newobj}
+    dispatch = _Look.dispatch | {pickle.BUILD[0]: load_build, pickle.NEWOBJ[0]: load_newobj}  # type: ignore[dict-item, assignment]
 
 
 @contextmanager
 def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Tensor]]]:
-    """Values of a file of any training code, and what reads a tensor of it; in torch's format of today or that before 1.6.
+    """Values of a file of any training code, and what reads a tensor of it; in torch's format, or that before 1.6.
 
     Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
     one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known.
@@ -255,7 +255,7 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
 def _look_before_zip(file: BinaryIO) -> tuple[Any, dict[str, int]]:
     """Values of a file as torch wrote them before 1.6, and where the numbers of each storage begin.
 
-    Five pickles (a mark, a version, the sizes of numbers, the values, the keys), then for every key a count and numbers.
+    Five pickles (mark, version, sizes of numbers, values, keys), then for every key a count and numbers.
     """
     file.seek(0)
     head = _Instructions(file.read(MAX_PICKLE))

@@ -213,7 +213,9 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return image
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    scaled = F.interpolate(image if image.is_floating_point() else image.float(), size, mode="bilinear", align_corners=False)
+    scaled = F.interpolate(
+        image if image.is_floating_point() else image.float(), size, mode="bilinear", align_corners=False
+    )
     return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
 
 

@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of ``python -m protoseg.convert``."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.convert",
-        description="Write a file of published weights as a checkpoint that evaluate.py, protoseg.load and the other "
-        "commands open: DAFormer, HRDA, MIC, ProtoSeg, SegFormer; of ImageNet weights a file for encoder.weights=. What it "
-        "is is told by its names. Nothing in the file is run.",
+        description="Write published weights (DAFormer, HRDA, MIC, ProtoSeg, SegFormer) as a checkpoint that evaluate.py, "
+        "protoseg.load and the other commands open; ImageNet weights as a file for encoder.weights=. The kind is "
+        "recognised by the names in the file, of which nothing is run.",
     )
     parser.add_argument("file", type=Path, help="e.g. latest.pth")
     parser.add_argument("out", type=Path, help="the checkpoint to write, e.g. daformer.ckpt")
@@ -36,8 +36,14 @@ def run_convert(options: argparse.Namespace) -> None:
 
     terminal, started = Terminal(), time.perf_counter()
     with terminal.status("converting"):
-        kind, cfg = convert(options.file, options.out, options.network, options.overrides)
-    what = f"{kind.name if kind else 'encoder'}, {options.network}" if kind and not kind.encoder_only else "encoder"
+        kind = convert(options.file, options.out, options.network, options.overrides)
+    what = (
+        "weights of an encoder"
+        if kind is None
+        else kind.name
+        if kind.encoder_only
+        else f"{kind.name}, {options.network}"
+    )
     size, seconds = options.out.stat().st_size / 1e6, time.perf_counter() - started
     terminal.say(f"{options.out}: {what}, {size:.1f} MB, {seconds:.1f} s")
     if kind and not kind.encoder_only:

@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ProtosegError(
-                f"encoder.mean, encoder.std: expected three numbers each (red, green, blue in [0, 1]), std above 0, got "
+                "encoder.mean, encoder.std: expected three numbers each (red, green, blue in [0, 1]), std above 0, got "
                 f"{list(mean)} and {list(std)}"
             )
 
@@ -142,12 +142,13 @@ class TimmEncoder(Encoder):
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs
         self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)
-        if weights is not None or pretrained:
-            load_timm_weights(self.model, name, weights, options)
         config: Any = self.model.pretrained_cfg
+        self.set_input(mean or config["mean"], std or config["std"])
+        if weights is not None or pretrained:
+            seen = {"mean": self.mean, "std": self.std, "fuse_align_corners": fuse_align_corners}
+            load_timm_weights(self.model, name, weights, options, **seen)
         if config.get("fixed_input_size") and not (FAMILY_OPTIONS.get(family) or "img_size" in timm_kwargs):
             _check_any_size(name, self.model)
-        self.set_input(mean or config["mean"], std or config["std"])
         if fuse_align_corners:
             _align_fusion(self.model, name)
 
@@ -254,17 +255,17 @@ class MiTEncoder(Encoder):
                 f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
+        self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD)
         name = f"mit_{variant}"
         with _NumbersReadable():
             self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
         if weights is not None:
-            state, expected = read_weights(weights), self.model.state_dict()
+            state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier
             check_match(state, expected, expected, f"weights file {weights}")
             self.model.load_state_dict(state)
         out_channels: Any = self.model.out_channels
         self.channels, self.strides = list(out_channels[-4:]), [4, 8, 16, 32]
-        self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD)
         if grad_checkpointing:
             recompute_blocks(self.model, name)
 

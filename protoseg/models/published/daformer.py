@@ -1,6 +1,6 @@
 """DAFormer (Hoyer et al., CVPR 2022, arXiv 2111.14887), https://github.com/lhoyer/DAFormer.
 
-The released code has the student under ``model.``, the teacher under ``ema_model.``; published scores are the student's.
+The released code has the student under ``model.``, the teacher under ``ema_model.``; its scores are the student's.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from protoseg.models.published.kind import Kind, State
 
 
 def hrnet_settings(state: State) -> list[str]:
-    """Which HRNet it is, by the width of its finest branch, and its fusion as in the original code."""
+    """Which HRNet it is, by the width of its finest branch."""
     width = len(state.get("encoder.model.transition1.0.0.weight", range(48)))
-    return [f"encoder=hrnet_w{width}" if width in (18, 48) else f"encoder.name=hrnet_w{width}"]
+    return ["encoder=hrnet_w48", f"encoder.name=hrnet_w{width}"]
 
 
 HRNET = Kind(

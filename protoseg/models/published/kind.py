@@ -48,5 +48,5 @@ class Kind:
             if rule is None:
                 left.append(name)
             elif rule[1] is not None:
-                found[re.sub(*rule, name)] = tensor
+                found[re.sub(rule[0], rule[1], name)] = tensor
         return found, left

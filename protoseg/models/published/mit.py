@@ -1,4 +1,4 @@
-"""Mix Transformer (SegFormer, arXiv 2105.15203): ImageNet weights in NVlabs' names, ours too, and in mmsegmentation's."""
+"""Mix Transformer (SegFormer, arXiv 2105.15203): ImageNet weights in NVlabs' names and mmsegmentation's."""
 
 from __future__ import annotations
 

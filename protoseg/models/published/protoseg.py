@@ -1,7 +1,7 @@
 """ProtoSeg (Zhou et al., CVPR 2022, arXiv 2203.15102), https://github.com/tfzhou/ProtoSeg: HRNet with prototypes.
 
-Four options make ours the released network: fusion, neck and logits with ``align_corners``, and unit length of rows before
-the embedding's LayerNorm. Its images are BGR, normalised by ImageNet's numbers for RGB in that order.
+Four options make ours the released network: fusion, neck and logits with ``align_corners``, and unit length of rows
+before the embedding's LayerNorm. Its images are BGR, normalised by ImageNet's numbers for RGB in that order.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _settings(state: State) -> list[str]:
         "decoder.align_corners=true",
         "segmentor.align_corners=true",
         "head.row_norm=true",
-        "encoder.mean=[0.406,0.456,0.485]",
-        "encoder.std=[0.225,0.224,0.229]",
+        "++encoder.mean=[0.406,0.456,0.485]",
+        "++encoder.std=[0.225,0.224,0.229]",
     ]
 
 

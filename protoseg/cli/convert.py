@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of ``python -m protoseg.convert``."""
     parser = argparse.ArgumentParser(
         prog="python -m protoseg.convert",
-        description="Write published weights (DAFormer, HRDA, MIC, ProtoSeg, SegFormer) as a checkpoint that evaluate.py, "
-        "protoseg.load and the other commands open; ImageNet weights as a file for encoder.weights=. The kind is "
-        "recognised by the names in the file, of which nothing is run.",
+        description="Write published weights (DAFormer, HRDA, MIC, ProtoSeg, SegFormer) as a checkpoint that "
+        "evaluate.py, protoseg.load and the other commands open; ImageNet weights as a file for encoder.weights=. The "
+        "kind is recognised by the names in the file, of which nothing is run.",
     )
     parser.add_argument("file", type=Path, help="e.g. latest.pth")
     parser.add_argument("out", type=Path, help="the checkpoint to write, e.g. daformer.ckpt")

@@ -34,8 +34,8 @@ def old_names(state: State, prefix: str = "") -> State:
             width = len(tensor) // 3
             found[name.replace("attn.in_proj_", "q.")] = tensor[:width]
             found[name.replace("attn.in_proj_", "kv.")] = tensor[width:]
-        else:
-            found[name] = tensor
+        else:  # linear layers are 1 x 1 convolutions there
+            found[name] = tensor.flatten(1) if re.search(r"\.mlp\.fc[12]\.weight$", name) else tensor
     return found
 
 

@@ -198,19 +198,27 @@ def slide_logits(
 
 
 def _full_size_logits(model: SegmentationModel, image: Tensor) -> Tensor:
-    logits = model(image).logits
+    output = model(image)
+    logits = output.logits
     # bf16 has 8 bits: upsampled in it, many pixels between two classes would tie.
     with no_autocast(logits):
-        return upsample_logits(at_least_fp32(logits), (image.shape[2], image.shape[3]), model.stride)
+        size = (image.shape[2], image.shape[3])
+        return upsample_logits(at_least_fp32(logits), size, model.stride, output.align_corners)
 
 
 def _rescale(image: Tensor, scale: float) -> Tensor:
-    """The image at ``scale`` times its size, float in 0 to 1; untouched at scale 1."""
+    """The image at ``scale`` times its size; untouched at scale 1.
+
+    As training images are scaled (``cv2.resize``, to a grey level): bilinear between the nearest pixels, in whole grey
+    levels. Smoothing before (antialiasing) would show the network images that it was not trained on.
+    """
     if scale == 1.0:
         return image
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    image = image if image.is_floating_point() else image.float() / 255
-    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    scaled = F.interpolate(
+        image if image.is_floating_point() else image.float(), size, mode="bilinear", align_corners=False
+    )
+    return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
 
 
 def _positive_numbers(values: object) -> bool:

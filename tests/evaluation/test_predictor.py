@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,7 +178,9 @@ def test_scales_average_the_probabilities_of_resized_images() -> None:
     image, size = batch([(40, 56)])
     want = torch.zeros(5, 40, 56, dtype=torch.float64)
     for side in [(20, 28), (60, 84)]:
-        x = F.interpolate(image.float() / 255, side, mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(image.float(), side, mode="bilinear", align_corners=False).round().byte()
+        trained_on = cv2.resize(image[0].permute(1, 2, 0).numpy(), side[::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.abs(x[0].permute(1, 2, 0).numpy().astype(int) - trained_on).max() <= 1  # no antialiasing in either
         logits = F.interpolate(Net()(x).logits, side, mode="bilinear", align_corners=False)
         want += F.interpolate(logits, (40, 56), mode="bilinear", align_corners=False).softmax(1)[0] / 2
     torch.testing.assert_close(Predictor(scales=(0.5, 1.5))(Net(), image, size)[0], want)

@@ -41,6 +41,25 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int) -> Tenso
     return F.interpolate(logits, cells, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
 
 
+def upsample_rows(logits: Tensor, rows: tuple[int, int], size: tuple[int, int], stride: int) -> Tensor:
+    """Some rows of :func:`upsample_logits`, up to the order of its sums: those of all pixels may not fit into memory.
+
+    Args:
+        rows: the first of them, and the one after the last.
+        logits, size, stride: as there.
+
+    Returns:
+        ``b c rows W``.
+    """
+    cells = logits.shape[-2]
+    at = ((torch.arange(*rows, device=logits.device, dtype=torch.float64) + 0.5) / stride - 0.5).clamp_(0, cells - 1)
+    low = at.long()
+    weight = (at - low).to(logits.dtype).unsqueeze(1)
+    between = logits[..., low, :].lerp(logits[..., (low + 1).clamp_max(cells - 1), :], weight)
+    wide = (rows[1] - rows[0], logits.shape[-1] * stride)
+    return F.interpolate(between, wide, mode="bilinear", align_corners=False)[..., : size[1]]
+
+
 def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """The label at the centre pixel of every grid cell: ``b H W`` to ``b h w``.
 

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from protoseg.evaluation.predictor import Predictor, slide_logits
+from protoseg.evaluation.predictor import Predictor, slide_rows
 from protoseg.types import ProtosegError, SegOutput
 
 SIZES = [(40, 56), (33, 47), (40, 56), (64, 20), (33, 47)]
@@ -139,7 +139,8 @@ def naive_slide(
 @pytest.mark.parametrize(("window", "step"), [((24, 24), (16, 16)), ((16, 60), (16, 7)), ((17, 20), (5, 20))])
 def test_slide_matches_naive_loop(window: tuple[int, int], step: tuple[int, int]) -> None:
     image, _ = batch([(40, 56)])
-    torch.testing.assert_close(slide_logits(Net(), image, window, step), naive_slide(Net(), image, window, step))
+    found = torch.cat([*slide_rows(Net(), image, window, step)], 2)
+    torch.testing.assert_close(found, naive_slide(Net(), image, window, step))
 
 
 def test_every_pixel_is_covered_and_averaged_not_summed() -> None:
@@ -153,9 +154,9 @@ def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     image, size = batch([(40, 56), (40, 56)])
     predictor, model = Predictor("slide", crop_size=24, stride=16), Net()
     want = predictor(model, image, size)
-    # 2 rows of 3 windows in each of 2 images.
-    assert [call[0] for call in model.calls] == [8, 4]
-    monkeypatch.setattr("protoseg.evaluation.predictor.WINDOWS_AT_ONCE", 1)
+    assert [call[0] for call in model.calls] == [6, 6]  # 2 rows of 3 windows in each of 2 images
+    monkeypatch.setattr("protoseg.evaluation.predictor.AT_ONCE", 24 * 24)
+    monkeypatch.setattr("protoseg.evaluation.predictor.PIECE", 5 * 2 * 56 * 7)
     for a, b in zip(predictor(model, image, size), want, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -213,8 +214,8 @@ def test_no_gradient_is_kept() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "tiles"}, "mode: expected one of whole, slide, got 'tiles'"),
-        ({"crop_size": 512}, "no crop_size and no stride with mode=whole.*set mode=slide"),
+        ({"mode": "tiles"}, "mode: expected one of auto, whole, slide, got 'tiles'"),
+        ({"crop_size": 512}, "no crop_size and no stride with mode=auto.*set mode=slide"),
         ({"mode": "slide"}, "crop_size: expected a size with mode=slide"),
         ({"mode": "slide", "crop_size": (32, 64), "stride": (32, 65)}, "at most the crop size.*between the windows"),
         ({"mode": "slide", "crop_size": 0}, "crop_size: expected a positive integer"),

@@ -159,6 +159,7 @@ class SegOutput(NamedTuple):
         features: the encoder's maps, finest first.
         auxiliary: class logits of the auxiliary head (training only), or None.
         detail: of multi-resolution models (training only), or None.
+        align_corners: how the logits go to pixels, see :func:`protoseg.functional.resize.upsample_logits`.
     """
 
     logits: Tensor
@@ -167,3 +168,4 @@ class SegOutput(NamedTuple):
     features: list[Tensor] | None = None
     auxiliary: Tensor | None = None
     detail: Detail | None = None
+    align_corners: bool = False

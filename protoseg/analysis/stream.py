@@ -74,7 +74,7 @@ class Scene(NamedTuple):
 
     def at_pixels(self, cells: Tensor) -> Tensor:
         """A map on the grid, ``n h w``, at the image's pixels, ``n H W``, as logits are brought there."""
-        return upsample_logits(cells.unsqueeze(0), self.size, self.stride)[0]
+        return upsample_logits(cells.unsqueeze(0), self.size, self.stride, self.output.align_corners)[0]
 
     def centre(self, cell: int) -> tuple[int, int]:
         """Row and column of the pixel at the centre of a cell, by the cell's flat index."""

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "teach": "CHECKPOINT: add, refresh, remove or merge classes without training",
     "analyse": "CHECKPOINT: prototypes, uncertainty, what adaptation changed; the table of a sweep",
     "export": "CHECKPOINT: write ONNX, compared with the model",
+    "convert": "FILE OUT: published weights (DAFormer, HRDA, MIC, ProtoSeg, SegFormer) as a checkpoint",
     "data": "look at a data set, check, count, pack, hand it in",
     "render": "draw labelled street scenes",
 }

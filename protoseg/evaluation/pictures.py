@@ -30,6 +30,7 @@ WRONG = (230, 40, 60)
 INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (170, 170, 170)
 TILE_WIDTH = (280, 640)  # a panel's pictures are enlarged or reduced into this range of widths
 MARGIN = 8
+_PIECE = 2**20  # pixels mixed at once: a large photo in fp64 takes gigabytes
 
 
 def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
@@ -43,9 +44,12 @@ def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float 
     The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are int64 ``h w``, class ids or ``IGNORE_INDEX``.
     """
     photo = as_picture(image)
-    mixed = (1 - alpha) * photo + alpha * colorize(label, label_space)
-    ignored = label.cpu().numpy() == IGNORE_INDEX
-    return np.where(ignored[..., None], DIM * photo, mixed).round().astype(np.uint8)
+    picture, step = np.empty_like(photo), max(1, _PIECE // photo.shape[1])
+    for rows in (slice(first, first + step) for first in range(0, len(photo), step)):
+        mixed = (1 - alpha) * photo[rows] + alpha * colorize(label[rows], label_space)
+        ignored = label[rows].cpu().numpy() == IGNORE_INDEX
+        picture[rows] = np.where(ignored[..., None], DIM * photo[rows], mixed).round()
+    return picture
 
 
 def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
@@ -314,7 +318,7 @@ def empty_figure(width: float, height: float) -> Figure:
 
 def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
     """Class ids, with the number of classes in place of ``IGNORE_INDEX``."""
-    ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64)
+    ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64, copy=False)
     n, ignored = label_space.num_classes, ids == IGNORE_INDEX
     unknown = ((ids < 0) | (ids >= n)) & ~ignored
     if unknown.any():

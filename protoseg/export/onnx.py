@@ -112,10 +112,10 @@ class _Network(nn.Module):
         model = self.model
         if self.free:  # whole cells of every stride: nothing to pad or to crop, which the exporter could not follow
             logits = model.head(model.decoder(model.encoder(model.normalize(image)))).logits
-            full = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+            full = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=model.align_corners)
         else:
             logits = model(image).logits
-            full = upsample_logits(logits, (image.shape[-2], image.shape[-1]), model.stride)
+            full = upsample_logits(logits, (image.shape[-2], image.shape[-1]), model.stride, model.align_corners)
         return full.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32), logits
 
 

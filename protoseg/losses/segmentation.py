@@ -73,9 +73,11 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Ten
     return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
 
 
-def weighted_cross_entropy_on_grid(logits: Tensor, label: Tensor, weight: Tensor, stride: int) -> Tensor:
+def weighted_cross_entropy_on_grid(
+    logits: Tensor, label: Tensor, weight: Tensor, stride: int, align_corners: bool = False
+) -> Tensor:
     """The same for logits on a grid of ``stride``, upsampled to the labels' and weights' ``b H W``."""
-    full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride)
+    full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
     return weighted_cross_entropy(full, label, weight)
 
 
@@ -126,11 +128,12 @@ class CrossEntropy(Term):
         self.class_weights.copy_(balanced_class_weights(frequencies))
 
     def forward(self, step: Step) -> Tensor:
-        return self.on_labels(step.labelled.output.logits, step.labelled.label, step.labelled.stride)
+        seen = step.labelled
+        return self.on_labels(seen.output.logits, seen.label, seen.stride, seen.output.align_corners)
 
-    def on_labels(self, logits: Tensor, label: Tensor, stride: int) -> Tensor:
+    def on_labels(self, logits: Tensor, label: Tensor, stride: int, align_corners: bool = False) -> Tensor:
         """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
-        full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride)
+        full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
         return cross_entropy(full, label, self.class_weights, self.ohem_threshold, self.ohem_min_kept)
 
 
@@ -143,4 +146,4 @@ class AuxiliaryCrossEntropy(CrossEntropy):
             raise ProtosegError(
                 "loss auxiliary: expected a model with an auxiliary head, got none; set auxiliary=…, or drop the term"
             )
-        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride)
+        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners)

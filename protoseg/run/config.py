@@ -21,13 +21,22 @@ def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(config_name, [*overrides])
 
 
-def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
-    """Hydra's overrides for words given by their place: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt``.
+_VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 
-    A word with ``=`` before any ``/`` is an override itself, one that begins with ``-`` an option.
+
+def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Words as Hydra takes them, options first; by their place: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt``.
+
+    A word with ``=`` before any ``/`` is an override itself. A place whose key has a value already is none.
     """
-    free, result = list(places), []
-    for word in words:
-        is_override = "=" in word.partition("/")[0] or word.startswith(("-", "~", "+"))
-        result.append(word if is_override or not free else override(free.pop(0), word))
-    return result
+    free = [place for place in places if not any(word.startswith(f"{place}=") for word in words)]
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("-") or before in _VALUED:
+            options.append(word)
+        elif "=" in word.partition("/")[0] or word.startswith(("~", "+")) or not free:
+            overrides.append(word)
+        else:
+            overrides.append(override(free.pop(0), word))
+    return options + overrides

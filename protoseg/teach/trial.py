@@ -137,13 +137,13 @@ def _judge_additions(
     without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in prototypes}
     for _, _, image, truth in images(val, "validating"):
         output = model(image[None].to(device))
-        size = (truth.shape[0], truth.shape[1])
-        best, old = upsample_logits(output.logits, size, model.stride)[0].max(0)
+        grid = ((truth.shape[0], truth.shape[1]), model.stride, output.align_corners)
+        best, old = upsample_logits(output.logits, *grid)[0].max(0)
         without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
         pixels = output.embeddings[0].flatten(1).T
         for key, tried in prototypes.items():
             score = model.head.class_logits(best_cosine(pixels, tried.to(device)))  # type: ignore[operator]
-            score = upsample_logits(score.view(1, 1, *output.logits.shape[2:]), size, model.stride)[0, 0]
+            score = upsample_logits(score.view(1, 1, *output.logits.shape[2:]), *grid)[0, 0]
             metrics[key].update(old.where(best >= score, new).cpu(), truth)
     return _score(without), {key: _score(metric) for key, metric in metrics.items()}
 
@@ -153,8 +153,9 @@ def _judge_trained(file: TrainedFile, val: Loader, space: LabelSpace, device: to
     order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
     model, metric = file.model().to(device), SegmentationMetrics(space)
     for _, _, image, truth in images(val, "validating"):
-        logits = model(image[None].to(device)).logits
-        logits = upsample_logits(logits, (truth.shape[0], truth.shape[1]), model.stride)
+        output = model(image[None].to(device))
+        size = (truth.shape[0], truth.shape[1])
+        logits = upsample_logits(output.logits, size, model.stride, output.align_corners)
         metric.update(order[logits[0].argmax(0).cpu()], truth)
     return _score(metric)
 

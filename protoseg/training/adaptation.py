@@ -126,7 +126,7 @@ class AdaptationModule(SegmentationModule):
         output: SegOutput = self.teacher(image)
         with no_autocast(output.logits):
             size = (image.shape[2], image.shape[3])
-            logits = upsample_logits(at_least_fp32(output.logits), size, self.model.stride)
+            logits = upsample_logits(at_least_fp32(output.logits), size, self.model.stride, output.align_corners)
             confidence, label = logits.softmax(1).max(1)
         sure = (confidence >= self.threshold).to(confidence.dtype).mean()
         quality = all_reduce_(sure) / world_size()  # every rank has as many pixels

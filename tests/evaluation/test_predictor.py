@@ -2,15 +2,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from protoseg.evaluation.predictor import Predictor, slide_logits
+from protoseg.evaluation.predictor import Predictor, slide_rows
+from protoseg.functional.resize import upsample_logits, upsample_rows
 from protoseg.types import ProtosegError, SegOutput
 
 SIZES = [(40, 56), (33, 47), (40, 56), (64, 20), (33, 47)]
@@ -139,7 +145,8 @@ def naive_slide(
 @pytest.mark.parametrize(("window", "step"), [((24, 24), (16, 16)), ((16, 60), (16, 7)), ((17, 20), (5, 20))])
 def test_slide_matches_naive_loop(window: tuple[int, int], step: tuple[int, int]) -> None:
     image, _ = batch([(40, 56)])
-    torch.testing.assert_close(slide_logits(Net(), image, window, step), naive_slide(Net(), image, window, step))
+    found = torch.cat([*slide_rows(Net(), image, window, step)], 2)
+    torch.testing.assert_close(found, naive_slide(Net(), image, window, step))
 
 
 def test_every_pixel_is_covered_and_averaged_not_summed() -> None:
@@ -153,9 +160,9 @@ def test_windows_run_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     image, size = batch([(40, 56), (40, 56)])
     predictor, model = Predictor("slide", crop_size=24, stride=16), Net()
     want = predictor(model, image, size)
-    # 2 rows of 3 windows in each of 2 images.
-    assert [call[0] for call in model.calls] == [8, 4]
-    monkeypatch.setattr("protoseg.evaluation.predictor.WINDOWS_AT_ONCE", 1)
+    assert [call[0] for call in model.calls] == [6, 6]  # 2 rows of 3 windows in each of 2 images
+    monkeypatch.setattr("protoseg.evaluation.predictor.AT_ONCE", 24 * 24)
+    monkeypatch.setattr("protoseg.evaluation.predictor.PIECE", 5 * 2 * 56 * 7)
     for a, b in zip(predictor(model, image, size), want, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -176,7 +183,9 @@ def test_scales_average_the_probabilities_of_resized_images() -> None:
     image, size = batch([(40, 56)])
     want = torch.zeros(5, 40, 56, dtype=torch.float64)
     for side in [(20, 28), (60, 84)]:
-        x = F.interpolate(image.float() / 255, side, mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(image.float(), side, mode="bilinear", align_corners=False).round().byte()
+        trained_on = cv2.resize(image[0].permute(1, 2, 0).numpy(), side[::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.abs(x[0].permute(1, 2, 0).numpy().astype(int) - trained_on).max() <= 1  # no antialiasing in either
         logits = F.interpolate(Net()(x).logits, side, mode="bilinear", align_corners=False)
         want += F.interpolate(logits, (40, 56), mode="bilinear", align_corners=False).softmax(1)[0] / 2
     torch.testing.assert_close(Predictor(scales=(0.5, 1.5))(Net(), image, size)[0], want)
@@ -213,8 +222,8 @@ def test_no_gradient_is_kept() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "tiles"}, "mode: expected one of whole, slide, got 'tiles'"),
-        ({"crop_size": 512}, "no crop_size and no stride with mode=whole.*set mode=slide"),
+        ({"mode": "tiles"}, "mode: expected one of auto, whole, slide, got 'tiles'"),
+        ({"crop_size": 512}, "no crop_size and no stride with mode=auto.*set mode=slide"),
         ({"mode": "slide"}, "crop_size: expected a size with mode=slide"),
         ({"mode": "slide", "crop_size": (32, 64), "stride": (32, 65)}, "at most the crop size.*between the windows"),
         ({"mode": "slide", "crop_size": 0}, "crop_size: expected a positive integer"),
@@ -230,7 +239,60 @@ def test_wrong_settings(settings: dict, message: str) -> None:
         Predictor(**settings)
 
 
-@pytest.mark.parametrize("name", ["whole", "slide", "multiscale"])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_rows_are_those_of_the_whole(align_corners: bool) -> None:
+    logits = torch.randn(2, 3, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = upsample_logits(logits, (34, 26), 4, align_corners)
+    for rows in ((0, 5), (5, 6), (6, 34)):
+        found = upsample_rows(logits, rows, (34, 26), 4, align_corners)
+        torch.testing.assert_close(found, whole[:, :, slice(*rows)])
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if 24 x 24 pixels were the most that goes through the network at once."""
+    for name, value in (("AT_ONCE", 24 * 24), ("WINDOW", 24), ("OVERLAP", 8), ("PIECE", 600)):
+        monkeypatch.setattr(f"protoseg.evaluation.predictor.{name}", value)
+
+
+def test_auto_slides_over_large_images_alone(small_windows: None) -> None:
+    image, size = batch([(40, 56), (24, 24)])
+    auto, slide = Predictor(), Predictor("slide", crop_size=24, stride=16)
+    model = Net()
+    for a, b in zip(auto(model, image, size), slide(Net(), image, size), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert max(height * width * n for n, _, height, width in model.calls) == 24 * 24
+
+
+def test_averages_of_a_large_image_are_joined_from_windows(small_windows: None) -> None:
+    image, size = batch([(40, 57)])
+    found = Predictor(flip=True).predict_with_confidence(Pixelwise(), image, size)[0]
+    label, confidence = Predictor("whole", flip=True).predict_with_confidence(Pixelwise(), image, size)[0]
+    assert torch.equal(found[0], label)
+    torch.testing.assert_close(found[1], confidence)
+
+
+class Largest(TorchDispatchMode):
+    """Watches how many numbers the largest tensor of all has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // 8)
+        return result
+
+
+def test_no_scores_of_a_whole_large_image(small_windows: None) -> None:
+    image, size = batch([(160, 120)])
+    with Largest() as watch:
+        Predictor().predict(Net(), image, size)
+    assert watch.numbers < 5 * 160 * 120 / 2  # fp64 scores of 5 classes
+
+
+@pytest.mark.parametrize("name", ["auto", "whole", "slide", "multiscale"])
 def test_configs_instantiate(name: str) -> None:
     conf = Path(__file__).parents[2] / "conf" / "inference" / f"{name}.yaml"
     predictor = instantiate(OmegaConf.load(conf))

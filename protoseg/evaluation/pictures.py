@@ -28,8 +28,7 @@ MANY_CLASSES = 40  # above it a confusion has no cell text, and a panel's legend
 DIM = 0.35  # brightness of the photo under ignored pixels
 WRONG = (230, 40, 60)
 INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (170, 170, 170)
-TILE_WIDTH = (280, 640)  # a panel's pictures are enlarged or reduced into this range of widths
-MARGIN = 8
+TILE_WIDTH, MARGIN = (280, 640), 8  # a panel's pictures are enlarged or reduced into this range of widths
 _PIECE = 2**20  # pixels mixed at once: a large photo in fp64 takes gigabytes
 
 
@@ -74,13 +73,11 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     """
     ids, wide = _ids(label, label_space), label_space.num_classes > 255
     ids[ids == label_space.num_classes] = 65535 if wide else 255
-    if wide:
-        Image.fromarray(ids.astype(np.uint16)).save(path, format="PNG")
-        return
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[: label_space.num_classes] = label_space.colors
-    picture = Image.fromarray(ids.astype(np.uint8))
-    picture.putpalette(palette.tobytes())
+    picture = Image.fromarray(ids.astype(np.uint16 if wide else np.uint8))
+    if not wide:
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[: label_space.num_classes] = label_space.colors
+        picture.putpalette(palette.tobytes())
     picture.save(path, format="PNG")
 
 
@@ -125,8 +122,8 @@ def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
 def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Photo, truth, prediction and errors side by side, with titles and a legend; arguments as of ``overlay``."""
     counted = truth != IGNORE_INDEX
-    right = (prediction == truth)[counted].double().mean().item()
-    share = f"{100 * right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
+    right = 100 * (prediction == truth)[counted].double().mean().item()
+    share = f"{right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
     tiles = {
         "image": as_picture(image),
         "truth": overlay(image, truth, label_space),
@@ -236,8 +233,7 @@ def class_tables(
         name_rows(axes, classes, rotation)
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=12)
-    bar = figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
     return figure, charts
 
 

@@ -89,9 +89,9 @@ def plain_pipeline(setting: DataSetting, table: NDArray[np.uint8]) -> Callable[[
     from torchvision.transforms import v2
 
     from protoseg.data.transforms import BRIGHTNESS, CONTRAST, HUE, PAD_IMAGE, SATURATION
-    from protoseg.types import IGNORE_INDEX
+    from protoseg.data.label_spaces.tables import FILE_IGNORED
 
-    fill = {Image.Image: PAD_IMAGE, tv_tensors.Mask: IGNORE_INDEX}
+    fill = {Image.Image: PAD_IMAGE, tv_tensors.Mask: FILE_IGNORED}
     jitter = partial(v2.RandomApply, p=0.5)
     steps = v2.Compose(
         [

@@ -63,9 +63,11 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
          "+method.terms.detail_of_mixed._target_=protoseg.losses.MixedDetailCrossEntropy"),
         (*HRDA, "head=prototype"),
         ("trainer.precision=bf16-mixed", "head=prototype"),
-        ("contrast=u2pl",), ("contrast=sepico_proto",), ("contrast=pixel_contrast",),
+        ("contrast=u2pl",),
+        pytest.param(("contrast=sepico_proto",), marks=pytest.mark.slow),
+        pytest.param(("contrast=pixel_contrast",), marks=pytest.mark.slow),
         ("contrast=pixel_to_pixel", "contrast.size=[8,8]"),
-        ("head=linear",),
+        pytest.param(("head=linear",), marks=pytest.mark.slow),
     ],
     ids=lambda o: "+".join(x.split("=")[1] for x in o[:1] + o[-1:]),
 )  # fmt: skip

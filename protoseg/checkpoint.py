@@ -1,7 +1,5 @@
 """Checkpoints: written atomically, read without running code, and never trusted with what they ask to build."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from types import NoneType

@@ -1,7 +1,5 @@
 """Rank, world size, sum and concatenation over ranks; all of them do nothing without a process group."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Files that are whole or not there: written beside their place, then renamed."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

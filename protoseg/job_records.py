@@ -4,8 +4,6 @@ The state of a job is its ``job.json``, which nobody writes but the job: jobs ma
 machines. The manifest holds the plan, and a copy of the states for the eye.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import logging

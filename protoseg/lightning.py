@@ -4,8 +4,6 @@ Where Lightning changes them, this file is the one to look at; ``tests/training/
 is written in ``docs/resuming.md``.
 """
 
-from __future__ import annotations
-
 from traceback import walk_tb
 from typing import Any
 

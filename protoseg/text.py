@@ -3,8 +3,6 @@
 Each function is for one place that gives some characters a meaning.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import re

@@ -1,7 +1,5 @@
 """Where in an image each prototype of a class fires (the ProtoSeg paper's Figure 3), and which pixel takes which."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

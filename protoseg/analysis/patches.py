@@ -1,7 +1,5 @@
 """The places in the images that lie nearest to each prototype: what it stands for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Collectors take one :class:`Scene` at a time and keep only what they count, so a
 collectors share one pass of the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 

@@ -1,7 +1,5 @@
 """What a sweep showed: scores by setting, mean and spread over seeds, and what is missing."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from dataclasses import dataclass

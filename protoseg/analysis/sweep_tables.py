@@ -1,7 +1,5 @@
 """A sweep on the terminal and on disk: its jobs, its settings, what is missing, its plots."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.table import Table

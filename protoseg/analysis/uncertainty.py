@@ -4,8 +4,6 @@ Everything is read from histograms over the pixels, of ``BINS`` cells for each m
 What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how far the exact number can be away.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 

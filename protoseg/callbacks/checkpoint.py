@@ -1,7 +1,5 @@
 """Best and last checkpoint of a run that may go on, in another folder too, from a file that is not trusted."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

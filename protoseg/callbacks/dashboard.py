@@ -1,7 +1,5 @@
 """Pictures and tables at every validation: predictions, per-class IoU, how prototypes are used and where they fire."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

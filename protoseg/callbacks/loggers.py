@@ -1,7 +1,5 @@
 """Loggers as users expect them, and one way to hand pictures and tables to whichever logger is there."""
 
-from __future__ import annotations
-
 import netrc
 import os
 import sys

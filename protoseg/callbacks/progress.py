@@ -1,7 +1,5 @@
 """What a training says of itself meanwhile: the bar, images per second, how its prototypes fare."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

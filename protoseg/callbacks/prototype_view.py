@@ -1,7 +1,5 @@
 """What one image shows of the prototypes, quick enough for every validation: where they fire, where they lie."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Command line: the only place that knows both data and training. Importing it does not import torch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

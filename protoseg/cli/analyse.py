@@ -1,7 +1,5 @@
 """``protoseg analyse``: what prototypes stand for, where a model errs, what adaptation changed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``protoseg convert``: a published file becomes a checkpoint."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``protoseg data``: look at data sets, check, count and pack them, hand in predictions, draw scenes."""
 
-from __future__ import annotations
-
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path

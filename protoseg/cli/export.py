@@ -1,7 +1,5 @@
 """``protoseg export``: a checkpoint becomes an ONNX file, compared with the model it was made from."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``protoseg COMMAND``: one door to all tools. A command's modules are imported when it is called."""
 
-from __future__ import annotations
-
 import difflib
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """``protoseg teach``: add, refresh, remove and merge the classes of a checkpoint, without training."""
 
-from __future__ import annotations
-
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The frame of the command-line tools: commands that take settings as ``KEY=VALUE`` beside their options."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pkgutil import resolve_name

@@ -1,7 +1,5 @@
 """Label spaces, data sets, augmentation and the DataModules."""
 
-from __future__ import annotations
-
 from protoseg.data.adaptation import AdaptationDataModule
 from protoseg.data.ade20k import ADE20K
 from protoseg.data.ade20k_full import ADE20KFull

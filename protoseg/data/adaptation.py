@@ -1,7 +1,5 @@
 """The DataModule of domain adaptation: labelled source images and unlabelled target images, in step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

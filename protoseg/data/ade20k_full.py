@@ -1,7 +1,5 @@
 """ADE20K's full annotations in their official layout, read without any preprocessing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

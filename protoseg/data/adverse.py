@@ -1,7 +1,5 @@
 """The two data sets of driving at night and in bad weather, in their official layouts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

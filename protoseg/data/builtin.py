@@ -1,7 +1,5 @@
 """The built-in data set: rendered street scenes that ship inside the package (see ``streets/README.md``)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from protoseg.data.dataset import SegmentationDataset

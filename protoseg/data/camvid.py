@@ -1,7 +1,5 @@
 """CamVid in the 480 x 360, 11-class form of SegNet."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Read every file of a data set and list all that is wrong with it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial

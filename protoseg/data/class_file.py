@@ -1,7 +1,5 @@
 """The YAML file that names the classes of one's own data."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images with masks of one or a few classes, for teaching these to a model that exists."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

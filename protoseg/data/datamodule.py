@@ -1,7 +1,5 @@
 """One DataModule for all data sets: training counted in steps and resumable, evaluation at full resolution."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

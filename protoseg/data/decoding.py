@@ -1,7 +1,5 @@
 """The formats that are read, the limit of pixels asked of a file's header, damaged JPEGs, EXIF's orientation."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -1,7 +1,5 @@
 """Predictions in the formats that the benchmark servers take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

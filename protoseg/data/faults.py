@@ -1,7 +1,5 @@
 """Faults of a data set: the first one raises, or, while ``collect_faults`` runs, all of them are listed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

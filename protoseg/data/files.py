@@ -1,7 +1,5 @@
 """Decoding image and mask files, with errors that name the file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Plain images without masks, for prediction."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from protoseg.data.dataset import SegmentationDataset

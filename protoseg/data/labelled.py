@@ -1,7 +1,5 @@
 """Before the first step: whether the masks have something to learn from, and to judge by."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

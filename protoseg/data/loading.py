@@ -1,7 +1,5 @@
 """The parts of a DataLoader: collation, worker set-up, and errors of workers told as if there were none."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """What the pixels of one's own masks mean: ids, or the colours of the classes. Decided once for a whole folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What a mask file holds, and the labels that its values or their colours stand for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path

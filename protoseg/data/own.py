@@ -1,7 +1,5 @@
 """One's own labelled images: two folders and a file of classes."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A copy of a data set whose PNGs decode several times faster: the same pixels in the same layout, uncompressed."""
 
-from __future__ import annotations
-
 import shutil
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Finding image and mask files, and which mask belongs to which image."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Rare-class sampling of DAFormer (Hoyer, Dai, Van Gool, CVPR 2022, arXiv 2111.14887, Section 3.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which sample goes where: an endless, resumable stream for training, a plain share of the indices for evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Loaders whose workers starve: too little shared memory, found before the first batch, and workers that died."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """How many pixels of each class every image holds: for class frequencies and for rare-class sampling."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

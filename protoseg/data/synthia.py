@@ -1,7 +1,5 @@
 """SYNTHIA-RAND-CITYSCAPES in its official layout, read without any preprocessing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from protoseg.data.dataset import SegmentationDataset

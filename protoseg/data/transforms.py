@@ -1,7 +1,5 @@
 """Training augmentation on albumentations: scale, crop, flip, colour. Evaluation changes nothing."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Sequence

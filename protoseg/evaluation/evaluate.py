@@ -4,8 +4,6 @@ Every file is written beside its place and then renamed, image by image, so that
 whole files.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """Segmentation metrics from one confusion matrix: rows are the truth, columns the prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 

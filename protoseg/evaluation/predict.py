@@ -1,7 +1,5 @@
 """Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a batch of images to label maps at each image's own resolution: whole, sliding window, multi-scale, flip."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

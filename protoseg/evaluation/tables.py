@@ -1,7 +1,5 @@
 """The report of an evaluation: numbers as JSON, CSV, Markdown and a terminal table, and the confusion matrix."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

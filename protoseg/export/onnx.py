@@ -1,7 +1,5 @@
 """Export to ONNX, and the comparison of the file with the model it was made from."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

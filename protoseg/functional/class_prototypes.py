@@ -1,7 +1,5 @@
 """The prototypes of one class from all its pixels at once: the online clustering, repeated until nothing moves."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ Embeddings are unit vectors, so products are cosines. What is absent is masked: 
 gives NaN, in value or gradient. Means are over the pixels of all ranks.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

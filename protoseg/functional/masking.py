@@ -1,7 +1,5 @@
 """Random patch masks of masked image consistency (MIC, Hoyer et al., arXiv 2212.01322, Sec. 3.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """ClassMix and the strong augmentation of mixed images, on whatever device the images are."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF

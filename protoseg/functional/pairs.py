@@ -1,7 +1,5 @@
 """The loss of every pixel with every other one, without a matrix of all pairs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Where softmax, exp, log and sums of many terms must not run in half precision."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

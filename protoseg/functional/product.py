@@ -1,7 +1,5 @@
 """Products of many embeddings with a table of vectors, by the fastest library at hand."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ Shapes: ``n`` pixels, ``d`` channels, ``c`` classes, ``k`` prototypes per class.
 vectors. Source of all formulas: ProtoSeg, CVPR 2022, arXiv 2203.15102; deviations are named where they happen.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """From the decoder's grid back to pixels."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

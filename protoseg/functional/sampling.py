@@ -1,7 +1,5 @@
 """Drawing pixels at random, the same number for every class, in static shapes and without a loop over classes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Balanced assignment of pixels to the prototypes of their own class, all classes at once."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 The two terms whose anchors are target pixels that the teacher is sure of stand in ``contrast_target``.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Pixel contrast whose anchors are target pixels that the teacher is sure of: PGPC and U2PL."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any
 

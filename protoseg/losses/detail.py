@@ -1,7 +1,5 @@
 """HRDA's additional loss on the detail crop alone."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid

@@ -1,7 +1,5 @@
 """Masked image consistency: the student must tell from the context what the teacher sees in the hidden patches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The two terms that shape the embedding space around the prototypes (ProtoSeg, Eq. 11 and 12)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance

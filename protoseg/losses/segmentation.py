@@ -1,7 +1,5 @@
 """Cross-entropy on class logits upsampled to the label's resolution, with class weights and hard-pixel mining."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

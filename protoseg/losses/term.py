@@ -1,7 +1,5 @@
 """What every loss term is, and the record of a training step that it is given."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar

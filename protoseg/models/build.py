@@ -1,7 +1,5 @@
 """From the sections of a resolved config to a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """DAFormer's decoder: maps of all levels, embedded alike, fused by a context-aware head."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

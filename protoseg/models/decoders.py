@@ -5,8 +5,6 @@ All take ``(channels, strides)`` of the encoder's maps, have ``out_channels`` an
 batch of two or more (per process) while training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Encoders: an image becomes four maps at strides 4, 8, 16 and 32."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """HRDA: the whole image at half resolution, its details at full resolution, and a learned attention between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 

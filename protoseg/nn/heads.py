@@ -1,7 +1,5 @@
 """From the decoder's map to class logits: by nearest prototype, or by a learned softmax classifier (its twin)."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which images the running statistics of BatchNorm stand for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What was seen lately of every class: first-in-first-out queues of embeddings, alike on every rank."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The page from its parts. Everything is inside the one file: styles, script, pictures, numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path

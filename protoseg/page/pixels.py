@@ -1,7 +1,5 @@
 """Images to click into: for each cell of the grid the prototype that takes it, and the best one of another class."""
 
-from __future__ import annotations
-
 import base64
 import math
 from pathlib import Path

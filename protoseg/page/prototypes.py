@@ -1,7 +1,5 @@
 """What the page shows of each class's prototypes: numbers, nearest patches, and where they fire in one image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

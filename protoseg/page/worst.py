@@ -1,7 +1,5 @@
 """The images that a model does worst, with their pictures, kept while an evaluation runs."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

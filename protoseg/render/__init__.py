@@ -4,8 +4,6 @@
 ``weather`` lights it, ``engine`` draws it and its labels, ``camera`` photographs it, ``writing`` writes many.
 """
 
-from __future__ import annotations
-
 from protoseg.render.writing import RenderSettings, render_dataset, render_sample
 
 __all__ = ["RenderSettings", "render_dataset", "render_sample"]

@@ -1,7 +1,5 @@
 """Houses and blocks of flats. They fill x from 0 to their depth and y from 0 to their width; the front faces -x."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a camera adds to a drawn picture: glare, lens shading, softness, noise, and rain before the lens."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

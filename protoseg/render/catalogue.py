@@ -1,7 +1,5 @@
 """The variants of every object. Building one takes longer than drawing it, so each is built once per process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

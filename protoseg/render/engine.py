@@ -1,7 +1,5 @@
 """Panda3D without a window: a street and a weather in, a picture and its labels out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What stands along a street: lamp posts, signs, traffic lights, bollards, bins and fences; fronts face -y."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from protoseg.render import labels

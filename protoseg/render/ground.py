@@ -1,7 +1,5 @@
 """Level ground in strips, and the bending of a straight street."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from protoseg.render.mesh import Array, Mesh, Surface, quads

@@ -1,7 +1,5 @@
 """The classes that the renderer draws, and their ids in the label spaces it writes."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """People who stand, walk or ride; they face +y and stand on z = 0."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from protoseg.render import labels

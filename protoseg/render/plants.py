@@ -1,7 +1,5 @@
 """Trees, bushes and hedges: bark, and leaves on many small cards."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """A street drawn by chance: the ground, what lines it and what moves on it, bent along a curve and a slope."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

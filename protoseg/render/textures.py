@@ -1,7 +1,5 @@
 """Surface patterns: tiles of multipliers drawn from filtered noise, none of them taken from a picture."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Cars, vans, lorries, buses and bicycles; they face +y and stand on z = 0 with their middle at the origin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Light and air of the four styles."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

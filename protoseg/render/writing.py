@@ -1,7 +1,5 @@
 """Many rendered streets on disk, by several processes, in the layout of ``data=folder``."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

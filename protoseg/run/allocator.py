@@ -1,7 +1,5 @@
 """Let the C library keep freed memory, so that a training step on a CPU does not fault its pages in anew."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from typing import Any

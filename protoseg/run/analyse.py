@@ -1,7 +1,5 @@
 """What ``protoseg analyse`` does with a checkpoint: its prototypes, errors and adaptation in tables and pictures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """From a resolved config to objects."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

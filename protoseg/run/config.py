@@ -1,7 +1,5 @@
 """Where the configs lie, and what they compose to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

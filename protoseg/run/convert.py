@@ -1,7 +1,5 @@
 """A published file becomes one of our checkpoints, with the settings under which it gives the published labels."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest

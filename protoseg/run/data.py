@@ -1,7 +1,5 @@
 """What ``protoseg data`` does: tables, faults and pictures of a data set, a faster copy, a submission, drawn scenes."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Sequence

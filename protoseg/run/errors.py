@@ -1,7 +1,5 @@
 """One clear message and an exit code for wrong input; nearest valid names for misspelt overrides."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import os

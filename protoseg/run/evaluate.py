@@ -1,7 +1,5 @@
 """``evaluate.py``: judge a checkpoint on labelled data, or predict a folder of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What ``protoseg export`` does: write ONNX, and see that it computes what the model does."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The folder of a run before anything is written there: a new one, or one whose run goes on, or is given up."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

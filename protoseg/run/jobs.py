@@ -1,7 +1,5 @@
 """One job of ``train.py``: alone it is trained, in a sweep also skipped, resumed and accounted for."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import math

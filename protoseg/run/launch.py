@@ -1,7 +1,5 @@
 """Start a job's processes: this one where one device is enough, else workers of its own on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """A run or multirun before its start: its folder, every job composed and planned; and a table of a multirun's end."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

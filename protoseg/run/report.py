@@ -1,7 +1,5 @@
 """``evaluate.py … report=true``: the page ``report.html`` of an evaluation."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast

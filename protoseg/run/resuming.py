@@ -1,7 +1,5 @@
 """What a run goes on from, and which of its settings may change meanwhile."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase

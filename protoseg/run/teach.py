@@ -1,7 +1,5 @@
 """What ``protoseg teach`` does: open a checkpoint, change its classes, write it; or show and measure what would be."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev

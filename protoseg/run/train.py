@@ -1,7 +1,5 @@
 """``train.py``: fit, then say what came out and where it lies."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """A process per device of this machine, on the config that the job's folder holds; and what such a process does."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

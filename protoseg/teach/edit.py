@@ -1,7 +1,5 @@
 """What a change of classes is, and how a checkpoint takes it: the only tensors that change are its prototypes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """How well a class can be added without training, measured: IoU after so many images, over several draws of these."""
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Teacher-student domain adaptation: DACS, DAFormer, HRDA, MIC and PGPC differ in their terms, not in this step."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext

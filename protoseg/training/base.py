@@ -1,7 +1,5 @@
 """What the supervised and the adaptation module share: optimizer, validation, random numbers, checkpoint contents."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Moves of an adaptation step that a config may replace: callables that ``AdaptationModule`` is given."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Parameter groups (encoder and decoder learning rates, no decay for norms) and the poly schedule by steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

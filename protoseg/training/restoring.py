@@ -1,7 +1,5 @@
 """A training goes on from a checkpoint that may be a stranger's: numbers are taken from it where they are sound."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator

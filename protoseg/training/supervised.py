@@ -1,7 +1,5 @@
 """Supervised prototype segmentation (ProtoSeg, CVPR 2022, arXiv 2203.15102) and its softmax twin."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from protoseg.losses import Step

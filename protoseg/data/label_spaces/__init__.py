@@ -1,7 +1,5 @@
 """Label spaces (classes, colours, things) and the tables from the ids stored in mask files to train ids."""
 
-from __future__ import annotations
-
 from protoseg.data.label_spaces.driving import (
     CAMVID,
     CAMVID_IDS,

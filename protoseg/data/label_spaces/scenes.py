@@ -1,7 +1,5 @@
 """All kinds of scenes: ADE20K and COCO-Stuff, whose lists of classes are the .tsv files beside this file."""
 
-from __future__ import annotations
-
 from protoseg.data.label_spaces.tables import FILE_IGNORED, id_table, read_classes, wide_id_table
 
 # ADE20K's scene parsing benchmark: numbers and (first) names of objectInfo150.txt and the colours of color150.mat in

@@ -1,7 +1,5 @@
 """Tables between the ids stored in mask files, train ids, and the train ids of another label space."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -139,10 +137,19 @@ def _names(names: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, names)))
 
 
+def _rows(name: str) -> list[dict[str, str]]:
+    with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def column(name: str, title: str) -> dict[str, str | None]:
+    """What a column of ``NAME.tsv`` says of each class; None where it is empty."""
+    return {row["name"]: row[title] or None for row in _rows(name)}
+
+
 def read_classes(name: str) -> tuple[LabelSpace, dict[int, int]]:
     """Label space, and file id -> train id, of ``NAME.tsv`` beside this file, in the order of its lines."""
-    with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = _rows(name)
     space = LabelSpace(
         name,
         classes=tuple(row["name"] for row in rows),

@@ -1,7 +1,5 @@
 """Published weights, by name: one file of mappings for each kind. To add one, write its file and name it here."""
 
-from __future__ import annotations
-
 from protoseg.models.published.daformer import DAFORMER
 from protoseg.models.published.hrda import HRDA
 from protoseg.models.published.hrnet import HRNET

@@ -3,8 +3,6 @@
 The released code has the student under ``model.``, the teacher under ``ema_model.``; its scores are the student's.
 """
 
-from __future__ import annotations
-
 from protoseg.models.published.kind import Kind, State
 from protoseg.models.published.mit import mit_settings
 

@@ -3,8 +3,6 @@
 Student and teacher as of DAFormer. The files do not say the crop sizes: those of the papers' settings are taken.
 """
 
-from __future__ import annotations
-
 import torch
 
 from protoseg.models.published.daformer import head_rules

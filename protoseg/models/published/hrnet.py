@@ -1,7 +1,5 @@
 """HRNet's ImageNet weights, in timm's names too: ``hrnetv2_w48_imagenet_pretrained.pth`` and the like."""
 
-from __future__ import annotations
-
 from protoseg.models.published.kind import Kind, State
 
 

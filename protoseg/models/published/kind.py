@@ -1,7 +1,5 @@
 """What a file of mappings says of a kind of published weights."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

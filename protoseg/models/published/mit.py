@@ -1,7 +1,5 @@
 """Mix Transformer (SegFormer, arXiv 2105.15203): ImageNet weights in NVlabs' names and mmsegmentation's."""
 
-from __future__ import annotations
-
 import re
 
 from protoseg.models.published.kind import Kind, State

@@ -4,8 +4,6 @@ Four options make ours the released network: fusion, neck and logits with ``alig
 before the embedding's LayerNorm. Its images are BGR, normalised by ImageNet's numbers for RGB in that order.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -3,8 +3,6 @@
 mmsegmentation's decoder has BatchNorm and ReLU after each embedding, which the paper's has not.
 """
 
-from __future__ import annotations
-
 import torch
 
 from protoseg.models.published.kind import BENCHMARKS, Kind, State

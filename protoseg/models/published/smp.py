@@ -3,8 +3,6 @@
 Encoders other than MiT are named with ``encoder=``. The library's last upsampling has ``align_corners``.
 """
 
-from __future__ import annotations
-
 from protoseg.models.published.kind import BENCHMARKS, Kind, State
 from protoseg.models.published.mit import mit_settings
 

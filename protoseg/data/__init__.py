@@ -29,36 +29,3 @@ from protoseg.data.own import LabelledFolder
 from protoseg.data.rare_classes import RareClasses
 from protoseg.data.synthia import Synthia
 from protoseg.data.transforms import TrainTransform
-
-__all__ = [
-    "ACDC",
-    "ADE20K",
-    "ADE20K_150",
-    "ADE20K_FULL",
-    "CAMVID",
-    "CAMVID_TO_CITYSCAPES",
-    "CITYSCAPES",
-    "CITYSCAPES_TO_CAMVID",
-    "COCO_STUFF",
-    "GTA5",
-    "SYNTHIA_13",
-    "SYNTHIA_16",
-    "ADE20KFull",
-    "AdaptationDataModule",
-    "COCOStuff",
-    "CamVid",
-    "Cityscapes",
-    "ClassFile",
-    "DarkZurich",
-    "ImageFolder",
-    "LabelledFolder",
-    "RareClasses",
-    "Sample",
-    "SegmentationDataModule",
-    "SegmentationDataset",
-    "Streets",
-    "Synthia",
-    "TrainTransform",
-    "limit_pixels",
-    "read_class_file",
-]

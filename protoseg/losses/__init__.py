@@ -6,20 +6,3 @@ from protoseg.losses.masked import MaskedImageConsistency
 from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.losses.segmentation import AuxiliaryCrossEntropy, CrossEntropy
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term
-
-__all__ = [
-    "AuxiliaryCrossEntropy",
-    "CrossEntropy",
-    "DetailCrossEntropy",
-    "FeatureDistance",
-    "MaskedImageConsistency",
-    "Mixed",
-    "MixedCrossEntropy",
-    "MixedDetailCrossEntropy",
-    "PixelPrototypeContrast",
-    "PixelPrototypeDistance",
-    "Seen",
-    "Step",
-    "Target",
-    "Term",
-]

@@ -171,6 +171,7 @@ def add(options: argparse.Namespace) -> None:
 
     file = open_file(options)
     dataset = ClassMasks(options.images, options.masks, options.name, options.color, options.id)
+    dataset.image_range = file.image_range
     device = choose_device(options.device)
     edit, found = add_classes(file, dataset, options.name, options.seed, device, "images")
     _print_found(found, len(dataset))
@@ -186,6 +187,7 @@ def refresh(options: argparse.Namespace) -> None:
     file = open_file(options)
     ids = None if options.id is None else [options.id]
     dataset = ClassMasks(options.images, options.masks, [options.name], [(0, 0, 0)], ids)
+    dataset.image_range = file.image_range
     device = choose_device(options.device)
     edit, found = refresh_class(file, dataset, options.name, options.keep, options.seed, device, "images")
     _print_found(found, len(dataset))

@@ -13,11 +13,13 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch import Tensor
 
 from protoseg.types import ProtosegError
 
@@ -31,7 +33,7 @@ MAX_READS = 1_500_000
 MAX_DIMENSIONS = 64
 
 _STORAGES = {
-    f"{name}Storage": getattr(torch, dtype).itemsize
+    f"{name}Storage": getattr(torch, dtype)
     for name, dtype in {
         "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
         "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
@@ -51,15 +53,15 @@ _ZIP_TAIL = struct.Struct("<4s44xQ4s4xQ4x4s12xI2x")
 
 
 class _Storage(NamedTuple):
-    """Numbers of a tensor: the name of their part of the archive, how many, and the bytes of each."""
+    """Numbers of a tensor: the name of their part of the archive, how many, and of which kind."""
 
     key: str
     numel: int
-    itemsize: int
+    dtype: torch.dtype
 
 
-class _Tensor(NamedTuple):
-    """What the file says of a tensor."""
+class Unread(NamedTuple):
+    """What a file says of a tensor."""
 
     storage: _Storage
     offset: int
@@ -67,8 +69,8 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: object) -> _Tensor:
-    return _Tensor(storage, offset, _size(shape), _size(stride))
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: object) -> Unread:
+    return Unread(storage, offset, _size(shape), _size(stride))
 
 
 def _size(numbers: Any) -> tuple[int, ...]:
@@ -104,7 +106,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Look(pickle._Unpickler):  # type: ignore[name-defined]
-    """Reads a pickle and makes nothing but plain values and ``_Tensor``s; refuses any other name or instruction."""
+    """Reads a pickle and makes nothing but plain values and ``Unread``s; refuses any other name or instruction."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
@@ -112,7 +114,7 @@ class _Look(pickle._Unpickler):  # type: ignore[name-defined]
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, _, numel = pid
+        kind, storage, key, _, numel = pid[:5]
         if kind != "storage" or storage not in _STORAGES or not isinstance(numel, int):
             raise pickle.UnpicklingError("it holds numbers of an unknown kind")
         return _Storage(str(key), numel, _STORAGES[storage])
@@ -149,12 +151,7 @@ def _check_keys(keys: list[Any]) -> None:
 
 
 def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote: tensors and plain values, checked before they are made.
-
-    Args:
-        path: the file.
-        map_location: see ``torch.load``.
-        mmap: read tensors only where they are used: for a look at the plain values.
+    """What ``torch.save`` wrote: tensors and plain values, checked before they are made; options as of ``torch.load``.
 
     Raises:
         ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.
@@ -163,14 +160,118 @@ def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False
         _check(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # on bytes that are no archive, the readers raise whatever they stumble over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ProtosegError(
-            f"{path}: not readable as tensors and plain values ({reason}); it is damaged, or holds pickled code, which "
-            "is refused"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def _check(path: Path) -> None:
+def _unreadable(path: str | Path, error: Exception) -> ProtosegError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ProtosegError(
+        f"{path}: not readable as tensors and plain values ({reason}); it is damaged, or holds pickled code, which is "
+        "refused"
+    )
+
+
+class Foreign:
+    """Stands for a value of a class that is not looked up: takes whatever a pickle puts into it, and keeps nothing."""
+
+    def __new__(cls, *args: object, **keywords: object) -> Foreign:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object) -> None: ...
+    def __setitem__(self, key: object, value: object) -> None: ...
+    def append(self, value: object) -> None: ...
+    def extend(self, values: object) -> None: ...
+
+
+FOREIGN = ("numpy", "mmcv", "mmengine", "addict", "_codecs")
+"""Packages whose values old training codes leave beside their tensors; nothing of them is imported."""
+
+
+class _LookPast(_Look):
+    """Reads on past values of ``FOREIGN`` classes, for which it puts a ``Foreign``."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return Foreign if module.split(".")[0] in FOREIGN else super().find_class(module, name)
+
+    def load_build(self) -> None:
+        if isinstance(self.stack[-2], Foreign):  # type: ignore[attr-defined]
+            self.stack.pop()  # type: ignore[attr-defined]
+        else:
+            super().load_build()
+
+    def load_newobj(self) -> None:
+        if self.stack[-2] is not Foreign:  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("it makes an object of another class")
+        super().load_newobj()  # type: ignore[misc]
+
+    dispatch = _Look.dispatch | {pickle.BUILD[0]: load_build, pickle.NEWOBJ[0]: load_newobj}  # type: ignore[dict-item, assignment]
+
+
+@contextmanager
+def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Tensor]]]:
+    """Values of a file of any training code, and what reads a tensor of it; in torch's format, or that before 1.6.
+
+    Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
+    one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known.
+
+    Raises:
+        ProtosegError: no such file; damaged, or it holds code.
+    """
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(open(path, "rb"))
+            if file.read(len(_ZIP_START)) == _ZIP_START:
+                values, names = _check(Path(path), _LookPast)
+                archive = stack.enter_context(zipfile.ZipFile(file))
+
+                def raw(storage: _Storage) -> bytes:
+                    return archive.read(names[storage.key])
+            else:
+                values, places = _look_before_zip(file)
+
+                def raw(storage: _Storage) -> bytes:
+                    file.seek(places[storage.key])
+                    return file.read(storage.numel * storage.dtype.itemsize)
+
+            def tensor(unread: Unread) -> Tensor:
+                storage, offset, shape, stride = unread
+                if not storage.numel:
+                    return torch.empty(shape, dtype=storage.dtype)
+                numbers = torch.frombuffer(bytearray(raw(storage)), dtype=storage.dtype, count=storage.numel)
+                return numbers.as_strided(shape, stride, offset).clone()
+
+            yield values, tensor
+    except ProtosegError:
+        raise
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+
+
+def _look_before_zip(file: BinaryIO) -> tuple[Any, dict[str, int]]:
+    """Values of a file as torch wrote them before 1.6, and where the numbers of each storage begin.
+
+    Five pickles (mark, version, sizes of numbers, values, keys), then for every key a count and numbers.
+    """
+    file.seek(0)
+    head = _Instructions(file.read(MAX_PICKLE))
+    mark, version, _, values, keys = (_LookPast(head).load() for _ in range(5))
+    if mark != 0x1950A86A20F9469CFC6C or version != 1001 or not isinstance(keys, list):
+        raise ValueError("it is not as torch.save writes it")
+    kinds = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in _tensors(values)}
+    place, end, places, sizes = head.tell(), file.seek(0, os.SEEK_END), {}, {}
+    for key in keys:
+        file.seek(place)
+        numel = struct.unpack("<q", file.read(8))[0]
+        if key not in kinds or not 0 <= numel * kinds[key] <= end - place - 8:
+            raise ValueError("it is cut off, or its numbers are not where it says")
+        places[key], sizes[key] = place + 8, numel * kinds[key]
+        place += 8 + sizes[key]
+    _check_tensors(values, sizes)
+    return values, places
+
+
+def _check(path: Path, reader: type[_Look] = _Look) -> tuple[Any, dict[str, str]]:
+    """The values of an archive, tensors not read, and the name of its part for every key of a storage."""
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         _check_directory(file, archive.start_dir)
@@ -185,8 +286,14 @@ def _check(path: Path) -> None:
         (name,) = names
         if size[name.lower()] > MAX_PICKLE:
             raise ValueError(f"its plain values take {size[name.lower()] / 1e6:.0f} MB")
-        values = _Look(_Instructions(archive.read(name))).load()
-    root = name.lower().removesuffix("data.pkl")
+        values = reader(_Instructions(archive.read(name))).load()
+    root = f"{name.lower().removesuffix('data.pkl')}data/"
+    _check_tensors(values, {part[len(root) :]: size[part] for part in size if part.startswith(root)})
+    return values, {part.filename.lower()[len(root) :]: part.filename for part in parts}
+
+
+def _check_tensors(values: Any, sizes: Mapping[str, int]) -> None:
+    """See that every tensor has its bytes, by the key of its storage."""
     for tensor in _tensors(values):
         storage, last = tensor.storage, tensor.offset
         if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
@@ -195,8 +302,8 @@ def _check(path: Path) -> None:
         for length, stride in zip(tensor.shape, tensor.stride, strict=True):
             count *= length
             last += (length - 1) * stride
-        there = size.get(f"{root}data/{storage.key}", -1)
-        if storage.numel * storage.itemsize > there or count > storage.numel or (count and last >= storage.numel):
+        there = sizes.get(storage.key, -1)
+        if storage.numel * storage.dtype.itemsize > there or count > storage.numel or (count and last >= storage.numel):
             raise ValueError(f"a tensor of {'x'.join(map(str, tensor.shape))} numbers has too few bytes")
 
 
@@ -220,7 +327,7 @@ def _check_directory(file: BinaryIO, found: int) -> None:
         raise ValueError("it is not as torch.save writes it")
 
 
-def _tensors(value: Any) -> Iterator[_Tensor]:
+def _tensors(value: Any) -> Iterator[Unread]:
     """All tensors among nested values; raises ValueError for too many or too deep ones."""
     todo, seen = [(value, 0)], 0
     while todo:
@@ -228,7 +335,7 @@ def _tensors(value: Any) -> Iterator[_Tensor]:
         seen += 1
         if seen > MAX_NODES or depth > MAX_DEPTH:
             raise ValueError(f"it holds more than {MAX_NODES} values, or nests them {MAX_DEPTH} deep")
-        if isinstance(node, _Tensor):
+        if isinstance(node, Unread):
             yield node
         elif isinstance(node, dict):
             todo += [(child, depth + 1) for pair in node.items() for child in pair]

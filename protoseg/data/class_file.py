@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from protoseg.data.label_spaces import UNKNOWN_ID, WIDE_UNKNOWN_ID, Ids, unknown_id
+from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED, ignored_in
 from protoseg.data.masks import Color
-from protoseg.types import IGNORE_INDEX, WIDE_IGNORE_INDEX, LabelSpace, ProtosegError, ignore_index
+from protoseg.types import LabelSpace, ProtosegError
 
 _KEYS = ("name", "classes", "ids", "void", "things")
 _TRANSPARENT = "transparent"
@@ -40,6 +41,11 @@ class ClassFile(NamedTuple):
     said: frozenset[int] = frozenset()
     ids_given: bool = False
     transparent: bool = False
+
+    @property
+    def void(self) -> int:
+        """Label of what counts nowhere."""
+        return ignored_in(self.table)
 
     def known(self, file_id: int) -> bool:
         """Whether an id is that of a class, or void."""
@@ -80,17 +86,17 @@ def read_class_file(path: str | Path) -> ClassFile:
         raise _wrong(path, f"the keys {', '.join(_KEYS)}", content if not isinstance(content, dict) else [*content])
     colors = _classes(path, content.get("classes"))
     ids = _ids(path, content.get("ids"), list(colors))
-    void = ignore_index(len(colors))
+    # Of 255 classes, the label 254 is one, so that bytes have none for ids that are not known.
+    wide = len(colors) > UNKNOWN_ID
+    void = WIDE_FILE_IGNORED if wide else FILE_IGNORED
     labels: dict[Color, int] = {}
     for train_id, color in enumerate(colors.values()):
         if color is not None and color in labels:
             raise _wrong(path, "a colour of its own for every class", f"{list(color)} twice")
         if color is not None:
             labels[color] = train_id
-    # Of 255 classes, the label 254 is one, so that bytes have none for ids that are not known.
-    wide = len(colors) > UNKNOWN_ID
     table: Ids = np.full(1 << 16, WIDE_UNKNOWN_ID if wide else UNKNOWN_ID, np.uint16 if wide else np.uint8)
-    table[[IGNORE_INDEX, WIDE_IGNORE_INDEX]] = void
+    table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = void
     for train_id, file_ids in enumerate(ids.values()):
         table[file_ids] = train_id
     said = {file_id for file_ids in ids.values() for file_id in file_ids} if content.get("ids") else set()
@@ -101,7 +107,7 @@ def read_class_file(path: str | Path) -> ClassFile:
             if color in labels:
                 raise _wrong(path, "void colours that no class has", list(color))
             labels[color] = void
-        elif _is_number(entry, WIDE_IGNORE_INDEX) and table[entry] in (unknown_id(table), void):
+        elif _is_number(entry, WIDE_FILE_IGNORED) and table[entry] in (unknown_id(table), void):
             table[entry] = void
             said.add(entry)
         elif entry != _TRANSPARENT:

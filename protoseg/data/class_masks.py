@@ -10,10 +10,11 @@ import numpy as np
 from protoseg.data.class_file import ClassFile
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import Ids
+from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
 from protoseg.data.masks import Color
 from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
-from protoseg.types import IGNORE_INDEX, WIDE_IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 
 REST = "(other)"
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
@@ -52,8 +53,8 @@ class ClassMasks(SegmentationDataset):
                     f"({', '.join(names)}) and {'masks without ids' if given is None else f'{len(given)}'}: give "
                     "--name, --color and --id once for each class (--id may be left out for binary masks of one)"
                 )
-        if ids is not None and any(not 0 <= i < WIDE_IGNORE_INDEX for i in ids):
-            raise ProtosegError(f"expected ids from 0 to {WIDE_IGNORE_INDEX - 1}, got {', '.join(map(str, ids))}")
+        if ids is not None and any(not 0 <= i < WIDE_FILE_IGNORED for i in ids):
+            raise ProtosegError(f"expected ids from 0 to {WIDE_FILE_IGNORED - 1}, got {', '.join(map(str, ids))}")
         self.label_space = LabelSpace("new classes", (*names, REST), (*colors, (0, 0, 0)))
         folders = (Path(images), Path(masks))
         for folder in folders:
@@ -67,10 +68,10 @@ class ClassMasks(SegmentationDataset):
             self.id_table, self.colors = _of_binary(used_values_of(paths))
         else:
             self.id_table, self.colors = np.full(1 << 16, len(names), np.uint8), {_BLACK: len(names)}
-            self.id_table[[IGNORE_INDEX, WIDE_IGNORE_INDEX]] = IGNORE_INDEX
+            self.id_table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = FILE_IGNORED
             self.id_table[list(ids)] = range(len(ids))
             self.colors |= {color: label for label, color in enumerate(colors)}
-        said = {*(ids or ()), *(() if _WHITE in self.colors and ids else (IGNORE_INDEX, WIDE_IGNORE_INDEX))}
+        said = {*(ids or ()), *(() if _WHITE in self.colors and ids else (FILE_IGNORED, WIDE_FILE_IGNORED))}
         file = ClassFile(self.label_space, self.id_table, self.colors, frozenset(said), True, transparent=True)
         self.mask_reading = MaskReading(paths, file)
 
@@ -80,12 +81,12 @@ def _of_binary(used: UsedBy) -> tuple[Ids, dict[Color, int]]:
     table = np.zeros(1 << 16, np.uint8)
     table[0] = 1
     sets = [set(found.ids) for _, found in used if found.kind != "palette" and found.ids is not None]
-    if {1, IGNORE_INDEX} <= set().union(*sets) <= {0, 1, IGNORE_INDEX}:
-        if not any({1, IGNORE_INDEX} <= ids for ids in sets):
+    if {1, FILE_IGNORED} <= set().union(*sets) <= {0, 1, FILE_IGNORED}:
+        if not any({1, FILE_IGNORED} <= ids for ids in sets):
             raise ProtosegError(
                 "masks: expected one value for the class, got masks of 0 and 1 and masks of 0 and 255: keep the two "
                 "sorts in folders of their own, or give --id 1 if 255 takes no part"
             )
-        table[IGNORE_INDEX] = IGNORE_INDEX
+        table[FILE_IGNORED] = FILE_IGNORED
     shown = {color for _, found in used if found.kind == "palette" or found.ids is None for color in found.colors or ()}
     return table, {color: int(color == _BLACK) for color in shown} if _BLACK in shown else {}

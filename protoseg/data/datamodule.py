@@ -29,6 +29,7 @@ from protoseg.data.samplers import RankSampler, StepBatchSampler
 from protoseg.data.starving import TIMEOUT, check_shared_memory
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
+from protoseg.lightning import batches_seen, replaces_samplers
 from protoseg.types import LabelSpace, ProtosegError
 
 BYTES_PER_PIXEL = 3 + 8  # of a Batch: the image, and the label as int64
@@ -103,7 +104,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.turn = exif == "apply"
         self.rare_classes = rare_classes
         self.label_space = _label_space(dataset)
-        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, self.label_space.ignore_index)
+        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
@@ -224,10 +225,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """How many training batches the model has seen, and what their content depends on."""
         consumed = self._start
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            # Not the sampler's count: the workers run ahead. Nor `completed`, which is one behind while
-            # on_train_batch_end saves. Lightning's count goes on from the checkpoint's after a resume.
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-            consumed = progress.processed
+            consumed = batches_seen(self.trainer)  # not the sampler's count: the workers run ahead
         return {"batches": consumed, **self._stream()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -257,8 +255,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        ignored = self.label_space.ignore_index
-        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), ignored, self.timeout, **options)
+        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), self.timeout, **options)
 
 
 def _tell(dataset: SegmentationDataset) -> None:
@@ -326,8 +323,7 @@ def _num_batches(trainer: pl.Trainer | None) -> int:
 
 
 def _check_sampler_kept(trainer: pl.Trainer) -> None:
-    connector = trainer._accelerator_connector
-    if connector.is_distributed and connector.use_distributed_sampler:
+    if replaces_samplers(trainer):
         raise ProtosegError(
             "the samplers here share out the data over the processes: expected trainer.use_distributed_sampler=false, "
             "got true, with which Lightning would replace them"

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from protoseg.data.decoding import Range, orientation
 from protoseg.data.files import Channel, read_image, read_label
 from protoseg.data.label_spaces import Ids
+from protoseg.data.label_spaces.tables import file_ignored, ignored_in
 from protoseg.data.masks import Color
 from protoseg.data.pairing import by_key, by_stem, list_images, pair, stem_in, stems_of_masks
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data.mask_reading import MaskReading
@@ -36,12 +37,10 @@ class Sample(NamedTuple):
 
 
 def to_sample(image: NDArray[np.uint8], label: Ids, name: str) -> Sample:
-    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them."""
-    return Sample(
-        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        torch.from_numpy(label.astype(np.int64)),
-        name,
-    )
+    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them, ignored pixels ``IGNORE_INDEX``."""
+    ids = torch.from_numpy(label.astype(np.int64))
+    ids[ids == ignored_in(label)] = IGNORE_INDEX
+    return Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), ids, name)
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -100,7 +99,7 @@ class SegmentationDataset(Dataset[Sample]):
         return to_sample(image, label, str(self.samples[index][0]))
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
-        """Image ``h w 3`` (RGB) and label ``h w`` (train ids or the label space's ``ignore_index``).
+        """Image ``h w 3`` (RGB) and label ``h w`` (train ids; the largest of its dtype where ignored).
 
         Raises:
             ProtosegError: a file is bad or the two differ in size; the message names the file.
@@ -108,7 +107,7 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         image = read_image(image_path, self.turn, self.image_range)
         if mask_path is None:
-            ignored = self.label_space.ignore_index
+            ignored = file_ignored(self.label_space.num_classes)
             return image, np.full(image.shape[:2], ignored, dtype=np.min_scalar_type(ignored))
         label = self.read_label(index)
         if image.shape[:2] != label.shape:

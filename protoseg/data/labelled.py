@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.label_spaces.tables import ignored_in
 from protoseg.data.statistics import class_statistics, count_pixels, image_size, kept_statistics, spread
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -102,6 +103,6 @@ def check_validation_labels(dataset: SegmentationDataset) -> None:
 def _any_labelled(dataset: SegmentationDataset, counts: NDArray[np.int64] | None) -> bool:
     if counts is not None:
         return bool(counts.any())
-    ignored = dataset.label_space.ignore_index
     masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
-    return any((dataset.read_label(index) != ignored).any() for index in masked)
+    labels = map(dataset.read_label, masked)
+    return any((label != ignored_in(label)).any() for label in labels)

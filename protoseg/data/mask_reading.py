@@ -84,7 +84,7 @@ def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     """Whether 255 (65535) is the second of two classes; raises where it may be, and as well may be void."""
     top = _top(group[0][1].kind)
     sets = [set(values.ids or ()) for _, values in group]
-    used, void, names = set().union(*sets), file.label_space.ignore_index, file.label_space.classes
+    used, void, names = set().union(*sets), file.void, file.label_space.classes
     labels = {int(file.table[i]) for i in used if file.known(i)} - {void}
     white = file.colors.get(_WHITE) if top == 255 else None
     said = top in file.said or file.table[top] != void or white == void
@@ -166,7 +166,7 @@ class MaskReading:
         """``label``, with what is transparent ignored."""
         if mask.clear is None or not mask.clear.any():
             return label
-        void = self.file.label_space.ignore_index
+        void = self.file.void
         hidden = np.unique(label[mask.clear])
         if not self.file.transparent and any(i not in (void, unknown_id(table)) for i in hidden.tolist()):
             raise ProtosegError(
@@ -182,7 +182,7 @@ def _is_settled(used: UsedBy, file: ClassFile, readings: Mapping[str, str]) -> b
     for kind, reading in readings.items():
         group = [values for _, values in used if values.kind == kind]
         ids = {int(file.table[i]) for values in group for i in values.ids or () if file.known(i)}
-        several = len(ids - {file.label_space.ignore_index}) > 1
+        several = len(ids - {file.void}) > 1
         if not any(evidence(values, file) for values in group) or (reading != COLORS and not several):
             return False
     return True

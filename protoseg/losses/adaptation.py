@@ -43,7 +43,8 @@ class MixedCrossEntropy(Term):
         mixed, weights = step.mixed, self.of_class.class_weights
         assert weights is not None
         of_class = weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
-        return weighted_cross_entropy_on_grid(mixed.output.logits, mixed.label, mixed.weight * of_class, mixed.stride)
+        output, weight = mixed.output, mixed.weight * of_class
+        return weighted_cross_entropy_on_grid(output.logits, mixed.label, weight, mixed.stride, output.align_corners)
 
 
 class FeatureDistance(Term):

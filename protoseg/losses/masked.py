@@ -58,7 +58,7 @@ class MaskedImageConsistency(Term):
         visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
         output: SegOutput = student(mask_image(strong_transform(image, *self.colours), visible, student.mean))
         weight = step.target.quality.expand(label.shape)
-        loss = weighted_cross_entropy_on_grid(output.logits, label, weight, student.stride)
+        loss = weighted_cross_entropy_on_grid(output.logits, label, weight, student.stride, output.align_corners)
         if output.detail is None:
             return loss
         detail = weighted_detail_cross_entropy(output.detail, label, weight, student.stride)

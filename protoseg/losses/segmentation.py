@@ -13,7 +13,7 @@ from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import Step, Term
-from protoseg.types import LabelSpace, ProtosegError, ignore_index
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 
 def balanced_class_weights(frequencies: Tensor) -> Tensor:
@@ -51,11 +51,10 @@ def cross_entropy(
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
 
     Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``ignore_index(c)`` where unlabelled.
+        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
     """
-    ignored = ignore_index(logits.shape[1])
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=ignored)
-    valid = label != ignored
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
+    valid = label != IGNORE_INDEX
     weight = valid.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
@@ -68,16 +67,17 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Ten
     """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
 
     Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``ignore_index(c)`` where unlabelled; weight: ``b h w``.
+        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled; weight: ``b h w``.
     """
-    ignored = ignore_index(logits.shape[1])
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=ignored)
-    return mean_over_ranks((losses * weight).sum(), (label != ignored).sum())
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
+    return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
 
 
-def weighted_cross_entropy_on_grid(logits: Tensor, label: Tensor, weight: Tensor, stride: int) -> Tensor:
+def weighted_cross_entropy_on_grid(
+    logits: Tensor, label: Tensor, weight: Tensor, stride: int, align_corners: bool = False
+) -> Tensor:
     """The same for logits on a grid of ``stride``, upsampled to the labels' and weights' ``b H W``."""
-    full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride)
+    full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
     return weighted_cross_entropy(full, label, weight)
 
 
@@ -128,11 +128,12 @@ class CrossEntropy(Term):
         self.class_weights.copy_(balanced_class_weights(frequencies))
 
     def forward(self, step: Step) -> Tensor:
-        return self.on_labels(step.labelled.output.logits, step.labelled.label, step.labelled.stride)
+        seen = step.labelled
+        return self.on_labels(seen.output.logits, seen.label, seen.stride, seen.output.align_corners)
 
-    def on_labels(self, logits: Tensor, label: Tensor, stride: int) -> Tensor:
+    def on_labels(self, logits: Tensor, label: Tensor, stride: int, align_corners: bool = False) -> Tensor:
         """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
-        full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride)
+        full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
         return cross_entropy(full, label, self.class_weights, self.ohem_threshold, self.ohem_min_kept)
 
 
@@ -145,4 +146,4 @@ class AuxiliaryCrossEntropy(CrossEntropy):
             raise ProtosegError(
                 "loss auxiliary: expected a model with an auxiliary head, got none; set auxiliary=…, or drop the term"
             )
-        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride)
+        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners)

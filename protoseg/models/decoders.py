@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from protoseg.types import ProtosegError
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
@@ -99,11 +99,18 @@ class UPerNetDecoder(nn.Module):
 
 
 class SegFormerDecoder(nn.Module):
-    """All-MLP decoder (Xie et al., SegFormer, arXiv 2105.15203), ``width`` channels throughout."""
+    """All-MLP decoder (Xie et al., SegFormer, arXiv 2105.15203), ``width`` channels throughout.
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 256) -> None:
+    ``embedding_norm`` puts BatchNorm and ReLU after the embedding of each map, as mmsegmentation does.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], width: int = 256, embedding_norm: bool = False
+    ) -> None:
         super().__init__()
         self.decoder = SmpSegFormer(encoder_channels=[3, 0, *channels], segmentation_channels=width)
+        if embedding_norm:
+            self.decoder.mlp_stage = nn.ModuleList(_conv_bn_relu(c, width, 1) for c in reversed(channels))
         self.out_channels, self.stride = width, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -195,17 +202,21 @@ class FCNDecoder(nn.Module):
 class HRNetDecoder(nn.Module):
     """All maps at the finest resolution, concatenated (720 channels for HRNet-W48), then one 3 x 3 convolution.
 
-    The released ProtoSeg ``cls_head``. It resizes with align_corners=True; here the grids stay aligned.
+    The released ProtoSeg ``cls_head``. It resizes with ``align_corners=True``; False keeps the grids aligned, whatever
+    the image's size.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1) -> None:
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1, align_corners: bool = False
+    ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.out_channels, self.stride = sum(channels), strides[0]
         self.fuse = nn.Sequential(_conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[-2:]
-        coarse = [F.interpolate(feature, size, mode="bilinear", align_corners=False) for feature in features[1:]]
+        coarse = [F.interpolate(f, size, mode="bilinear", align_corners=self.align_corners) for f in features[1:]]
         return self.fuse(torch.cat([features[0], *coarse], dim=1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import check_match, load_timm_weights, no_download, read_weights
@@ -46,6 +48,15 @@ class Encoder(nn.Module):
     strides: list[int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def set_input(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set ``mean`` and ``std``; raises ProtosegError unless they are three numbers each, of std above 0."""
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ProtosegError(
+                "encoder.mean, encoder.std: expected three numbers each (red, green, blue in [0, 1]), std above 0, got "
+                f"{list(mean)} and {list(std)}"
+            )
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -92,6 +103,9 @@ class TimmEncoder(Encoder):
         weights: local weights file (``.pth``, ``.safetensors``); goes before ``pretrained``.
         pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
+        fuse_align_corners: of HRNet: its branches go to the finer ones bilinear with align_corners=True, as in the
+            original code and the released ProtoSeg; timm takes the nearest cell.
+        mean, std: of red, green and blue in [0, 1], where they are not those that timm states.
         timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...); not what would fetch or
             read weights there.
 
@@ -107,6 +121,9 @@ class TimmEncoder(Encoder):
         weights: str | Path | None = None,
         pyramid_channels: int = 256,
         grad_checkpointing: bool = False,
+        fuse_align_corners: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -125,12 +142,15 @@ class TimmEncoder(Encoder):
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs
         self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)
-        if weights is not None or pretrained:
-            load_timm_weights(self.model, name, weights, options)
         config: Any = self.model.pretrained_cfg
+        self.set_input(mean or config["mean"], std or config["std"])
+        if weights is not None or pretrained:
+            seen = {"mean": self.mean, "std": self.std, "fuse_align_corners": fuse_align_corners}
+            load_timm_weights(self.model, name, weights, options, **seen)
         if config.get("fixed_input_size") and not (FAMILY_OPTIONS.get(family) or "img_size" in timm_kwargs):
             _check_any_size(name, self.model)
-        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        if fuse_align_corners:
+            _align_fusion(self.model, name)
 
         info: Any = self.model.feature_info
         strides, channels = info.reduction(), info.channels()
@@ -177,6 +197,14 @@ def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
+def _align_fusion(model: nn.Module, name: str) -> None:
+    found = [module for module in model.modules() if isinstance(module, nn.Upsample)]
+    for module in found:
+        module.mode, module.align_corners = "bilinear", True
+    if not found:
+        raise ProtosegError(f"encoder.fuse_align_corners: expected an HRNet, got {name!r}; leave it out")
+
+
 @torch.no_grad()
 def _check_any_size(name: str, model: nn.Module) -> None:
     # timm's flag for one input size only is also set on models that take any: so try, where it is set
@@ -190,6 +218,13 @@ def _check_any_size(name: str, model: nn.Module) -> None:
     model.train()
 
 
+class _NumbersReadable(TorchFunctionMode):
+    """Where tensors are made without numbers (``torch.device("meta")``), the library reads some of this function."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}), **({"device": "cpu"} if func is torch.linspace else {}))
+
+
 class MiTEncoder(Encoder):
     """Mix Transformer of SegFormer (Xie et al., arXiv 2105.15203), from segmentation-models-pytorch.
 
@@ -198,6 +233,7 @@ class MiTEncoder(Encoder):
         pretrained: ImageNet weights from segmentation-models-pytorch's hub (cached).
         weights: local weights file in SegFormer's names; goes before ``pretrained``.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
+        mean, std: see :class:`TimmEncoder`; ImageNet's unless given.
 
     Raises:
         ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
@@ -209,6 +245,8 @@ class MiTEncoder(Encoder):
         pretrained: bool = False,
         weights: str | Path | None = None,
         grad_checkpointing: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if variant not in MIT_VARIANTS:
@@ -217,16 +255,17 @@ class MiTEncoder(Encoder):
                 f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
+        self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD)
         name = f"mit_{variant}"
-        self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
+        with _NumbersReadable():
+            self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
         if weights is not None:
-            state, expected = read_weights(weights), self.model.state_dict()
+            state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier
             check_match(state, expected, expected, f"weights file {weights}")
             self.model.load_state_dict(state)
         out_channels: Any = self.model.out_channels
         self.channels, self.strides = list(out_channels[-4:]), [4, 8, 16, 32]
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         if grad_checkpointing:
             recompute_blocks(self.model, name)
 

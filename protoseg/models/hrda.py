@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import grid_size, window_starts
-from protoseg.functional.similarity import Similarities
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
 from protoseg.nn import Head
-from protoseg.types import Detail, ProtosegError, SegOutput
+from protoseg.types import Detail, ProtosegError, SegOutput, Similarities
 
 CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
 WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depend on it
@@ -27,8 +26,7 @@ Box = tuple[int, int, int, int]
 def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, int]) -> Tensor:
     """(1 - a) context + a detail where the detail lies, the context elsewhere (HRDA, arXiv 2204.13132, Sec. 3.2).
 
-    The paper zeroes the attention outside the crop on the context's grid and upsamples afterwards, products included;
-    that mixes zeros into the logits along the crop's border, on both of its sides. Here everything is upsampled first.
+    Everything was upsampled before; see :func:`fuse_released` for the other order.
 
     Args:
         context: ``b c h w`` on the output grid.
@@ -41,6 +39,29 @@ def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, 
     fused = context.clone()
     fused[inside] = torch.lerp(context[inside], detail, attention[inside])
     return fused
+
+
+def fuse_released(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, int]) -> Tensor:
+    """The order of the released code: weights the context on its own grid, and upsamples the products.
+
+    Attention outside the crop is zeroed before, which mixes zeros into the logits along the crop's border, on both of
+    its sides. Arguments as of :func:`fuse`, but context and attention on the context's grid, ``CONTEXT_SCALE`` times as
+    coarse; the result is on the detail's.
+    """
+    (top, left), (height, width) = corner, detail.shape[-2:]
+    mask = torch.zeros_like(attention[:, :1])
+    rows, columns = (slice(a // CONTEXT_SCALE, -(-(a + n) // CONTEXT_SCALE)) for a, n in ((top, height), (left, width)))
+    mask[..., rows, columns] = 1
+    attention = attention * mask
+    fused, weight = _upsample((1 - attention) * context), _upsample(attention)
+    inside = (..., slice(top, top + height), slice(left, left + width))
+    fused[inside] += weight[inside] * detail
+    return fused
+
+
+def _upsample(feature: Tensor) -> Tensor:
+    """From the context's grid to the detail's."""
+    return F.interpolate(feature, scale_factor=CONTEXT_SCALE, mode="bilinear", align_corners=False)
 
 
 class ScaleAttention(nn.Module):
@@ -73,6 +94,7 @@ class HRDASegmentor(Segmentor):
         attention: ``(channels, strides) -> decoder`` of the scale attention; SegFormer's in the paper.
         attention_per_class: one attention channel per class (paper), or one for all, so that the number of learned
             parameters does not depend on the number of classes.
+        released_fusion: fuse by :func:`fuse_released`, as networks were trained that were published.
 
     Raises:
         ProtosegError: a detail size that does not fit the encoder's cells; in training an image smaller than that.
@@ -88,6 +110,7 @@ class HRDASegmentor(Segmentor):
         detail_size: int | Sequence[int] = 512,
         attention: Callable[[list[int], list[int]], nn.Module] = SegFormerDecoder,
         attention_per_class: bool = True,
+        released_fusion: bool = False,
     ) -> None:
         super().__init__(encoder, decoder, head, num_classes, auxiliary)
         size = (detail_size, detail_size) if isinstance(detail_size, int) else tuple(detail_size)
@@ -98,6 +121,7 @@ class HRDASegmentor(Segmentor):
                 f"encoder's coarsest stride), got {detail_size}; e.g. half of data.crop_size"
             )
         self.detail_size = (size[0], size[1])
+        self.released_fusion = released_fusion
         channels = num_classes if attention_per_class else 1
         self.attention = ScaleAttention(attention(encoder.channels, encoder.strides), channels)
 
@@ -118,20 +142,29 @@ class HRDASegmentor(Segmentor):
         size, context_size = image_size(image), image_size(context)
         features = self._encode(context, self.encoder)
         output = self._decode(features, context_size)
-        attention = crop_to_grid(self._on_grid(self.attention(features), features, CONTEXT_SCALE), size, self.stride)
         detail = self._random_detail(image) if self.training else Detail(self._sliding_detail(image), (0, 0, *size))
         top, left, _, _ = detail.box
-        logits = self._upsampled(output.logits, size)
         embeddings, similarities = self._upsampled_embeddings(output.embeddings, size)
         auxiliary = self._auxiliary_logits(features, context_size)
         return SegOutput(
-            logits=fuse(logits, detail.logits, attention, (top // self.stride, left // self.stride)),
+            logits=self._fused(output.logits, detail.logits, features, size, (top // self.stride, left // self.stride)),
             embeddings=embeddings,
             similarities=similarities,
             features=self._cropped(features, context_size),
             auxiliary=None if auxiliary is None else self._upsampled(auxiliary, size),
             detail=detail if self.training else None,
         )
+
+    def _fused(
+        self, context: Tensor, detail: Tensor, features: list[Tensor], size: tuple[int, int], corner: tuple[int, int]
+    ) -> Tensor:
+        attention = self.attention(features)
+        if self.released_fusion:
+            height, width = context.shape[-2:]
+            fused = fuse_released(context, detail, self._on_grid(attention, features)[..., :height, :width], corner)
+            return crop_to_grid(fused, size, self.stride)
+        attention = crop_to_grid(self._on_grid(attention, features, CONTEXT_SCALE), size, self.stride)
+        return fuse(self._upsampled(context, size), detail, attention, corner)
 
     @staticmethod
     def _context(image: Tensor) -> Tensor:
@@ -140,8 +173,7 @@ class HRDASegmentor(Segmentor):
 
     def _upsampled(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
         """From the context's grid to the output grid."""
-        fine = F.interpolate(feature, scale_factor=CONTEXT_SCALE, mode="bilinear", align_corners=False)
-        return crop_to_grid(fine, size, self.stride)
+        return crop_to_grid(_upsample(feature), size, self.stride)
 
     def _upsampled_embeddings(self, embeddings: Tensor, size: tuple[int, int]) -> tuple[Tensor, Similarities | None]:
         embeddings = self._upsampled(embeddings, size)

@@ -43,6 +43,8 @@ class Segmentor(nn.Module):
         head: ``(in_channels, num_classes) ->`` a :class:`protoseg.nn.Head`.
         num_classes: number of classes.
         auxiliary: ``(channels, strides, num_classes) -> module`` that turns the maps into class logits; training only.
+        align_corners: how logits go to pixels. False keeps every cell on its own pixels whatever the image's size;
+            True is what the released ProtoSeg does.
     """
 
     mean: Tensor
@@ -55,8 +57,10 @@ class Segmentor(nn.Module):
         head: Callable[[int, int], Head],
         num_classes: int,
         auxiliary: Callable[[list[int], list[int], int], nn.Module] | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
+        self.align_corners = align_corners
         self.num_classes = num_classes
         self.encoder = encoder
         self.decoder = decoder(encoder.channels, encoder.strides)
@@ -106,6 +110,7 @@ class Segmentor(nn.Module):
             similarities=output.similarities,
             features=self._cropped(features, size),
             auxiliary=self._auxiliary_logits(features, size),
+            align_corners=self.align_corners,
         )
 
     def _encoder_input(self, image: Tensor) -> Tensor:

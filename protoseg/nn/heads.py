@@ -67,6 +67,8 @@ class PrototypeHead(Head):
             ``layernorm`` over the class scores (released code; 2 c learned parameters).
         temperature: for ``logits="temperature"``.
         embedding_norm: LayerNorm over channels before the embedding is made unit length (released code).
+        row_norm: every row of every channel gets unit length before that LayerNorm. The released code does so, its
+            normalisation of channels running along the last dimension, which there is the width.
         memory: keyword arguments of :class:`PrototypeMemory`: momentum, momentum_warmup, init, assignment, …
 
     Raises:
@@ -84,6 +86,7 @@ class PrototypeHead(Head):
         logits: str = "temperature",
         temperature: float = 0.1,
         embedding_norm: bool = True,
+        row_norm: bool = False,
         **memory: Any,
     ) -> None:
         dim = embedding_dim or in_channels
@@ -93,7 +96,7 @@ class PrototypeHead(Head):
                 f"prototype head: expected logits in {LOGITS} and temperature > 0, "
                 f"got logits={logits!r}, temperature={temperature}"
             )
-        self.temperature = temperature
+        self.temperature, self.row_norm = temperature, row_norm
         self.projection = projection(in_channels, dim)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
         self.logit_norm = nn.LayerNorm(num_classes) if logits == "layernorm" else None
@@ -104,7 +107,9 @@ class PrototypeHead(Head):
         projected = self.projection(features)
         b, _, h, w = projected.shape
         with no_autocast(projected):
-            pixels = at_least_fp32(projected).permute(0, 2, 3, 1).flatten(0, 2)
+            projected = at_least_fp32(projected)
+            projected = F.normalize(projected, dim=3) if self.row_norm else projected
+            pixels = projected.permute(0, 2, 3, 1).flatten(0, 2)
             embeddings = F.normalize(self.embedding_norm(pixels), dim=1)
             similarities = self.memory.similarity(embeddings)
             logits = self.class_logits(similarities.scores)

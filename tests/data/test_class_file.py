@@ -9,7 +9,8 @@ import pytest
 
 from protoseg.data import read_class_file
 from protoseg.data.label_spaces import UNKNOWN_ID
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -22,7 +23,7 @@ def test_smallest_file(tmp_path: Path) -> None:
     space, table, colors, *_ = read_class_file(write(tmp_path, "classes: {road: [1, 2, 3], car: [4, 5, 6]}"))
     assert (space.name, space.classes, space.colors) == (tmp_path.name, ("road", "car"), ((1, 2, 3), (4, 5, 6)))
     assert space.things == ()
-    assert table[[0, 1, 2, 254, 255]].tolist() == [0, 1, UNKNOWN_ID, UNKNOWN_ID, IGNORE_INDEX]
+    assert table[[0, 1, 2, 254, 255]].tolist() == [0, 1, UNKNOWN_ID, UNKNOWN_ID, FILE_IGNORED]
     assert colors == {(1, 2, 3): 0, (4, 5, 6): 1}
 
 
@@ -36,8 +37,8 @@ def test_all_keys(tmp_path: Path) -> None:
     """
     space, table, colors, *_ = read_class_file(write(tmp_path, text))
     assert (space.name, space.classes, space.things) == ("mine", ("road", "été"), ("été",))
-    assert table[[0, 253, 9, 255, 1]].tolist() == [1, 0, IGNORE_INDEX, IGNORE_INDEX, UNKNOWN_ID]
-    assert colors == {(1, 2, 3): 0, (4, 5, 6): 1, (0, 0, 0): IGNORE_INDEX}
+    assert table[[0, 253, 9, 255, 1]].tolist() == [1, 0, FILE_IGNORED, FILE_IGNORED, UNKNOWN_ID]
+    assert colors == {(1, 2, 3): 0, (4, 5, 6): 1, (0, 0, 0): FILE_IGNORED}
 
 
 @pytest.mark.parametrize("classes", ["[road, car, sky]", "{road: , car: [128, 0, 0], sky: }"])
@@ -50,16 +51,16 @@ def test_colours_are_made_and_no_mask_is_read_by_them(tmp_path: Path, classes: s
 
 def test_several_ids_for_one_class_and_large_ones(tmp_path: Path) -> None:
     table = read_class_file(write(tmp_path, TWO + "ids: {a: [0, 255, 65534], b: 300}\nvoid: [1000]")).table
-    assert table[[0, 255, 65534, 300, 1000, 65535]].tolist() == [0, 0, 0, 1, IGNORE_INDEX, IGNORE_INDEX]
+    assert table[[0, 255, 65534, 300, 1000, 65535]].tolist() == [0, 0, 0, 1, FILE_IGNORED, FILE_IGNORED]
     assert (table == UNKNOWN_ID).sum() == (1 << 16) - 6
 
 
-@pytest.mark.parametrize(("classes", "void"), [(254, 255), (255, 255), (256, 65535), (1000, 65535)])
+@pytest.mark.parametrize(("classes", "void"), [(254, 255), (255, 65535), (256, 65535), (1000, 65535)])
 def test_many_classes(tmp_path: Path, classes: int, void: int) -> None:
     file = read_class_file(write(tmp_path, f"classes: [{', '.join(f'c{i}' for i in range(classes))}]"))
     assert len(set(file.label_space.colors)) == classes
     assert file.table[:classes].tolist() == [*range(classes)]
-    assert file.table[65535] == file.label_space.ignore_index == void
+    assert file.table[65535] == file.void == void
     assert not file.known(classes + 2)
 
 

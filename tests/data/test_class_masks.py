@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from protoseg.data.class_masks import REST, ClassMasks
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -33,7 +34,7 @@ def test_binary_masks(folders: tuple[Path, Path]) -> None:
 
 def test_masks_of_ids(folders: tuple[Path, Path]) -> None:
     data = ClassMasks(*folders, ["car", "dog"], [RED, BLUE], [26, 0])
-    assert data.read(0)[1].tolist() == [[1, 2, 0, IGNORE_INDEX]]
+    assert data.read(0)[1].tolist() == [[1, 2, 0, FILE_IGNORED]]
 
 
 def row(folders: tuple[Path, Path], *values: object, palette: list[int] | None = None) -> Path:
@@ -49,7 +50,7 @@ def row(folders: tuple[Path, Path], *values: object, palette: list[int] | None =
     ("values", "palette", "label"),
     [
         ((0, 255, 255, 0), None, [1, 0, 0, 1]),
-        ((0, 1, 255, 0), None, [1, 0, IGNORE_INDEX, 1]),
+        ((0, 1, 255, 0), None, [1, 0, FILE_IGNORED, 1]),
         ((0, 1, 2, 255), None, [1, 0, 0, 0]),  # instances
         ((0, 1, 0, 1), [0, 255, 0, 0, 0, 0], [0, 1, 0, 1]),  # the palette begins with green
         ((0, 1, 0, 1), [0, 0, 0, 0, 255, 0], [1, 0, 1, 0]),
@@ -81,7 +82,7 @@ def test_two_sorts_of_binary_masks(folders: tuple[Path, Path]) -> None:
     with pytest.raises(ProtosegError, match=r"got masks of 0 and 1 and masks of 0 and 255: .* give --id 1 if 255"):
         ClassMasks(*folders, ["car"], [RED])
     found = ClassMasks(*folders, ["car"], [RED], [1])
-    assert [found.read_label(i).tolist() for i in range(2)] == [[[1, 0, 1, 0]], [[1, IGNORE_INDEX, 1, IGNORE_INDEX]]]
+    assert [found.read_label(i).tolist() for i in range(2)] == [[[1, 0, 1, 0]], [[1, FILE_IGNORED, 1, FILE_IGNORED]]]
 
 
 def test_wrong_input(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.dataset import main
+from protoseg.cli.data import main
 from protoseg.data import LabelledFolder
 from protoseg.data.decoding import largest_deep_value
 from protoseg.data.files import read_image

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from protoseg.data import LabelledFolder, SegmentationDataModule, read_class_file
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
-COLORS = {(128, 64, 128): 0, (0, 0, 142): 1, (10, 200, 30): 2, (0, 0, 0): IGNORE_INDEX}
-IDS = {7: 0, 26: 1, 21: 2, 0: IGNORE_INDEX}
+COLORS = {(128, 64, 128): 0, (0, 0, 142): 1, (10, 200, 30): 2, (0, 0, 0): FILE_IGNORED}
+IDS = {7: 0, 26: 1, 21: 2, 0: FILE_IGNORED}
 
 
 def load(root: Path, split: str = "train", **options: Any) -> LabelledFolder:

@@ -89,9 +89,10 @@ class Model:
         predictor: Predictor,
         device: torch.device,
         origin: dict[str, Any],
+        image_range: tuple[float, float] | None = None,
     ) -> None:
         self.network, self.label_space, self.predictor = network.to(device).eval(), label_space, predictor
-        self.device, self._origin = device, origin
+        self.device, self._origin, self._image_range = device, origin, image_range
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ class Model:
         It is the path of a PNG or JPEG; a PIL image; an RGB array ``h w 3`` or tensor ``3 h w``, uint8 or float in
         [0, 1]. Raises ProtosegError for anything else, or a file that cannot be read.
         """
-        pixels = as_tensor(image)
+        pixels = as_tensor(image, self._image_range)
         size = torch.tensor([pixels.shape[1:]])
         ((seen, probability),) = self.predictor.predict_with_confidence(
             self.network, pixels[None].to(self.device), size
@@ -194,16 +195,18 @@ def load(
     """
     file = open_file(_find(source, revision), trust)
     origin = file.content["protoseg"]
-    return Model(file.model(network), file.label_space, file.predictor(), choose_device(device), origin)
+    return Model(
+        file.model(network), file.label_space, file.predictor(), choose_device(device), origin, file.image_range
+    )
 
 
-def as_tensor(image: Source) -> Tensor:
+def as_tensor(image: Source, image_range: tuple[float, float] | None = None) -> Tensor:
     """RGB ``3 h w``, uint8 or float in [0, 1]; arguments and errors as of :meth:`Model.predict`."""
     given: Any = image
     if isinstance(image, (str, Path)):
         from protoseg.data.files import read_image
 
-        given = read_image(Path(image))
+        given = read_image(Path(image), value_range=image_range)
     elif isinstance(image, Image.Image):
         given = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == 3:

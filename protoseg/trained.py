@@ -102,6 +102,17 @@ class TrainedFile:
             data = data if change is None else change(data)
             return instantiate(OmegaConf.create(data | changes))
 
+    @property
+    def image_range(self) -> tuple[float, float] | None:
+        """The values of images of 16 bits that were black and white in training (of adaptation, the target's)."""
+        from protoseg.data.decoding import checked_range
+
+        def part(of: Any, key: str) -> Any:  # plain values: nothing of the section is built
+            return of.get(key) if isinstance(of, dict) else None
+
+        data = part(self.content["protoseg"]["config"], "data")
+        return checked_range(part(part(part(data, "target") or data, "dataset"), "image_range"))
+
     def predictor(self) -> Predictor:
         """How it looks at images, as it was trained."""
         section = self.sections("inference")["inference"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import huggingface_hub
 import numpy as np
 import pytest
@@ -104,6 +105,18 @@ def test_saved_and_loaded_again(
         configure("evaluate", f"ckpt_path={path}", "mode=predict", f"images={tmp_path / 'photo.png'}", output=out)
     )
     assert np.array_equal(np.asarray(Image.open(out / "labels" / "photo.png")), want.labels)
+
+
+def test_the_range_of_deep_images_goes_along(run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["protoseg"]["config"]["data"]["target"]["dataset"]["image_range"] = [0, 4095]
+    torch.save(content, checkpoint)
+    saved = protoseg.load(run, device="cpu").save_pretrained(tmp_path / "saved")
+    deep = np.array([[[4095, 0, 2048]]], np.uint16).repeat(64, 0).repeat(64, 1)
+    assert cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    seen = protoseg.load(saved.parent, device="cpu").predict(tmp_path / "deep.png").image
+    assert seen[:, 0, 0].tolist() == [255, 0, 128]
 
 
 def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,15 +11,16 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import orientation
+from protoseg.data.decoding import FAILURES, largest_deep_value, orientation
 from protoseg.data.faults import collect_faults
 from protoseg.data.files import read_image
 from protoseg.data.loading import seed_worker
-from protoseg.data.statistics import in_threads
+from protoseg.data.statistics import in_threads, spread
 from protoseg.types import ProtosegError
 
 _WORKERS_FROM = 64
 _BATCH = 8
+_LOOKED_AT = 64
 
 
 class Checked(NamedTuple):
@@ -100,6 +102,24 @@ def turned_images(dataset: SegmentationDataset, indices: Sequence[int] | None = 
     return (
         f"{len(found)} of {len(paths)} images are read {done}, and masks are never turned: see with `show` whether "
         f"these fit; else set data.exif={'ignore' if dataset.turn else 'apply'} ({', '.join(found)})"
+    )
+
+
+def deep_images(dataset: SegmentationDataset) -> str:
+    """Whether images of 16 bits use few of these, so that 8 bits of them keep little; "" if not. Looks at a few."""
+    if dataset.image_range is not None:
+        return ""
+    largest, path = 0, None
+    for index in spread(len(dataset), _LOOKED_AT):
+        with suppress(*FAILURES, ProtosegError):  # told as faults
+            found = largest_deep_value(dataset.samples[index][0])
+            largest, path = (found, dataset.samples[index][0]) if found > largest else (largest, path)
+    if not 0 < largest < 1 << 15:
+        return ""
+    top = (1 << largest.bit_length()) - 1
+    return (
+        f"images of 16 bits hold values up to {largest} (e.g. {path}), of which {(largest >> 8) + 1} of 256 levels are "
+        f"kept: set data.dataset.image_range=[0,{top}]"
     )
 
 

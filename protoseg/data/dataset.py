@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from protoseg.data.decoding import orientation
+from protoseg.data.decoding import Range, orientation
 from protoseg.data.files import Channel, read_image, read_label
 from protoseg.data.label_spaces import Ids
 from protoseg.data.label_spaces.tables import file_ignored, ignored_in
@@ -61,6 +61,7 @@ class SegmentationDataset(Dataset[Sample]):
         split: the split read.
         samples: path of each image and of its mask (None: no mask, every pixel reads as ignored).
         turn: whether images are turned as EXIF says; else they are read as they are stored.
+        image_range: the values of images of 16 bits that become black and white; None: the high 8 bits.
         notes: sentences about how the files were found, told by ``check`` and before a training.
     """
 
@@ -72,6 +73,7 @@ class SegmentationDataset(Dataset[Sample]):
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
     turn: bool = True
+    image_range: Range | None = None
     notes: Sequence[str] = ()
 
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:
@@ -103,7 +105,7 @@ class SegmentationDataset(Dataset[Sample]):
             ProtosegError: a file is bad or the two differ in size; the message names the file.
         """
         image_path, mask_path = self.samples[index]
-        image = read_image(image_path, self.turn)
+        image = read_image(image_path, self.turn, self.image_range)
         if mask_path is None:
             ignored = file_ignored(self.label_space.num_classes)
             return image, np.full(image.shape[:2], ignored, dtype=np.min_scalar_type(ignored))

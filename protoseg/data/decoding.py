@@ -10,14 +10,19 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
+from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from omegaconf import ListConfig
 from PIL import Image
 
 from protoseg.types import ProtosegError
 
+Range = tuple[float, float]
+PNG_DEPTH = 24  # where the header has the bits per channel
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 NPY_START = b"\x93NUMPY"
@@ -129,8 +134,43 @@ def _open_array(data: bytes) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def decode_picture(data: bytes) -> NDArray[np.uint8]:
-    """RGB ``h w 3`` of one of the formats that are neither PNG nor JPEG, as it is stored; of 16 bits the high 8.
+def checked_range(value: Any) -> Range | None:
+    """``[low, high]`` of 0 to 65535, or None; raises ProtosegError for anything else."""
+    if value is None:
+        return None
+    numbers = list(value) if isinstance(value, list | tuple | ListConfig) else []
+    if [type(x) in (int, float) for x in numbers] != [True, True] or not 0 <= numbers[0] < numbers[1] <= 65535:
+        raise ProtosegError(
+            f"image_range: expected [low, high], the values that become black and white, got {value!r}: e.g. [0, 4095] "
+            "for 12 bits"
+        )
+    return float(numbers[0]), float(numbers[1])
+
+
+def to_bytes(pixels: NDArray[np.uint16], value_range: Range | None) -> NDArray[np.uint8]:
+    """8 bits of 16: the high ones, or ``value_range`` spread over them, what lies outside cut off."""
+    if value_range is None:
+        return (pixels >> 8).astype(np.uint8)
+    low, high = value_range
+    return np.clip((pixels - np.float32(low)) * np.float32(255 / (high - low)), 0, 255).round().astype(np.uint8)
+
+
+def largest_deep_value(path: Path) -> int:
+    """The largest value in an image of 16 bits, 0 of any other; raises ``FAILURES``."""
+    with open_picture(path) as file:
+        if file.format != "PNG" and not file.mode.startswith("I;16"):
+            return 0
+    data = path.read_bytes()
+    check_pixels(f"image {path}", *picture_size(data))
+    if not data.startswith(PNG_START):
+        return int(np.asarray(open_picture(data)).max())
+    deep = data[PNG_DEPTH] == 16
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if deep else None
+    return 0 if image is None else int(image.max())
+
+
+def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.uint8]:
+    """RGB ``h w 3`` of one of the formats that are neither PNG nor JPEG, as it is stored; of 16 bits see ``to_bytes``.
 
     Header and pixels are read by the same decoder, so that none decodes more than was asked of the header.
 
@@ -147,7 +187,10 @@ def decode_picture(data: bytes) -> NDArray[np.uint8]:
             got = _UNREAD_MODES.get(file.mode, f"of {channels} channels")
             raise ValueError(f"its pixels are {got}, not grey or RGB of 8 or 16 bits")
         deep = file.mode.startswith("I;16")
-        picture = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
+        if value_range and not deep and max(getattr(file, "tag_v2", {}).get(258, (8,))) > 8:
+            raise ValueError("Pillow has only the high 8 of its 16 bits of red, green and blue, so that image_range "
+                             "cannot be taken from it; PNGs have all")  # fmt: skip
+        picture = Image.fromarray(to_bytes(np.asarray(file), value_range)) if deep else file
         pixels = np.asarray(picture.convert("RGB"))
         # Pillow turns TIFFs by itself, and forgets then that they were to be turned.
         return pixels if _orientation(file) == before else turned(pixels, {6: 8, 8: 6}.get(before, before))

@@ -15,6 +15,7 @@ from protoseg.data.decoding import (
     JPEG_START,
     PNG_END,
     PNG_START,
+    Range,
     check_pixels,
     check_regular,
     decode_jpeg,
@@ -24,6 +25,7 @@ from protoseg.data.decoding import (
     orientation,
     picture_size,
     png_chunks,
+    to_bytes,
     turned,
 )
 from protoseg.data.label_spaces import Ids
@@ -34,8 +36,10 @@ from protoseg.types import ProtosegError
 Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def read_image(path: Path, turn: bool = True) -> NDArray[np.uint8]:
+def read_image(path: Path, turn: bool = True, value_range: Range | None = None) -> NDArray[np.uint8]:
     """Decode an image to RGB, ``h w 3``; turned as EXIF says, or, without ``turn``, as it is stored.
+
+    Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``).
 
     Raises:
         ProtosegError: the file cannot be read, is cut short, is not an image, or has too many pixels
@@ -43,26 +47,28 @@ def read_image(path: Path, turn: bool = True) -> NDArray[np.uint8]:
     """
     data = read_bounded(path, "image")
     try:
-        pixels = _decode_image(data)
+        pixels = _decode_image(data, value_range)
     except (*FAILURES, cv2.error) as error:
         raise _unreadable(path, "image", error) from error
     return turned(pixels, orientation(data)) if turn else pixels
 
 
-def _decode_image(data: bytes) -> NDArray[np.uint8]:
+def _decode_image(data: bytes, value_range: Range | None) -> NDArray[np.uint8]:
     if data.startswith(JPEG_START) and (pixels := decode_jpeg(data)) is not None:
         return pixels
     if not data.startswith((JPEG_START, PNG_START)):
-        return decode_picture(data)
+        return decode_picture(data, value_range)
     # OpenCV is about twice as fast as Pillow, but some versions fill up a file that is cut short with grey and
     # say nothing (imread still does in 4.12). So Pillow looks first at a file that does not end as it should.
     if not _ends_properly(data):
         if data.startswith(PNG_START):
             raise ValueError("it is cut short")
         open_picture(data).load()
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    depth = cv2.IMREAD_ANYDEPTH if value_range else 0
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | depth)
     if image is None:
         raise ValueError("it cannot be decoded")
+    image = to_bytes(image, value_range) if image.dtype == np.uint16 else image
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
 
 

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from protoseg.data.decoding import PNG_START
+from protoseg.data.decoding import PNG_DEPTH, PNG_START
 from protoseg.data.label_spaces import Ids, unknown_id
 from protoseg.types import ProtosegError
 
 Color = tuple[int, int, int]
-PNG_DEPTH = 24  # where the header has the bits per channel
 _MAX_SHOWN = 256  # values of one mask that are told apart; a photograph has more
 
 

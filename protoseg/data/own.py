@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
+from protoseg.data.decoding import checked_range
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import by_image, by_key, list_images, other_formats, pair, stem_in, stems_of_masks
 from protoseg.text import command, override
@@ -52,6 +53,8 @@ class LabelledFolder(SegmentationDataset):
         labels: False lists the images alone.
         images, masks: the folders' names, where they are called otherwise or there are several.
         mask_suffix: how the names of masks end, where every image has several.
+        image_range: the values of images of 16 bits that become black and white, e.g. ``[0, 4095]`` for 12 bits;
+            without it the high 8 bits are read.
 
     Raises:
         ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once; folders
@@ -76,7 +79,9 @@ class LabelledFolder(SegmentationDataset):
         images: str | None = None,
         masks: str | None = None,
         mask_suffix: str | None = None,
+        image_range: Sequence[float] | None = None,
     ) -> None:
+        self.image_range = checked_range(image_range)
         if not 0 < val_share < 1:
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)

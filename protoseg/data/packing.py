@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import FAILURES, open_picture
+from protoseg.data.decoding import FAILURES, PNG_DEPTH, open_picture
 from protoseg.data.files import read_bounded
-from protoseg.data.masks import PNG_DEPTH
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file
 from protoseg.types import ProtosegError

@@ -71,6 +71,7 @@ def predict(
     save: Sequence[str] = SAVES,
     overwrite: bool = False,
     follow: float | None = None,
+    image_range: tuple[float, float] | None = None,
 ) -> Outcome:
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
@@ -87,6 +88,7 @@ def predict(
         device: where the model runs.
         save: what to write, out of ``SAVES``.
         overwrite: predict again what is there.
+        image_range: values of images of 16 bits that become black and white, as in the training.
         follow: of a folder, go on with the images that come into it, until for so many seconds none came.
 
     Raises:
@@ -107,8 +109,9 @@ def predict(
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
     writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
     failed: list[str] = []
+    place = Path(images)
     with evaluating(model):
-        skipped = _video(writer, Path(images)) if is_video else _images(writer, Path(images), follow, failed)
+        skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, image_range)
     if rank() == 0:
         before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
         say(f"{writer.predicted} {'frames' if is_video else 'images'} predicted{before}: {writer.output}")
@@ -122,7 +125,9 @@ def predict(
     return Outcome(writer.written, skipped)
 
 
-def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]) -> int:
+def _images(
+    writer: Writer, place: Path, follow: float | None, failed: list[str], image_range: tuple[float, float] | None
+) -> int:
     """Predict the images of a place; returns how many were done before, and adds what ``failed``, one line each."""
     from protoseg.data.files import read_image
     from protoseg.data.pairing import other_formats
@@ -142,7 +147,7 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
             progress.update(task, total=writer.predicted + len(todo))
             for path in todo:
                 try:
-                    image = _tensor(read_image(path))
+                    image = _tensor(read_image(path, value_range=image_range))
                     prediction = writer.predict(image)
                 except ProtosegError as error:
                     failed.append(" ".join(str(error).split()))

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, limit_pixels
-from protoseg.data.checking import check_samples, listing_faults, repeated_images, turned_images
+from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
 from protoseg.data.export import export_predictions
 from protoseg.data.labelled import label_notes, nothing_labelled
 from protoseg.data.packing import pack
@@ -116,8 +116,8 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
         if pixels[:-1].any():
             for note in label_notes(dataset.label_space, pixels[:-1], pixels[-1] / pixels.sum(), looked):
                 say(f"note: {note}")
-    notes = (note for dataset in datasets.values() for note in (*dataset.notes, turned_images(dataset)) if note)
-    for note in dict.fromkeys(notes):
+    looks = ((*data.notes, turned_images(data), deep_images(data)) for data in datasets.values())
+    for note in dict.fromkeys(note for notes in looks for note in notes if note):
         say(f"note: {note}")
     for message in found:
         say(f"fault: {message}")

@@ -41,7 +41,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         if cfg.images is None:
             raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
         save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
-        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow)
+        deep = trained.file.image_range
+        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow, deep)
         return None
     datamodule = open_data(cfg, trained)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
@@ -87,6 +88,9 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
         with open_dict(cfg.data):
             if cfg.root is not None:
                 cfg.data.get("target", cfg.data).root = cfg.root
+            own: Any = cfg.data.get("target", cfg.data).get("dataset") or {}
+            if own.get("image_range", 0) is None:  # it has this setting, and none is given
+                own.image_range = trained.file.image_range
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)

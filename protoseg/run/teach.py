@@ -48,6 +48,7 @@ def add(
     file: TrainedFile, images: Path, masks: Path, names: list[str], colors: Any, ids: Any, seed: int, device: str | None
 ) -> ClassEdit:
     dataset = ClassMasks(images, masks, names, colors, ids)
+    dataset.image_range = file.image_range
     edit, found = add_classes(file, dataset, names, seed, choose_device(device), "images")
     _print_found(found, len(dataset))
     return edit
@@ -58,6 +59,7 @@ def refresh(
     file: TrainedFile, images: Path, masks: Path, name: str, ids: Any, keep: float, seed: int, device: str | None
 ) -> ClassEdit:
     dataset = ClassMasks(images, masks, [name], [(0, 0, 0)], ids)
+    dataset.image_range = file.image_range
     edit, found = refresh_class(file, dataset, name, keep, seed, choose_device(device), "images")
     _print_found(found, len(dataset))
     return edit

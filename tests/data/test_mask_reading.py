@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from protoseg.cli.data import main
 from protoseg.data import LabelledFolder
+from protoseg.data.decoding import largest_deep_value
+from protoseg.data.files import read_image
 from protoseg.data.label_spaces import mapping_table
 from protoseg.data.mask_reading import _used_in
 from protoseg.types import LabelSpace, ProtosegError
@@ -268,6 +272,37 @@ def test_a_packed_copy_is_read_the_same(tmp_path: Path) -> None:
     before, after = labels(root), labels(tmp_path / "b")
     assert all(np.array_equal(after[name], label) for name, label in before.items())
     assert before["0.png"][0].tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_images_of_16_bits(tmp_path: Path, bits: int, capsys: pytest.CaptureFixture[str]) -> None:
+    root, top = folder(tmp_path, NAMES, *[mask(0, 1)] * 4), (1 << bits) - 1
+    values = np.array([[0, top // 3], [top // 2, top]])
+    for path in (root / "images").iterdir():
+        write_png(path, np.repeat(values, 2, 0), depth=16)
+    main(["check", "folder", f"data.root={root}"])
+    told = f"values up to {top} (e.g. " in (shown := capsys.readouterr().out)
+    assert told == (bits < 16) == (f"set data.dataset.image_range=[0,{top}]" in shown)
+    ranged = LabelledFolder(root, root / "classes.yaml", image_range=[0, top])
+    main(["check", "folder", f"data.root={root}", f"data.dataset.image_range=[0,{top}]"])
+    assert "image_range" not in capsys.readouterr().out
+    assert ranged.read(0)[0][..., 0].tolist() == np.repeat(np.round(values * 255 / top), 2, 0).tolist()
+    plain = LabelledFolder(root, root / "classes.yaml")
+    assert plain.read(0)[0][..., 2].tolist() == np.repeat(values >> 8, 2, 0).tolist()
+    with pytest.raises(ProtosegError, match=r"image_range: expected \[low, high\].*got \[9, 9\]"):
+        LabelledFolder(root, root / "classes.yaml", image_range=[9, 9])
+
+
+def test_images_of_16_bits_in_a_tiff(tmp_path: Path) -> None:
+    values = np.array([[0, 1000], [4095, 65535]], np.uint16)
+    path = tmp_path / "a.tif"
+    Image.fromarray(values).save(path)
+    assert read_image(path, value_range=(0, 4095))[..., 1].tolist() == [[0, 62], [255, 255]]
+    assert read_image(path)[..., 1].tolist() == (values >> 8).tolist()
+    assert largest_deep_value(path) == 65535
+    assert cv2.imwrite(str(path), np.dstack([values] * 3))
+    with pytest.raises(ProtosegError, match="has only the high 8 of its 16 bits"):
+        read_image(path, value_range=(0, 4095))
 
 
 def test_classes_may_be_mapped(tmp_path: Path) -> None:

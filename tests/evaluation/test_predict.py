@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +53,16 @@ def run(model: Strongest, source: Path, output: Path, **options: Any) -> Any:
 
 def strongest(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).argmax(2)
+
+
+def test_images_of_16_bits_as_in_the_training(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40, 3), np.uint16)
+    pixels[..., 1] = 200  # blue, green, red; the high bits of all are 0
+    (tmp_path / "in").mkdir()
+    assert cv2.imwrite(str(tmp_path / "in" / "a.png"), pixels)
+    for given, label in ((None, 0), ((0.0, 1023.0), 1)):
+        run(Strongest(), tmp_path / "in", tmp_path / str(label), image_range=given)
+        assert (np.asarray(Image.open(tmp_path / str(label) / "labels" / "a.png")) == label).all()
 
 
 def test_a_folder(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,14 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--images", type=Path, required=True, help="folder of images")
         command.add_argument("--masks", type=Path, required=True, help="folder of PNG masks with the same names")
         text = "of the class in the masks, once for each; without it, all that is not 0 is the class"
-        command.add_argument("--id", action="append", type=int, dest="ids", help=text)
+        command.add_argument("--id", action="append", type=int, dest="ids", metavar="ID", help=text)
     for command in (add, refresh, trial):
         command.add_argument("--device", help="cuda where there is one, else cpu")
     for command in (add, refresh, merge):
         command.add_argument("--seed", type=int, default=0, help="of the clustering")
     for command in (add, remove, merge):
         text = "of a class; once for each of several"
-        command.add_argument("--name", action="append", required=True, dest="names", help=text)
+        command.add_argument("--name", action="append", required=True, dest="names", metavar="NAME", help=text)
     text = "once for each class"
     add.add_argument("--color", action="append", required=True, type=_color, dest="colors", metavar="R,G,B", help=text)
     refresh.add_argument("--name", required=True, help="of the class")

@@ -17,7 +17,7 @@ LAYER = {
     "losses": 2, "models": 2, "inference": 2, "trusted": 2, "report": 2, "curves": 2,
     "analysis": 3, "export": 3,
     "callbacks": 4, "evaluation": 4, "trained": 4, "report_page": 4,
-    "training": 5, "classes": 5, "prediction": 5, "api": 5, "cli": 6, "benchmark": 6, "notebook": 7,
+    "training": 5, "classes": 5, "prediction": 5, "api": 5, "convert": 5, "cli": 6, "benchmark": 6, "notebook": 7,
 }  # fmt: skip
 """A module imports from its own room or from a lower layer; ``data`` stands beside them and knows only layer 0. A
 ``__main__`` is a door to ``cli``."""

@@ -35,7 +35,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 bench: .venv/.installed
-	$(BIN)/python -m protoseg.benchmark head
+	$(BIN)/python -m benchmarks head
 
 clean:
 	rm -rf .venv runs

@@ -21,14 +21,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.evaluation.pictures import Picture, label_png, overlay
+from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
-from protoseg.inference import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
 from protoseg.text import markdown_text
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import Picture, label_png, overlay
 
 WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""
@@ -45,8 +45,7 @@ class Prediction:
     """What a model says of an image.
 
     Attributes:
-        labels: class ids, ``h w``: uint8, or uint16 of more than 255 classes.
-        confidence: probability of that class, float32 ``h w``.
+        labels, confidence: class ids, ``h w``, uint8, or uint16 of more than 255 classes; probability, fp32 ``h w``.
         image: uint8 (or float in [0, 1]) RGB, ``3 h w``.
         label_space: classes and colours.
     """
@@ -78,13 +77,9 @@ class Prediction:
 
 
 class Model:
-    """A network, its classes and how it looks at an image; made by :func:`load`.
+    """A network in eval mode, its classes, its device and how it looks at an image; made by :func:`load`.
 
-    Attributes:
-        network: in eval mode, on ``device``.
-        label_space: classes and colours.
-        predictor: set another one to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``.
-        device: where the network runs.
+    Set another ``predictor`` to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``.
     """
 
     def __init__(
@@ -106,31 +101,22 @@ class Model:
     def predict(self, image: Source) -> Prediction:
         """Segment an image of any size.
 
-        Args:
-            image: path of a PNG or JPEG; PIL image; RGB array ``h w 3`` or tensor ``3 h w``, uint8 or float in [0, 1].
-
-        Raises:
-            ProtosegError: anything else, or a file that cannot be read.
+        It is the path of a PNG or JPEG; a PIL image; an RGB array ``h w 3`` or tensor ``3 h w``, uint8 or float in
+        [0, 1]. Raises ProtosegError for anything else, or a file that cannot be read.
         """
         pixels = as_tensor(image)
         size = torch.tensor([pixels.shape[1:]])
-        seen = self.predictor.predict_with_confidence(self.network, pixels[None].to(self.device), size)
-        labels, confidence = seen[0]
-        ids = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
-        return Prediction(
-            labels.cpu().numpy().astype(ids), confidence.float().cpu().numpy(), pixels.cpu(), self.label_space
+        ((seen, probability),) = self.predictor.predict_with_confidence(
+            self.network, pixels[None].to(self.device), size
         )
+        labels: npt.NDArray[Any] = seen.cpu().numpy()
+        labels = labels.astype(np.uint8 if self.label_space.num_classes <= 255 else np.uint16)
+        return Prediction(labels, probability.float().cpu().numpy(), pixels.cpu(), self.label_space)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model, without what only training needs, and a card; ``load`` and ``evaluate.py`` read both.
+        """Write the model, without what only training needs, and a card; returns the weights, ``folder/model.ckpt``.
 
-        Folders of the machine it was trained on do not travel with it.
-
-        Returns:
-            The file of the weights, ``folder/model.ckpt``.
-
-        Raises:
-            ProtosegError: the disk refuses.
+        Folders of the machine it was trained on do not travel with it. Raises ProtosegError if the disk refuses.
         """
         path = Path(folder) / WEIGHTS
         config = {name: self._origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
@@ -150,18 +136,10 @@ class Model:
         return load(source, **options)
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
-        """Upload the model to the Hugging Face hub, making the repository if it is not there.
+        """Upload the model to the Hugging Face hub and return its address; the repository is made if it is not there.
 
-        Args:
-            repo_id: ``user/name``, or ``hf://user/name``.
-            private: whether only its owner sees it.
-            token: without it, that of ``hf auth login``.
-
-        Returns:
-            The address of what was uploaded.
-
-        Raises:
-            ProtosegError: the hub cannot be reached, or refuses.
+        ``repo_id`` is ``user/name``, or ``hf://user/name``; without a token, that of ``hf auth login`` counts. Raises
+        ProtosegError if the hub cannot be reached, or refuses.
         """
         from huggingface_hub import HfApi
 
@@ -237,8 +215,7 @@ def as_tensor(image: Source) -> Tensor:
             "predict: expected the path of an image, a PIL image, an RGB array h w 3 or a tensor 3 h w, of uint8 or of "
             f"float in [0, 1], got {got}"
         )
-    pixels: Tensor = given
-    return pixels
+    return given
 
 
 def _find(source: str | Path, revision: str | None) -> Path:

@@ -151,12 +151,7 @@ def _check_keys(keys: list[Any]) -> None:
 
 
 def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote: tensors and plain values, checked before they are made.
-
-    Args:
-        path: the file.
-        map_location: see ``torch.load``.
-        mmap: read tensors only where they are used: for a look at the plain values.
+    """What ``torch.save`` wrote: tensors and plain values, checked before they are made; options as of ``torch.load``.
 
     Raises:
         ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from protoseg.archive import read_archive
 from protoseg.files import write_file
-from protoseg.types import WIDE_IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}
 """What the names of a network's weights begin with."""
@@ -47,13 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A checkpoint of this package, read by :func:`protoseg.archive.read_archive`, every part of its proper form.
 
-    Args:
-        path: the file.
-        map_location: see ``torch.load``.
-        mmap: read tensors only where they are used, for a look at the plain values: NaN among them is not noticed.
-
-    Raises:
-        ProtosegError: no such file, not a checkpoint, not one of this package, or one with parts of another form.
+    With ``mmap``, for a look at the plain values, NaN among the tensors is not noticed. Raises ProtosegError: no such
+    file, not a checkpoint, not one of this package, or one with parts of another form.
     """
     checkpoint = read_tensors(path, map_location, mmap)
     own = checkpoint.get("protoseg")
@@ -68,11 +63,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 
 def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """A dictionary of tensors and plain values; arguments as of :func:`read_checkpoint`.
-
-    Raises:
-        ProtosegError: no such file, or as :func:`protoseg.archive.read_archive`.
-    """
+    """A dictionary of tensors and plain values; raises ProtosegError for a file that is not there or not to be read."""
     if not Path(path).is_file():
         raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
     try:
@@ -83,11 +74,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False
 
 
 def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
-    """The classes that a checkpoint's model was trained for.
-
-    Raises:
-        ProtosegError: they are not what they should be.
-    """
+    """The classes that a checkpoint's model was trained for; raises ProtosegError where they are not in order."""
     return _label_space(checkpoint["protoseg"]["label_space"])
 
 
@@ -96,8 +83,8 @@ def _label_space(space: Any) -> LabelSpace:
     if not isinstance(space, dict) or any(key not in space for key in keys):
         raise ProtosegError(f"label space: expected {', '.join(keys)}, got {_kind(space)}")
     name, classes, colors = (space[key] for key in keys)
-    if not isinstance(classes, (list, tuple)) or not 0 < len(classes) < WIDE_IGNORE_INDEX:
-        raise ProtosegError(f"label space: expected 1 to {WIDE_IGNORE_INDEX - 1} classes, got {_kind(classes)}")
+    if not isinstance(classes, (list, tuple)) or not 0 < len(classes) <= MAX_CLASSES:
+        raise ProtosegError(f"label space: expected 1 to {MAX_CLASSES} classes, got {_kind(classes)}")
     if not all(isinstance(each, str) and 0 < len(each) <= 1000 for each in (name, *classes)):
         raise ProtosegError("label space: expected names of at most 1000 letters, got others")
     if len(set(classes)) < len(classes):
@@ -123,17 +110,15 @@ def check_class_names(own: dict[str, Any]) -> None:
     head, data, method = ((config or {}).get(name) or {} for name in ("head", "data", "method"))
     if not all(isinstance(section, dict) for section in (head, data, method)):
         raise ProtosegError("config: expected head, data and method to be sections, got values")
-    parts = [data, *(data[part] for part in ("source", "target") if isinstance(data.get(part), dict))]
-    for relabel in [own.get("relabel"), *(part.get("relabel") for part in parts)]:
+    parts = [own, data, *(data[part] for part in ("source", "target") if isinstance(data.get(part), dict))]
+    for relabel in [part.get("relabel") for part in parts]:
         good = isinstance(relabel, (dict, NoneType))
-        if not good or not all(
-            isinstance(a, str) and isinstance(b, (str, NoneType)) for a, b in (relabel or {}).items()
-        ):
+        pairs = (relabel or {}).items() if good else ()
+        if not good or not all(isinstance(old, str) and isinstance(new, (str, NoneType)) for old, new in pairs):
             raise ProtosegError("relabel: expected {class: class or null}, got something else")
     subsets = method.get("subsets") or {}
-    if not isinstance(subsets, dict) or not all(
-        isinstance(names, (list, tuple)) and all(name in space.classes for name in names) for names in subsets.values()
-    ):
+    chosen = subsets.values() if isinstance(subsets, dict) else [None]
+    if not all(isinstance(names, (list, tuple)) and all(name in space.classes for name in names) for names in chosen):
         raise ProtosegError("config method.subsets: expected {name: [class, …]}, got something else")
 
 
@@ -159,11 +144,7 @@ def _kind(value: object) -> str:
 
 
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
-    """A model can only go on with, or be judged on, the classes it was trained for.
-
-    Raises:
-        ProtosegError: the data has others.
-    """
+    """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
         raise ProtosegError(
             f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}; choose the data "

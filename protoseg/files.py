@@ -11,10 +11,6 @@ from pathlib import Path
 
 from protoseg.types import ProtosegError
 
-_PACKAGE = Path(__file__).resolve().parent
-# In a wheel the configs lie inside the package, in a checkout beside it.
-CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-
 _PARTIAL = ".partial"
 _LONGEST = 255  # bytes of a file's name, on all common disks
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import Namespace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,12 +21,9 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """A trained model and labelled images of the data it was trained on.
+    """A trained model in eval mode (on a GPU where there is one), its classes and labelled images of its data.
 
-    Attributes:
-        model: in eval mode, on a GPU where there is one.
-        label_space: its classes.
-        images: each unchanged and whole; ``images.dataset[i]`` is one with its label and path.
+    Images are unchanged and whole; ``images.dataset[i]`` is one with its label and path.
     """
 
     model: Segmentor
@@ -38,16 +34,8 @@ class Run(NamedTuple):
 def train(folder: str | Path, settings: str) -> Path:
     """What ``python train.py SETTINGS hydra.run.dir=FOLDER`` does, here, unless it was done before.
 
-    Args:
-        folder: of the run, or of the sweep if there is ``-m`` among the settings; one that holds a finished training
-            is left as it is.
-        settings: as on the command line.
-
-    Returns:
-        the last checkpoint of the run, or the folder of the sweep.
-
-    Raises:
-        ProtosegError: the training failed; the message is printed above.
+    Returns the last checkpoint of the run, or, if there is ``-m`` among the settings, the folder of the sweep. Raises
+    ProtosegError if the training failed; the message is printed above.
     """
     from protoseg import cli
 
@@ -77,20 +65,19 @@ def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, t
     """Open a checkpoint with images of its data, as the commands of ``protoseg.analysis`` do.
 
     Args:
-        checkpoint: file that ``train.py`` wrote.
         settings: as for ``evaluate.py``: ``network=teacher``, ``data=…``, ``split=…``, ``root=…``.
         limit: at most so many images, spread evenly over the split.
-        training: the images of the training split, not of the validation split; of a run of domain adaptation those
-            of the source, not of the target.
+        training: the images of the training split (of domain adaptation, of the source), not of the validation split
+            (of the target).
 
     Raises:
         ProtosegError: no such checkpoint, or its data is not there.
     """
-    from protoseg.cli.analyse_common import image_loader, load_config, open_model
+    from protoseg.run.config import composed
+    from protoseg.run.evaluate import image_loader, open_checkpoint
 
-    options = Namespace(overrides=["num_workers=0", *settings], images=limit)
-    cfg = load_config(options, override("ckpt_path", checkpoint))
-    trained = open_model(cfg)
+    cfg = composed("evaluate", ["num_workers=0", *settings, override("ckpt_path", checkpoint)])
+    trained = open_checkpoint(cfg)
     with image_loader(cfg, trained, limit, training) as loader:
         return Run(trained.model, trained.label_space, loader)
 
@@ -98,12 +85,11 @@ def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, t
 def show(picture: Any) -> None:
     """Display what ``protoseg.analysis`` draws: a matplotlib figure, or an RGB picture ``h w 3``."""
     from IPython.display import Image, display
+    from PIL.Image import fromarray
 
     file = BytesIO()
     if hasattr(picture, "savefig"):
         picture.savefig(file, format="png", dpi=80)
     else:
-        from PIL.Image import fromarray
-
         fromarray(picture).save(file, format="PNG")
     display(Image(file.getvalue()))

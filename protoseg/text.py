@@ -9,11 +9,12 @@ import csv
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 # What Hydra reads as it stands: a text, no number, no null, no list.
@@ -44,6 +45,17 @@ class Terminal(Console):
     def say(self, message: str) -> None:
         """Print one line that is not broken at the width of the terminal."""
         self.print(message, soft_wrap=True)
+
+    def table(
+        self, title: str, header: Sequence[str], rows: Iterable[Sequence[str | Text]], left: Collection[int] = (0,)
+    ) -> None:
+        """Print a table; the columns ``left`` are of words, the others of numbers."""
+        table = Table(title=title)
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i in left else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.print(table)
 
 
 def say(message: str, stderr: bool = False) -> None:

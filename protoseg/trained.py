@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoint
-from protoseg.inference import Predictor
+from protoseg.evaluation.predictor import Predictor
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import listed_keys
@@ -29,13 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedFile:
-    """A checkpoint that was read and looked through, of which nothing is built yet; see :func:`open_file`.
-
-    Attributes:
-        path: of the file.
-        content: see :func:`protoseg.checkpoint.read_checkpoint`.
-        trust: modules whose classes it may build besides those of :data:`protoseg.trusted.SLOTS`.
-    """
+    """A checkpoint that was read and looked through, of which nothing is built yet; made by :func:`open_file`."""
 
     path: Path
     content: dict[str, Any]
@@ -64,10 +58,7 @@ class TrainedFile:
         """A network with its weights and prototypes, in eval mode, on the CPU; the caller's random numbers stay.
 
         It is built without memory first: a config that declares another network than the weights are of, or a
-        larger one, costs nothing.
-
-        Raises:
-            ProtosegError: no such network; a config that is not allowed, or that the weights do not fit.
+        larger one, costs nothing. Raises ProtosegError: no such network; a config that is not allowed, or does not fit.
         """
         if network not in NETWORKS:
             raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
@@ -86,12 +77,8 @@ class TrainedFile:
     def blank(self, num_classes: int, state: Mapping[str, Tensor] | None = None) -> Segmentor:
         """The network that the config declares, for so many classes, on torch's ``meta`` device: without numbers.
 
-        Args:
-            num_classes: of the head.
-            state: weights, by whose size that of the network is bounded; the student's unless given.
-
-        Raises:
-            ProtosegError: a config that is not allowed, that cannot be built, or that declares far more than ``state``.
+        Raises ProtosegError: a config that is not allowed, cannot be built, or declares far more than ``state``, which
+        is the student's unless given.
         """
         with _refused(self.path, "network"), torch.device("meta"), _no_more_than(state or self._state("student")):
             return build_model(self._network(), num_classes, pretrained=False)
@@ -99,15 +86,11 @@ class TrainedFile:
     def datamodule(
         self, root: str | None = None, change: Callable[[Any], Any] | None = None, **changes: Any
     ) -> SegmentationDataModule | AdaptationDataModule:
-        """The data it was trained on.
+        """The data it was trained on; raises ProtosegError for a section that is not allowed or cannot be built.
 
         Args:
             root: their folder (of adaptation, the target's) where it is not where the run found it.
-            change: of the section ``data`` before it is built.
-            changes: values of it.
-
-        Raises:
-            ProtosegError: a section that is not allowed, or that cannot be built.
+            change, changes: of the section ``data`` before it is built, and values of it.
         """
         data = self.sections("data")["data"]
         if data is None:
@@ -134,25 +117,18 @@ class TrainedFile:
 
     def _check_fit(self, model: Segmentor, state: Mapping[str, Tensor]) -> None:
         wanted = model.state_dict()
-        shapes = [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in state and state[name].shape != tensor.shape
-        ]
+        both = [(name, state[name].shape, tensor.shape) for name, tensor in wanted.items() if name in state]
+        shapes = [f"{name} {tuple(got)} instead of {tuple(shape)}" for name, got, shape in both if got != shape]
         missing, unexpected = ([n for n in a if n not in b] for a, b in ((wanted, state), (state, wanted)))
         if listed := listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
             raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")
 
 
 def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
-    """Read a checkpoint; nothing of it is run.
+    """Read a checkpoint; nothing of it is run. Raises as :func:`protoseg.checkpoint.read_checkpoint`.
 
-    Args:
-        path: the file.
-        trust: modules whose classes it may build, e.g. ``["mypackage.heads"]``: your own, or such as you have read.
-
-    Raises:
-        ProtosegError: as :func:`protoseg.checkpoint.read_checkpoint`.
+    ``trust`` names modules whose classes it may build besides those of :data:`protoseg.trusted.SLOTS`, e.g.
+    ``["mypackage.heads"]``: your own, or such as you have read.
     """
     return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust))
 
@@ -187,13 +163,9 @@ def _no_more_than(state: Mapping[str, Tensor]) -> Iterator[None]:
         if pieces < 0 or numbers < 0:
             raise ProtosegError("its config declares a network far larger than its weights")
 
-    handles = [
+    with (
         hooks.register_module_parameter_registration_hook(look),
         hooks.register_module_buffer_registration_hook(look),
         hooks.register_module_module_registration_hook(look),
-    ]
-    try:
+    ):  # each handle takes its hook away again
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

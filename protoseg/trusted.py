@@ -25,12 +25,10 @@ MAX_VALUES = 10_000
 
 
 class Slot(NamedTuple):
-    """A place in a config where an object may stand.
+    """A place in a config where an object may stand, with slots inside it (``parts``) by key.
 
     Attributes:
-        classes: their names, as configs write them.
-        base: what a class from elsewhere must be, to be built here by the caller's word.
-        parts: slots inside it, by key.
+        classes, base: their names, as configs write them; what one from elsewhere must be, by the caller's word.
         partial: whether configs leave its arguments to be completed (``_partial_``): always, never, or either.
     """
 
@@ -44,13 +42,8 @@ def _names(module: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{module}.{name}" for name in names)
 
 
-_DECODER = Slot(
-    _names(
-        "protoseg.models.decoders",
-        *(f"{name}Decoder" for name in ("DeepLabV3Plus", "FCN", "FPN", "HRNet", "SegFormer", "UPerNet")),
-    )
-    + _names("protoseg.models.daformer", "DAFormerDecoder")
-)
+_DECODERS = (f"{name}Decoder" for name in ("DeepLabV3Plus", "FCN", "FPN", "HRNet", "SegFormer", "UPerNet"))
+_DECODER = Slot((*_names("protoseg.models.decoders", *_DECODERS), "protoseg.models.daformer.DAFormerDecoder"))
 _DATASET = Slot(
     _names(
         "protoseg.data", "ACDC", "ADE20K", "ADE20KFull", "COCOStuff", "CamVid", "Cityscapes", "DarkZurich", "GTA5",
@@ -67,13 +60,10 @@ _PART = Slot(
 SLOTS: dict[str, Slot] = {
     "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), partial=False),
     "decoder": _DECODER,
-    "segmentor": Slot(
-        _names("protoseg.models", "Segmentor", "HRDASegmentor"),
-        parts={"attention": _DECODER},
-    ),
+    "segmentor": Slot(_names("protoseg.models", "Segmentor", "HRDASegmentor"), parts={"attention": _DECODER}),
     "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead"), Head),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
-    "inference": Slot(("protoseg.inference.Predictor",), object, partial=False),
+    "inference": Slot(("protoseg.evaluation.predictor.Predictor",), object, partial=False),
     "data": Slot(
         (*_PART.classes, "protoseg.data.AdaptationDataModule"),
         object,
@@ -88,17 +78,13 @@ NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")
 
 
 def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Sections of a stranger's config, in which every value was looked at.
+    """Sections (keys of :data:`SLOTS`) of a stranger's config, in which every value was looked at; None if missing.
 
-    Args:
-        config: from a checkpoint.
-        sections: keys of :data:`SLOTS`; a section that is missing or null comes back as None.
-        trust: modules (or packages) whose classes may be built besides, by the caller's word; they are imported.
-
-    Raises:
-        ProtosegError: names the first value that is not allowed.
+    ``trust`` names modules (or packages) whose classes may be built besides, by the caller's word; they are imported.
+    Raises ProtosegError, which names the first value that is not allowed.
     """
-    for module in [trust] if isinstance(trust, str) else trust:
+    trust = [trust] if isinstance(trust, str) else trust
+    for module in trust:
         if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
             raise ProtosegError(f"trust: expected names of modules, e.g. [mypackage.heads], got {module!r}")
     chosen = {name: config.get(name) for name in sections}
@@ -132,14 +118,18 @@ def _check_object(node: Any, slot: Slot, key: str, trust: Sequence[str]) -> None
 
 def _check_data(node: Any, key: str) -> None:
     """A value that is data: no key with a meaning to Hydra at any depth."""
-    for where, name in _keys(node, key):
-        if name.startswith("_"):
-            raise ProtosegError(f"checkpoint config {where}: {name} is not allowed here; expected plain values")
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name.startswith("_"):
+                raise ProtosegError(f"checkpoint config {key}: {name} is not allowed here; expected plain values")
+            _check_data(value, f"{key}.{name}")
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            _check_data(value, f"{key}.{index}")
 
 
 def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> None:
-    names = [trust] if isinstance(trust, str) else trust
-    if not any(target.startswith(f"{name}.") for name in names):
+    if not any(target.startswith(f"{name}.") for name in trust):
         home = target.rpartition(".")[0] or target
         raise ProtosegError(
             f"checkpoint config {key}._target_: {_short(target)} is not one of the classes that a checkpoint may build "
@@ -190,16 +180,6 @@ def _leaves(node: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{key}.{index}", depth + 1)
     else:
         yield key, node
-
-
-def _keys(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield key, name
-            yield from _keys(value, f"{key}.{name}")
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _keys(value, f"{key}.{index}")
 
 
 def _short(value: object, length: int = 120) -> str:

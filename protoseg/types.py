@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from protoseg.text import visible
 
@@ -12,15 +12,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from protoseg.functional.similarity import Similarities
+IGNORE_INDEX = -1
+"""Label of pixels that count in no loss and no metric, in every tensor; what files hold is known in ``data`` alone."""
 
-IGNORE_INDEX = 255
-WIDE_IGNORE_INDEX = 65535
-
-
-def ignore_index(num_classes: int) -> int:
-    """Label of ignored pixels: 255, or 65535 where 255 is a class."""
-    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else WIDE_IGNORE_INDEX
+MAX_CLASSES = 65534
+"""More do not fit into the 16 bits of a label file, beside its two other values."""
 
 
 class ProtosegError(ValueError):
@@ -35,15 +31,13 @@ class ProtosegError(ValueError):
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, in train-id order; every pixel outside them carries ``ignore_index``.
+    """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``.
 
     Attributes:
         name: short name, e.g. ``"camvid"``.
         classes: class names; the position is the train id.
         colors: one RGB colour (0 to 255) per class.
         things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
-        ignore_index: label of pixels that count neither in the loss nor in any metric: 255, or 65535 in spaces of more
-            than 255 classes.
     """
 
     name: str
@@ -66,10 +60,6 @@ class LabelSpace:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
-
-    @property
-    def ignore_index(self) -> int:
-        return ignore_index(self.num_classes)
 
     def ids(self, names: Iterable[str], where: str) -> list[int]:
         """Train ids of classes by name.
@@ -125,6 +115,38 @@ class Detail(NamedTuple):
 
     logits: Tensor
     box: tuple[int, int, int, int]
+
+
+class Similarities(Protocol):
+    """Cosines of ``n`` pixels to ``k`` prototypes of each of ``c`` classes, and differentiable readings of them."""
+
+    num_classes: int
+    num_prototypes: int
+
+    def __len__(self) -> int:
+        """Number of pixels."""
+        ...
+
+    @property
+    def scores(self) -> Tensor:
+        """Cosine to the nearest prototype of each class, ``n c``."""
+        ...
+
+    def own(self, label: Tensor) -> Tensor:
+        """Cosines to the prototypes of each pixel's class, ``n k``, without gradient; class 0's for ignored pixels."""
+        ...
+
+    def at(self, target: Tensor) -> Tensor:
+        """Cosine to the prototype of flat index ``class * k + j`` (int64 ``n``), ``n``; -1 gives that to the first."""
+        ...
+
+    def logsumexp(self, temperature: float) -> Tensor:
+        """log of the sum over all prototypes of exp(cosine / temperature), ``n``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """All of them, ``n c k``, for looking at a few pixels: without gradient, and as large as it sounds."""
+        ...
 
 
 class SegOutput(NamedTuple):

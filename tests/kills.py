@@ -30,8 +30,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.training import run_training
-from protoseg.curves import read_log
+from protoseg.evaluation.curves import read_log
+from protoseg.run.train import run_training
 from tests.conftest import CONF, TINY
 
 SETTINGS = {

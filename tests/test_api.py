@@ -17,10 +17,10 @@ from PIL import Image
 
 import protoseg
 from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
-from protoseg.cli.build import build_module
-from protoseg.cli.evaluation import run_evaluation
 from protoseg.data import CAMVID
-from protoseg.inference import Predictor
+from protoseg.evaluation.predictor import Predictor
+from protoseg.run.build import build_module
+from protoseg.run.evaluate import run_evaluation
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 

@@ -67,8 +67,8 @@ def test_the_closed_list_holds_classes_and_every_config_is_on_it() -> None:
         "segmentation_models_pytorch.Unet",
         "torchmetrics.image.fid.FrechetInceptionDistance",
         "timm.create_model",
-        "protoseg.cli.tool.composed",  # functions of our own: one composes configs, one writes a file, one opens models
-        "protoseg.report.write_json",
+        "protoseg.run.config.composed",  # our own functions: one composes configs, one writes a file, one opens models
+        "protoseg.evaluation.tables.write_json",
         "protoseg.api.load",
         "protoseg.load",
         "protoseg.data.SegmentationDataModule",  # a class of another section

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from protoseg import cli
+from protoseg.evaluation.pictures import empty_figure
 from protoseg.notebook import open_run, show, train
 from protoseg.types import ProtosegError
-from protoseg.visualize import empty_figure
 from tests.conftest import TINY
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))

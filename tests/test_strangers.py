@@ -9,7 +9,6 @@ import random
 import resource
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,11 +23,12 @@ from PIL import Image
 import protoseg
 from protoseg import notebook
 from protoseg.checkpoint import AtomicCheckpointIO
-from protoseg.cli import analysis, classes, export
-from protoseg.cli.build import build_module
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import run_training
+from protoseg.cli import analyse, teach
 from protoseg.data import CAMVID
+from protoseg.run.build import build_module
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.export import export
+from protoseg.run.train import run_training
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
@@ -114,10 +114,6 @@ def _command(main: Callable[[list[str]], None], *arguments: object) -> None:
             raise ProtosegError("told on the terminal") from None
 
 
-def _export(path: Path, out: Path) -> None:
-    export.run_export(Namespace(checkpoint=str(path), out=out, size=None, network="student", trust=[]))
-
-
 Door = Callable[[Path, Path, Path, Callable[..., DictConfig]], object]
 ADDED = ("--name", "new", "--color", "1,2,3")
 
@@ -131,29 +127,29 @@ DOORS: dict[str, Door] = {
         configure("evaluate", f"ckpt_path={ckpt}", "mode=predict", f"images={images / 'images'}", output=out)
     ),
     "analysis prototypes": lambda ckpt, images, out, configure: _command(
-        analysis.main, "prototypes", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--skip", "activations",
+        analyse.main, "prototypes", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--skip", "activations",
         "--skip", "patches", "--skip", "embedding", "--out", out,
     ),
     "analysis uncertainty": lambda ckpt, images, out, configure: _command(
-        analysis.main, "uncertainty", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--out", out
+        analyse.main, "uncertainty", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--out", out
     ),
     "analysis adaptation": lambda ckpt, images, out, configure: _command(
-        analysis.main, "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
+        analyse.main, "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
         "--out", out,
     ),
     "classes add": lambda ckpt, images, out, configure: _command(
-        classes.main, "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
+        teach.main, "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
         out / "new.ckpt",
     ),
     "classes remove": lambda ckpt, images, out, configure: _command(
-        classes.main, "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"
+        teach.main, "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"
     ),
     "classes merge": lambda ckpt, images, out, configure: _command(
-        classes.main, "merge", ckpt, "--name", "Car", "--name", "Tree", "--into", "x", "--out", out / "new.ckpt"
+        teach.main, "merge", ckpt, "--name", "Car", "--name", "Tree", "--into", "x", "--out", out / "new.ckpt"
     ),
-    "classes show": lambda ckpt, images, out, configure: _command(classes.main, "show", ckpt),
+    "classes show": lambda ckpt, images, out, configure: _command(teach.main, "show", ckpt),
     "notebook": lambda ckpt, images, out, configure: notebook.open_run(ckpt, limit=1),
-    "export": lambda ckpt, images, out, configure: _export(ckpt, out / "model.onnx"),
+    "export": lambda ckpt, images, out, configure: export(str(ckpt), out / "model.onnx", None, "student", []),
     "resume": lambda ckpt, images, out, configure: run_training(
         configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", f"resume={ckpt}", output=out)
     ),
@@ -163,14 +159,12 @@ DOORS: dict[str, Door] = {
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    from protoseg.export import onnx
-
-    monkeypatch.setattr(onnx, "require", lambda *names: None)
+    monkeypatch.setattr("protoseg.run.export.require", lambda *names: None)
 
     def not_here(*arguments: object) -> None:
         raise ProtosegError("opened; the rest takes minutes")
 
-    monkeypatch.setattr(onnx, "export_onnx", not_here)
+    monkeypatch.setattr("protoseg.run.export.export_onnx", not_here)
 
 
 @pytest.mark.usefixtures("opened")
@@ -196,7 +190,7 @@ def test_no_door_builds_what_is_not_on_the_list(
     configure: Callable[..., DictConfig],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    marker = {"_target_": "protoseg.report.write_json", "path": str(tmp_path / "out" / "marker"), "value": 1}
+    marker = {"_target_": "protoseg.evaluation.tables.write_json", "path": str(tmp_path / "out" / "marker"), "value": 1}
     for section in ("encoder", "decoder", "head", "inference", "data", "segmentor", "auxiliary"):
         content["protoseg"]["config"][section] = marker
     path = save(content, tmp_path / "stranger.ckpt")
@@ -289,7 +283,7 @@ def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatc
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 255, 2**31, 2**63, -(2**70), 0.0, 1e-300, 1e300, math.nan, math.inf, "", "a",
     "${x}", "os.system", "protoseg.api.load", "\x1b[31m", "\udcff", "/etc/passwd", "x" * 10**5, [], [0], [[]], {},
-    {"_target_": "os.mkdir"}, {"_target_": "protoseg.report.write_json", "path": "marker", "value": 1},
+    {"_target_": "os.mkdir"}, {"_target_": "protoseg.evaluation.tables.write_json", "path": "marker", "value": 1},
     {"_partial_": True}, {1: 2}, b"bytes", (1, 2), "resnet50", "hf-hub:a/b",
     "protoseg.nn.PrototypeHead", [1e9] * 3, "data", "_target_",
 )  # fmt: skip

@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.table import Table
 
+from protoseg.evaluation.pictures import empty_figure, figure_picture
 from protoseg.files import remove_partial_files, with_ending, write_file
-from protoseg.sweep import Job, write_job
+from protoseg.job_records import Job, write_job
 from protoseg.text import (
     Terminal,
     command,
@@ -28,7 +29,6 @@ from protoseg.text import (
     write_csv,
 )
 from protoseg.types import ProtosegError
-from protoseg.visualize import empty_figure, figure_picture
 
 HOSTILE = (
     "[red]x[/]",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from protoseg.distributed import all_reduce_, is_distributed, mean_over_ranks, rank, world_size
-from protoseg.types import LabelSpace, ProtosegError, ignore_index
+from protoseg.types import LabelSpace, ProtosegError
 
 
 def test_label_space_needs_a_colour_per_class() -> None:
@@ -22,9 +22,3 @@ def test_without_a_process_group_nothing_is_reduced() -> None:
     assert x.tolist() == [0, 1, 2]
     assert float(mean_over_ranks(torch.tensor(6.0), torch.tensor(3))) == 2
     assert float(mean_over_ranks(torch.tensor(0.0), torch.tensor(0))) == 0
-
-
-@pytest.mark.parametrize(("classes", "ignored"), [(19, 255), (255, 255), (256, 65535), (847, 65535)])
-def test_what_is_ignored_is_no_class(classes: int, ignored: int) -> None:
-    space = LabelSpace("space", tuple(map(str, range(classes))), ((0, 0, 0),) * classes)
-    assert space.ignore_index == ignore_index(classes) == ignored

@@ -29,7 +29,7 @@ from protoseg.functional.sinkhorn import sinkhorn
 from protoseg.nn import Head
 from protoseg.nn.heads import projection
 from protoseg.nn.prototype_memory import Observation, PrototypeMemory
-from protoseg.types import ProtosegError, SegOutput, ignore_index
+from protoseg.types import IGNORE_INDEX, ProtosegError, SegOutput
 
 
 class GaussianMixtureHead(Head):
@@ -123,7 +123,7 @@ class GaussianMixtures(PrototypeMemory):
     def responsibilities(self, own: Tensor, label: Tensor) -> Tensor:
         """E step: posteriors ``n k``, from labels ``n`` and log joints ``n k``, balanced: columns are alike."""
         classes = len(self.prototypes)
-        return sinkhorn(_log_posterior(own), label, classes, label != ignore_index(classes), self.epsilon, self.rounds)
+        return sinkhorn(_log_posterior(own), label, classes, label != IGNORE_INDEX, self.epsilon, self.rounds)
 
     @torch.no_grad()
     def observe_accumulated(self, parts: Sequence[Observation]) -> None:
@@ -131,7 +131,7 @@ class GaussianMixtures(PrototypeMemory):
         x, own, label = (torch.cat([getattr(part, name) for part in parts]) for name in ("embeddings", "own", "label"))
         classes, k, d = self.prototypes.shape
         share = self.responsibilities(own, label).to(x.dtype)
-        label = label.where(label != ignore_index(classes), 0)  # of share 0
+        label = label.where(label != IGNORE_INDEX, 0)  # of share 0
         self.pending_counts.view(classes, k).index_add_(0, label, share)
         for j in range(k):  # never n k d numbers at once
             weighted = share[:, j : j + 1] * x

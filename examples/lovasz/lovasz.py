@@ -9,7 +9,7 @@ from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import Step, Term
-from protoseg.types import ignore_index
+from protoseg.types import IGNORE_INDEX
 
 
 def jaccard_gradient(truth: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class LovaszSoftmax(Term):
         """A scalar from logits ``b c h w`` and labels ``b H W``."""
         seen = step.labelled
         logits = upsample_logits(at_least_fp32(seen.output.logits), seen.label.shape[1:], seen.stride)
-        known = seen.label != ignore_index(logits.shape[1])
+        known = seen.label != IGNORE_INDEX
         losses = [
             lovasz_softmax(one[:, mask].softmax(0).T, label[mask])
             for one, label, mask in zip(logits, seen.label, known, strict=True)

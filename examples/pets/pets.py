@@ -6,7 +6,8 @@ from pathlib import Path
 
 from protoseg.data import SegmentationDataset
 from protoseg.data.label_spaces import id_table
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import LabelSpace, ProtosegError
 
 
 class Pets(SegmentationDataset):
@@ -22,7 +23,7 @@ class Pets(SegmentationDataset):
     """
 
     label_space = LabelSpace("pets", ("pet", "background"), ((220, 120, 60), (90, 90, 90)), things=("pet",))
-    id_table = id_table({1: 0, 2: 1, 3: IGNORE_INDEX})
+    id_table = id_table({1: 0, 2: 1, 3: FILE_IGNORED})
     splits = ("trainval", "test")
     source = "Oxford-IIIT Pet (CC BY-SA 4.0): images and annotations from https://www.robots.ox.ac.uk/~vgg/data/pets/"
 

@@ -14,5 +14,5 @@ Numbers come first, as tensors and plain values; functions whose names end in ``
 ``sweep``           the runs of a sweep side by side
 ==================  ====================================================================================
 
-Nothing is imported here, so that ``python -m protoseg.analysis --help`` answers at once.
+Nothing is imported here, so that ``protoseg analyse --help`` answers at once.
 """

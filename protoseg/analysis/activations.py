@@ -11,19 +11,16 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, look, prototype_memory
+from protoseg.evaluation.pictures import INK, MARGIN, PAPER, Color, Picture, as_picture, short_name, tile_grid, typeface
 from protoseg.types import LabelSpace
-from protoseg.visualize import INK, MARGIN, PAPER, Picture, as_picture, fit_width, short_name, typeface
 
 _COLUMNS, _TILE_WIDTH = 4, (240, 320)
-_Tile = tuple[str, Picture, "tuple[int, int, int] | None"]
-"""Title, picture, and a colour beside the title."""
 
 
 class Activation(NamedTuple):
     """What the prototypes of one class make of an image.
 
     Attributes:
-        class_id: the class.
         cosines: of every pixel to each prototype of the class, ``k H W``.
         assignment: number of the nearest of these where the class is predicted, elsewhere -1, int64 ``H W``.
     """
@@ -42,15 +39,10 @@ class Activation(NamedTuple):
 
 @torch.no_grad()
 def activation_maps(model: nn.Module, image: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Cosine of every pixel of an image to the prototypes of some classes, ``c k H W``, on the CPU.
+    """Cosine of every pixel of an image to the prototypes of some classes (or all), ``c k H W``, on the CPU.
 
-    Args:
-        model: a ``Segmentor`` in eval mode.
-        image: uint8 RGB (or float in 0 to 1), ``3 H W``.
-        classes: ids; all if None: with many classes that is a large tensor.
-
-    Raises:
-        ProtosegError: a model without prototypes.
+    Of a ``Segmentor`` in eval mode and an image, uint8 RGB (or float in 0 to 1), ``3 H W``. Raises ProtosegError for a
+    model without prototypes.
     """
     chosen = range(len(prototype_memory(model).prototypes)) if classes is None else classes
     scene = look(model, image)
@@ -59,11 +51,7 @@ def activation_maps(model: nn.Module, image: Tensor, classes: Sequence[int] | No
 
 @torch.no_grad()
 def activation(model: nn.Module, scene: Scene, class_id: int) -> Activation:
-    """The maps of one class and which pixels predicted as it take which prototype.
-
-    Raises:
-        ProtosegError: a model without prototypes.
-    """
+    """The maps of one class and which pixels predicted as it take which prototype; raises ProtosegError without any."""
     cosines = _cosines(model, scene, class_id)
     predicted = scene.at_pixels(scene.output.logits[0]).argmax(0).cpu()
     return Activation(class_id, cosines, cosines.argmax(0).where(predicted == class_id, -1))
@@ -90,8 +78,7 @@ def assignment_picture(image: Tensor, found: Activation, alpha: float = 0.75) ->
     colors = np.array([*prototype_colors(len(found.cosines)), (255, 255, 255)], dtype=np.float64)
     ids = found.assignment.numpy()  # -1 is the last: white
     strength = np.where(ids[..., None] >= 0, alpha, 0.65)
-    mixed: Picture = ((1 - strength) * as_picture(image) + strength * colors[ids]).round().astype(np.uint8)
-    return mixed
+    return ((1 - strength) * as_picture(image) + strength * colors[ids]).round().astype(np.uint8)
 
 
 def heat_picture(image: Tensor, cosines: Tensor, low: float, high: float) -> Picture:
@@ -100,9 +87,7 @@ def heat_picture(image: Tensor, cosines: Tensor, low: float, high: float) -> Pic
 
     level = ((cosines - low) / max(high - low, 1e-6)).clamp(0, 1).numpy()
     grey = as_picture(image).mean(2, keepdims=True) / 255
-    mixed = 0.8 * colormaps["inferno"](level)[..., :3] + 0.2 * grey
-    picture: Picture = (255 * mixed).round().astype(np.uint8)
-    return picture
+    return (255 * (0.8 * colormaps["inferno"](level)[..., :3] + 0.2 * grey)).round().astype(np.uint8)
 
 
 def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) -> Picture:
@@ -114,30 +99,14 @@ def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) 
     low, high = float(found.cosines.median()), float(found.cosines.max())
     colors = prototype_colors(len(found.cosines))
     name = short_name(label_space.classes[found.class_id])
-    tiles: list[_Tile] = [
+    tiles: list[tuple[str, Picture, Color | None]] = [
         ("photo", as_picture(image), None),
         (f"{name}: nearest prototype", assignment_picture(image, found), None),
     ]
     for j, (cosines, share) in enumerate(zip(found.cosines, found.shares.nan_to_num(0.0).tolist(), strict=True)):
         tiles.append((f"{j} · {100 * share:.0f} %", heat_picture(image, cosines, low, high), colors[j]))
-    note = f"maps: cosine from {low:.2f} (dark: the image's median or less) to {high:.2f} (bright)"
-    return _grid(tiles, note)
-
-
-def _grid(tiles: Sequence[_Tile], note: str) -> Picture:
-    """Titled pictures of one size in rows, a colour patch beside the titles that have one, over a note."""
-    pictures = [fit_width(picture, _TILE_WIDTH) for _, picture, _ in tiles]
-    height, width = pictures[0].shape[:2]
-    columns, top = min(_COLUMNS, len(tiles)), 26
-    rows = -(-len(tiles) // columns)
-    canvas = Image.new("RGB", (MARGIN + columns * (width + MARGIN), rows * (height + top + MARGIN // 2) + 26), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for i, ((title, _, color), picture) in enumerate(zip(tiles, pictures, strict=True)):
-        x = MARGIN + i % columns * (width + MARGIN)
-        y = i // columns * (height + top + MARGIN // 2)
-        if color is not None:
-            draw.rectangle((x, y + 8, x + 12, y + 20), fill=color)
-        draw.text((x + (18 if color else 0), y + top // 2 + 1), title, INK, typeface(14), "lm")
-        canvas.paste(Image.fromarray(picture), (x, y + top))
-    draw.text((MARGIN, canvas.height - 14), note, INK, typeface(13), "lm")
-    return np.asarray(canvas)
+    grid = tile_grid(tiles, min(_COLUMNS, len(tiles)), _TILE_WIDTH, 26, 14)
+    note = Image.new("RGB", (grid.shape[1], 26), PAPER)
+    text = f"maps: cosine from {low:.2f} (dark: the image's median or less) to {high:.2f} (bright)"
+    ImageDraw.Draw(note).text((MARGIN, 12), text, INK, typeface(13), "lm")
+    return np.concatenate([grid, np.asarray(note)])

@@ -10,10 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, evaluating, images
-from protoseg.inference import Predictor, SegmentationModel
-from protoseg.metrics import Scores, confusion_matrix, scores
-from protoseg.types import LabelSpace
-from protoseg.visualize import DIM, WRONG, Picture, as_picture, empty_figure, figure_name, overlay, tile_row
+from protoseg.evaluation.metrics import Scores, confusion_matrix, scores
+from protoseg.evaluation.pictures import (
+    WRONG,
+    Picture,
+    as_picture,
+    empty_figure,
+    marked,
+    name_bars,
+    overlay,
+    tidy,
+    tile_row,
+)
+from protoseg.evaluation.predictor import Predictor, SegmentationModel
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,12 +32,7 @@ GAINED = (30, 110, 220)
 
 
 class Compared(NamedTuple):
-    """One image and what several networks make of it.
-
-    Attributes:
-        number, name, image, label: see :class:`protoseg.analysis.stream.Scene`.
-        predictions: class ids, int64 ``H W``, by network.
-    """
+    """One image as in :class:`protoseg.analysis.stream.Scene`, and each network's class ids for it, int64 ``H W``."""
 
     number: int
     name: str
@@ -37,12 +42,9 @@ class Compared(NamedTuple):
 
 
 def compared(models: Mapping[str, nn.Module], loader: Loader, predictor: Predictor | None = None) -> Iterator[Compared]:
-    """Every image of a loader with the predictions of every network, under a progress bar.
+    """Every image of a loader with the predictions of every ``Segmentor``, under a progress bar.
 
-    Args:
-        models: ``Segmentor``s by name, all on one device.
-        loader: see :func:`protoseg.analysis.stream.scenes`.
-        predictor: how they predict; each image whole, once, if None.
+    All are on one device; without a ``predictor`` each image is seen whole, once.
     """
     predictor = predictor or Predictor()
     device = next(next(iter(models.values())).parameters()).device
@@ -66,7 +68,7 @@ class ConfusionCollector:
     def update(self, seen: Compared) -> None:
         space = self.label_space
         for network, prediction in seen.predictions.items():
-            counts = confusion_matrix(prediction, seen.label, space.num_classes, space.ignore_index)
+            counts = confusion_matrix(prediction, seen.label, space.num_classes)
             self.confusions[network] = self.confusions.get(network, torch.zeros_like(counts)) + counts
 
     def scores(self) -> dict[str, Scores]:
@@ -84,26 +86,18 @@ def compare(
     return collector.scores()
 
 
-def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor, ignored: int) -> Picture:
+def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> Picture:
     """What got right in blue, what got wrong in red, on a pale grey photo; ignored pixels dark. ``H W 3``.
 
-    Args:
-        image: uint8 RGB, ``3 H W``.
-        truth, before, after: class ids, ``H W``.
-        ignored: label of the ignored pixels.
+    Of a photo, uint8 RGB ``3 H W``, and class ids ``H W``.
     """
-    grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
-    picture = 0.35 * grey + 0.65 * 255
-    was, now = (before == truth).numpy(), (after == truth).numpy()
-    for changed, color in ((now & ~was, GAINED), (was & ~now, WRONG)):
-        picture = np.where(changed[..., None], 0.25 * grey + 0.75 * np.array(color), picture)
-    unknown = (truth == ignored).numpy()[..., None]
-    return np.where(unknown, DIM * grey, picture).round().astype(np.uint8)
+    was, now = before == truth, after == truth
+    return marked(image, truth == IGNORE_INDEX, {GAINED: now & ~was, WRONG: was & ~now})
 
 
 def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     """Photo, truth, each network's prediction, and what the last one changed against the first, side by side."""
-    counted = seen.label != label_space.ignore_index
+    counted = seen.label != IGNORE_INDEX
     tiles = {"image": as_picture(seen.image)}
     if counted.any():
         tiles["truth"] = overlay(seen.image, seen.label, label_space)
@@ -113,8 +107,7 @@ def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     first, *_, last = seen.predictions
     if counted.any() and first != last:
         before, after = seen.predictions[first], seen.predictions[last]
-        change = change_map(seen.image, seen.label, before, after, label_space.ignore_index)
-        tiles["blue: gained, red: lost"] = change
+        tiles["blue: gained, red: lost"] = change_map(seen.image, seen.label, before, after)
     return tile_row(tiles, label_space, [seen.label, *seen.predictions.values()])
 
 
@@ -139,12 +132,9 @@ def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
     for place, i in enumerate(order):
         x = np.nanmax(iou[:, i]) + 1
         axes.text(x, place, f"{gain[i]:+.1f}", va="center", fontsize=9, color="0.2" if gain[i] >= 0 else "#c0203a")
-    axes.set_yticks(range(len(order)), [figure_name(label_space.classes[i]) for i in order], fontsize=9)
-    axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.set_xlim(0, 108)
-    axes.set_xlabel("IoU (%)")
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    name_bars(axes, [label_space.classes[i] for i in order])
+    axes.set(xlim=(0, 108), xlabel="IoU (%)")
+    tidy(axes, "x")
     figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=9)
     names = list(found)
     axes.set_title(f"IoU of each class; numbers: {names[-1]} against {names[0]}", fontsize=11)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, scenes
+from protoseg.evaluation.pictures import MANY_CLASSES, empty_figure, figure_name
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import MANY_CLASSES, empty_figure, figure_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,14 +20,11 @@ if TYPE_CHECKING:
 PIXELS = 3000
 
 
-@dataclass(frozen=True)
-class EmbeddingSample:
+class EmbeddingSample(NamedTuple):
     """Embeddings of pixels, drawn at random, the same number of every class where there are so many.
 
-    Attributes:
-        embeddings: unit vectors, ``n d``.
-        label: true class, int64 ``n``; the predicted one where the images came without labels.
-        image: place of its image in the stream, int64 ``n``.
+    Unit vectors ``n d``; their true class (where the images came without labels, the predicted one) and the place of
+    their image in the stream, int64 ``n``.
     """
 
     embeddings: Tensor
@@ -48,10 +44,9 @@ class EmbeddingCollector:
         self.kept: list[Tensor] = []  # of the cells drawn so far: random number, class, image, embedding
 
     def update(self, scene: Scene) -> None:
-        labelled = scene.labelled
-        ids = scene.cell_label if labelled.any() else scene.cell_prediction
-        cells = (labelled if labelled.any() else torch.ones_like(labelled)).nonzero().flatten().cpu()
-        ids = ids.cpu()[cells]
+        known = scene.labelled if scene.labelled.any() else torch.ones_like(scene.labelled)
+        cells = known.nonzero().flatten().cpu()
+        ids = (scene.cell_label if scene.labelled.any() else scene.cell_prediction).cpu()[cells]
         number = torch.rand(len(cells), generator=self.generator)
         first = self._lowest(ids, number)
         vectors = scene.output.embeddings[0].flatten(1).T[cells[first].to(scene.image.device)].float().cpu()
@@ -67,11 +62,7 @@ class EmbeddingCollector:
         return order[place < self.per_class]
 
     def compute(self) -> EmbeddingSample:
-        """The sample so far.
-
-        Raises:
-            ProtosegError: no image was seen.
-        """
+        """The sample so far; raises ProtosegError if no image was seen."""
         if not self.kept:
             raise ProtosegError("embedding map: expected at least one image, got none; choose another split")
         _, label, image, embeddings = self.kept
@@ -85,15 +76,8 @@ def sample_embeddings(model: nn.Module, loader: Loader, num_classes: int, pixels
     return collector.compute()
 
 
-@dataclass(frozen=True)
-class EmbeddingMap:
-    """Places on a plane that keeps neighbours together.
-
-    Attributes:
-        points: of the sampled pixels, ``n 2``.
-        label: their classes, ``n``.
-        stars: of the prototypes, ``c k 2``, or None without.
-    """
+class EmbeddingMap(NamedTuple):
+    """Places on a plane that keeps neighbours together: pixels ``n 2``, with their class, and prototypes ``c k 2``."""
 
     points: npt.NDArray[np.float32]
     label: npt.NDArray[np.int64]
@@ -103,12 +87,8 @@ class EmbeddingMap:
 def embedding_map(sample: EmbeddingSample, prototypes: Tensor | None = None, seed: int = 0) -> EmbeddingMap:
     """t-SNE (van der Maaten & Hinton, 2008) of pixels and prototypes together, by scikit-learn.
 
-    Of unit vectors, so that Euclidean neighbours are neighbours by cosine.
-
-    Args:
-        sample: the pixels.
-        prototypes: ``c k d``; those of classes without a sampled pixel are placed too.
-        seed: of the layout; PCA is its start, so it changes little.
+    Of unit vectors, so that Euclidean neighbours are neighbours by cosine. Prototypes are ``c k d``. A PCA is
+    the start, so that the seed changes little.
 
     Raises:
         ProtosegError: scikit-learn is not installed, or fewer than 4 points.
@@ -138,11 +118,9 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
     colors = np.array(label_space.colors) / 255
     x, y = found.points.T
     axes.scatter(x, y, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
-    if found.stars is not None:
-        for i, stars in enumerate(found.stars):
-            color = [tuple(colors[i])]
-            x, y = stars.T
-            axes.scatter(x, y, s=150, marker="*", c=color, edgecolors="black", linewidths=0.8, zorder=3)
+    for color, stars in zip(colors, () if found.stars is None else found.stars, strict=False):
+        x, y = stars.T
+        axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
     present = np.unique(found.label).tolist()
     for i in present[:MANY_CLASSES]:
         x, y = np.median(found.points[found.label == i], axis=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
-from protoseg.types import LabelSpace
-from protoseg.visualize import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
+from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 PATCH_SHARE = 0.2  # side of the patch, of the image's shorter side
 PATCH_PIXELS = 96  # side of the picture of it
@@ -25,12 +24,9 @@ class Patch(NamedTuple):
 
     Attributes:
         cosine: of the embedding there to the prototype.
-        image: place of the image in the stream.
-        name: path of the image.
-        y, x: pixel of the image.
-        label: true class of the pixel, or the ignored one.
-        picture: the photo around the pixel, which is in its middle, uint8 ``PATCH_PIXELS PATCH_PIXELS 3``; white
-            beyond the image's border.
+        image, name: place of the image in the stream, and its path.
+        y, x, label: pixel of the image, and its true class or the ignored one.
+        picture: the photo around the pixel, uint8 ``PATCH_PIXELS PATCH_PIXELS 3``; white beyond the image's border.
     """
 
     cosine: float
@@ -42,13 +38,8 @@ class Patch(NamedTuple):
     picture: Picture
 
 
-@dataclass(frozen=True)
-class Patches:
-    """The nearest patches of every prototype.
-
-    Attributes:
-        found: ``found[class][prototype]``: at most ``n`` patches, nearest first; none where no pixel takes it.
-    """
+class Patches(NamedTuple):
+    """``found[class][prototype]``: the at most ``n`` nearest patches, nearest first; none where no pixel takes it."""
 
     found: list[list[list[Patch]]]
 
@@ -64,11 +55,8 @@ class PatchCollector:
     """The ``n`` nearest cells of each prototype over a stream, at most one an image.
 
     A cell belongs to one prototype: the nearest of the class that is predicted there. So a prototype's patches are
-    those that take it, whatever the truth, and one that is always beaten has none.
-
-    Args:
-        num_classes, num_prototypes: ``c``, ``k``.
-        n: patches to keep for each prototype; memory is bounded by ``c k n`` pictures of 27 kB.
+    those that take it, whatever the truth, and one that is always beaten has none. Memory is bounded by ``c k n``
+    pictures of 27 kB.
     """
 
     def __init__(self, num_classes: int, num_prototypes: int, n: int = 8) -> None:
@@ -99,11 +87,7 @@ class PatchCollector:
 
 
 def nearest_patches(model: nn.Module, loader: Loader, n: int = 8) -> Patches:
-    """The ``n`` nearest patches of each prototype, each from another image; see :class:`PatchCollector`.
-
-    Raises:
-        ProtosegError: a model without prototypes.
-    """
+    """See :class:`PatchCollector`; raises ProtosegError for a model without prototypes."""
     c, k, _ = prototype_memory(model).prototypes.shape
     collector = PatchCollector(c, k, n)
     collect(scenes(model, loader, "patches"), collector)
@@ -127,13 +111,9 @@ def cut(image: Tensor, y: int, x: int) -> Picture:
 def patch_sheet(
     patches: Sequence[Sequence[Patch]], class_id: int, label_space: LabelSpace, shares: Sequence[float] | None = None
 ) -> Picture:
-    """The patches of one class: a row for each prototype, nearest first; frames in red where the truth is another.
+    """The patches of one class, ``Patches.found[class_id]``: a row for each prototype, nearest first.
 
-    Args:
-        patches: ``Patches.found[class_id]``.
-        class_id: the class.
-        label_space: the classes.
-        shares: of the class's pixels that each prototype takes, in 0 to 1.
+    Frames are red where the truth is another; ``shares`` of the class's pixels that each takes are in 0 to 1.
     """
     columns = max(1, max((len(row) for row in patches), default=1))
     step, top = PATCH_PIXELS + _GAP + 14, 34
@@ -152,19 +132,13 @@ def patch_sheet(
         for i, patch in enumerate(row):
             x = _NAME_WIDTH + i * (PATCH_PIXELS + _GAP)
             canvas.paste(Image.fromarray(patch.picture), (x, y))
-            _mark(draw, x, y)
-            known = patch.label != label_space.ignore_index
-            wrong = known and patch.label != class_id
+            middle_x, middle_y = x + PATCH_PIXELS // 2, y + PATCH_PIXELS // 2
+            for r, ring in ((5, (0, 0, 0)), (4, PAPER)):
+                draw.ellipse((middle_x - r, middle_y - r, middle_x + r, middle_y + r), outline=ring)
+            wrong = patch.label not in (class_id, IGNORE_INDEX)
             box = (x - 1, y - 1, x + PATCH_PIXELS, y + PATCH_PIXELS)
             draw.rectangle(box, outline=WRONG if wrong else FRAME, width=3 if wrong else 1)
             truth = f" {short_name(label_space.classes[patch.label])[:9]}" if wrong else ""
             color = WRONG if wrong else INK
             draw.text((x, y + PATCH_PIXELS + 8), f"{patch.cosine:.2f}{truth}", color, typeface(11), "lm")
     return np.asarray(canvas)
-
-
-def _mark(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    """A small ring around the middle of a patch."""
-    x, y = x + PATCH_PIXELS // 2, y + PATCH_PIXELS // 2
-    for radius, color in ((5, (0, 0, 0)), (4, (255, 255, 255))):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color)

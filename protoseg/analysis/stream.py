@@ -7,7 +7,6 @@ collectors share one pass of the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -15,22 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from protoseg.evaluation.predictor import evaluating
 from protoseg.functional.resize import downsample_label, upsample_logits
-from protoseg.functional.similarity import Similarities
 from protoseg.nn import PrototypeMemory
-from protoseg.types import Batch, ProtosegError, SegOutput, ignore_index
+from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Similarities
 
 
 class Scene(NamedTuple):
     """One image and the model's output for it. The grid ``h w`` is the output's, of ``stride`` pixels a cell.
 
     Attributes:
-        number: place in the stream.
-        name: path of the image.
-        image: uint8 RGB, ``3 H W``.
-        label: int64 ``H W``, class ids or the ignored one.
+        number, name: place in the stream, and path of the image.
+        image, label: uint8 RGB, ``3 H W``; int64 ``H W``, class ids or the ignored one.
         output: of a batch of one.
-        stride: pixels per cell.
     """
 
     number: int
@@ -67,15 +63,11 @@ class Scene(NamedTuple):
     @property
     def labelled(self) -> Tensor:
         """Which cells have a true class, bool ``h*w``."""
-        return self.cell_label != ignore_index(self.num_classes)
+        return self.cell_label != IGNORE_INDEX
 
     @property
     def cosines(self) -> Similarities:
-        """Cosines of the cells to all prototypes.
-
-        Raises:
-            ProtosegError: the model has no prototypes.
-        """
+        """Cosines of the cells to all prototypes; raises ProtosegError if the model has none."""
         if self.output.similarities is None:
             raise ProtosegError(_NO_PROTOTYPES)
         return self.output.similarities
@@ -122,36 +114,17 @@ def images(loader: Loader, title: str) -> Iterator[LabelledImage]:
         task = progress.add_task(title, total=len(loader.dataset))
         for batch in loader:
             for i, (height, width) in enumerate(batch.size.tolist()):
-                yield LabelledImage(
-                    number, batch.name[i], batch.image[i, :, :height, :width], batch.label[i, :height, :width]
-                )
+                image, label = batch.image[i, :, :height, :width], batch.label[i, :height, :width]
+                yield LabelledImage(number, batch.name[i], image, label)
                 number += 1
                 progress.update(task, completed=number)
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Models in eval mode, and afterwards in the mode they were in."""
-    training = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for model, mode in zip(models, training, strict=True):
-            model.train(mode)
 
 
 def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterator[Scene]:
     """Every image of a loader with the model's output, whole and at its own size, under a progress bar.
 
-    The model runs in eval mode, without gradient, where its parameters are, on one image at a time: memory and results
-    do not depend on the loader's batch size.
-
-    Args:
-        model: a ``Segmentor``.
-        loader: gives ``Batch``es, e.g. a DataModule's ``eval_dataloader(split)``.
-        title: of the progress bar.
+    The ``Segmentor`` runs in eval mode, without gradient, where its parameters are, on one image at a time: memory and
+    results do not depend on the loader's batch size. A loader is e.g. a DataModule's ``eval_dataloader(split)``.
     """
     with evaluating(model):
         for number, name, image, label in images(loader, title):
@@ -160,21 +133,16 @@ def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterat
 
 @torch.no_grad()
 def look(model: nn.Module, image: Tensor, label: Tensor | None = None, number: int = 0, name: str = "") -> Scene:
-    """One image with the output of a model in eval mode.
+    """One image, uint8 RGB (or float in 0 to 1) ``3 H W``, with the output of a ``Segmentor`` in eval mode.
 
-    Args:
-        model: a ``Segmentor``.
-        image: uint8 RGB (or float in 0 to 1), ``3 H W``.
-        label: int64 ``H W``; all pixels count as ignored without it.
-        number, name: see :class:`Scene`.
+    Without a label, int64 ``H W``, all pixels count as ignored.
     """
     network = cast(Any, model)
     device = next(model.parameters()).device
     image = image.to(device)
     output: SegOutput = network(image.unsqueeze(0))
     if label is None:
-        ignored = ignore_index(output.logits.shape[1])
-        label = torch.full(image.shape[1:], ignored, dtype=torch.int64)
+        label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.int64)
     return Scene(number, name, image, label.to(device), output, network.stride)
 
 
@@ -187,13 +155,8 @@ def collect(stream: Iterable[Scene], *collectors: Collector) -> None:
 
 
 def prototype_memory(model: nn.Module) -> PrototypeMemory:
-    """The prototypes of a model.
-
-    Raises:
-        ProtosegError: it has none.
-    """
-    head: Any = model.head
-    memory: PrototypeMemory | None = head.memory
+    """The prototypes of a model; raises ProtosegError if it has none."""
+    memory: PrototypeMemory | None = cast(Any, model).head.memory
     if memory is None:
         raise ProtosegError(_NO_PROTOTYPES)
     return memory
@@ -201,5 +164,5 @@ def prototype_memory(model: nn.Module) -> PrototypeMemory:
 
 _NO_PROTOTYPES = (
     "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
-    "for what needs none: python -m protoseg.analysis uncertainty"
+    "for what needs none: protoseg analyse uncertainty"
 )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.evaluation.pictures import MANY_CLASSES, class_tables, empty_figure, figure_name, name_bars
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
 from protoseg.types import LabelSpace
-from protoseg.visualize import MANY_CLASSES, empty_figure, figure_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEAD_BELOW = 0.001  # of the class's pixels
 DUPLICATE_ABOVE = 0.98  # cosine: 11 degrees apart
+_COSINES: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ class OccupancyCollector:
     def update(self, scene: Scene) -> None:
         c, k = self.shape
         label, prediction, labelled = scene.cell_label, scene.cell_prediction, scene.labelled
-        for counts, ids, counted in zip(
-            self.counts, (label, prediction), (labelled, torch.ones_like(labelled)), strict=True
-        ):
+        everywhere = torch.ones_like(labelled)
+        for row, (ids, counted) in enumerate([(label, labelled), (prediction, everywhere)]):
             nearest = ids * k + scene.cosines.own(ids).argmax(1)
-            counts += torch.bincount(nearest[counted].cpu(), minlength=c * k)
+            self.counts[row] += torch.bincount(nearest[counted].cpu(), minlength=c * k)
         right = prediction[(prediction == label) | ~labelled.any()]
         cells = torch.bincount(right.cpu(), minlength=c)
         self.example = self.example.where(cells <= self.most_cells, scene.number)
@@ -78,11 +78,7 @@ class OccupancyCollector:
 
 
 def occupancy(model: nn.Module, loader: Loader) -> Occupancy:
-    """See :class:`Occupancy`.
-
-    Raises:
-        ProtosegError: a model without prototypes.
-    """
+    """See :class:`Occupancy`; raises ProtosegError for a model without prototypes."""
     c, k, _ = prototype_memory(model).prototypes.shape
     collector = OccupancyCollector(c, k)
     collect(scenes(model, loader, "occupancy"), collector)
@@ -95,40 +91,30 @@ def within_class(prototypes: Tensor) -> Tensor:
 
 
 def between_classes(prototypes: Tensor) -> Tensor:
-    """Cosine of the two nearest prototypes of each pair of classes, ``c k d`` to ``c c``; see
-    :func:`protoseg.functional.prototypes.nearest_class_cosine`."""
+    """Cosine of the two nearest prototypes of each pair of classes, ``c k d`` to ``c c``."""
     return nearest_class_cosine(prototypes)
 
 
-def describe(
-    prototypes: Tensor,
-    counts: Tensor,
-    label_space: LabelSpace,
-    dead_below: float = DEAD_BELOW,
-    duplicate_above: float = DUPLICATE_ABOVE,
-) -> list[dict[str, Any]]:
-    """What is to be known of each class's prototypes, as plain values, one entry per class.
+def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> list[dict[str, Any]]:
+    """What is to be known of each class's prototypes (unit vectors ``c k d``), one entry of plain values per class.
 
     Args:
-        prototypes: unit vectors, ``c k d``.
         counts: cells each one takes, ``c k``, see :class:`Occupancy`.
-        label_space: the classes.
-        dead_below: a prototype with a smaller share of its class's cells is dead; none is where the class has no cell.
-        duplicate_above: two prototypes of a class with a higher cosine are one.
 
     Returns:
         ``name``; ``cells``; ``shares`` (k numbers, None without a cell); ``effective`` (exp of their entropy: how many
-        prototypes do the work); ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes);
-        ``duplicates`` (``[i, j, cosine]``); ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
+        prototypes do the work); ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes
+        with less than ``DEAD_BELOW``); ``duplicates`` (``[i, j, cosine]`` above ``DUPLICATE_ABOVE``);
+        ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
     """
-    within, between = within_class(prototypes.cpu()), between_classes(prototypes.cpu())
-    means = within_class_cosine(prototypes.cpu())
-    between.fill_diagonal_(-math.inf)
+    prototypes = prototypes.cpu()
+    within, means = within_class(prototypes), within_class_cosine(prototypes)
+    between = between_classes(prototypes).fill_diagonal_(-math.inf)
     entries = []
     for i, name in enumerate(label_space.classes):
         cells = int(counts[i].sum())
         share = counts[i].double() / max(cells, 1)
-        pairs = torch.triu(within[i] > duplicate_above, diagonal=1).nonzero().tolist()
+        pairs = torch.triu(within[i] > DUPLICATE_ABOVE, diagonal=1).nonzero().tolist()
         nearest = int(between[i].argmax())
         alone = label_space.num_classes == 1
         entries.append(
@@ -138,7 +124,7 @@ def describe(
                 "shares": share.tolist() if cells else None,
                 "effective": float(torch.special.entr(share).sum().exp()) if cells else None,
                 "mean_cosine": None if means[i].isnan() else float(means[i]),
-                "dead": (share < dead_below).nonzero().flatten().tolist() if cells else [],
+                "dead": (share < DEAD_BELOW).nonzero().flatten().tolist() if cells else [],
                 "duplicates": [[a, b, float(within[i, a, b])] for a, b in pairs],
                 "nearest_class": None if alone else label_space.classes[nearest],
                 "nearest_cosine": None if alone else float(between[i, nearest]),
@@ -148,11 +134,8 @@ def describe(
 
 
 def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
-    """A ``k`` by ``k`` table of cosines for each class (or the given ids), in one figure.
-
-    Of more than 40 classes, the first 40 unless others are given.
-    """
-    chosen = list(range(label_space.num_classes) if classes is None else classes)[:MANY_CLASSES]
+    """A ``k`` by ``k`` table of cosines for each class (or the given ids), at most 40, in one figure."""
+    chosen = _chosen(label_space, classes)
     cosines = within_class(prototypes.cpu()[chosen]).numpy()
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -164,12 +147,10 @@ def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence
         axes.set_axis_off()
     for axes, i, table in zip(charts.flat, chosen, cosines, strict=False):
         axes.set_axis_on()
-        picture = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
-        off_diagonal = table[~np.eye(k, dtype=bool)]
-        mean = f" · {off_diagonal.mean():.2f}" if k > 1 else ""
+        picture = axes.imshow(table, **_COSINES)
+        mean = f" · {table[~np.eye(k, dtype=bool)].mean():.2f}" if k > 1 else ""
         axes.set_title(f"{figure_name(label_space.classes[i])}{mean}", fontsize=10)
-        axes.set_xticks(ticks)
-        axes.set_yticks(ticks)
+        axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
     bar = figure.colorbar(picture, ax=charts, fraction=0.025, pad=0.02)
@@ -181,31 +162,17 @@ def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence
 def between_figure(prototypes: Tensor, label_space: LabelSpace) -> Figure:
     """A table of the cosines of the nearest prototypes of each two classes."""
     cosines = between_classes(prototypes.cpu()).numpy()
-    n = len(cosines)
-    side = min(16.0, max(6.0, 2.5 + 0.5 * n))
-    figure = empty_figure(side + 1, side)
-    axes = figure.add_subplot()
-    picture = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
-    named = range(n) if n <= 150 else []
-    names = [figure_name(name) for name in label_space.classes[: len(named)]]
-    size = 10 if n <= MANY_CLASSES else max(3, 400 // n)
-    axes.set_xticks(named, names, rotation=90, fontsize=size)
-    axes.set_yticks(named, names, fontsize=size)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if n <= MANY_CLASSES:
-        for (row, column), value in np.ndenumerate(cosines):
-            color = "white" if abs(value) > 0.6 else "0.2"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-    axes.set_title("Cosine of the nearest prototypes of two classes\n(diagonal: mean within the class)", fontsize=12)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    title = "Cosine of the nearest prototypes of two classes\n(diagonal: mean within the class)"
+    figure, (axes,) = class_tables({title: cosines}, label_space.classes, 90, **_COSINES)
+    for (row, column), value in np.ndenumerate(cosines) if len(cosines) <= MANY_CLASSES else ():
+        color = "white" if abs(value) > 0.6 else "0.2"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
     return figure
 
 
 def occupancy_figure(found: Occupancy, label_space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
     """Each class as a bar of its prototypes' shares, largest first: above the true cells, below the predicted ones."""
-    chosen = list(range(label_space.num_classes) if classes is None else classes)[:MANY_CLASSES]
+    chosen = _chosen(label_space, classes)
     k = found.true.shape[1]
     edge: dict[str, Any] = {"edgecolor": "0.5", "linewidth": 0.4}
     figure = empty_figure(9, 1.2 + 0.5 * len(chosen))
@@ -222,13 +189,15 @@ def occupancy_figure(found: Occupancy, label_space: LabelSpace, classes: Sequenc
             axes.barh([y] * k, shares, 0.34, left=middles - shares.numpy() / 2, color=colors, **edge)
             for rank in (shares > 4).nonzero().flatten().tolist():
                 color = "white" if sum(colors[rank]) < 1.5 else "0.2"
-                number = str(int(order[rank]))
-                axes.text(middles[rank], y, number, ha="center", va="center", fontsize=6, color=color)
-    axes.set_yticks(range(len(chosen)), [figure_name(label_space.classes[i]) for i in chosen], fontsize=9)
-    axes.set_ylim(len(chosen) - 0.5, -0.5)
+                axes.text(middles[rank], y, str(int(order[rank])), ha="center", va="center", fontsize=6, color=color)
+    name_bars(axes, [label_space.classes[i] for i in chosen])
     axes.set_xlim(0, 100)
     axes.xaxis.set_major_formatter("{x:g} %")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_title("Pixels of a class by nearest prototype (its number): upper bar true, lower predicted", fontsize=11)
     return figure
+
+
+def _chosen(label_space: LabelSpace, classes: Sequence[int] | None) -> list[int]:
+    return list(range(label_space.num_classes) if classes is None else classes)[:MANY_CLASSES]

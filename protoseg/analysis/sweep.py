@@ -7,9 +7,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from protoseg.curves import read_log
+from protoseg.evaluation.curves import read_log
 from protoseg.files import write_file
-from protoseg.sweep import Job, Sweep, short_names, short_value
+from protoseg.job_records import Job, Sweep, short_names, short_value
 from protoseg.text import markdown_table, markdown_text, write_csv
 from protoseg.types import ProtosegError
 
@@ -20,13 +20,7 @@ BEST = "mIoU"
 
 @dataclass(frozen=True)
 class Setting:
-    """The jobs that differ in nothing but their seed.
-
-    Attributes:
-        values: what the setting has of each swept key, the seed left out.
-        jobs: all of them.
-        scores: of those that are done, in the order of the jobs.
-    """
+    """The jobs that differ in nothing but their seed: their values of the other swept keys; scores of those done."""
 
     values: tuple[str, ...]
     jobs: tuple[Job, ...]
@@ -44,13 +38,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The settings of a sweep beside each other.
-
-    Attributes:
-        metric: what is compared.
-        names: of the swept keys, the seed left out; ``values`` of a setting are in this order.
-        settings: in the order of the jobs.
-    """
+    """The settings of a sweep, by a metric; ``names`` are of the swept keys, in the order of a setting's values."""
 
     metric: str
     names: tuple[str, ...]
@@ -70,14 +58,10 @@ class Comparison:
 
 
 def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
-    """Group the jobs of a sweep by everything swept but the seed.
+    """Group the jobs of a sweep, which may be unfinished, by everything swept but the seed.
 
-    Args:
-        sweep: may be unfinished; jobs that are not done have no score.
-        metric: :data:`BEST`, or a column of the runs' ``metrics.csv``, of which the last value counts.
-
-    Raises:
-        ProtosegError: a run's log has no such column.
+    The metric is :data:`BEST`, or a column of the runs' ``metrics.csv``, of which the last value counts; raises
+    ProtosegError where a run's log has none such.
     """
     keys = [key for key in sweep.swept if key != SEED]
     names = short_names(sweep.swept)
@@ -92,24 +76,13 @@ def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
 
 
 def last_logged(job: Job, column: str) -> float:
-    """The last value of a column of the job's ``metrics.csv``.
-
-    Raises:
-        ProtosegError: no such column.
-    """
+    """The last value of a column of the job's ``metrics.csv``; raises ProtosegError without such a column."""
     rows = read_log(job.folder)
     values = [row[column] for row in rows if row.get(column)]
     if not values:
         known = ", ".join(name for name in (rows[0] if rows else ()) if name.startswith("val/")) or "none"
         raise ProtosegError(f"metric {column!r}: not in the log of {job.folder}; it has of validations: {known}")
     return float(values[-1])
-
-
-def is_number(value: str) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def missing(sweep: Sweep) -> list[Job]:
@@ -123,14 +96,11 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for setting in comparison.settings:
         spread = f" ± {comparison.number(setting.std)}" if len(setting.scores) > 1 else ""
-        number = f"{len(setting.scores)} of {len(setting.jobs)}" if missing_of(setting) else str(len(setting.scores))
+        done, jobs = len(setting.scores), len(setting.jobs)
+        number = f"{done} of {jobs}" if done < jobs else str(done)
         each = ", ".join(map(comparison.number, setting.scores))
         rows.append([*map(short_value, setting.values), f"{comparison.number(setting.mean)}{spread}", number, each])
     return header, rows
-
-
-def missing_of(setting: Setting) -> int:
-    return len(setting.jobs) - len(setting.scores)
 
 
 def exact_table(comparison: Comparison) -> list[list[object]]:
@@ -150,8 +120,8 @@ def jobs_table(sweep: Sweep) -> list[list[object]]:
     names = short_names(sweep.swept)
     rows: list[list[object]] = [["job", *names.values(), "state", BEST, "seconds", "error"]]
     for job in sweep.jobs:
-        values = [job.values.get(key, "") for key in names]
         score = "" if math.isnan(job.score) else job.score
+        values = (job.values.get(key, "") for key in names)
         rows.append([job.number, *values, job.state, score, round(job.seconds, 1), job.error])
     return rows
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from protoseg.analysis.sweep import Comparison, Setting, is_number
+from protoseg.analysis.sweep import Comparison, Setting
+from protoseg.evaluation.pictures import empty_figure, tidy
 from protoseg.text import figure_text
-from protoseg.visualize import empty_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,30 +20,46 @@ PANELS_ACROSS = 4
 Panel = tuple["Axes", list[Setting]]
 
 
+class _Key(NamedTuple):
+    """A swept key: its place among a setting's values (-1: none), its name, what it takes, whether all are numbers."""
+
+    at: int = -1
+    name: str = ""
+    values: Sequence[str] = ("",)
+    numeric: bool = False
+
+    def of(self, setting: Setting) -> str:
+        return "" if self.at < 0 else setting.values[self.at]
+
+    def place(self, setting: Setting) -> float:
+        return float(self.of(setting)) if self.numeric else float(self.values.index(self.of(setting)))
+
+
 def score_figure(comparison: Comparison) -> Figure:
     """The score against one swept value: mean, sample standard deviation over seeds, and each seed as a dot.
 
     That value is the number that takes the most values, else the name that does. Of the other swept values the one
     with the most values has a line for each, and every combination of the rest a panel.
     """
-    settings = _scored(comparison)
-    x, line, rest = _roles(comparison, settings)
-    numeric, lines = _numeric(settings, x), _values(settings, line)
-    width = 4.5 if numeric else 1.5 + 0.45 * len(_values(settings, x)) + 0.2 * len(_values(settings, x)) * len(lines)
-    figure, panels = _panels(comparison, settings, rest, width, legend=line is not None)
+    settings, keys = _scored(comparison)
+    varied = [key for key in keys if len(key.values) > 1] or keys[:1]
+    x = max(varied, key=lambda key: (key.numeric, len(key.values)), default=_Key())
+    line = max((key for key in varied if key != x), key=lambda key: len(key.values), default=_Key())
+    width = 4.5 if x.numeric else 1.5 + 0.45 * len(x.values) + 0.2 * len(x.values) * len(line.values)
+    rest = [key for key in varied if key not in (x, line)]
+    figure, panels = _panels(settings, rest, width, legend=line != _Key())
     for axes, members in panels:
-        for i, value in enumerate(lines):
-            drawn = [setting for setting in members if _value(setting, line) == value]
-            label = figure_text(f"{comparison.names[line]} = {value}") if line is not None else None
+        for i, value in enumerate(line.values):
+            drawn = sorted((setting for setting in members if line.of(setting) == value), key=x.place)
+            label = figure_text(f"{line.name} = {value}") if line.name else None
             # Error bars that hide one another tell nothing: side by side, some points apart.
-            shift = (i - (len(lines) - 1) / 2) * (4 if numeric else 11)
-            places = [_place(settings, x, setting) for setting in drawn]
-            _draw(
-                axes, comparison, drawn, places, shift, {"color": f"C{i}", "label": label, "linestyle": numeric * "-"}
-            )
-        _label(axes, comparison, settings, x)
+            shift = (i - (len(line.values) - 1) / 2) * (4 if x.numeric else 11)
+            style = {"color": f"C{i}", "label": label, "linestyle": x.numeric * "-"}
+            _draw(axes, comparison, drawn, [x.place(setting) for setting in drawn], shift, style)
+        tidy(axes)
+        _label(axes, x)
     panels[0][0].set_ylabel(figure_text(comparison.title))
-    if line is not None:
+    if line.name:
         entries = (zip(*axes.get_legend_handles_labels(), strict=True) for axes, _ in panels)
         handles = {label: handle for panel in entries for handle, label in panel}
         figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside right center")
@@ -51,20 +68,19 @@ def score_figure(comparison: Comparison) -> Figure:
 
 def heat_figure(comparison: Comparison) -> Figure | None:
     """Mean scores over two swept numbers, a panel for each further setting; None unless two take three values."""
-    settings = _scored(comparison)
-    grid_keys = [k for k in range(len(comparison.names)) if _numeric(settings, k) and len(_values(settings, k)) > 2]
+    settings, keys = _scored(comparison)
+    grid_keys = [key for key in keys if key.numeric and len(key.values) > 2]
     if len(grid_keys) < 2:
         return None
     x, y = grid_keys[:2]
-    rest = [k for k in range(len(comparison.names)) if k not in (x, y)]
-    columns, rows = (sorted(_values(settings, k), key=float) for k in (x, y))
-    figure, panels = _panels(comparison, settings, rest, 1.6 + 0.8 * len(columns))
+    columns, rows = (sorted(key.values, key=float) for key in (x, y))
+    figure, panels = _panels(settings, [key for key in keys if key not in (x, y)], 1.6 + 0.8 * len(columns))
     means = [_scaled(comparison, setting.mean) for setting in settings]
     low, high = min(means), max(means)
     for axes, members in panels:
         grid = np.full((len(rows), len(columns)), np.nan)
         for setting in members:
-            i, j = rows.index(setting.values[y]), columns.index(setting.values[x])
+            i, j = rows.index(y.of(setting)), columns.index(x.of(setting))
             grid[i, j] = _scaled(comparison, setting.mean)
             color = "white" if grid[i, j] < low + 0.6 * (high - low) else "black"
             axes.text(j, i, comparison.number(setting.mean), ha="center", va="center", color=color)
@@ -73,42 +89,44 @@ def heat_figure(comparison: Comparison) -> Figure | None:
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(length=0)
-        axes.set_xlabel(figure_text(comparison.names[x]))
-    panels[0][0].set_ylabel(figure_text(comparison.names[y]))
+        axes.set_xlabel(figure_text(x.name))
+    panels[0][0].set_ylabel(figure_text(y.name))
     figure.colorbar(picture, ax=[axes for axes, _ in panels], label=figure_text(comparison.title), pad=0.02)
     return figure
 
 
-def _roles(comparison: Comparison, settings: Sequence[Setting]) -> tuple[int | None, int | None, list[int]]:
-    """Places in ``names`` of the horizontal axis, of the lines, and of the panels."""
-    counts = {k: len(_values(settings, k)) for k in range(len(comparison.names))}
-    varied = [k for k in counts if counts[k] > 1] or list(counts)[:1]
-    if not varied:
-        return None, None, []
-    x = max(varied, key=lambda k: (_numeric(settings, k), counts[k]))
-    others = [k for k in varied if k != x]
-    line = max(others, key=lambda k: counts[k], default=None)
-    return x, line, [k for k in others if k != line]
+def _scored(comparison: Comparison) -> tuple[list[Setting], list[_Key]]:
+    """The settings that have a score, and the swept keys over these."""
+    settings, keys = [setting for setting in comparison.settings if setting.scores], []
+    for k, name in enumerate(comparison.names):
+        values = list(dict.fromkeys(setting.values[k] for setting in settings))
+        keys.append(_Key(k, name, values, all(map(_is_number, values))))
+    return settings, keys
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _panels(
-    comparison: Comparison, settings: Sequence[Setting], keys: Sequence[int], width: float, legend: bool = False
+    settings: Sequence[Setting], keys: Sequence[_Key], width: float, legend: bool = False
 ) -> tuple[Figure, list[Panel]]:
     """A chart for each combination of the keys' values, with its settings; one chart where there is no key."""
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
-        title = ", ".join(f"{comparison.names[k]} = {setting.values[k]}" for k in keys)
-        groups.setdefault(title, []).append(setting)
+        groups.setdefault(", ".join(f"{key.name} = {key.of(setting)}" for key in keys), []).append(setting)
     across = max(1, min(PANELS_ACROSS, len(groups)))
     down = max(1, -(-len(groups) // across))
     figure = empty_figure(0.5 + width * across + 2.2 * legend, 3.8 * down)
-    charts = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
-    panels = [(axes, groups[title]) for axes, title in zip(charts, groups, strict=False)]
-    for (axes, _), title in zip(panels, groups, strict=True):
+    charts = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    for axes, title in zip(charts, groups, strict=False):
         axes.set_title(figure_text(title), fontsize=11)
-    for axes in list(charts)[len(groups) :]:
+    for axes in charts[len(groups) :]:
         axes.set_axis_off()
-    return figure, panels
+    return figure, list(zip(charts, groups.values(), strict=False))
 
 
 def _draw(
@@ -119,42 +137,36 @@ def _draw(
     shift: float,
     style: dict[str, Any],
 ) -> None:
+    """One line: means with error bars and the scores behind them, ``shift`` points aside."""
     from matplotlib.transforms import ScaledTranslation
 
     aside = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    means = [_scaled(comparison, settings[i].mean) for i in order]
-    stds = np.nan_to_num([_scaled(comparison, settings[i].std) for i in order])
-    axes.errorbar(
-        [places[i] for i in order], means, stds, marker="o", markersize=5, capsize=3, transform=aside, **style
-    )
+    means = np.array([_scaled(comparison, setting.mean) for setting in settings])
+    stds = np.nan_to_num([_scaled(comparison, setting.std) for setting in settings])
+    axes.errorbar(places, means, stds, marker="o", markersize=5, capsize=3, transform=aside, **style)
     # matplotlib does not count what is shifted when it chooses the limits of the axes.
-    axes.update_datalim([(places[i], y) for k, i in enumerate(order) for y in (means[k] - stds[k], means[k] + stds[k])])
-    for i in order:
-        scores = [_scaled(comparison, score) for score in settings[i].scores]
+    axes.update_datalim([*zip(places, means - stds, strict=True), *zip(places, means + stds, strict=True)])
+    for place, setting in zip(places, settings, strict=True):
+        scores = [_scaled(comparison, score) for score in setting.scores]
         if len(scores) > 1:
-            at = [places[i]] * len(scores)
+            at = [place] * len(scores)
             axes.plot(at, scores, ".", color=style["color"], alpha=0.5, markersize=6, transform=aside)
             axes.update_datalim(list(zip(at, scores, strict=True)))
     axes.margins(x=0.08)
     axes.autoscale_view()
 
 
-def _label(axes: Axes, comparison: Comparison, settings: Sequence[Setting], x: int | None) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if x is None:
+def _label(axes: Axes, x: _Key) -> None:
+    if not x.name:
         axes.set_xticks([])
         return
-    axes.set_xlabel(figure_text(comparison.names[x]))
-    values = _values(settings, x)
-    if not _numeric(settings, x):
-        long = sum(map(len, values)) > 40
-        names = [figure_text(value) for value in values]
-        axes.set_xticks(range(len(values)), names, rotation=30 if long else 0, ha="right" if long else "center")
-        axes.set_xlim(-0.6, len(values) - 0.4)
+    axes.set_xlabel(figure_text(x.name))
+    if not x.numeric:
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, x.values)) > 40 else {}
+        axes.set_xticks(range(len(x.values)), [figure_text(value) for value in x.values], **turned)
+        axes.set_xlim(-0.6, len(x.values) - 0.4)
         return
-    numbers = sorted(map(float, values))
+    numbers = sorted(map(float, x.values))
     if numbers[0] > 0 and numbers[-1] >= 5 * numbers[0]:
         axes.set_xscale("log")
     if len(numbers) <= 10:
@@ -162,27 +174,5 @@ def _label(axes: Axes, comparison: Comparison, settings: Sequence[Setting], x: i
         axes.set_xticks([], minor=True)
 
 
-def _scored(comparison: Comparison) -> list[Setting]:
-    return [setting for setting in comparison.settings if setting.scores]
-
-
 def _scaled(comparison: Comparison, score: float) -> float:
     return 100 * score if comparison.percent else score
-
-
-def _value(setting: Setting, key: int | None) -> str:
-    return "" if key is None else setting.values[key]
-
-
-def _values(settings: Sequence[Setting], key: int | None) -> list[str]:
-    return list(dict.fromkeys(_value(setting, key) for setting in settings))
-
-
-def _numeric(settings: Sequence[Setting], key: int | None) -> bool:
-    return key is not None and all(is_number(setting.values[key]) for setting in settings)
-
-
-def _place(settings: Sequence[Setting], key: int | None, setting: Setting) -> float:
-    if _numeric(settings, key):
-        return float(_value(setting, key))
-    return float(_values(settings, key).index(_value(setting, key)))

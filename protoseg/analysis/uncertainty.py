@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, scenes
-from protoseg.types import ignore_index
+from protoseg.types import IGNORE_INDEX
 
 BINS = 2**15
 CALIBRATION_BINS = 15
@@ -27,13 +27,12 @@ Array = npt.NDArray[np.float64]
 
 
 class PixelUncertainty(NamedTuple):
-    """Prediction and certainty of every pixel of an image, each ``H W``.
+    """Prediction and certainty of every pixel of an image, each ``H W``; the last two are None without prototypes.
 
     Attributes:
-        prediction: the likeliest class, int64.
-        log_odds: log(p / (1 - p)) of its softmax probability p.
-        margin: cosine of the nearest class minus that of the runner-up, in [0, 2]; None without prototypes.
-        distance: 1 minus the cosine to the nearest prototype of all, in [0, 2]; None without prototypes.
+        prediction, log_odds: the likeliest class, int64, and log(p / (1 - p)) of its softmax probability p.
+        margin: cosine of the nearest class minus that of the runner-up, in [0, 2].
+        distance: 1 minus the cosine to the nearest prototype of all, in [0, 2].
     """
 
     prediction: Tensor
@@ -57,8 +56,7 @@ class PixelUncertainty(NamedTuple):
 @torch.no_grad()
 def pixel_uncertainty(scene: Scene) -> PixelUncertainty:
     """See :class:`PixelUncertainty`. Logits and class cosines are brought to the pixels first, as in evaluation."""
-    logits = scene.at_pixels(scene.output.logits[0].float())
-    prediction, best, rest = _best_and_rest(logits)
+    prediction, best, rest = _best_and_rest(scene.at_pixels(scene.output.logits[0].float()))
     log_odds = best - rest.logsumexp(0)
     if scene.output.similarities is None:
         return PixelUncertainty(prediction, log_odds, None, None)
@@ -77,10 +75,7 @@ def _best_and_rest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class Calibration:
     """Pixels by confidence, in ``CALIBRATION_BINS`` equal steps from 0 to 1 (Guo et al., arXiv 1706.04599).
 
-    Attributes:
-        pixels: in each bin.
-        confidence: mean in each bin, NaN in an empty one.
-        accuracy: share of right pixels in each bin, NaN in an empty one.
+    Of each bin how many, their mean confidence and the share of right ones; NaN in an empty bin.
     """
 
     pixels: Array
@@ -101,7 +96,7 @@ class ErrorDetection:
     Attributes:
         measure: name out of ``RANGES``.
         right, wrong: pixels in each bin of certainty, least certain first.
-        calibration: of measures that are probabilities.
+        calibration: where the measure is a probability.
     """
 
     measure: str
@@ -172,9 +167,8 @@ class ErrorDetection:
     def summary(self) -> dict[str, Any]:
         """The numbers as plain values; see the properties of the same names. ``ece`` is None where there is none."""
         names = ("pixels", "error_rate", "auroc", "auroc_bound", "aurc", "aurc_bound", "aurc_optimal")
-        return {name: getattr(self, name) for name in names} | {
-            "ece": self.calibration.ece if self.calibration else None
-        }
+        ece = self.calibration.ece if self.calibration else None
+        return {name: getattr(self, name) for name in names} | {"ece": ece}
 
     def _from_surest(self) -> tuple[Array, Array, Array]:
         """Pixels and wrong pixels of each bin, surest first, and the pixels before it."""
@@ -191,7 +185,7 @@ class UncertaintyCollector:
 
     def update(self, scene: Scene) -> None:
         found = pixel_uncertainty(scene)
-        counted = scene.label != ignore_index(scene.num_classes)
+        counted = scene.label != IGNORE_INDEX
         right = (found.prediction == scene.label)[counted]
         for name, certainty in found.certainties().items():
             low, high = RANGES[name]
@@ -200,10 +194,8 @@ class UncertaintyCollector:
             self.histograms[name] = self.histograms.get(name, 0.0) + counts.cpu().double().numpy()
         confidence = found.confidence[counted].cpu().double()
         cell = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
-        for total, weight in zip(
-            self.calibration, (torch.ones_like(confidence), confidence, right.cpu().double()), strict=True
-        ):
-            total += torch.bincount(cell, weight, CALIBRATION_BINS).numpy()
+        for row, weight in enumerate((torch.ones_like(confidence), confidence, right.cpu().double())):
+            self.calibration[row] += torch.bincount(cell, weight, CALIBRATION_BINS).numpy()
 
     def compute(self) -> dict[str, ErrorDetection]:
         """By measure; ``confidence`` comes with its calibration."""

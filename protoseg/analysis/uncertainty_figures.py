@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from protoseg.analysis.stream import Scene
-from protoseg.analysis.uncertainty import ErrorDetection, pixel_uncertainty
-from protoseg.types import LabelSpace
-from protoseg.visualize import Picture, as_picture, empty_figure, error_map, heat, overlay, tile_row
+from protoseg.analysis.uncertainty import Array, Calibration, ErrorDetection, pixel_uncertainty
+from protoseg.evaluation.pictures import Picture, as_picture, empty_figure, error_map, heat, overlay, tidy, tile_row
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def uncertainty_panel(scene: Scene, label_space: LabelSpace) -> Picture:
     """
     found = pixel_uncertainty(scene)
     prediction, label, image = found.prediction.cpu(), scene.label.cpu(), scene.image.cpu()
-    counted = label != label_space.ignore_index
+    counted = label != IGNORE_INDEX
     tiles = {"image": as_picture(image), "prediction": overlay(image, prediction, label_space)}
     if counted.any():
         wrong = 100 * (prediction != label)[counted].double().mean().item()
@@ -45,19 +45,16 @@ def _quantile(values: Tensor, share: float) -> float:
 
 
 def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> Figure:
-    """Risk-coverage curves, reliability diagrams, and how well a value separates right from wrong pixels.
-
-    Args:
-        found: by name for the legend; of one network or of several.
-        title: of the whole figure.
-    """
+    """Risk-coverage curves, reliability diagrams, and right pixels by rank, of measures by their names."""
     figure = empty_figure(16, 5.2)
     coverage, reliability, accuracy = figure.subplots(1, 3)
     for color, (name, entry) in zip(COLORS, found.items(), strict=False):
-        _risk_coverage(coverage, entry, name, color)
-        _accuracy_by_rank(accuracy, entry, name, color)
+        kept, risk = entry.risk_coverage()
+        label = f"{name}: AUROC {entry.auroc:.3f}, AURC {100 * entry.aurc:.2f} %"
+        coverage.plot(kept, 100 * risk, color=color, linewidth=1.6, label=label)
+        accuracy.plot((np.arange(50) + 0.5) / 50, _accuracy_by_rank(entry), color=color, linewidth=1.6, label=name)
         if entry.calibration is not None:
-            _reliability(reliability, entry, name, color)
+            _reliability(reliability, entry.calibration, name, color)
     coverage.set(xlabel="share of pixels kept, surest first", ylabel="share of wrong pixels among them (%)")
     coverage.set_title("Risk and coverage")
     reliability.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
@@ -66,22 +63,13 @@ def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> 
     accuracy.set(xlabel="rank of the pixel, least sure first", ylabel="share of right pixels", ylim=(0, 1.02))
     accuracy.set_title("Right pixels by rank")
     for axes in (coverage, reliability, accuracy):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         axes.legend(fontsize=8, loc="best")
     figure.suptitle(title, fontsize=12)
     return figure
 
 
-def _risk_coverage(axes: Axes, entry: ErrorDetection, name: str, color: str) -> None:
-    kept, risk = entry.risk_coverage()
-    label = f"{name}: AUROC {entry.auroc:.3f}, AURC {100 * entry.aurc:.2f} %"
-    axes.plot(kept, 100 * risk, color=color, linewidth=1.6, label=label)
-
-
-def _reliability(axes: Axes, entry: ErrorDetection, name: str, color: str) -> None:
-    calibration = entry.calibration
-    assert calibration is not None
+def _reliability(axes: Axes, calibration: Calibration, name: str, color: str) -> None:
     held = calibration.pixels > 0
     sizes = 8 + 120 * np.sqrt(calibration.pixels[held] / calibration.pixels.sum())
     points = calibration.confidence[held], calibration.accuracy[held]
@@ -89,9 +77,9 @@ def _reliability(axes: Axes, entry: ErrorDetection, name: str, color: str) -> No
     axes.scatter(*points, s=sizes, color=color)
 
 
-def _accuracy_by_rank(axes: Axes, entry: ErrorDetection, name: str, color: str) -> None:
+def _accuracy_by_rank(entry: ErrorDetection) -> Array:
     """Share of right pixels in 50 groups of equal size; a bin that lies across groups is shared out between them."""
     edges = np.linspace(0, entry.pixels, 51)
     passed = np.concatenate([[0], np.cumsum(entry.right + entry.wrong)])
     right = np.diff(np.interp(edges, passed, np.concatenate([[0], np.cumsum(entry.right)])))
-    axes.plot((np.arange(50) + 0.5) / 50, right / np.diff(edges), color=color, linewidth=1.6, label=name)
+    return right / np.diff(edges)

@@ -3,8 +3,6 @@
 from protoseg.callbacks.checkpoint import Checkpoint
 from protoseg.callbacks.dashboard import Dashboard
 from protoseg.callbacks.loggers import wandb_logger
-from protoseg.callbacks.progress import ProgressBar
-from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
-from protoseg.callbacks.throughput import Throughput
+from protoseg.callbacks.progress import ProgressBar, PrototypeMemoryCallback, Throughput
 
 __all__ = ["Checkpoint", "Dashboard", "ProgressBar", "PrototypeMemoryCallback", "Throughput", "wandb_logger"]

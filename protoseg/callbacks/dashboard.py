@@ -16,13 +16,14 @@ from torch import Tensor
 from protoseg.analysis.stream import evaluating, look
 from protoseg.callbacks.loggers import chart_classes, log_picture, log_table
 from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
+from protoseg.evaluation.pictures import adaptation_panel, heatmap_figure, panel
+from protoseg.evaluation.predictor import Predictor
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
-from protoseg.inference import Predictor
+from protoseg.lightning import batches_begun
 from protoseg.nn import PrototypeMemory
 from protoseg.text import visible
 from protoseg.types import Batch
-from protoseg.visualize import adaptation_panel, heatmap_figure, panel
 
 
 class Dashboard(pl.Callback):
@@ -46,34 +47,26 @@ class Dashboard(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         picture = outputs.get("picture")
-        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready  # over resumes too
+        batches = batches_begun(trainer)  # over resumes too
         if picture is None or batches % trainer.val_check_batch or not trainer.is_global_zero:  # type: ignore[operator]
             return
         image = picture["image"].unsqueeze(0)
         size = torch.tensor([image.shape[2:]])
         pl_module.eval()
-        student, teacher = (
-            Predictor().predict(model, image, size)[0] for model in (pl_module.model, pl_module.teacher.module)
-        )
+        networks = (pl_module.model, pl_module.teacher.module)
+        student, teacher = (Predictor().predict(model, image, size)[0].cpu() for model in networks)
         pl_module.train()
         image, mixed, label, confidence = (picture[key].cpu() for key in ("image", "mixed", "label", "confidence"))
-        space = pl_module.label_space
-        drawn = adaptation_panel(image, mixed, label, confidence, student.cpu(), teacher.cpu(), space)
+        drawn = adaptation_panel(image, mixed, label, confidence, student, teacher, pl_module.label_space)
         self._show(trainer, "adaptation", "train/adaptation", drawn)
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         if dataloader_idx:
             return  # the source domain's images
-        every = max(1, int(batches[dataloader_idx]) // self.num_images)
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        every = max(1, int(batches[0]) // self.num_images)
         if batch_idx % every == 0 and len(self._rows) < self.num_images and trainer.is_global_zero:
             height, width = batch.size[0].tolist()
             image, label = batch.image[0, :, :height, :width], batch.label[0, :height, :width]
@@ -89,10 +82,12 @@ class Dashboard(pl.Callback):
         padding = [((0, 4), (0, width - row.shape[1]), (0, 0)) for row in rows]
         stacked = [np.pad(row, pad, constant_values=255) for row, pad in zip(rows, padding, strict=True)]
         self._show(trainer, "step", "val/predictions", np.concatenate(stacked))
-        self._table(trainer, pl_module)
+        classes, metrics = pl_module.label_space.classes, trainer.callback_metrics
+        ious = [[name, float(metrics.get(f"val/IoU/{visible(name)}", float("nan")))] for name in classes]
+        log_table(trainer, "val/per_class_IoU", ["class", "IoU"], ious)
         memory = next(iter(pl_module.memories.values()), None)
         if memory is not None:
-            self._prototypes(trainer, memory, pl_module.label_space.classes)
+            self._prototypes(trainer, memory, classes)
             # A pixel contrast may have prototypes of its own where the model has none.
             if first is not None and pl_module.model.head.memory is not None:
                 self._fixed_image(trainer, pl_module, *first)
@@ -119,9 +114,3 @@ class Dashboard(pl.Callback):
         self._show(trainer, "embedding", "prototypes/embedding", plane_picture(plane, space))
         columns = ["kind", "class", "prototype", "x", "y"]
         log_table(trainer, "prototypes/embedding_table", columns, plane.rows(space), text=False)
-
-    def _table(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        metrics = trainer.callback_metrics
-        names = pl_module.label_space.classes
-        rows = [[name, float(metrics.get(f"val/IoU/{visible(name)}", float("nan")))] for name in names]
-        log_table(trainer, "val/per_class_IoU", ["class", "IoU"], rows)

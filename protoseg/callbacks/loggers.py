@@ -28,13 +28,8 @@ class _BestCheckpointLogger(WandbLogger):
 def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwargs: Any) -> Logger:
     """Weights & Biases; offline where no key is configured (``wandb sync`` uploads such a run later).
 
-    Args:
-        project, kwargs: of Lightning's ``WandbLogger`` (name, group, tags, save_dir, …).
-        log_model: keep the best checkpoint as an artefact: True at the end of the run, ``"all"`` whenever there is a
-            better one.
-
-    Raises:
-        ProtosegError: another ``log_model``, or one for a run that is offline.
+    ``log_model`` keeps the best checkpoint as an artefact: True at the end of the run, ``"all"`` whenever there is a
+    better one; a ProtosegError if it is anything else, or the run offline. The rest is Lightning's ``WandbLogger``'s.
     """
     if log_model not in (True, False, "all"):
         raise ProtosegError(f"logger.wandb.log_model: expected true, false or all, got {log_model!r}")

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from protoseg.analysis.activations import activation, assignment_picture, heat_picture
 from protoseg.analysis.embedding import EmbeddingCollector
 from protoseg.analysis.stream import Scene, prototype_memory
-from protoseg.types import LabelSpace
-from protoseg.visualize import (
+from protoseg.evaluation.pictures import (
     MANY_CLASSES,
     Picture,
     as_picture,
@@ -25,10 +24,9 @@ from protoseg.visualize import (
     short_name,
     tile_row,
 )
+from protoseg.types import LabelSpace
 
-_CLASSES = 5
-_PIXELS_PER_CLASS = 25
-_TILE_WIDTH = (280, 280)
+_CLASSES, _PIXELS_PER_CLASS, _TILE = 5, 25, 280
 
 
 def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> Picture:
@@ -36,44 +34,34 @@ def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> Pictur
 
     The classes are those of the truth, so that they are the same at every validation.
     """
-    image, ids = scene.image.cpu(), _ids(scene)
-    counts = torch.bincount(ids, minlength=space.num_classes)
-    truth = np.concatenate([_small(as_picture(image)), _small(_prediction(scene, image, space))])
-    tiles = {"photo, prediction": truth}
+    image, counts = scene.image.cpu(), torch.bincount(_ids(scene), minlength=space.num_classes)
+    prediction = overlay(image, scene.at_pixels(scene.output.logits[0]).argmax(0), space)
+    tiles = {"photo, prediction": _column(as_picture(image), prediction)}
     for i in counts.argsort(descending=True)[:_CLASSES].tolist():
         if counts[i] == 0:
             break
         found = activation(model, scene, i)
-        nearest = found.cosines.amax(0)
-        rows = [assignment_picture(image, found), heat_picture(image, nearest, 0.0, 1.0)]
-        tiles[f"{short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"] = np.concatenate(
-            [_small(row) for row in rows]
-        )
+        title = f"{short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"
+        nearest = heat_picture(image, found.cosines.amax(0), 0.0, 1.0)
+        tiles[title] = _column(assignment_picture(image, found), nearest)
     return tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
 
 
 class Plane(NamedTuple):
-    """Embeddings in two dimensions, prototypes first.
+    """Embeddings in two dimensions, prototypes first."""
 
-    Attributes:
-        places: ``n 2``, the first two principal components of the prototypes.
-        label: class, int64 ``n``; of a pixel the true one.
-        number: of the prototype; of a pixel that of the nearest of its class, int64 ``n``.
-        prototypes: how many of the ``n`` are prototypes.
-    """
-
-    places: Tensor
-    label: Tensor
-    number: Tensor
-    prototypes: int
+    places: Tensor  # n 2: the first two principal components of the prototypes
+    label: Tensor  # n: class; of a pixel the true one
+    number: Tensor  # n: of the prototype; of a pixel that of the nearest of its class
+    prototypes: int  # how many of the n are prototypes
 
     def rows(self, space: LabelSpace) -> list[list[str | int | float]]:
         """Kind, class, number of the prototype, x and y of each."""
+        places = zip(self.label.tolist(), self.number.tolist(), self.places.tolist(), strict=True)
+        kinds = ["prototype"] * self.prototypes + ["pixel"] * (len(self.label) - self.prototypes)
         return [
-            ["prototype" if i < self.prototypes else "pixel", space.classes[label], number, round(x, 4), round(y, 4)]
-            for i, (label, number, (x, y)) in enumerate(
-                zip(self.label.tolist(), self.number.tolist(), self.places.tolist(), strict=True)
-            )
+            [kind, space.classes[label], number, round(x, 4), round(y, 4)]
+            for kind, (label, number, (x, y)) in zip(kinds, places, strict=True)
         ]
 
 
@@ -108,8 +96,7 @@ def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
     figure = empty_figure(8, 6)
     axes = figure.add_subplot()
     colors = np.array(space.colors)[plane.label.numpy()] / 255
-    x, y = plane.places.T.numpy()
-    p = plane.prototypes
+    (x, y), p = plane.places.T.numpy(), plane.prototypes
     axes.scatter(x[p:], y[p:], s=7, c=colors[p:], linewidths=0)
     axes.scatter(x[:p], y[:p], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
     for i in plane.label[:p].unique().tolist():
@@ -117,8 +104,7 @@ def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
         middle = x[:p][own].mean(), y[:p][own].mean()
         axes.annotate(figure_name(space.classes[i]), middle, fontsize=8, ha="center",
                       bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.7})  # fmt: skip
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.set_title("prototypes (circles) and pixels of one image: principal components", fontsize=11)
     return figure_picture(figure)
 
@@ -129,9 +115,5 @@ def _ids(scene: Scene) -> Tensor:
     return (scene.cell_label[known] if known.any() else scene.cell_prediction).cpu()
 
 
-def _prediction(scene: Scene, image: Tensor, space: LabelSpace) -> Picture:
-    return overlay(image, scene.at_pixels(scene.output.logits[0]).argmax(0), space)
-
-
-def _small(picture: Picture) -> Picture:
-    return fit_width(picture, _TILE_WIDTH)
+def _column(*pictures: Picture) -> Picture:
+    return np.concatenate([fit_width(picture, (_TILE, _TILE)) for picture in pictures])

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from protoseg.distributed import is_distributed
+from protoseg.lightning import allow_steps, batches_begun, epoch_ended, log_by_global_step, loops_state, validate_now
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send some time before they take the machine away."""
@@ -90,30 +91,23 @@ class Restart(Checkpoint):
         self.request.listen()
         self._stepped = trainer.global_step
         if self._all_steps_done:
-            trainer.fit_loop.epoch_loop.max_steps -= 1
+            allow_steps(trainer, -1)
         if self._validation_due:
-            self._validate(trainer)
+            validate_now(trainer)
         if (signum := self._agreed(trainer)) is not None:
             raise Stopped(signum)  # nothing was learned since the start or the checkpoint
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._leave()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._stepped:
             return  # still accumulating gradients
         self._stepped = trainer.global_step
-        batches, interval = trainer.fit_loop.epoch_loop.batch_progress.total.ready, int(trainer.val_check_batch or 0)
+        batches, interval = batches_begun(trainer), int(trainer.val_check_batch or 0)
         self._validation_due = trainer.enable_validation and interval > 0 and batches % interval == 0
-        self._loops = trainer.fit_loop.state_dict()  # type: ignore[no-untyped-call]
-        self._stopping = self._agreed(trainer)
-        if self._stopping is not None:
-            # Left at the next hook: this step's metrics are logged only after this one.
-            trainer.save_checkpoint(self.path)
+        self._loops = loops_state(trainer)
+        self._save_if_asked(trainer)  # left at the next hook: this step's metrics are logged only after this one
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave()
@@ -122,20 +116,12 @@ class Restart(Checkpoint):
         self._common = [int(n) for n in _reduce(common, dist.ReduceOp.MIN)]
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.sanity_checking or batch_idx >= self._common[dataloader_idx]:
             return
-        self._stopping = self._agreed(trainer)
-        if self._stopping is not None:
-            trainer.save_checkpoint(self.path)
-            self._leave()
+        self._save_if_asked(trainer)
+        self._leave()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -144,9 +130,7 @@ class Restart(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave()
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.validating and self._validation_due:
             checkpoint["loops"]["fit_loop"] = self._loops  # as of the end of the step: the validation is all to come
 
@@ -154,13 +138,10 @@ class Restart(Checkpoint):
         return {"validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Not after the end of the training: Lightning would look for a next step for ever.
-        ended = self._loops is not None and self._loops["epoch_progress"]["current"]["completed"] > 0
+        ended = self._loops is not None and epoch_ended(self._loops)
         self._validation_due = state_dict["validation_due"] is True and not ended
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._loops = checkpoint["loops"]["fit_loop"]
         self._all_steps_done = checkpoint["global_step"] == trainer.max_steps
 
@@ -168,17 +149,12 @@ class Restart(Checkpoint):
         self._all_steps_done = self._all_steps_done and self._validation_due
         if self._all_steps_done:
             # Else Lightning would not begin at all; taken back in on_train_start, before any batch.
-            trainer.fit_loop.epoch_loop.max_steps += 1
+            allow_steps(trainer, 1)
 
-    def _validate(self, trainer: pl.Trainer) -> None:
-        """What Lightning does between two steps; it logs with the number of the step that the checkpoint is of."""
-        loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
-        first = connector._first_loop_iter
-        loop.restarting = False
-        trainer.validating = True
-        loop.run()
-        trainer.training = True
-        connector._first_loop_iter = first
+    def _save_if_asked(self, trainer: pl.Trainer) -> None:
+        self._stopping = self._agreed(trainer)
+        if self._stopping is not None:
+            trainer.save_checkpoint(self.path)
 
     def _leave(self) -> None:
         if self._stopping is not None:
@@ -195,10 +171,8 @@ class Restart(Checkpoint):
 class StepNumber(pl.Callback):
     """Lightning logs steps by a count of its own, one off where a finished training goes on. To be given first."""
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        log_by_global_step(trainer)
 
 
 def _reduce(tensor: Tensor, operation: Any) -> Tensor:

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from protoseg.cli.errors import run_with_clear_errors
-from protoseg.cli.launch import run_name
-from protoseg.cli.sweeps import report
-from protoseg.files import CONFIG_DIR as CONFIG_DIR
+from protoseg.run.config import CONFIG_DIR, named
+from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.launch import run_name
+from protoseg.run.multirun import report
 
 
 def train() -> None:
@@ -29,6 +31,7 @@ def train() -> None:
 
 def evaluate() -> None:
     """Entry of ``evaluate.py`` and ``protoseg-evaluate``."""
+    sys.argv[1:] = named(sys.argv[1:], ("ckpt_path",))
     _run("evaluate", _evaluate)
 
 
@@ -37,17 +40,32 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if (name := run_name()) is not None:
         os.environ["PROTOSEG_RUN_NAME"] = name  # for the folders in conf/train.yaml
-    main = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(task)
-    run_with_clear_errors(main, CONFIG_DIR, config_name)
+    failed: list[Exception] = []
+
+    def job(cfg: DictConfig) -> float | None:
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the sweeper wants to know
+            failed.append(error)  # past Hydra, which would print a line of its own before our message
+            return None
+
+    def main() -> None:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
+        if failed:
+            raise failed[0]
+
+    run_with_clear_errors(main, config_name)
 
 
 def _train(cfg: DictConfig) -> float | None:
-    from protoseg.cli.jobs import run_job
+    from protoseg.run.jobs import run_job
 
     return run_job(cfg)
 
 
 def _evaluate(cfg: DictConfig) -> float | None:
-    from protoseg.cli.evaluation import run_evaluation
+    from protoseg.run.evaluate import run_evaluation
 
     return run_evaluation(cfg)

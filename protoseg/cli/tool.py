@@ -1,61 +1,43 @@
-"""The frame of the command-line tools: subcommands that take settings as ``KEY=VALUE`` beside their options."""
+"""The frame of the command-line tools: commands that take settings as ``KEY=VALUE`` beside their options."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pkgutil import resolve_name
 
-from protoseg.cli import CONFIG_DIR
-from protoseg.cli.errors import run_with_clear_errors
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from protoseg.run.errors import run_with_clear_errors
 
 
-def run_tool(
-    prog: str,
-    description: str,
-    commands: Sequence[Callable[[Any], None]],
-    config_name: str,
-    arguments: Sequence[str] | None = None,
-) -> None:
-    """Parse the command line and run the command's ``run``; exit code 1 and one message at wrong input.
+class Tool:
+    """``protoseg NAME COMMAND …``; what a command runs is imported when it is called, for torch takes seconds."""
 
-    Args:
-        prog: how the tool is called.
-        description: one sentence for ``--help``.
-        commands: each adds one subcommand to the parser's and sets its ``run``.
-        config_name: file of ``conf/`` whose keys a misspelt override is compared with.
-        arguments: of the command line, unless given.
-    """
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for add in commands:
-        add(subparsers)
-    options, overrides = parser.parse_known_args(arguments)
-    # argparse does not find overrides that follow an option.
-    if overrides and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in overrides)):
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    if overrides:
-        options.overrides += overrides
-    run_with_clear_errors(lambda: options.run(options), CONFIG_DIR, config_name)
+    def __init__(self, name: str, description: str, config_name: str) -> None:
+        self.name, self.config_name = name, config_name  # the file of conf/ that a misspelt override is compared with
+        self.parser = ArgumentParser(prog=f"protoseg {name}", description=description)
+        self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(self, name: str, run: str, text: str, example: str) -> ArgumentParser:
+        """Add a command; ``run``, a function as ``module:name``, gets its options by their names."""
+        example = f"example: protoseg {self.name} {name} {example}"
+        parser: ArgumentParser = self._commands.add_parser(name, help=text, description=text, epilog=example)
+        parser.set_defaults(run=run)
+        return parser
+
+    def main(self, arguments: Sequence[str] | None) -> None:
+        """Parse the command line and run its command; exit code 1 and one message at wrong input."""
+        options, overrides = self.parser.parse_known_args(arguments)
+        # argparse does not find overrides that follow an option.
+        if overrides and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in overrides)):
+            self.parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        settings = vars(options)
+        if overrides:
+            settings["overrides"] += overrides
+        run = settings.pop("run")
+        run_with_clear_errors(lambda: resolve_name(run)(**settings), self.config_name)
 
 
-def add_trust(command: argparse.ArgumentParser) -> None:
+def add_trust(command: ArgumentParser) -> None:
     """Let a command that opens a checkpoint take ``--trust MODULE``."""
-    command.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module whose classes the checkpoint may build besides: your own, or one that you have read",
-    )
-
-
-def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """A config of ``conf/`` with overrides, as ``train.py`` and ``evaluate.py`` would get it."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(config_name, [*overrides])
+    text = "module whose classes the checkpoint may build besides: your own, or one that you have read"
+    command.add_argument("--trust", action="append", default=[], metavar="MODULE", help=text)

@@ -1,8 +1,8 @@
-"""``python -m protoseg.data``: see ``protoseg.cli.dataset``."""
+"""``python -m protoseg.data``: see ``protoseg.cli.data``."""
 
 from __future__ import annotations
 
-from protoseg.cli.dataset import main
+from protoseg.cli.data import main
 
 if __name__ == "__main__":
     main()

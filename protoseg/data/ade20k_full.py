@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import ADE20K_FULL, ADE20K_FULL_IDS
+from protoseg.data.label_spaces.tables import WIDE_FILE_IGNORED
 from protoseg.types import LabelSpace, ProtosegError
 
 NUM_CLASSES = (847, 700, 500, 300)
@@ -59,7 +60,7 @@ class ADE20KFull(SegmentationDataset):
         self.check_split(split)
         self.label_space = self.space(num_classes=num_classes)
         self.id_table = ADE20K_FULL_IDS.copy()
-        self.id_table[self.id_table >= num_classes] = self.label_space.ignore_index
+        self.id_table[self.id_table >= num_classes] = WIDE_FILE_IGNORED
         folder = Path(root) / "images" / "ADE" / _FOLDERS[split]
         # The folder ADE_… beside an image holds its instances, half a million files in all.
         super().__init__(self.pair_trees(folder, ".jpg", folder if labels else None, "_seg.png", skip="ADE_"), split)

@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.decoding import orientation
 from protoseg.data.faults import collect_faults
 from protoseg.data.files import read_image
 from protoseg.data.loading import seed_worker
+from protoseg.data.statistics import in_threads
 from protoseg.types import ProtosegError
 
 _WORKERS_FROM = 64
 _BATCH = 8
 
 
-class _Faults(Dataset[list[str]]):
+class Checked(NamedTuple):
+    """What is wrong with a sample, and how many pixels of its mask are of each class and, last, ignored (``c + 1``)."""
+
+    faults: list[str]
+    pixels: NDArray[np.int64]
+
+
+class _Faults(Dataset[Checked]):
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> list[str]:
-        return sample_faults(self.dataset, index)
+    def __getitem__(self, index: int) -> Checked:
+        return check_sample(self.dataset, index)
 
 
-def sample_faults(dataset: SegmentationDataset, index: int) -> list[str]:
-    """What is wrong with one image and its mask: unreadable, of two sizes, unknown ids. Empty where nothing is."""
+def check_sample(dataset: SegmentationDataset, index: int) -> Checked:
+    """What is wrong with one image and its mask: unreadable, of two sizes, unknown ids."""
     image, mask = dataset.samples[index]
+    num_classes = dataset.label_space.num_classes
+    pixels = np.zeros(num_classes + 1, np.int64)
     try:
-        dataset.read(index)
+        label = dataset.read(index)[1]
     except ProtosegError as error:
         found = [str(error)]
     else:
-        return []
+        if mask is not None:
+            pixels += np.bincount(np.minimum(label, num_classes).ravel(), minlength=num_classes + 1)
+        return Checked([], pixels)
     # ``read`` ends at a bad image; its mask may be bad as well.
     if mask is not None and _fails(lambda: read_image(image)):
         found += _fails(lambda: dataset.read_label(index))
-    return found
+    return Checked(found, pixels)
 
 
 def _fails(read: Callable[[], object]) -> list[str]:
@@ -53,8 +68,8 @@ def _fails(read: Callable[[], object]) -> list[str]:
     return []
 
 
-def file_faults(dataset: SegmentationDataset) -> Iterator[list[str]]:
-    """``sample_faults`` of each sample in turn, read by as many processes as there are cores."""
+def check_samples(dataset: SegmentationDataset) -> Iterator[Checked]:
+    """``check_sample`` of each sample in turn, read by as many processes as there are cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader: DataLoader[Any] = DataLoader(
         _Faults(dataset),
@@ -74,6 +89,20 @@ def listing_faults(make: Callable[[], SegmentationDataset]) -> tuple[Segmentatio
             return make(), found
         except ProtosegError as error:
             return None, [*found, str(error)]
+
+
+def turned_images(dataset: SegmentationDataset, indices: Sequence[int] | None = None) -> str:
+    """Which of the images (of ``indices``) EXIF wants turned, and what is done about it; "" if none, or no masks."""
+    chosen = [dataset.samples[i] for i in (range(len(dataset)) if indices is None else indices)]
+    paths = [image for image, mask in chosen if mask is not None]
+    found = [str(path) for path, how in zip(paths, in_threads(orientation, paths, ""), strict=True) if how > 1]
+    if not found:
+        return ""
+    done = "turned as their EXIF says" if dataset.turn else "as they are stored, which their EXIF would turn"
+    return (
+        f"{len(found)} of {len(paths)} images are read {done}, and masks are never turned: see with `show` whether "
+        f"these fit; else set data.exif={'ignore' if dataset.turn else 'apply'} ({', '.join(found)})"
+    )
 
 
 def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:

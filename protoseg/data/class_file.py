@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from protoseg.data.files import Color
-from protoseg.data.label_spaces import UNKNOWN_ID, id_table
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces import UNKNOWN_ID, WIDE_UNKNOWN_ID, Ids, unknown_id
+from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED, ignored_in
+from protoseg.data.masks import Color
+from protoseg.types import LabelSpace, ProtosegError
 
 _KEYS = ("name", "classes", "ids", "void", "things")
+_TRANSPARENT = "transparent"
+MAX_CLASSES = WIDE_UNKNOWN_ID
 _EXAMPLE = "classes: {road: [128, 64, 128], car: [0, 0, 142]}"
 
 
 class ClassFile(NamedTuple):
-    """What a file of classes says: the classes, id -> train id (256 entries), and the id of each colour."""
+    """What a file of classes says.
+
+    Attributes:
+        label_space: the classes; those without a colour have one that is made.
+        table: id -> train id, 65536 entries.
+        colors: the label of each colour that is given, void ones included.
+        said: the ids that the file names.
+        ids_given: it says which id is which class.
+        transparent: transparent pixels count nowhere.
+    """
 
     label_space: LabelSpace
-    id_table: NDArray[np.uint8]
-    color_ids: dict[Color, int]
+    table: Ids
+    colors: dict[Color, int]
+    said: frozenset[int] = frozenset()
+    ids_given: bool = False
+    transparent: bool = False
+
+    @property
+    def void(self) -> int:
+        """Label of what counts nowhere."""
+        return ignored_in(self.table)
+
+    def known(self, file_id: int) -> bool:
+        """Whether an id is that of a class, or void."""
+        return 0 <= file_id < len(self.table) and self.table[file_id] != unknown_id(self.table)
 
 
 def read_class_file(path: str | Path) -> ClassFile:
@@ -34,12 +58,13 @@ def read_class_file(path: str | Path) -> ClassFile:
         classes:                   # name: colour (red, green, blue), in the order of the train ids
           road: [128, 64, 128]
           car: [0, 0, 142]
-        ids: {road: 7, car: 26}    # ids in masks of ids; without this line 0, 1, 2, … in the order above
-        void: [0, [0, 0, 0]]       # ids and colours that count nowhere; the id 255 always is one
+        ids: {road: 7, car: [26, 27]}  # ids in masks of ids; without this line 0, 1, 2, … in the order above
+        void: [0, [0, 0, 0], transparent]  # ids, colours and transparent pixels that count nowhere
         things: [car]              # countable classes
         name: mine                 # without this line the name of the folder
 
-    Only ``classes`` is needed.
+    Only ``classes`` is needed, and may be a list of names, or names without colours: their colours are made. The ids
+    255 and 65535 are void where no class has them.
 
     Raises:
         ProtosegError: no such file, or one that says something else.
@@ -61,55 +86,81 @@ def read_class_file(path: str | Path) -> ClassFile:
         raise _wrong(path, f"the keys {', '.join(_KEYS)}", content if not isinstance(content, dict) else [*content])
     colors = _classes(path, content.get("classes"))
     ids = _ids(path, content.get("ids"), list(colors))
-    color_ids: dict[Color, int] = {}
-    for name, color in colors.items():
-        if color in color_ids:
+    # Of 255 classes, the label 254 is one, so that bytes have none for ids that are not known.
+    wide = len(colors) > UNKNOWN_ID
+    void = WIDE_FILE_IGNORED if wide else FILE_IGNORED
+    labels: dict[Color, int] = {}
+    for train_id, color in enumerate(colors.values()):
+        if color is not None and color in labels:
             raise _wrong(path, "a colour of its own for every class", f"{list(color)} twice")
-        color_ids[color] = ids[name]
-    table = id_table({file_id: train_id for train_id, file_id in enumerate(ids.values())})
-    for entry in _list(path, "void", content.get("void")):
+        if color is not None:
+            labels[color] = train_id
+    table: Ids = np.full(1 << 16, WIDE_UNKNOWN_ID if wide else UNKNOWN_ID, np.uint16 if wide else np.uint8)
+    table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = void
+    for train_id, file_ids in enumerate(ids.values()):
+        table[file_ids] = train_id
+    said = {file_id for file_ids in ids.values() for file_id in file_ids} if content.get("ids") else set()
+    entries = _list(path, "void", content.get("void"))
+    for entry in entries:
         if isinstance(entry, list):
             color = _color(path, "void", entry)
-            if color in color_ids:
+            if color in labels:
                 raise _wrong(path, "void colours that no class has", list(color))
-            color_ids[color] = IGNORE_INDEX
-        elif _is_id(entry) and table[entry] in (UNKNOWN_ID, IGNORE_INDEX):
-            table[entry] = IGNORE_INDEX
-        else:
-            raise _wrong(path, "void ids from 0 to 255 that no class has", repr(entry))
+            labels[color] = void
+        elif _is_number(entry, WIDE_FILE_IGNORED) and table[entry] in (unknown_id(table), void):
+            table[entry] = void
+            said.add(entry)
+        elif entry != _TRANSPARENT:
+            raise _wrong(path, "void ids from 0 to 65535 that no class has", repr(entry))
     things = tuple(map(str, _list(path, "things", content.get("things"))))
     name = str(content.get("name") or path.absolute().parent.name)
     try:
-        space = LabelSpace(name, tuple(colors), tuple(colors.values()), things=things)
+        space = LabelSpace(name, tuple(colors), _with_made(colors.values(), labels), things=things)
     except ProtosegError as error:
         raise _wrong(path, "things that are classes", error) from error
-    return ClassFile(space, table, color_ids)
+    return ClassFile(space, table, labels, frozenset(said), bool(content.get("ids")), _TRANSPARENT in entries)
 
 
-def _classes(path: Path, content: Any) -> dict[str, Color]:
-    if not isinstance(content, dict) or not content:
-        raise _wrong(path, f"classes with their colours ({_EXAMPLE})", repr(content))
-    if len(content) > UNKNOWN_ID:
-        raise _wrong(path, f"at most {UNKNOWN_ID} classes", len(content))
+def _classes(path: Path, content: Any) -> dict[str, Color | None]:
+    if not isinstance(content, dict | list) or not content:
+        raise _wrong(path, f"classes with their colours ({_EXAMPLE}), or a list of their names", repr(content))
+    if len(content) > MAX_CLASSES:
+        raise _wrong(path, f"at most {MAX_CLASSES} classes", len(content))
     for name in content:
         if not isinstance(name, str):  # YAML reads a bare no, on or 1 as something else
             raise _wrong(path, "names of classes in quotes where they are not plain words", repr(name))
-    return {name: _color(path, name, color) for name, color in content.items()}
+    if len(set(content)) < len(content):
+        raise _wrong(path, "every class once", repr(content))
+    given = content if isinstance(content, dict) else dict.fromkeys(content)
+    return {name: None if color is None else _color(path, name, color) for name, color in given.items()}
 
 
-def _ids(path: Path, content: Any, names: Sequence[str]) -> dict[str, int]:
+def _with_made(colors: Iterable[Color | None], taken: Collection[Color]) -> tuple[Color, ...]:
+    """The colours, with those of Pascal VOC's palette (each bit of a number in turn to red, green, blue) for None."""
+    made = (
+        tuple(sum((n >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3))
+        for n in count(1)
+    )
+    free = (color for color in made if color not in taken)
+    return tuple(next(free) if color is None else color for color in colors)  # type: ignore[misc]
+
+
+def _ids(path: Path, content: Any, names: Sequence[str]) -> dict[str, list[int]]:
+    """The ids of each class."""
     if content is None:
-        return {name: train_id for train_id, name in enumerate(names)}
-    good = isinstance(content, Mapping) and set(content) == set(names)
-    if not good or not all(_is_id(i) and i < UNKNOWN_ID for i in content.values()):
-        raise _wrong(path, f"ids: {{class: id from 0 to {UNKNOWN_ID - 1}}} for every class", repr(content))
-    if len(set(content.values())) < len(names):
-        raise _wrong(path, "ids: an id of its own for every class", repr(content))
-    return {name: content[name] for name in names}
+        return {name: [train_id] for train_id, name in enumerate(names)}
+    entries = content.items() if isinstance(content, Mapping) else ()
+    given = {name: ids if isinstance(ids, list) else [ids] for name, ids in entries}
+    flat = [file_id for ids in given.values() for file_id in ids]
+    if set(given) != set(names) or not all(given.values()) or not all(_is_number(i, WIDE_UNKNOWN_ID) for i in flat):
+        raise _wrong(path, f"ids: {{class: id from 0 to {WIDE_UNKNOWN_ID}, or a list}} for every class", repr(content))
+    if len(set(flat)) < len(flat):
+        raise _wrong(path, "ids: every id for one class alone", repr(content))
+    return {name: given[name] for name in names}
 
 
 def _color(path: Path, where: str, content: Any) -> Color:
-    if not isinstance(content, list) or len(content) != 3 or not all(map(_is_id, content)):
+    if not isinstance(content, list) or len(content) != 3 or not all(_is_number(i, 255) for i in content):
         raise _wrong(path, f"{where}: [red, green, blue], each from 0 to 255", repr(content))
     return content[0], content[1], content[2]
 
@@ -120,8 +171,8 @@ def _list(path: Path, key: str, content: Any) -> list[Any]:
     return content or []
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+def _is_number(value: Any, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
 
 
 def _wrong(path: Path, expected: str, got: object) -> ProtosegError:

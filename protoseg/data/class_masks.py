@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
+from protoseg.data.class_file import ClassFile
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import Color, by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.data.label_spaces import Ids
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED
+from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
+from protoseg.data.masks import Color
+from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
+from protoseg.types import LabelSpace, ProtosegError
 
 REST = "(other)"
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 class ClassMasks(SegmentationDataset):
@@ -22,12 +27,14 @@ class ClassMasks(SegmentationDataset):
         images: folder of images, subfolders included.
         masks: folder of masks of ids, in the same subfolders.
         names, colors: of the classes.
-        ids: the id of each class in the masks; other ids are "none of these", 255 takes no part. None: binary masks of
-            one class, in which it is whatever is not 0.
+        ids: the id of each class in the masks; other ids are "none of these", 255 takes no part unless it is one.
+            Masks of colours are read by ``colors``, black being none of these. None: binary masks of one class, in
+            which it is whatever is not 0 or black; 255 takes no part beside 1.
         split: any name; kept so that the class is called as the other data sets are.
 
     Raises:
-        ProtosegError: folders that are missing, files that do not pair up, classes without colours or ids.
+        ProtosegError: folders that are missing, files that do not pair up, classes without colours or ids; masks that
+            could be read in two ways (``mask_reading.decide``).
     """
 
     def __init__(
@@ -46,24 +53,40 @@ class ClassMasks(SegmentationDataset):
                     f"({', '.join(names)}) and {'masks without ids' if given is None else f'{len(given)}'}: give "
                     "--name, --color and --id once for each class (--id may be left out for binary masks of one)"
                 )
-        if ids is not None and any(not 0 <= i < IGNORE_INDEX for i in ids):
-            raise ProtosegError(f"expected ids from 0 to {IGNORE_INDEX - 1}, got {', '.join(map(str, ids))}")
+        if ids is not None and any(not 0 <= i < WIDE_FILE_IGNORED for i in ids):
+            raise ProtosegError(f"expected ids from 0 to {WIDE_FILE_IGNORED - 1}, got {', '.join(map(str, ids))}")
         self.label_space = LabelSpace("new classes", (*names, REST), (*colors, (0, 0, 0)))
-        self.id_table = _table(ids, len(names))
         folders = (Path(images), Path(masks))
         for folder in folders:
             if not folder.is_dir():
                 raise ProtosegError(f"expected a folder of images or masks, got {folder.absolute()}: no such folder")
         found = by_key(list_images(folders[0], recursive=True), lambda path: stem_in(folders[0], path))
         labels = stems_of_masks(folders[1], found, recursive=True)
-        super().__init__(pair(found, labels, where=f"{images} and {masks}"), split)
+        super().__init__(pair(found, labels, f"{images} and {masks}", folders), split)
+        paths = [mask for _, mask in self.samples if mask is not None]
+        if ids is None:
+            self.id_table, self.colors = _of_binary(used_values_of(paths))
+        else:
+            self.id_table, self.colors = np.full(1 << 16, len(names), np.uint8), {_BLACK: len(names)}
+            self.id_table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = FILE_IGNORED
+            self.id_table[list(ids)] = range(len(ids))
+            self.colors |= {color: label for label, color in enumerate(colors)}
+        said = {*(ids or ()), *(() if _WHITE in self.colors and ids else (FILE_IGNORED, WIDE_FILE_IGNORED))}
+        file = ClassFile(self.label_space, self.id_table, self.colors, frozenset(said), True, transparent=True)
+        self.mask_reading = MaskReading(paths, file)
 
 
-def _table(ids: Sequence[int] | None, rest: int) -> Ids:
-    table = np.full(256, rest, dtype=np.uint8)
-    if ids is None:
-        table[1:] = 0
-        return table
-    table[IGNORE_INDEX] = IGNORE_INDEX
-    table[list(ids)] = range(len(ids))
-    return table
+def _of_binary(used: UsedBy) -> tuple[Ids, dict[Color, int]]:
+    """Label 0 for whatever is not 0 or black, else 1; 255 is ignored where it lies beside 1 and nothing else does."""
+    table = np.zeros(1 << 16, np.uint8)
+    table[0] = 1
+    sets = [set(found.ids) for _, found in used if found.kind != "palette" and found.ids is not None]
+    if {1, FILE_IGNORED} <= set().union(*sets) <= {0, 1, FILE_IGNORED}:
+        if not any({1, FILE_IGNORED} <= ids for ids in sets):
+            raise ProtosegError(
+                "masks: expected one value for the class, got masks of 0 and 1 and masks of 0 and 255: keep the two "
+                "sorts in folders of their own, or give --id 1 if 255 takes no part"
+            )
+        table[FILE_IGNORED] = FILE_IGNORED
+    shown = {color for _, found in used if found.kind == "palette" or found.ids is None for color in found.colors or ()}
+    return table, {color: int(color == _BLACK) for color in shown} if _BLACK in shown else {}

@@ -19,6 +19,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from protoseg import distributed
+from protoseg.data.checking import turned_images
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
 from protoseg.data.labelled import check_training_labels, check_validation_labels
@@ -28,6 +29,7 @@ from protoseg.data.samplers import RankSampler, StepBatchSampler
 from protoseg.data.starving import TIMEOUT, check_shared_memory
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
+from protoseg.lightning import batches_seen, replaces_samplers
 from protoseg.types import LabelSpace, ProtosegError
 
 BYTES_PER_PIXEL = 3 + 8  # of a Batch: the image, and the label as int64
@@ -51,6 +53,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             the ignored one. Evaluation is not changed.
         relabel: classes to read otherwise: {class: null to ignore it, or the name of the class that it becomes}, see
             ``label_spaces.relabelled``.
+        exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
 
     Raises:
         ProtosegError: values that make no sense; later, data that is missing or bad.
@@ -74,8 +77,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         labels: bool = True,
         relabel: Mapping[str, str | None] | None = None,
         timeout: float = TIMEOUT,
+        exif: str = "apply",
     ) -> None:
         super().__init__()
+        if exif not in ("apply", "ignore"):
+            raise ProtosegError(f"exif: expected apply or ignore, got {exif!r}")
         if timeout <= 0:
             raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
         if batch_size < 1 or val_batch_size < 1 or num_workers < 0 or seed < 0:
@@ -95,9 +101,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.labels = labels
+        self.turn = exif == "apply"
         self.rare_classes = rare_classes
         self.label_space = _label_space(dataset)
-        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, self.label_space.ignore_index)
+        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
@@ -123,6 +130,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             dataset = self._make(split=split) if labels else _without_labels(self._make, split)
             if self._mapping is not None:
                 dataset.map_classes(self.label_space, self._mapping)
+            dataset.turn = self.turn
             self._datasets[key] = dataset
         return self._datasets[key]
 
@@ -151,12 +159,14 @@ class SegmentationDataModule(pl.LightningDataModule):
     def prepare_training(self) -> None:
         """The part of ``setup`` for the training split."""
         dataset = self.train_dataset()
+        _tell(dataset)
         if self.labels:
             check_training_labels(dataset)
 
     def prepare_validation(self) -> None:
         """The part of ``setup`` for the validation split."""
         dataset = self.dataset(self.val_split)
+        _tell(dataset)
         if self.trainer is not None and self.trainer.limit_val_batches != 0:
             check_validation_labels(dataset)
 
@@ -215,10 +225,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """How many training batches the model has seen, and what their content depends on."""
         consumed = self._start
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            # Not the sampler's count: the workers run ahead. Nor `completed`, which is one behind while
-            # on_train_batch_end saves. Lightning's count goes on from the checkpoint's after a resume.
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-            consumed = progress.processed
+            consumed = batches_seen(self.trainer)  # not the sampler's count: the workers run ahead
         return {"batches": consumed, **self._stream()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,8 +255,14 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        ignored = self.label_space.ignore_index
-        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), ignored, self.timeout, **options)
+        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), self.timeout, **options)
+
+
+def _tell(dataset: SegmentationDataset) -> None:
+    """Warn of files that are left out, of how masks were found, and of images that EXIF turns among a few."""
+    if distributed.rank() == 0:
+        for note in filter(None, (*dataset.notes, turned_images(dataset, spread(len(dataset), 64)))):
+            warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 
 
 def _pixels(dataset: SegmentationDataset) -> int:
@@ -310,8 +323,7 @@ def _num_batches(trainer: pl.Trainer | None) -> int:
 
 
 def _check_sampler_kept(trainer: pl.Trainer) -> None:
-    connector = trainer._accelerator_connector
-    if connector.is_distributed and connector.use_distributed_sampler:
+    if replaces_samplers(trainer):
         raise ProtosegError(
             "the samplers here share out the data over the processes: expected trainer.use_distributed_sampler=false, "
             "got true, with which Lightning would replace them"

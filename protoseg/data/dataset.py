@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,22 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from protoseg.data.files import (
-    Channel,
-    Color,
-    by_key,
-    by_stem,
-    list_images,
-    pair,
-    read_image,
-    read_label,
-    stem_in,
-    stems_of_masks,
-)
+from protoseg.data.decoding import orientation
+from protoseg.data.files import Channel, read_image, read_label
 from protoseg.data.label_spaces import Ids
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import file_ignored, ignored_in
+from protoseg.data.masks import Color
+from protoseg.data.pairing import by_key, by_stem, list_images, pair, stem_in, stems_of_masks
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.data.mask_reading import MaskReading
 
 FilePair = tuple[Path, "Path | None"]
+_CONVERTED = "_labelTrainIds"  # of masks that DAFormer's and mmsegmentation's converters write beside the originals
 
 
 class Sample(NamedTuple):
@@ -39,12 +37,10 @@ class Sample(NamedTuple):
 
 
 def to_sample(image: NDArray[np.uint8], label: Ids, name: str) -> Sample:
-    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them."""
-    return Sample(
-        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        torch.from_numpy(label.astype(np.int64)),
-        name,
-    )
+    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them, ignored pixels ``IGNORE_INDEX``."""
+    ids = torch.from_numpy(label.astype(np.int64))
+    ids[ids == ignored_in(label)] = IGNORE_INDEX
+    return Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), ids, name)
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -58,19 +54,25 @@ class SegmentationDataset(Dataset[Sample]):
         id_table: id in the mask file -> train id (``label_spaces.id_table``); uint16 where classes are more than 255.
         id_channel: channel of the ids in masks that have several, or a function of all (``files.Channel``); None: one
             channel of grey, or a palette.
-        color_ids: id of each RGB colour in masks that hold colours; None: such masks are refused.
+        colors: label of each colour, in masks that may hold colours.
+        mask_reading: how the masks are read, where that depends on them.
         splits: the splits there are.
         source: where the data set comes from and under which terms, for the message when it is absent.
         split: the split read.
         samples: path of each image and of its mask (None: no mask, every pixel reads as ignored).
+        turn: whether images are turned as EXIF says; else they are read as they are stored.
+        notes: sentences about how the files were found, told by ``check`` and before a training.
     """
 
     label_space: LabelSpace
     id_table: Ids
     id_channel: ClassVar[Channel | None] = None
-    color_ids: Mapping[Color, int] | None = None
+    colors: Mapping[Color, int] = MappingProxyType({})
+    mask_reading: MaskReading | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: ClassVar[str] = ""
+    turn: bool = True
+    notes: Sequence[str] = ()
 
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:
         self.samples = list(samples)
@@ -95,22 +97,26 @@ class SegmentationDataset(Dataset[Sample]):
         return to_sample(image, label, str(self.samples[index][0]))
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
-        """Image ``h w 3`` (RGB) and label ``h w`` (train ids or the label space's ``ignore_index``).
+        """Image ``h w 3`` (RGB) and label ``h w`` (train ids; the largest of its dtype where ignored).
 
         Raises:
             ProtosegError: a file is bad or the two differ in size; the message names the file.
         """
         image_path, mask_path = self.samples[index]
-        image = read_image(image_path)
+        image = read_image(image_path, self.turn)
         if mask_path is None:
-            ignored = self.label_space.ignore_index
+            ignored = file_ignored(self.label_space.num_classes)
             return image, np.full(image.shape[:2], ignored, dtype=np.min_scalar_type(ignored))
         label = self.read_label(index)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
+            remedy = "export the mask again for this image, or this image at the size that the mask was drawn on"
+            if orientation(image_path) >= 5 and (mask_h, mask_w) == (w, h):
+                stored, other = ("turned as its EXIF says", "ignore") if self.turn else ("as it is stored", "apply")
+                remedy = f"the image is read {stored} and the mask was drawn otherwise: set data.exif={other}"
             raise ProtosegError(
                 f"expected image and mask of one size, got {w} x {h} in {image_path} and {mask_w} x {mask_h} in "
-                f"{mask_path}: make them the same size (masks with nearest-neighbour interpolation)"
+                f"{mask_path}: {remedy}"
             )
         return image, label
 
@@ -119,7 +125,9 @@ class SegmentationDataset(Dataset[Sample]):
         image_path, mask_path = self.samples[index]
         if mask_path is None:
             raise ProtosegError(f"expected images with masks, got {image_path}, which has none")
-        return read_label(mask_path, self.id_table, self.id_channel, self.color_ids)
+        if self.mask_reading is not None:
+            return self.mask_reading.label(mask_path, self.id_table, self.colors)
+        return read_label(mask_path, self.id_table, self.id_channel)
 
     def drop_labels(self) -> None:
         """Forget the masks: from now on every pixel reads as ignored, and no mask file is opened."""
@@ -128,6 +136,7 @@ class SegmentationDataset(Dataset[Sample]):
     def map_classes(self, label_space: LabelSpace, table: NDArray[np.uint8]) -> None:
         """Read labels as the classes of ``label_space`` from now on, by ``label_spaces.mapping_table``."""
         self.label_space, self.id_table = label_space, table[self.id_table]
+        self.colors = {color: int(table[label]) for color, label in self.colors.items()}
 
     @classmethod
     def check_split(cls, split: str) -> None:
@@ -148,16 +157,19 @@ class SegmentationDataset(Dataset[Sample]):
 
     @classmethod
     def pair_folders(cls, images: Path, masks: Path | None) -> list[FilePair]:
-        """Pair the images of one folder with the PNG masks of another by file name; raises ProtosegError (``pair``).
+        """Pair the images of one folder with the masks of another by file name; raises ProtosegError (``pair``).
 
-        Without ``masks``, the images alone.
+        Without ``masks``, the images alone. Copies of masks that converters of other packages leave are left out.
         """
         cls.check_folder(images)
         found = by_key(list_images(images), lambda p: stem_in(images, p))
         if masks is None:
             return pair(found, None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
-        return pair(found, stems_of_masks(masks, found), where=f"{cls.__name__}: {images} and {masks}")
+        labels = stems_of_masks(masks, found)
+        for key in [key for key in labels if key.endswith(_CONVERTED) and key.removesuffix(_CONVERTED) in labels]:
+            del labels[key]
+        return pair(found, labels, f"{cls.__name__}: {images} and {masks}", (images, masks))
 
     @classmethod
     def pair_trees(
@@ -176,4 +188,4 @@ class SegmentationDataset(Dataset[Sample]):
             return pair(by_stem(images, image_end, skip), None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
         where = f"{cls.__name__}: {images} and {masks}"
-        return pair(by_stem(images, image_end, skip), by_stem(masks, mask_end, skip), where=where)
+        return pair(by_stem(images, image_end, skip), by_stem(masks, mask_end, skip), where, (images, masks))

@@ -1,14 +1,17 @@
-"""How many pixels are decoded at most, asked of a file's header, and JPEGs of which a part is missing."""
+"""The formats that are read, the limit of pixels asked of a file's header, damaged JPEGs, EXIF's orientation."""
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import simplejpeg
@@ -19,11 +22,16 @@ from protoseg.types import ProtosegError
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+NPY_START = b"\x93NUMPY"
+_JP2_SIZE, _JP2_CODING = b"\xff\x4f\xff\x51", b"\xff\x52"  # markers: start and size; coding style
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+# Pillow's names. No other decoder is let near a file: that of EPS would start a program.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 MAX_PIXELS = 500_000_000
 """Pixels of an image or a mask, unless ``limit_pixels`` said otherwise."""
 
-FAILURES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on files that are bad."""
+FAILURES = (OSError, SyntaxError, ValueError, TypeError, IndexError, TokenError, Image.DecompressionBombError)
+"""What Pillow and NumPy raise on files that are bad."""
 
 _REFUSALS = (ValueError, KeyError)  # simplejpeg's; the second where the header ends before it says what form it has
 _LIMIT = "PROTOSEG_MAX_PIXELS"
@@ -31,6 +39,9 @@ _OPENCV_PIXELS, _LIBPNG_SIDE = 1 << 30, 1_000_000  # what these decode at most, 
 _DAMAGE = re.compile("premature end|bad huffman|instead of rst|progression|extraneous bytes before marker", re.I)
 _START_OF_SCAN, _FILL = 0xDA, 0xFF
 _BLOCK = 64  # pixels
+
+LOSSY = "whose compression changes class ids, most of all at the edges"
+_UNREAD_MODES = {"I": "whole numbers of 32 bits", "F": "floating-point numbers"}
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``check_pixels`` speaks
 
@@ -89,16 +100,133 @@ def check_regular(path: Path) -> None:
 
 
 def open_picture(source: Path | bytes) -> Image.Image:
-    """Pillow's image, its pixels not decoded yet; raises ``FAILURES``. Its own limit of pixels is raised to ours."""
+    """Pillow's image, its pixels not decoded yet; raises ``FAILURES``. Its own limit of pixels is raised to ours.
+
+    An array of NumPy is an image as well: grey ``h w``, RGB ``h w 3`` or RGBA ``h w 4``.
+    """
     if isinstance(source, Path):
         check_regular(source)
+        source = source.read_bytes() if source.suffix.lower() == ".npy" else source
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(os.environ.get(_LIMIT, MAX_PIXELS)))
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if isinstance(source, bytes) and source.startswith(NPY_START):
+        return _open_array(source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+
+
+def _open_array(data: bytes) -> Image.Image:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, in_columns, dtype = read(file)  # type: ignore[no-untyped-call]
+    # From the bytes that are there: a header may promise more. Never objects, whose pickles are code.
+    array = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if in_columns else "C")
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16):
+        if array.size and not -(1 << 31) <= int(array.min()) <= int(array.max()) < 1 << 31:
+            raise ValueError("its numbers are too large")
+        array = array.astype(np.int32)
+    if not array.size or array.ndim not in (2, 3):
+        raise ValueError(f"it is an array of {array.shape}, not h w, h w 3 or h w 4")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def decode_picture(data: bytes) -> NDArray[np.uint8]:
+    """RGB ``h w 3`` of one of the formats that are neither PNG nor JPEG, as it is stored; of 16 bits the high 8.
+
+    Header and pixels are read by the same decoder, so that none decodes more than was asked of the header.
+
+    Raises:
+        FAILURES: a damaged file, one of several pages or frames, or with other than grey or RGB of 8 or 16 bits.
+    """
+    with open_picture(data) as file:
+        if getattr(file, "n_frames", 1) > 1:
+            raise ValueError(f"it has {file.n_frames} pages or frames, not one")  # type: ignore[attr-defined]
+        before = _orientation(file)
+        file.load()
+        channels = getattr(file, "tag_v2", {}).get(277, 1)  # of a TIFF; Pillow leaves out what it has no name for
+        if file.mode in _UNREAD_MODES or channels > len(file.getbands()):
+            got = _UNREAD_MODES.get(file.mode, f"of {channels} channels")
+            raise ValueError(f"its pixels are {got}, not grey or RGB of 8 or 16 bits")
+        deep = file.mode.startswith("I;16")
+        picture = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
+        pixels = np.asarray(picture.convert("RGB"))
+        # Pillow turns TIFFs by itself, and forgets then that they were to be turned.
+        return pixels if _orientation(file) == before else turned(pixels, {6: 8, 8: 6}.get(before, before))
+
+
+def mask_doubt(data: bytes) -> str:
+    """What a file is whose ids cannot be read though it can be decoded; "" where nothing speaks against it.
+
+    Decoders stretch depths other than 8 and 16 bits.
+    """
+    if data.startswith((PNG_START, NPY_START)):
+        return ""
+    if data.startswith(JPEG_START):
+        return f"a JPEG, {LOSSY}"
+    if data[8:12] == b"WEBP" and b"VP8L" not in data:
+        return f"a lossy WebP, {LOSSY}"
+    if data[4:8] == b"jP  " or data.startswith(_JP2_SIZE):
+        at = data.find(_JP2_SIZE)
+        channels, depth = data[at + 41], 1 + (data[at + 42] & 127)
+        if data[data.find(_JP2_CODING, at) + 13] == 0:  # the 9-7 wavelet
+            return f"a lossy JPEG 2000, {LOSSY}"
+        return "" if depth == 8 or (depth, channels) == (16, 1) else f"a JPEG 2000 of {depth} bits"
+    with open_picture(data) as file:
+        if getattr(file, "n_frames", 1) > 1:
+            return "a file of several pages or frames"
+        tags = getattr(file, "tag_v2", {})  # of a TIFF
+        depth, grey, from_white = max(tags.get(258, (1,))), tags.get(277, 1) == 1, tags.get(262) == 0
+        if tags.get(259) in (6, 7, 34676, 34677, 50001):
+            return f"a TIFF of lossy form, {LOSSY}"
+        if depth in (2, 4) or (depth > 8 and not grey) or (depth > 1 and from_white) or tags.get(274, 1) != 1:
+            return f"a TIFF of {depth} bits a channel{', 0 for white' * from_white}, orientation {tags.get(274, 1)}"
+    return ""
+
+
+def orientation(source: Path | bytes) -> int:
+    """How EXIF says that an image is to be turned, 1 (not at all) to 8; 1 where it says nothing that can be read."""
+    if isinstance(source, bytes) and not _may_be_turned(source):
+        return 1
+    try:
+        with open_picture(source) as file:
+            return _orientation(file)
+    except Exception:  # whatever Pillow stumbles over in there
+        return 1
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a file may have EXIF, without a look at its pixels."""
+    if data.startswith(PNG_START):
+        return any(data[at + 4 : at + 8] == b"eXIf" for at in png_chunks(data))
+    if data[8:16] == b"WEBPVP8X":
+        return bool(data[20] & 8)
+    return b"Exif" in data[: 1 << 17] if data.startswith(JPEG_START) else data.startswith(_TIFF_STARTS)
+
+
+def png_chunks(data: bytes) -> Iterator[int]:
+    """Where each chunk of a PNG begins, as far as their lengths can be followed."""
+    at = len(PNG_START)
+    while at < len(data):
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _orientation(file: Image.Image) -> int:
+    found = file.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """An image ``h w 3`` turned and mirrored as EXIF's orientation says (Exif 2.32, tag 0x0112)."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
-    """RGB ``h w 3``, the bits that OpenCV gives, but sooner; None where OpenCV is to decode the file.
+    """RGB ``h w 3`` as it is stored, the bits that OpenCV gives, but sooner; None where OpenCV is to decode the file.
 
     OpenCV and Pillow fill what is missing of a JPEG with grey where the file has its end mark, and say nothing.
 
@@ -117,17 +245,7 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
         if _DAMAGE.search(str(error)) and not (stray and "0xd9" in str(error)):  # before the end, all was decoded
             raise
         return None
-    return None if colors in ("CMYK", "YCCK") or _is_turned(data) else np.asarray(image)
-
-
-def _is_turned(data: bytes) -> bool:
-    """Whether EXIF may ask for the image to be turned, which OpenCV does and libjpeg does not."""
-    if b"Exif" not in data[: 1 << 17]:
-        return False
-    try:
-        return bool(open_picture(data).getexif().get(0x0112, 1) != 1)
-    except Exception:  # whatever Pillow stumbles over in there
-        return True
+    return None if colors in ("CMYK", "YCCK") else np.asarray(image)
 
 
 def _without_stray_bytes(data: bytes) -> bytes:

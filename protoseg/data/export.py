@@ -16,10 +16,12 @@ from protoseg.data.adverse import ACDC, DarkZurich
 from protoseg.data.cityscapes import Cityscapes
 from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import list_images, read_label
+from protoseg.data.files import read_label
 from protoseg.data.label_spaces import UNKNOWN_ID, Ids, file_ids, id_table
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.pairing import list_images
 from protoseg.files import write_file
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import ProtosegError
 
 
 class ExportFormat(NamedTuple):
@@ -84,7 +86,7 @@ def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
     sources = _by_name(labels, wanted, name)
     known = id_table({i: i for i in range(wanted.dataset.label_space.num_classes)})
     # Predictions hold no ignored pixels; a label file of a ground truth would.
-    known[IGNORE_INDEX] = UNKNOWN_ID
+    known[FILE_IGNORED] = UNKNOWN_ID
     ids_wanted = wanted.ids
     for target, source in track(sources.items(), f"exporting for {name}", transient=True, console=Console(stderr=True)):
         ids = Image.fromarray(ids_wanted[read_label(source, known)])

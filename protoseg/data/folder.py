@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.files import IMAGE_SUFFIXES, list_images, other_formats
+from protoseg.data.pairing import IMAGE_SUFFIXES, list_images, other_formats
 from protoseg.types import LabelSpace, ProtosegError
 
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.statistics import count_pixels, image_size, kept_statistics, spread
+from protoseg.data.label_spaces.tables import ignored_in
+from protoseg.data.statistics import class_statistics, count_pixels, image_size, kept_statistics, spread
 from protoseg.types import LabelSpace, ProtosegError
 
-_SAMPLE = 64
+_SAMPLE, _COUNTED = 64, 1000  # masks looked at, and masks that are all counted where these lack a class
 _MOSTLY_IGNORED = 0.95
 
 
@@ -26,40 +27,68 @@ def check_classes(space: LabelSpace) -> None:
 
 
 def check_training_labels(dataset: SegmentationDataset) -> None:
-    """Look at a few masks, spread over the split; warns where nearly all is ignored, or one class is all there is.
+    """Look at a few masks, spread over the split, and warn as ``label_notes``.
 
-    The kept class counts are used where there are some (``statistics.class_statistics``). Where none of the few masks
-    has a labelled pixel, the others are read until one has.
+    The kept class counts are used where there are some (``statistics.class_statistics``). Where the few masks lack a
+    class, the others are counted too, unless they are many; where none of them has a labelled pixel, the others are
+    read until one has.
 
     Raises:
         ProtosegError: no mask has a labelled pixel, there is but one class, or a mask is bad.
     """
     check_classes(dataset.label_space)
     kept, chosen = kept_statistics(dataset), spread(len(dataset), _SAMPLE)
-    counts = count_pixels(dataset, indices=chosen) if kept is None else kept.counts[chosen]
+    counts = count_pixels(dataset, chosen) if kept is None else kept.counts[chosen]
     if not counts.any() and not _any_labelled(dataset, None if kept is None else kept.counts):
-        raise ProtosegError(
-            f"split {dataset.split!r}: expected labelled pixels to train on, got {len(dataset)} masks in which every "
-            f"pixel is ignored ({dataset.samples[0][1]}, …): check the masks, and the ids or colours of the classes "
-            f"({', '.join(dataset.label_space.classes[:5])}, …)"
-        )
+        raise nothing_labelled(dataset)
     if distributed.rank() != 0:
         return
-    total = sum(np.prod(image_size(dataset.samples[index][0])) for index in chosen)
-    ignored, present = 1 - counts.sum() / total, np.flatnonzero(counts.any(axis=0))
-    looked = f"{len(chosen)} of the {len(dataset)} training masks"
+    total = sum(int(np.prod(image_size(dataset.samples[index][0]))) for index in chosen)
+    if kept is None and not counts.any(axis=0).all() and len(chosen) < len(dataset) <= _COUNTED:
+        kept = class_statistics(dataset)
+    whole = kept is not None or len(chosen) == len(dataset)
+    pixels, ignored = (counts if kept is None else kept.counts).sum(axis=0), 1 - counts.sum() / total
+    looked = f"the {len(dataset)} training masks" if whole else f"{len(chosen)} of the {len(dataset)} training masks"
+    for note in label_notes(dataset.label_space, pixels, ignored, looked, whole):
+        warnings.warn(note, stacklevel=2)
+
+
+def nothing_labelled(dataset: SegmentationDataset) -> ProtosegError:
+    """The error of a split in which every pixel is ignored."""
+    return ProtosegError(
+        f"split {dataset.split!r}: expected labelled pixels, got {len(dataset)} masks in which every "
+        f"pixel is ignored ({dataset.samples[0][1]}, …): check the masks, and the ids or colours of the classes "
+        f"({', '.join(dataset.label_space.classes[:5])}, …)"
+    )
+
+
+def label_notes(
+    space: LabelSpace, pixels: NDArray[np.int64], ignored: float, looked: str, whole: bool = True
+) -> list[str]:
+    """What is odd about labels: nearly all ignored, one class alone, and classes without a pixel.
+
+    Args:
+        space: the classes.
+        pixels: of each class, ``c``.
+        ignored: share of the pixels that are no class.
+        looked: the masks looked at, for the messages.
+        whole: these are all there are.
+    """
+    notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
     if ignored >= _MOSTLY_IGNORED:
-        warnings.warn(
+        notes.append(
             f"{ignored:.1%} of the pixels of {looked} are ignored: little is learned from them; check the ids or "
-            "colours of the classes",
-            stacklevel=2,
+            "colours of the classes"
         )
     if len(present) == 1:
-        warnings.warn(
-            f"{looked} hold one class alone, {dataset.label_space.classes[present[0]]!r}, of "
-            f"{dataset.label_space.num_classes}: check the ids or colours of the classes",
-            stacklevel=2,
+        notes.append(
+            f"{looked} hold one class alone, {space.classes[present[0]]!r}, of {space.num_classes}: check the ids or "
+            "colours of the classes"
         )
+    elif missing and whole:
+        names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        notes.append(f"{looked} hold no pixel of {names}: check the ids or colours of the classes")
+    return notes
 
 
 def check_validation_labels(dataset: SegmentationDataset) -> None:
@@ -74,6 +103,6 @@ def check_validation_labels(dataset: SegmentationDataset) -> None:
 def _any_labelled(dataset: SegmentationDataset, counts: NDArray[np.int64] | None) -> bool:
     if counts is not None:
         return bool(counts.any())
-    ignored = dataset.label_space.ignore_index
     masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
-    return any((dataset.read_label(index) != ignored).any() for index in masked)
+    labels = map(dataset.read_label, masked)
+    return any((label != ignored_in(label)).any() for label in labels)

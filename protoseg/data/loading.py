@@ -44,13 +44,13 @@ class Augmented(Dataset[Sample]):
         return to_sample(image, label, str(self.dataset.samples[index][0]))
 
 
-def collate(samples: Sequence[Sample], ignore_index: int = IGNORE_INDEX) -> Batch:
-    """Stack samples into a ``Batch``; smaller images are padded at the bottom and right: 0, labels ``ignore_index``."""
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a ``Batch``; smaller images are padded at the bottom and right: 0, labels ``IGNORE_INDEX``."""
     sizes = [tuple(sample.label.shape) for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     return Batch(
         image=torch.stack([_pad_to(sample.image, height, width, 0) for sample in samples]),
-        label=torch.stack([_pad_to(sample.label, height, width, ignore_index) for sample in samples]),
+        label=torch.stack([_pad_to(sample.label, height, width, IGNORE_INDEX) for sample in samples]),
         size=torch.tensor(sizes, dtype=torch.int64),
         name=[sample.name for sample in samples],
     )
@@ -78,7 +78,6 @@ class Loader(DataLoader[Batch]):
         dataset, num_workers, pin_memory, options: as in ``DataLoader``.
         seed: base seed of the workers.
         rank: this process.
-        ignore_index: the label space's.
         timeout: seconds that a batch of the workers is waited for.
 
     Raises:
@@ -92,7 +91,6 @@ class Loader(DataLoader[Batch]):
         pin_memory: bool,
         seed: int,
         rank: int,
-        ignore_index: int = IGNORE_INDEX,
         timeout: float = TIMEOUT,
         **options: Any,
     ) -> None:
@@ -100,7 +98,7 @@ class Loader(DataLoader[Batch]):
             dataset,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            collate_fn=partial(collate, ignore_index=ignore_index),
+            collate_fn=collate,
             worker_init_fn=partial(seed_worker, seed=seed, rank=rank),
             persistent_workers=num_workers > 0,
             timeout=timeout if num_workers > 0 else 0,

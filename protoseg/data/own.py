@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -10,17 +11,33 @@ from typing import Any
 
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
-from protoseg.data.files import by_key, list_images, pair, stem_in, stems_of_masks
+from protoseg.data.mask_reading import MaskReading
+from protoseg.data.pairing import by_image, by_key, list_images, other_formats, pair, stem_in, stems_of_masks
+from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
+
+_IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "leftimg8bit")
+_MASKS = (
+    *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine"),
+    *("groundtruth", "ground_truth", "segmentationclass"),
+)
+_SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:[-_]?(?:set|\d{4}))?", re.IGNORECASE)
+_LIKE_SPLIT = re.compile(
+    r"(?:^|[^a-z])(?i:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev|eval|folds?|splits?)(?![a-z])"
+)
 
 
 class LabelledFolder(SegmentationDataset):
-    """``images/`` and ``masks/`` (or ``labels/``) with the same names, and ``classes.yaml`` (``read_class_file``).
+    """``images/`` and ``masks/`` with the same names, and ``classes.yaml`` (``read_class_file``).
 
-    Images are PNG or JPEG. Masks are PNG: grey or palette ones hold ids, RGB ones the colours of the classes.
-    The splits are, whichever is there:
+    ``docs/data.md`` has the formats that are read. Masks hold ids, or the colours of the classes: ``mask_reading``
+    finds out which, once for all splits. Folders may be called otherwise (``image``, ``labels``, ``annotations``, …, in
+    any case), and names of masks may have a constant end more or another (``1_image.jpg`` and ``1_mask.png``). The
+    splits are, whichever is there:
 
-    - subfolders: ``images/train``, ``masks/train``, ``images/val``, …;
+    - subfolders: ``images/train``, ``masks/train``, ``images/val``, …, or ``train/images``, ``train/masks``, …;
+      ``Training``, ``valid``, ``validation``, ``val2017`` are the same in other words, and other folders are splits
+      of their own names;
     - lists: ``train.txt``, ``val.txt``, … beside ``images``, with the name of an image (its path in ``images``, with
       or without suffix) in each line;
     - else one drawn by chance: ``val_share`` of the images, always the same for one seed, are ``val``, the others
@@ -29,22 +46,26 @@ class LabelledFolder(SegmentationDataset):
     Licence and citation are your own.
 
     Args:
-        root: the folder that holds ``images`` and ``masks``.
+        root: the folder that holds all this.
         classes: the file of the classes, or what ``read_class_file`` gave.
-        split: ``train``, ``val`` or ``test``.
+        split: ``train``, ``val``, ``test``, or the name of a subfolder or a list.
         val_share: share of the images that are ``val`` where the split is drawn.
         split_seed: seed of that draw.
         labels: False lists the images alone.
+        images, masks: the folders' names, where they are called otherwise or there are several.
+        mask_suffix: how the names of masks end, where every image has several.
 
     Raises:
-        ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once.
+        ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once; folders
+            that look like splits and are none; masks of which some hold ids and others colours, or which could be read
+            in two ways (``mask_reading.decide``).
     """
 
     @classmethod
     def space(cls, **options: Any) -> LabelSpace:
         return _class_file(options["classes"]).label_space
 
-    source = "It is a folder of your own, with images/, masks/ and classes.yaml (see protoseg.data.LabelledFolder)."
+    source = "It is a folder of your own, with images/, masks/ and classes.yaml (see docs/data.md)."
 
     def __init__(
         self,
@@ -54,51 +75,144 @@ class LabelledFolder(SegmentationDataset):
         val_share: float = 0.2,
         split_seed: int = 0,
         labels: bool = True,
+        images: str | None = None,
+        masks: str | None = None,
+        mask_suffix: str | None = None,
     ) -> None:
-        self.check_split(split)
         if not 0 < val_share < 1:
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
-        images = Path(root) / "images"
-        self.check_folder(images)
-        self.label_space, self.id_table, self.color_ids = _class_file(classes)
-        masks = _mask_folder(Path(root)) if labels else None
-        lists = {name: Path(root) / f"{name}.txt" for name in self.splits if (Path(root) / f"{name}.txt").exists()}
-        folders = [name for name in self.splits if (images / name).is_dir()]
-        if folders and (lists or list_images(images)):
-            raise ProtosegError(
-                f"{images}: expected splits by subfolders or by lists, got the subfolder {folders[0]} and "
-                f"{next(iter(lists.values()), 'images beside it')}: keep one of the two"
-            )
-        if folders:
-            samples = self._pairs(images / split, masks and masks / split)
-        elif lists:
-            samples = self._pairs(images, masks, _listed(images, lists, split))
+        root = Path(root)
+        self.check_folder(root)
+        file = _class_file(classes)
+        self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
+        self.mask_suffix, self._mask_end = mask_suffix, ""
+        self._mask_ends: tuple[str, ...] = ("",)
+
+        def find(place: Path) -> tuple[Path, Path | None]:
+            return _find(place, "images", images, _IMAGES), _find(place, "masks", masks, _MASKS) if labels else None
+
+        places = {name: place for name, place in _splits(root).items() if _named(place, images, _IMAGES)}
+        lists = _splits(root, ".txt", split)
+        if places and (lists or _named(root, images, _IMAGES)):
+            raise _two_kinds(root, next(iter(places.values())), next(iter(lists.values()), "images beside it"))
+        if places:
+            samples = self._pairs(*find(_chosen(places, split, root)))
         else:
-            samples = _drawn(self._pairs(images, masks), images, split, val_share, split_seed)
+            samples = self._split_inside(*find(root), lists, split, val_share, split_seed)
         super().__init__(samples, split)
+        of_all_splits = [f for place in places.values() or [root] for f in _named(place, masks, _MASKS) if labels]
+        found = [path for folder in of_all_splits for path in list_images(folder, recursive=True)]
+        ends = sorted(self._mask_ends, key=len)
+        kind = [path for path in found if [e for e in ends if path.stem.endswith(e)][-1:] == [self._mask_end]]
+        if labels:
+            self.mask_reading = MaskReading(kind, file)
+
+    def _split_inside(
+        self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
+    ) -> list[FilePair]:
+        """The pairs of a split, told apart inside the folders of images and masks, by lists or by chance."""
+        folders = _splits(images, also=split)
+        if folders and (lists or list_images(images)):
+            raise _two_kinds(images, next(iter(folders.values())), next(iter(lists.values()), "images beside it"))
+        if folders:
+            place = _chosen(folders, split, images)
+            return self._pairs(place, masks and _splits(masks, also=split).get(_split_name(split), masks / place.name))
+        if lists:
+            return self._pairs(images, masks, _listed(images, lists, split))
+        samples = self._pairs(images, masks)
+        for image, _ in samples:
+            for name in image.relative_to(images).parts[:-1]:
+                if _LIKE_SPLIT.search(name):
+                    raise ProtosegError(
+                        f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got "
+                        f"{name}: set data.train_split and data.val_split to such folders in {images}, or write the "
+                        "names of the images into train.txt and val.txt"
+                    )
+        return _drawn(samples, images, split, val_share, seed)
 
     def _pairs(self, images: Path, masks: Path | None, keys: list[str] | None = None) -> list[FilePair]:
         """Images and masks by their paths in the folders; only ``keys`` if given."""
         self.check_folder(images)
         found = _images(images)
-        found = found if keys is None else {key: found[key] for key in keys}
+        left_out = [
+            f"{folder}: left out {told}" for folder in (images, masks) if folder and (told := other_formats(folder))
+        ]
         if masks is None:
-            return pair(found, None, where=f"{images}")
+            self.notes = left_out
+            return pair(found if keys is None else {key: found[key] for key in keys}, None, f"{images}", (images,))
         self.check_folder(masks)
-        labels = stems_of_masks(masks, found, recursive=True)
-        labels = labels if keys is None else {key: labels[key] for key in keys if key in labels}
-        return pair(found, labels, where=f"{images} and {masks}")
+        where = f"{images} and {masks}"
+        labels, ends, self._mask_ends = by_image(
+            found, stems_of_masks(masks, found, recursive=True), where, self.mask_suffix
+        )
+        self._mask_end = ends[1]
+        named = [f"{where}: the mask of NAME{ends[0]} is NAME{ends[1]}"] if any(ends) else []
+        self.notes = [*left_out, *named]
+        if keys is not None:
+            found = {key: found[key] for key in keys}
+            labels = {key: labels[key] for key in keys if key in labels}
+        return pair(found, labels, where, (images, masks))
+
+
+def _split_name(name: str) -> str:
+    """``train``, ``val`` or ``test`` for what means the same; else the name itself."""
+    found = _SPLIT.fullmatch(name)
+    return found[1].lower() if found else name
+
+
+def _splits(folder: Path, suffix: str = "", also: str = "") -> dict[str, Path]:
+    """The subfolders (or files of a suffix) that are splits, by their split; ``also`` is one whatever its name."""
+    splits: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() if suffix else path.is_dir():
+            name = path.name[: len(path.name) - len(suffix)] if path.name.lower().endswith(suffix) else ""
+            if _SPLIT.fullmatch(name) or (name and name == also):
+                other = splits.setdefault(_split_name(name), path)
+                if other is not path:
+                    raise ProtosegError(f"expected one place of split {_split_name(name)}, got {other} and {path}")
+    return splits
+
+
+def _chosen(folders: Mapping[str, Path], split: str, where: Path) -> Path:
+    if _split_name(split) not in folders:
+        raise ProtosegError(
+            f"{where}: expected a folder of split {split!r}, got {', '.join(path.name for path in folders.values())}: "
+            "add it, or choose data.train_split and data.val_split among these"
+        )
+    return folders[_split_name(split)]
+
+
+def _named(place: Path, chosen: str | None, names: tuple[str, ...]) -> list[Path]:
+    """The subfolder that was chosen, or those with one of these names in any case."""
+    if chosen is not None:
+        return [place / chosen] if (place / chosen).is_dir() else []
+    return sorted(path for path in place.iterdir() if path.name.lower() in names and path.is_dir())
+
+
+def _find(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> Path:
+    """The folder of images or of masks; of several the one with files that are read."""
+    found = _named(place, chosen, names)
+    found = [path for path in found if list_images(path, recursive=True)] if len(found) > 1 else found
+    if len(found) == 1:
+        return found[0]
+    key = f"data.dataset.{kind}"
+    there = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    offers = " or ".join(command(override(key, path.name)) for path in found) or f"{key}=NAME"
+    raise ProtosegError(
+        f"{place}: expected one folder of {kind} ({chosen or ', '.join(names)}), got "
+        f"{', '.join(path.name for path in found or there) or 'no folder'}: set {offers}"
+    )
+
+
+def _two_kinds(where: Path, folder: Path, other: object) -> ProtosegError:
+    return ProtosegError(
+        f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one of "
+        "the two"
+    )
 
 
 def _class_file(classes: str | Path | ClassFile) -> ClassFile:
     return classes if isinstance(classes, ClassFile) else read_class_file(classes)
-
-
-def _mask_folder(root: Path) -> Path:
-    masks, labels = root / "masks", root / "labels"
-    if masks.is_dir() and labels.is_dir():
-        raise ProtosegError(f"{root}: expected one folder of masks, got both masks and labels: rename or remove one")
-    return labels if labels.is_dir() else masks
 
 
 def _images(folder: Path) -> dict[str, Path]:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import FAILURES, open_picture
 from protoseg.data.files import read_bounded
+from protoseg.data.masks import PNG_DEPTH
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
 _COLOR_TYPES = {1: 0, 3: 2, 4: 6}
-_PALETTE_MODES = ("P", "1")
+_KEPT_MODES = ("P", "1", "LA")  # small and unfiltered already; OpenCV would turn ids into colours, as it scales 2 bits
 
 
 def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> tuple[int, int]:
@@ -80,7 +81,7 @@ def packed_png(path: Path, level: int) -> bytes | None:
     data = read_bounded(path, "image")
     try:
         with open_picture(data) as file:
-            if file.mode in _PALETTE_MODES:  # small and unfiltered already; OpenCV would turn ids into colours
+            if file.mode in _KEPT_MODES or data[PNG_DEPTH] < 8:
                 return None
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         packed = encode_png(np.asarray(array), level)

@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from protoseg.data.decoding import FAILURES, check_pixels, open_picture
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
+Stamp = tuple[int, int]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PROGRESS_BAR_FROM = 500
 _THREADS = 8
@@ -76,73 +77,70 @@ def rare_class_probability(pixels: NDArray[np.int64], temperature: float) -> NDA
 
 
 def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
-    """The statistics of a data set, from their file; where there is none that fits, they are counted and kept.
+    """The statistics of a data set, from their file; masks that are not in it, or changed since, are counted and kept.
 
     The file is a readable ``protoseg_statistics_SPLIT_CLASSES_KEY.json`` in the folder that holds the images and
-    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. Delete it
-    after changing masks. While counting, it is written once a minute, and a count that was stopped goes on from there.
-    Every process of a run counts for itself if it has to: they would find the same.
+    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. It has the
+    size and time of each mask. While counting, it is written once a minute, and a count that was stopped goes on from
+    there. Every process of a run counts for itself if it has to: they would find the same.
 
     Raises:
         ProtosegError: an image without mask, or a mask that is bad.
     """
     names, places = _names_and_places(dataset)
-    classes = dataset.label_space.classes
-    found, kept = _kept(dataset, names, places)
-    if len(found) == len(names):
-        return ClassStatistics(classes, names, found, kept)
+    classes, stamps = dataset.label_space.classes, _stamps(dataset)
+    rows, kept = _kept(places, classes, names, stamps)
+    missing = [index for index in range(len(names)) if index not in rows]
+    if not missing:
+        return ClassStatistics(classes, names, _stacked(rows, classes), kept)
 
     def keep(counts: NDArray[np.int64]) -> tuple[Path | None, str]:
-        return _write(places, ClassStatistics(classes, names[: len(counts)], counts))
+        rows.update(zip(missing, counts, strict=False))
+        return _write(places, _to_json(classes, names, stamps, rows))
 
-    counts = count_pixels(dataset, found, keep)
-    kept, reason = keep(counts)
+    kept, reason = keep(count_pixels(dataset, missing, keep))
     if kept is None:
         warnings.warn(f"class statistics are not kept and will be counted again: {reason}", stacklevel=2)
-    return ClassStatistics(classes, names, counts, kept)
+    return ClassStatistics(classes, names, _stacked(rows, classes), kept)
 
 
 def kept_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
     """The statistics of a data set if they were counted before, and kept; no mask is opened."""
     names, places = _names_and_places(dataset)
-    counts, path = _kept(dataset, names, places)
-    return ClassStatistics(dataset.label_space.classes, names, counts, path) if len(counts) == len(names) else None
+    classes = dataset.label_space.classes
+    rows, path = _kept(places, classes, names, _stamps(dataset))
+    return ClassStatistics(classes, names, _stacked(rows, classes), path) if len(rows) == len(names) else None
+
+
+def _stacked(rows: Mapping[int, NDArray[np.int64]], classes: Sequence[str]) -> NDArray[np.int64]:
+    return np.stack([rows[index] for index in sorted(rows)]) if rows else np.zeros((0, len(classes)), np.int64)
 
 
 def _kept(
-    dataset: SegmentationDataset, names: tuple[str, ...], places: list[Path]
-) -> tuple[NDArray[np.int64], Path | None]:
-    """The counts of the most images that a file holds, and that file."""
-    classes = dataset.label_space.classes
-    found: NDArray[np.int64] = np.zeros((0, len(classes)), np.int64)
-    kept = None
-    for path in places:
-        counts = _load(path, classes, names)
-        if counts is not None and len(counts) > len(found):
-            found, kept = counts, path
-    return found, kept
+    places: Sequence[Path], classes: tuple[str, ...], names: Sequence[str], stamps: Sequence[Stamp]
+) -> tuple[dict[int, NDArray[np.int64]], Path | None]:
+    """By index, the counts of the most masks that a file holds as they are now, and that file."""
+    return max(((_load(path, classes, names, stamps), path) for path in places), key=lambda found: len(found[0]))
 
 
 def count_pixels(
     dataset: SegmentationDataset,
-    begun: NDArray[np.int64] | None = None,
-    keep: Callable[[NDArray[np.int64]], object] = lambda counts: None,
     indices: Sequence[int] | None = None,
+    keep: Callable[[NDArray[np.int64]], object] = lambda counts: None,
 ) -> NDArray[np.int64]:
     """Pixels of each class in the mask of each sample, int64 ``n c``; raises ProtosegError as ``read_label``.
 
     Args:
         dataset: whose masks are read, by several threads.
-        begun: the counts of the first samples, if they are known already.
-        keep: called with the counts so far, once a minute.
         indices: the samples; all unless given.
+        keep: called with the counts so far, once a minute.
     """
     num_classes = dataset.label_space.num_classes
-    rows = [] if begun is None else list(begun)
+    rows: list[NDArray[np.intp]] = []
     kept_at = time.monotonic()
     for row in in_threads(
         lambda index: np.bincount(dataset.read_label(index).ravel(), minlength=num_classes)[:num_classes],
-        (range(len(dataset)) if indices is None else indices)[len(rows) :],
+        range(len(dataset)) if indices is None else indices,
         "counting classes",
     ):
         rows.append(row)
@@ -159,8 +157,7 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
         ProtosegError: a file that is no image, or has too many pixels.
     """
 
-    paths = [image for image, _ in dataset.samples]
-    return Counter(in_threads(lambda index: image_size(paths[index]), range(len(paths)), "reading sizes"))
+    return Counter(in_threads(image_size, [image for image, _ in dataset.samples], "reading sizes"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -169,7 +166,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with open_picture(path) as file:
             size = file.size
     except FAILURES as error:
-        raise ProtosegError(f"image {path}: expected a PNG or JPEG file, got {error}: run `check` on it") from error
+        raise ProtosegError(f"image {path}: expected an image file, got {error}: run `check` on it") from error
     check_pixels(f"image {path}", *size)
     return size
 
@@ -179,9 +176,9 @@ def spread(total: int, count: int) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
 
 
-def in_threads(task: Callable[[int], Any], indices: Sequence[int], title: str) -> Iterator[Any]:
-    """The results of ``task`` in order, under a progress bar where there are many (on the first rank)."""
-    quiet = len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
+def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -> Iterator[Any]:
+    """The results of ``task`` in order, under a progress bar where there are many (on the first rank) and a title."""
+    quiet = not title or len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         try:
             yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)
@@ -203,12 +200,24 @@ def _names_and_places(dataset: SegmentationDataset) -> tuple[tuple[str, ...], li
     return names, places
 
 
-def _write(places: list[Path], statistics: ClassStatistics) -> tuple[Path | None, str]:
+def _stamps(dataset: SegmentationDataset) -> list[Stamp]:
+    """Size and time of each mask; of one that is not there, nothing that a file could have."""
+    stamps = []
+    for _, mask in dataset.samples:
+        try:
+            info = os.stat(mask or "")
+            stamps.append((info.st_size, info.st_mtime_ns))
+        except OSError:
+            stamps.append((-1, -1))
+    return stamps
+
+
+def _write(places: list[Path], text: str) -> tuple[Path | None, str]:
     """The first place that takes the file, or None and the reason."""
     reason = ""
     for path in places:
         try:
-            write_file(path, lambda partial: partial.write_text(_to_json(statistics), encoding="utf-8"))
+            write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         except ProtosegError as error:
             reason = str(error)
         else:
@@ -229,30 +238,29 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
     space = dataset.label_space
     what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
-    if dataset.color_ids is not None:
-        what.append([*dataset.color_ids.items()])
+    if dataset.mask_reading is not None:
+        what.append([str(dataset.mask_reading), *dataset.colors.items()])
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"
 
 
-def _to_json(statistics: ClassStatistics) -> str:
-    rows = zip(statistics.names, statistics.counts.tolist(), strict=True)
-    images = ",\n".join(json.dumps([name, row]) for name, row in rows)
-    return f'{{"classes": {json.dumps(statistics.classes)},\n"pixels": [\n{images}\n]}}\n'
+def _to_json(
+    classes: Sequence[str], names: Sequence[str], stamps: Sequence[Stamp], rows: Mapping[int, NDArray[np.int64]]
+) -> str:
+    images = ",\n".join(json.dumps([names[i], *stamps[i], rows[i].tolist()]) for i in sorted(rows))
+    return f'{{"classes": {json.dumps(classes)},\n"pixels": [\n{images}\n]}}\n'
 
 
-def _load(path: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> NDArray[np.int64] | None:
-    """The counts in ``path``, of the first images where it was not finished.
-
-    None if there is no such file, or it is damaged or of other images or classes.
-    """
+def _load(
+    path: Path, classes: tuple[str, ...], names: Sequence[str], stamps: Sequence[Stamp]
+) -> dict[int, NDArray[np.int64]]:
+    """The counts in ``path`` of masks that have not changed; none where it is missing, damaged or of other classes."""
+    wanted = {(name, *stamp): index for index, (name, stamp) in enumerate(zip(names, stamps, strict=True))}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = tuple(name for name, _ in content["pixels"])
-        counts = np.array([row for _, row in content["pixels"]], dtype=np.int64)
-        fits = tuple(content["classes"]) == classes and found == names[: len(found)]
-        fits = fits and counts.shape == (len(found), len(classes))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return counts if fits else None
+        found = {wanted[tuple(key)]: np.array(row, np.int64) for *key, row in content["pixels"] if tuple(key) in wanted}
+        good = tuple(content["classes"]) == classes and all(row.shape == (len(classes),) for row in found.values())
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return {}
+    return found if good else {}

@@ -16,7 +16,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
 from protoseg.data.label_spaces import Ids
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import ignored_in
+from protoseg.types import ProtosegError
 
 PAD_IMAGE = 127
 MAX_CROPS = 10  # as mmsegmentation's RandomCrop(cat_max_ratio)
@@ -110,7 +111,7 @@ def scaled_part(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[int,
 
 def largest_class_share(label: Ids) -> float:
     """Share of the most frequent class among the labelled pixels of ``label`` (``h w``); 1 if none is labelled."""
-    ignored = np.iinfo(label.dtype).max
+    ignored = ignored_in(label)
     counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [ignored + 1], [0, ignored + 1])[:ignored]
     total = counts.sum()
     return float(counts.max() / total) if total > 0 else 1.0
@@ -124,7 +125,6 @@ class TrainTransform:
         scale: range of the factor by which the image is scaled before cropping.
         photometric: distort brightness, contrast, saturation and hue.
         max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
-        ignore_index: the label space's, to pad labels with.
 
     Raises:
         ProtosegError: a size or range that makes no sense.
@@ -136,7 +136,6 @@ class TrainTransform:
         scale: Sequence[float] = (0.5, 2.0),
         photometric: bool = True,
         max_class_share: float | None = None,
-        ignore_index: int = IGNORE_INDEX,
     ) -> None:
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ProtosegError(f"crop_size: expected [height, width] in pixels, got {list(crop_size)}")
@@ -150,7 +149,6 @@ class TrainTransform:
             pad_if_needed=True,
             pad_position="random",
             fill=PAD_IMAGE,
-            fill_mask=ignore_index,
         )
         self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.max_class_share = max_class_share
@@ -170,7 +168,7 @@ class TrainTransform:
         # One generator for all steps. Compose.set_random_seed gives every step the same seed, so that their draws agree
         # (a flip would go with a dark image), and takes seven times as long.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        self._crop.wanted = wanted
+        self._crop.wanted, self._crop.fill_mask = wanted, ignored_in(label)
         out = self._compose(image=image, mask=label)
         return out["image"], out["mask"]
 

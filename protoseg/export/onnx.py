@@ -43,14 +43,8 @@ def export_onnx(
     of more than 255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid. Classes and colours stand in the
     file's metadata, as JSON.
 
-    Args:
-        model: left as it is.
-        label_space: its classes.
-        path: of the file.
-        size: height and width that the file is for; None: any multiples of the encoder's coarsest stride.
-
-    Raises:
-        ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
+    The file is for one ``size``, height and width, or for any multiples of the encoder's coarsest stride. Raises
+    ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
     """
     require("onnx", "onnxscript")
     multiple = max(model.encoder.strides)
@@ -65,23 +59,12 @@ def export_onnx(
     sides = {i: multiple * torch.export.Dim(name, min=2, max=most) for i, name in ((2, "rows"), (3, "columns"))}
     shapes = {"image": {0: torch.export.Dim("batch"), **(sides if size is None else {})}}
     with _quiet(), torch.no_grad():
-        program: Any = torch.onnx.export(
-            network,
-            (image,),
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=["image"],
-            output_names=["labels", "logits"],
-            verbose=False,
-        )
-    program.model.metadata_props.update(
-        {
-            "classes": json.dumps(label_space.classes),
-            "colors": json.dumps(label_space.colors),
-            "input": "image: uint8 RGB, b 3 h w, not normalised"
-            + (f", height and width multiples of {multiple}" if size is None else ""),
-        }
-    )
+        names: dict[str, Any] = {"input_names": ["image"], "output_names": ["labels", "logits"]}
+        program: Any = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    sides_free = f", height and width multiples of {multiple}" if size is None else ""
+    program.model.metadata_props["input"] = f"image: uint8 RGB, b 3 h w, not normalised{sides_free}"
+    program.model.metadata_props["classes"] = json.dumps(label_space.classes)
+    program.model.metadata_props["colors"] = json.dumps(label_space.colors)
     write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
     return Path(path)
 
@@ -89,8 +72,7 @@ def export_onnx(
 def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Difference:
     """The largest difference between ``model`` and its file on random images, two of each of ``sizes``.
 
-    Raises:
-        ProtosegError: ``onnxruntime`` is not installed.
+    Raises ProtosegError where ``onnxruntime`` is not installed.
     """
     require("onnxruntime")
     import onnxruntime
@@ -143,9 +125,8 @@ def _pad_explicitly(module: nn.Module) -> None:
         if isinstance(child, Conv2dSame):
             (k, _), (s, _) = child.kernel_size, child.stride
             total = max((k - 1) * child.dilation[0] + 1 - s, 0)
-            plain = nn.Conv2d(
-                child.in_channels, child.out_channels, k, s, 0, child.dilation, child.groups, child.bias is not None
-            )
+            channels, bias = (child.in_channels, child.out_channels), child.bias is not None
+            plain = nn.Conv2d(*channels, k, s, 0, child.dilation, child.groups, bias)
             plain.weight, plain.bias = child.weight, child.bias
             before, after = total // 2, total - total // 2
             setattr(module, name, nn.Sequential(nn.ZeroPad2d((before, after, before, after)), plain))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.similarity import DenseSimilarities, Similarities
+from protoseg.functional.similarity import DenseSimilarities
 from protoseg.functional.sinkhorn import sinkhorn
-from protoseg.types import ProtosegError, ignore_index
+from protoseg.types import IGNORE_INDEX, ProtosegError, Similarities
 
 ASSIGNMENTS: tuple[str, ...] = ("argmax", "gumbel", "released")
 
@@ -65,7 +65,7 @@ def cluster(
 
     Args:
         similarity: cosines, as a tensor ``n c k`` or :class:`protoseg.functional.similarity.Similarities`.
-        label: int64 ``n``, ``ignore_index(c)`` where unlabelled.
+        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
         assignment: how the plan becomes a membership. ``argmax``: the most likely prototype (paper).
             ``gumbel``: a true sample from the plan (Gumbel noise on *log*-probabilities).
             ``released``: the public code's draw, Gumbel noise on the plan's *probabilities*, nearly uniform; only
@@ -86,7 +86,7 @@ def cluster_own(
     """:func:`cluster` from the cosines to the prototypes of each pixel's own class alone, ``n k``."""
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
-    k, valid = own.shape[1], label != ignore_index(num_classes)
+    k, valid = own.shape[1], label != IGNORE_INDEX
     plan = sinkhorn(own, label, num_classes, valid, epsilon, rounds)
     chosen = plan.argmax(1)
     drawn = chosen

@@ -42,6 +42,29 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_co
     return F.interpolate(logits, cells, mode="bilinear", align_corners=align_corners)[..., : size[0], : size[1]]
 
 
+def upsample_rows(
+    logits: Tensor, rows: tuple[int, int], size: tuple[int, int], stride: int, align_corners: bool = False
+) -> Tensor:
+    """Some rows of :func:`upsample_logits`, up to the order of its sums: those of all pixels may not fit into memory.
+
+    Args:
+        rows: the first of them, and the one after the last.
+        logits, size, stride, align_corners: as there.
+
+    Returns:
+        ``b c rows W``.
+    """
+    cells = logits.shape[-2]
+    row = torch.arange(*rows, device=logits.device, dtype=torch.float64)
+    at = row * (cells - 1) / max(1, cells * stride - 1) if align_corners else (row + 0.5) / stride - 0.5
+    at = at.clamp_(0, cells - 1)
+    low = at.long()
+    weight = (at - low).to(logits.dtype).unsqueeze(1)
+    between = logits[..., low, :].lerp(logits[..., (low + 1).clamp_max(cells - 1), :], weight)
+    wide = (rows[1] - rows[0], logits.shape[-1] * stride)
+    return F.interpolate(between, wide, mode="bilinear", align_corners=align_corners)[..., : size[1]]
+
+
 def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """The label at the centre pixel of every grid cell: ``b H W`` to ``b h w``.
 

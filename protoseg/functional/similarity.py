@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,44 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.product import times_table
-from protoseg.types import ignore_index
+from protoseg.types import IGNORE_INDEX, Similarities
 
 KEEP_BYTES = 2**30
 # Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
 PIECE_CPU, PIECE_GPU = 3 * 2**20, 2**25
 MIN_ROWS = 256  # fewer would make the matrix products slow
-
-
-class Similarities(Protocol):
-    """Cosines of ``n`` pixels to ``k`` prototypes of each of ``c`` classes, and differentiable readings of them."""
-
-    num_classes: int
-    num_prototypes: int
-
-    def __len__(self) -> int:
-        """Number of pixels."""
-        ...
-
-    @property
-    def scores(self) -> Tensor:
-        """Cosine to the nearest prototype of each class, ``n c``."""
-        ...
-
-    def own(self, label: Tensor) -> Tensor:
-        """Cosines to the prototypes of each pixel's class, ``n k``, without gradient; class 0's for ignored pixels."""
-        ...
-
-    def at(self, target: Tensor) -> Tensor:
-        """Cosine to the prototype of flat index ``class * k + j`` (int64 ``n``), ``n``; -1 gives that to the first."""
-        ...
-
-    def logsumexp(self, temperature: float) -> Tensor:
-        """log of the sum over all prototypes of exp(cosine / temperature), ``n``."""
-        ...
-
-    def dense(self) -> Tensor:
-        """All of them, ``n c k``, for looking at a few pixels: without gradient, and as large as it sounds."""
-        ...
 
 
 class DenseSimilarities:
@@ -74,7 +42,7 @@ class DenseSimilarities:
         return self.cosines.amax(2)
 
     def own(self, label: Tensor) -> Tensor:
-        index = _known(label, self.num_classes).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
+        index = _known(label).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
         return self.cosines.detach().gather(1, index).squeeze(1)
 
     def at(self, target: Tensor) -> Tensor:
@@ -133,7 +101,7 @@ class FusedSimilarities:
 
     def own(self, label: Tensor) -> Tensor:
         c, k, n = self.num_classes, self.num_prototypes, len(self)
-        index = _known(label, self.num_classes).view(-1, 1, 1).expand(-1, k, 1)
+        index = _known(label).view(-1, 1, 1).expand(-1, k, 1)
         own = self._store.embeddings.new_empty(n, k)
         for rows, cosines in self._store.pieces():
             own[rows] = cosines.view(-1, k, c).gather(2, index[rows]).squeeze(2)
@@ -270,5 +238,5 @@ def _scaled(cosines: Tensor, offset: Tensor, temperature: float) -> Tensor:
     return torch.add(offset / -temperature, cosines, alpha=1 / temperature)
 
 
-def _known(label: Tensor, num_classes: int) -> Tensor:
-    return label.where(label != ignore_index(num_classes), 0)
+def _known(label: Tensor) -> Tensor:
+    return label.where(label != IGNORE_INDEX, 0)

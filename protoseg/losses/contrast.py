@@ -221,9 +221,9 @@ class ClassMeanContrast(ProjectedContrast):
             parts.append((step.mixed.output, self._pool(target_label(step.target, step.mixed), step.mixed)))
         rows = torch.cat([pixel_rows(output.embeddings) for output, _ in parts])
         embeddings, label = embed(self.projection, rows), torch.cat([label for _, label in parts])
-        on_source, member = embeddings[: len(source)].detach(), source.where(source != IGNORE_INDEX, -1)
+        on_source = embeddings[: len(source)].detach()
         means, placed = self.means.prototypes[:, 0].clone(), self.means.updates[:, 0] > 0
-        self.means.observe(on_source, member, torch.ones_like(member, dtype=torch.bool))
+        self.means.observe(on_source, source, torch.ones_like(source, dtype=torch.bool))
         self.statistics = {"anchors": (label != IGNORE_INDEX).sum().float()}
         sizes = (embeddings, label, means, placed, self.temperature)
         return class_mean_contrast(*sizes) + self.uniformity * mean_feature_uniformity(*sizes)

@@ -297,7 +297,6 @@ class UnreliablePixelContrast(TargetContrast):
     @torch.no_grad()
     def _class_means(self, label: Tensor, said: SegOutput) -> tuple[Tensor, Tensor]:
         """Mean direction of the teacher's embeddings of each class over all ranks, ``c d``, and which have one."""
-        member = label.where(label != IGNORE_INDEX, -1)
         embeddings = embed(self.averaged, pixel_rows(said.embeddings))
-        sums, counts = (all_reduce_(x) for x in prototype_sums(embeddings, member, self.num_classes))
+        sums, counts = (all_reduce_(x) for x in prototype_sums(embeddings, label, self.num_classes))
         return F.normalize(sums, dim=1), counts > 0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance
-from protoseg.functional.similarity import Similarities
 from protoseg.losses.term import Step, Term
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, Similarities
 
 
 def _prototypes_of(step: Step, term: str) -> tuple[Similarities, Clustering]:

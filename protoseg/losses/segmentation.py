@@ -13,7 +13,7 @@ from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import Step, Term
-from protoseg.types import LabelSpace, ProtosegError, ignore_index
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 
 def balanced_class_weights(frequencies: Tensor) -> Tensor:
@@ -51,11 +51,10 @@ def cross_entropy(
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
 
     Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``ignore_index(c)`` where unlabelled.
+        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
     """
-    ignored = ignore_index(logits.shape[1])
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=ignored)
-    valid = label != ignored
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
+    valid = label != IGNORE_INDEX
     weight = valid.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
@@ -68,11 +67,10 @@ def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Ten
     """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
 
     Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``ignore_index(c)`` where unlabelled; weight: ``b h w``.
+        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled; weight: ``b h w``.
     """
-    ignored = ignore_index(logits.shape[1])
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=ignored)
-    return mean_over_ranks((losses * weight).sum(), (label != ignored).sum())
+    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
+    return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
 
 
 def weighted_cross_entropy_on_grid(

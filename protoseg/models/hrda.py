@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import grid_size, window_starts
-from protoseg.functional.similarity import Similarities
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
 from protoseg.nn import Head
-from protoseg.types import Detail, ProtosegError, SegOutput
+from protoseg.types import Detail, ProtosegError, SegOutput, Similarities
 
 CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
 WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depend on it

@@ -19,8 +19,8 @@ from protoseg.functional.prototypes import (
     within_class_cosine,
 )
 from protoseg.functional.resize import downsample_label
-from protoseg.functional.similarity import Similarities, similarities
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.functional.similarity import similarities
+from protoseg.types import ProtosegError, SegOutput, Similarities
 
 INITS = ("features", "random")
 
@@ -32,7 +32,7 @@ class Observation(NamedTuple):
         memory: that they are for.
         embeddings: unit vectors, ``n d``.
         own: their scores for the prototypes of their own class (cosines), ``n k``.
-        label: int64 ``n``, ``ignore_index`` where unlabelled.
+        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
         correct: whether the pixel's class is predicted right, bool ``n``.
         member: the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none.
     """

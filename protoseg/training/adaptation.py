@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from protoseg.distributed import all_reduce_, world_size
+from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import Mixed, Step, Target, Term
-from protoseg.metrics import SegmentationMetrics
 from protoseg.nn.norms import unmoved_statistics
 from protoseg.nn.prototype_memory import Observation
 from protoseg.nn.teacher import EMATeacher
@@ -72,11 +72,6 @@ class AdaptationModule(SegmentationModule):
         source_terms = source_terms or {}
         if twice := set(losses) & set(source_terms):
             raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
-        if label_space.num_classes > IGNORE_INDEX:
-            raise ProtosegError(
-                f"domain adaptation: expected at most {IGNORE_INDEX} classes (pseudo-labels are ignored where they are "
-                f"{IGNORE_INDEX}), got {label_space.num_classes} of label space {label_space.name!r}"
-            )
         super().__init__(losses={**losses, **source_terms}, label_space=label_space, **options)
         if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom) < 0:
             raise ProtosegError(
@@ -174,8 +169,9 @@ class AdaptationModule(SegmentationModule):
         if (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return  # Lightning would not write them down
         classes = self.label_space.num_classes
-        sure = said.label[said.confidence >= self.threshold].bincount(minlength=classes)[:classes]
-        total = said.label.flatten().bincount(minlength=classes)[:classes]
+        from_zero = said.label + 1  # ignored pixels are counted as well, and left out
+        sure = from_zero[said.confidence >= self.threshold].bincount(minlength=classes + 1)[1:]
+        total = from_zero.flatten().bincount(minlength=classes + 1)[1:]
         self._log_classes("train/reliable", sure / total)
         if self.global_step >= self.trainer.max_steps // 10:  # before, the teacher may not know better
             self._warn_of_one_class(total, "target pixels")

@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg import __version__
-from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
+from protoseg.callbacks.progress import PrototypeMemoryCallback
 from protoseg.distributed import all_reduce_, rank
-from protoseg.inference import Predictor
+from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
+from protoseg.evaluation.predictor import Predictor
+from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, Seen, Step, Term
-from protoseg.metrics import SegmentationMetrics, subset_means
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
@@ -140,8 +141,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.judge_loss()
-        # Counted over resumes too, unlike batch_idx, which starts anew where a finished run is extended.
-        started = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        started = batches_begun(self.trainer)
         seed_step(self.seed, started - 1)
         if started == self.trainer.max_steps * self.trainer.accumulate_grad_batches:
             # Lightning validates at multiples of the interval only; the last step must be judged too.

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from traceback import walk_tb
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +15,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg.callbacks.checkpoint import Checkpoint, own_state
+from protoseg.lightning import failed_while_restoring, loops_state, optimizer_steps
 from protoseg.types import ProtosegError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
@@ -29,10 +29,7 @@ def restoring(path: str | None) -> Iterator[None]:
     except ProtosegError:
         raise
     except Exception as error:
-        codes = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
-        names = [code.co_name for code in codes if code.co_filename.endswith("checkpoint_connector.py")]
-        inside = any("restore" in name or "resume" in name for name in names)
-        if path is None or not inside:
+        if path is None or not failed_while_restoring(error):
             raise
         reason = " ".join(str(error).split())[:300]
         raise _damaged(f"{path}: {type(error).__name__}: {reason}") from error
@@ -48,12 +45,11 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
         ProtosegError: counts that are none, or no place in the data.
     """
     loops, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
-    known: dict[str, Any] = trainer.fit_loop.state_dict()  # type: ignore[no-untyped-call]
+    known = loops_state(trainer)
     for name in known.keys() & loops.keys():
         _check_like(loops[name], known[name], name)
-    progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
-    if type(step) is not int or progress["completed"] != step:
-        raise _damaged(f"global_step {step!r}, and {progress['completed']!r} steps of the optimizer")
+    if type(step) is not int or (done := optimizer_steps(loops)) != step:
+        raise _damaged(f"global_step {step!r}, and {done!r} steps of the optimizer")
     loops["state_dict"] = {}
     checkpoint["lr_schedulers"] = []
     name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]

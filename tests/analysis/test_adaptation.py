@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from protoseg.analysis.adaptation import GAINED, change_map, compare, compared, comparison_panel, iou_figure
-from protoseg.inference import Predictor
-from protoseg.metrics import confusion_matrix
-from protoseg.visualize import WRONG, confusions_figure
+from protoseg.evaluation.metrics import confusion_matrix
+from protoseg.evaluation.pictures import WRONG, confusions_figure
+from protoseg.evaluation.predictor import Predictor
 from tests.analysis.toy import SPACE, Images, Toy, loader
 
 
@@ -25,10 +25,10 @@ def test_confusions_are_those_of_each_network() -> None:
 
 
 def test_change_map_colours_what_changed() -> None:
-    truth = torch.tensor([[0, 0, 0, 0, 255]])
+    truth = torch.tensor([[0, 0, 0, 0, -1]])
     before = torch.tensor([[0, 1, 0, 1, 0]])
     after = torch.tensor([[0, 0, 1, 1, 1]])
-    row = change_map(torch.zeros(3, 1, 5, dtype=torch.uint8), truth, before, after, 255)[0]
+    row = change_map(torch.zeros(3, 1, 5, dtype=torch.uint8), truth, before, after)[0]
     gained, lost = (0.75 * np.array(color) for color in (GAINED, WRONG))
     assert np.abs(row[1] - gained).max() <= 0.5
     assert np.abs(row[2] - lost).max() <= 0.5

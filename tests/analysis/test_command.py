@@ -1,4 +1,4 @@
-"""``python -m protoseg.analysis`` on checkpoints of untrained networks and the built-in scenes."""
+"""``protoseg analyse`` on checkpoints of untrained networks and the built-in scenes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.cli.analysis import main
-from protoseg.cli.build import build_datamodule, build_module
+from protoseg.cli.analyse import main
+from protoseg.run.build import build_datamodule, build_module
 from tests.conftest import TINY
 
 Configure = Callable[..., DictConfig]

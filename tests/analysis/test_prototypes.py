@@ -24,8 +24,8 @@ from protoseg.analysis.structure import (
     within_class,
     within_figure,
 )
+from protoseg.evaluation.pictures import PAPER, WRONG
 from protoseg.types import LabelSpace, ProtosegError
-from protoseg.visualize import PAPER, WRONG
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy, loader
 
 
@@ -63,7 +63,7 @@ def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
     right = torch.zeros(5, 3)
     for cell in cells(model):
         for kind, i in enumerate((cell["label"], cell["predicted"])):
-            if i != 255:
+            if i != -1:
                 want[kind, i, cell["cosines"][i].argmax()] += 1
         if cell["label"] == cell["predicted"]:
             right[cell["image"], cell["label"]] += 1
@@ -148,7 +148,7 @@ def test_the_sheet_marks_patches_of_another_class() -> None:
         return int((patch_sheet(patches, 1, SPACE, [0.5, 0.5]) == WRONG).all(2).sum())
 
     assert red([[right], [right]]) == 0
-    assert red([[right], [right._replace(label=255)]]) == 0
+    assert red([[right], [right._replace(label=-1)]]) == 0
     assert red([[right], [right._replace(label=0)]]) > PATCH_PIXELS
     assert 0 < red([[right], []]) < PATCH_PIXELS * 4  # in words: no pixel takes it
 
@@ -188,7 +188,7 @@ def ring(degrees: list[float]) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def test_description_finds_dead_and_double_prototypes() -> None:
+def test_description_finds_dead_and_double_prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
     prototypes = torch.stack([ring([0, 5, 90]), ring([180, 210, 240]), ring([100, 130, 160])])
     counts = torch.tensor([[500, 500, 0], [100, 100, 100], [0, 0, 0]])
     road, sky, car = describe(prototypes, counts, SPACE)
@@ -203,7 +203,8 @@ def test_description_finds_dead_and_double_prototypes() -> None:
     assert road["nearest_cosine"] == pytest.approx(math.cos(math.radians(10)), abs=1e-6)
     assert car["shares"] is car["effective"] is None
     assert car["dead"] == []  # where there is nothing to take, none is dead
-    assert describe(prototypes, counts, SPACE, duplicate_above=0.999)[0]["duplicates"] == []
+    monkeypatch.setattr("protoseg.analysis.structure.DUPLICATE_ABOVE", 0.999)
+    assert describe(prototypes, counts, SPACE)[0]["duplicates"] == []
     tight = describe(torch.stack([ring([a, a + 1]) for a in (0, 80, 170)]), counts[:, :2], SPACE)
     assert [entry["nearest_class"] for entry in tight] == ["sky", "road", "sky"]
 

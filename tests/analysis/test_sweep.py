@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import math
@@ -15,8 +14,9 @@ from matplotlib.colors import to_hex
 
 from protoseg.analysis.sweep import compare_settings, markdown
 from protoseg.analysis.sweep_figures import heat_figure, score_figure
-from protoseg.cli.analyse_sweep import add_sweep
-from protoseg.sweep import Job, Sweep, read_sweep, write_job, write_manifest
+from protoseg.cli.analyse import main
+from protoseg.job_records import Job, Sweep, read_sweep, write_job, write_manifest
+from protoseg.run.multirun import compare
 from protoseg.types import ProtosegError
 
 
@@ -36,13 +36,6 @@ def make_sweep(folder: Path, swept: Mapping[str, Sequence[object]], scores: Sequ
     sweep = Sweep(folder, ("trainer.max_steps=9",), tuple(swept), True, tuple(jobs))
     write_manifest(sweep)
     return read_sweep(folder)
-
-
-def analyse(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_sweep(parser.add_subparsers())
-    options = parser.parse_args(["sweep", *arguments])
-    options.run(options)
 
 
 def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
@@ -65,7 +58,7 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_files_of_an_unfinished_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(tmp_path / "sweep", {"head.num_prototypes": [1, 10], "seed": [0, 1]}, [0.5, 0.6, 0.7])
-    analyse(str(tmp_path / "sweep"), "--out", str(tmp_path / "out"))
+    main(["sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")])
     with open(tmp_path / "out" / "table.csv", newline="") as file:
         one, ten = csv.DictReader(file)
     assert (float(one["mean"]), one["n"], one["jobs"], one["seconds"]) == (0.55, "2", "2", "15.0")
@@ -91,13 +84,13 @@ def test_another_metric_is_the_last_value_in_the_log(tmp_path: Path) -> None:
 
 def test_wrong_folders_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match=r"manifest\.json"):
-        analyse(str(tmp_path))
+        compare(tmp_path, None, None)
     make_sweep(tmp_path, {"seed": [0, 1]}, [None])
     with pytest.raises(ProtosegError, match=r"at least one job with a score, got none \(1 failed, 1 waiting\)"):
-        analyse(str(tmp_path))
+        compare(tmp_path, None, None)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ProtosegError, match="damaged"):
-        analyse(str(tmp_path))
+        compare(tmp_path, None, None)
 
 
 def test_scores_are_drawn_at_their_places(tmp_path: Path) -> None:

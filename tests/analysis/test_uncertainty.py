@@ -29,7 +29,7 @@ def all_pixels(model: Toy) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     certainties: dict[str, list[Tensor]] = {}
     confidence, right = [], []
     for scene in scenes(model, loader()):
-        found, counted = pixel_uncertainty(scene), scene.label != 255
+        found, counted = pixel_uncertainty(scene), scene.label != -1
         for name, values in found.certainties().items():
             certainties.setdefault(name, []).append(values[counted])
         confidence.append(found.confidence[counted])

@@ -47,7 +47,7 @@ class Images(Dataset[Any]):
             blocks = torch.randint(256, (1, 3, 8, 8), generator=generator).float()
             image = F.interpolate(blocks, (h, w))[0].byte()
             label = torch.randint(3, (h, w), generator=generator)
-            label[: h if void else 5] = 255
+            label[: h if void else 5] = -1
             self.items.append(Sample(image, label, f"/photos/{i}.png"))
 
     def __len__(self) -> int:

@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 
 from protoseg.analysis.stream import look
 from protoseg.callbacks.loggers import wandb_logger
-from protoseg.callbacks.prototype_memory import memory_statistics
+from protoseg.callbacks.progress import memory_statistics
 from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
-from protoseg.cli.training import run_training
+from protoseg.evaluation.pictures import MARGIN
 from protoseg.nn import PrototypeMemory
+from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
-from protoseg.visualize import MARGIN
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy
 from tests.conftest import TINY
 

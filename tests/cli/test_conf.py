@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from protoseg.cli.build import build_datamodule, build_model, build_module, instances, plain
+from protoseg.run.build import build_datamodule, build_model, build_module, instances, plain
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))

@@ -19,14 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from protoseg import load
 from protoseg.analysis.sweep import last_logged
-from protoseg.cli import CONFIG_DIR, report_page
-from protoseg.cli.analyse_common import picture_name
-from protoseg.cli.errors import explain
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.tool import composed
-from protoseg.cli.training import run_training
 from protoseg.data.own import LabelledFolder
-from protoseg.sweep import Job
+from protoseg.job_records import Job
+from protoseg.run import report
+from protoseg.run.analyse import picture_name
+from protoseg.run.config import composed
+from protoseg.run.errors import explain
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.train import run_training
 from protoseg.text import override, visible
 from tests.conftest import TINY
 
@@ -62,8 +62,8 @@ def test_hostile_names_everywhere(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(report_page, "PROTOTYPE_IMAGES", 2)
-    monkeypatch.setattr(report_page, "VIEWS", 1)
+    monkeypatch.setattr(report, "PROTOTYPE_IMAGES", 2)
+    monkeypatch.setattr(report, "VIEWS", 1)
     short = ("trainer.max_steps=1", "trainer.val_check_interval=1", "logger=tensorboard", "data=folder")
     cfg = configure("train", *TINY, *short, override("data.root", root))
     run = tmp_path / "run lr=0.1 [/]"
@@ -142,7 +142,7 @@ def test_random_split_of_names_that_are_no_utf8(tmp_path: Path) -> None:
 def test_what_was_typed_is_not_suggested(overrides: list[str], wanted: str) -> None:
     with pytest.raises(Exception) as raised:  # noqa: PT011 - Hydra's, of several kinds
         composed("train", overrides)
-    message = explain(raised.value, CONFIG_DIR, "train") or ""
+    message = explain(raised.value, "train") or ""
     assert wanted in message
     typed = overrides[-1].partition("=")[0]
     assert repr(typed) not in message.partition(". ")[2]
@@ -151,7 +151,7 @@ def test_what_was_typed_is_not_suggested(overrides: list[str], wanted: str) -> N
 def test_group_of_another_program_is_not_suggested() -> None:
     with pytest.raises(Exception) as raised:  # noqa: PT011
         composed("evaluate", ["head=linear"])
-    message = explain(raised.value, CONFIG_DIR, "evaluate") or ""
+    message = explain(raised.value, "evaluate") or ""
     assert message.count("'head'") == 1
 
 
@@ -159,7 +159,7 @@ def test_group_of_another_program_is_not_suggested() -> None:
 def test_unreadable_override_shows_its_quotes(path: str) -> None:
     with pytest.raises(Exception) as raised:  # noqa: PT011
         composed("train", [f"data.root={path}"])
-    message = explain(raised.value, CONFIG_DIR, "train") or ""
+    message = explain(raised.value, "train") or ""
     assert "quotes" in message
     (word,) = shlex.split(message.rpartition("quotes: ")[2])
     assert composed("train", [word]).data.root == path

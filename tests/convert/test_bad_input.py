@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protoseg.cli.convert import main
-from protoseg.convert import convert
+from protoseg.run.convert import convert
 from protoseg.types import ProtosegError
 
 from .conftest import published_state

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import protoseg
-from protoseg.convert import convert
 from protoseg.functional.resize import upsample_logits
 from protoseg.models.encoders import MiTEncoder
+from protoseg.run.convert import convert
 from protoseg.types import ProtosegError
 
 from .conftest import weight

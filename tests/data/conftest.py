@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from protoseg.data.label_spaces import ADE20K_FULL_IDS
-from protoseg.types import WIDE_IGNORE_INDEX
+from protoseg.data.label_spaces.tables import WIDE_FILE_IGNORED
 
 Write = Callable[..., None]
 
@@ -144,7 +144,7 @@ def ade20k(tmp_path: Path) -> Path:
 def ade20k_full(tmp_path: Path) -> Path:
     """ADE20K's full annotations: masks of classes (red, green) and instances (blue) in folders of scenes; train ids 0,
     255 and 846, other objects and unlabelled pixels in every one. Parts, instances and JSON lie beside them."""
-    used = np.flatnonzero(ADE20K_FULL_IDS != WIDE_IGNORE_INDEX)
+    used = np.flatnonzero(ADE20K_FULL_IDS != WIDE_FILE_IGNORED)
     some = [0, 1, 3688, *(int(np.flatnonzero(i == ADE20K_FULL_IDS)[0]) for i in (0, 255, 846))]
     for split, name in (("training", "train"), ("validation", "val")):
         for i, scene in enumerate(("urban/street", "home_or_hotel/bedroom")):

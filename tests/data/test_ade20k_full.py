@@ -13,9 +13,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
-from protoseg.cli.dataset import main
+from protoseg.cli.data import main
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
-from protoseg.data.checking import file_faults, listing_faults
+from protoseg.data.checking import check_samples, listing_faults
 from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table
 from protoseg.data.loading import collate
 from protoseg.data.packing import pack
@@ -53,7 +53,7 @@ def test_classes(train_id: int, number: int, name: str) -> None:
 def test_table() -> None:
     assert ADE20K_FULL.num_classes == len(set(ADE20K_FULL.classes)) == len(set(ADE20K_FULL.colors)) == 847
     assert (0, 0, 0) not in ADE20K_FULL.colors
-    assert ADE20K_FULL.ignore_index == ADE20K_FULL_IDS[0] == 65535
+    assert ADE20K_FULL_IDS[0] == 65535
     assert sorted(ADE20K_FULL_IDS[ADE20K_FULL_IDS < 847]) == list(range(847))
     # The index of the release is in alphabetical order, but for objects that were added at its end.
     names = [ADE20K_FULL.classes[i] for i in ADE20K_FULL_IDS[:3100] if i != 65535]
@@ -108,12 +108,12 @@ def test_masks_that_are_wrong(ade20k_full: Path, form: str) -> None:
         data.read(0)
     made, _ = listing_faults(lambda: ADE20KFull(ade20k_full))
     assert made is not None
-    assert [len(faults) for faults in file_faults(made)] == [1, 0]
+    assert [len(checked.faults) for checked in check_samples(made)] == [1, 0]
 
 
 def test_crops_keep_the_numbers(ade20k_full: Path) -> None:
     image, label = ADE20KFull(ade20k_full).read(0)
-    transform = TrainTransform((40, 48), (0.5, 2), max_class_share=0.5, ignore_index=65535)
+    transform = TrainTransform((40, 48), (0.5, 2), max_class_share=0.5)
     seen: set[int] = set()
     for seed in range(20):
         _, crop = transform(image, label, seed)
@@ -128,8 +128,8 @@ def test_crops_keep_the_numbers(ade20k_full: Path) -> None:
 def test_batches(ade20k_full: Path, write_image: Callable[..., None]) -> None:
     data = SegmentationDataModule(ADE20KFull, 2, [40, 40], num_workers=0, root=str(ade20k_full))
     for batch in batches(data, 2):
-        assert set(batch.label.unique().tolist()) <= {*range(847), 65535}
-        assert (batch.label == 65535).any()
+        assert set(batch.label.unique().tolist()) <= {*range(-1, 847)}
+        assert (batch.label == -1).any()
         assert (batch.label > 255).any()
     # Evaluation pads to the largest image.
     image, mask = ADE20KFull(ade20k_full, "val").samples[0]
@@ -138,9 +138,9 @@ def test_batches(ade20k_full: Path, write_image: Callable[..., None]) -> None:
     assert cv2.imwrite(str(mask), cv2.imread(str(mask))[:, :20])
     data.val_batch_size = 2
     (batch,) = data.eval_dataloader("val")
-    assert (batch.label[0, :, 20:] == 65535).all()
+    assert (batch.label[0, :, 20:] == -1).all()
     folder = ImageFolder(ade20k_full / "images" / "ADE" / "training", ADE20K_FULL)
-    assert (collate([folder[0]]).label == 65535).all()
+    assert (collate([folder[0]]).label == -1).all()
 
 
 def test_statistics(ade20k_full: Path) -> None:

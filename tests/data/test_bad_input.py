@@ -149,7 +149,7 @@ def test_jpeg_inside_a_mask(tree: Tree) -> None:
     root, make = tree
     _, mask = files(make(root))
     Image.open(mask).convert("RGB").save(mask, "JPEG", quality=100)
-    with pytest.raises(ProtosegError, match=rf"mask {re.escape(str(mask))}: .*PNG file, got a JPEG, whose compression"):
+    with pytest.raises(ProtosegError, match=rf"mask {re.escape(str(mask))}: .*got a JPEG, whose compression"):
         make(root).read(0)
 
 
@@ -190,7 +190,7 @@ def test_files_cut_short(tree: Tree) -> None:
     for path in files(data):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ProtosegError, match=rf"{re.escape(str(path))}: expected a complete PNG or JPEG"):
+        with pytest.raises(ProtosegError, match=rf"{re.escape(str(path))}: expected a complete image"):
             data.read(0)
         path.write_bytes(whole)
     data.read(0)
@@ -219,7 +219,7 @@ def test_empty_tree(tree: Tree) -> None:
     root, make = tree
     for path in [p for p in root.rglob("*") if p.suffix in (".png", ".jpg")]:
         path.unlink()
-    with pytest.raises(ProtosegError, match=r"expected images \(.png, .jpg, .jpeg\) and PNG masks, got none"):
+    with pytest.raises(ProtosegError, match=r"expected images \(\.png, \.jpg, .*\) and masks, got none"):
         make(root)
 
 

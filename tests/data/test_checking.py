@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from protoseg.data import CamVid
-from protoseg.data.checking import file_faults, listing_faults, repeated_images, sample_faults
+from protoseg.data.checking import check_sample, check_samples, listing_faults, repeated_images
 from protoseg.data.faults import collect_faults, fault
 from protoseg.types import ProtosegError
 
@@ -69,9 +69,9 @@ def _again(path: Path) -> None:
 
 
 PLANTED: list[tuple[str, str, Callable[[Path], object], str]] = [
-    ("train", NAMES[0], _cut, r"image \S*{name}.png: expected a complete PNG or JPEG"),
-    ("train", NAMES[9], _text, r"image \S*{name}.png: expected a complete PNG or JPEG"),
-    ("trainannot", NAMES[18], _cut, r"mask \S*{name}.png: expected a complete PNG"),
+    ("train", NAMES[0], _cut, r"image \S*{name}.png: expected a complete image"),
+    ("train", NAMES[9], _text, r"image \S*{name}.png: expected a complete image"),
+    ("trainannot", NAMES[18], _cut, r"mask \S*{name}.png: expected a complete image"),
     ("trainannot", NAMES[27], _other_size, r"one size, got 32 x 24 in \S*{name}.png and 30 x 24"),
     ("trainannot", NAMES[36], _unknown_id, r"mask \S*{name}.png: expected class ids 0 to 11, 255, got 77"),
     ("trainannot", NAMES[45], _colours, r"mask \S*{name}.png: expected one channel of class ids .* got RGB"),
@@ -80,7 +80,7 @@ PLANTED: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("trainannot", NAMES[60], Path.unlink, r"got image without mask: {name}"),
     ("train", NAMES[63], Path.unlink, r"got mask without image: {name}"),
     ("train", NAMES[66], _twin, r"expected one file per name, got \S*{name}.jpg and \S*{name}.png"),
-    ("train", NAMES[69], _broken_link, r"image \S*{name}.png: expected a complete PNG .*No such file"),
+    ("train", NAMES[69], _broken_link, r"image \S*{name}.png: expected a complete image .*No such file"),
     ("train", NAMES[72], _again, r"the same file in train \(\S*{name}.png\) and train \(\S*0006R0_again.png\)"),
 ]
 
@@ -96,9 +96,9 @@ def tree(tmp_path: Path, write_image: Callable[..., None], write_mask: Callable[
 def faults(root: Path) -> list[str]:
     data, found = listing_faults(lambda: CamVid(root, "train"))
     assert data is not None
-    rows = list(file_faults(data))
+    rows = list(check_samples(data))
     assert len(rows) == len(data)
-    return [*found, *repeated_images({"train": data}), *(message for row in rows for message in row)]
+    return [*found, *repeated_images({"train": data}), *(message for row in rows for message in row.faults)]
 
 
 def test_a_sound_tree_has_none(tree: Path) -> None:
@@ -119,7 +119,7 @@ def test_every_planted_fault_is_found_and_no_other(tree: Path) -> None:
 def test_a_bad_image_and_its_bad_mask_are_two(tree: Path) -> None:
     for folder in ("train", "trainannot"):
         _cut(tree / folder / f"{NAMES[0]}.png")
-    image, mask = sample_faults(CamVid(tree, "train"), 0)
+    image, mask = check_sample(CamVid(tree, "train"), 0).faults
     assert image.startswith("image ")
     assert mask.startswith("mask ")
 
@@ -127,7 +127,7 @@ def test_a_bad_image_and_its_bad_mask_are_two(tree: Path) -> None:
 def test_unlabelled_images_are_checked_alone(tree: Path) -> None:
     data = CamVid(tree, "train", labels=False)
     _text(tree / "trainannot" / f"{NAMES[0]}.png")
-    assert sample_faults(data, 0) == []
+    assert check_sample(data, 0).faults == []
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

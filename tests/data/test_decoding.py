@@ -192,7 +192,6 @@ def test_most_jpegs_are_decoded_once() -> None:
     slow = {name for name, data in forms().items() if decode_jpeg(data) is None}
     assert slow == {
         *(f"CMYK {progressive}" for progressive in (False, True)),
-        *(f"turned {i}" for i in range(2, 9)),
         "stray bytes before the end",
         "unknown revision",
     }
@@ -211,7 +210,7 @@ def test_jpegs_that_miss_a_part_are_named(tmp_path: Path) -> None:
             try:
                 read_image(path)
             except ProtosegError as error:
-                assert f"image {path}: expected a complete PNG or JPEG" in str(error)  # noqa: PT017
+                assert f"image {path}: expected a complete image" in str(error)  # noqa: PT017
             else:
                 pytest.fail(f"{name}: {len(cut)} of {len(data)} bytes are read")
 
@@ -234,6 +233,6 @@ def test_a_png_chunk_that_promises_gigabytes(tmp_path: Path) -> None:
     data[at : at + 4] = struct.pack(">I", 0x7FFF_FFF0)
     (tmp_path / "a.png").write_bytes(data)
     started = time.perf_counter()
-    with pytest.raises(ProtosegError, match=r"a\.png: expected a complete PNG or JPEG file, got .*cut short"):
+    with pytest.raises(ProtosegError, match=r"a\.png: expected a complete image file, got .*cut short"):
         read_image(tmp_path / "a.png")
     assert time.perf_counter() - started < 0.5

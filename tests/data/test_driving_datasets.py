@@ -24,7 +24,8 @@ from protoseg.data import (
     Synthia,
 )
 from protoseg.data.label_spaces import CITYSCAPES_IDS, SYNTHIA_IDS
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
 
 def test_gta5_reads_palette_masks_and_leaves_out_the_invalid(gta5: Path) -> None:
@@ -33,7 +34,7 @@ def test_gta5_reads_palette_masks_and_leaves_out_the_invalid(gta5: Path) -> None
     _, label = data.read(1)
     ids = np.asarray(Image.open(str(data.samples[1][1])))
     assert ids.max() == 34
-    assert np.array_equal(label, np.where(ids == 34, IGNORE_INDEX, CITYSCAPES_IDS[np.minimum(ids, 33)]))
+    assert np.array_equal(label, np.where(ids == 34, FILE_IGNORED, CITYSCAPES_IDS[np.minimum(ids, 33)]))
 
 
 def test_synthia_reads_the_first_of_16_bit_channels(synthia: Path) -> None:
@@ -63,7 +64,7 @@ def test_acdc(acdc: Path, conditions: list[str] | None, found: list[str]) -> Non
             mask = cv2.imread(str(data.samples[index][1]), cv2.IMREAD_UNCHANGED)
             assert str(data.samples[index][1]).endswith("_gt_labelTrainIds.png")
             assert np.array_equal(data.read(index)[1], mask)
-    assert (ACDC(acdc, "test").read(0)[1] == IGNORE_INDEX).all()
+    assert (ACDC(acdc, "test").read(0)[1] == FILE_IGNORED).all()
 
 
 @pytest.mark.parametrize("conditions", [["mist"], []])
@@ -97,7 +98,7 @@ def loads_without_masks(kind: partial[SegmentationDataset] | type[SegmentationDa
     module = SegmentationDataModule(kind, batch_size=1, crop_size=[8, 8], root=str(root), labels=False)
     data = module.train_dataset()
     assert len(data) > 0
-    assert all((label == IGNORE_INDEX).all() for _, label, _ in data)
+    assert all((label == -1).all() for _, label, _ in data)
     for folder in masks.split():
         shutil.rmtree(root / folder, ignore_errors=True)
     again = SegmentationDataModule(kind, batch_size=1, crop_size=[8, 8], root=str(root), labels=False)
@@ -150,7 +151,7 @@ def test_a_data_set_without_the_argument_has_its_masks_left_unopened(camvid: Pat
     loads = SegmentationDataModule(Mine, batch_size=1, crop_size=[8, 8], root=str(camvid), labels=False)
     for mask in (camvid / "trainannot").glob("*.png"):
         mask.write_bytes(b"unreadable")
-    assert all((label == IGNORE_INDEX).all() for _, label, _ in loads.train_dataset())
+    assert all((label == -1).all() for _, label, _ in loads.train_dataset())
 
 
 def test_folder_without_images(camvid: Path) -> None:

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from protoseg.data import CITYSCAPES, Cityscapes
 from protoseg.data.export import FORMATS, export_predictions
-from protoseg.metrics import SegmentationMetrics
+from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.types import ProtosegError
 
 
@@ -81,7 +81,7 @@ def test_the_numbers_of_cityscapes_own_evaluation(predicted: Path, monkeypatch: 
 
 def test_the_numbers_of_torchmetrics_jaccard_index(predicted: Path) -> None:
     found, predictions, labels = our_scores(predicted)
-    jaccard = MulticlassJaccardIndex(19, average="none", ignore_index=255, validate_args=False)
+    jaccard = MulticlassJaccardIndex(19, average="none", ignore_index=-1, validate_args=False)
     theirs = jaccard(predictions, labels).double()
     defined = ~found["IoU"].isnan()
     assert int(defined.sum()) == 18

@@ -29,18 +29,19 @@ from protoseg.data.label_spaces import (
     mapping_table,
     named_mapping,
 )
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import LabelSpace, ProtosegError
 
 
 def test_camvid_table() -> None:
-    assert CAMVID_IDS[:12].tolist() == [*range(11), IGNORE_INDEX]
+    assert CAMVID_IDS[:12].tolist() == [*range(11), FILE_IGNORED]
     assert (CAMVID_IDS[12:255] == UNKNOWN_ID).all()
-    assert CAMVID_IDS[255] == IGNORE_INDEX
+    assert CAMVID_IDS[255] == FILE_IGNORED
 
 
 @pytest.mark.parametrize("label", labels, ids=lambda label: label.name)
 def test_cityscapes_is_what_cityscapesscripts_says(label: Any) -> None:
-    train_id = IGNORE_INDEX if label.ignoreInEval else label.trainId
+    train_id = FILE_IGNORED if label.ignoreInEval else label.trainId
     if label.id >= 0:
         assert CITYSCAPES_IDS[label.id] == train_id
     assert GTA5_IDS[34 if label.name == "license plate" else label.id] == train_id
@@ -70,17 +71,17 @@ def test_names_and_colours_are_distinct(space: LabelSpace, count: int) -> None:
 def test_id_table() -> None:
     table = id_table({3: 0, 9: 1})
     assert table.dtype == np.uint8
-    assert table[[3, 9, 4, 255]].tolist() == [0, 1, UNKNOWN_ID, IGNORE_INDEX]
+    assert table[[3, 9, 4, 255]].tolist() == [0, 1, UNKNOWN_ID, FILE_IGNORED]
 
 
 def test_gta5_adds_the_licence_plate() -> None:
-    assert GTA5_IDS[34] == IGNORE_INDEX
+    assert GTA5_IDS[34] == FILE_IGNORED
     assert (np.flatnonzero(GTA5_IDS != CITYSCAPES_IDS) == [34]).all()
 
 
 def test_train_ids_are_themselves() -> None:
     assert CITYSCAPES_TRAIN_IDS[:19].tolist() == list(range(19))
-    assert CITYSCAPES_TRAIN_IDS[255] == IGNORE_INDEX
+    assert CITYSCAPES_TRAIN_IDS[255] == FILE_IGNORED
     assert (CITYSCAPES_TRAIN_IDS[19:255] == UNKNOWN_ID).all()
 
 
@@ -88,19 +89,19 @@ def test_synthia_table() -> None:
     # Train ids as in the public converters.
     expected = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15}
     expected[21] = 3
-    assert {i: int(t) for i, t in enumerate(SYNTHIA_IDS[:23]) if t != IGNORE_INDEX} == expected
+    assert {i: int(t) for i, t in enumerate(SYNTHIA_IDS[:23]) if t != FILE_IGNORED} == expected
     assert (SYNTHIA_IDS[23:255] == UNKNOWN_ID).all()
 
 
 def test_synthia_subsets() -> None:
     assert len(SYNTHIA_16) == 16
-    assert {CITYSCAPES.classes[t] for t in SYNTHIA_IDS[:23] if t != IGNORE_INDEX} == set(SYNTHIA_16)
+    assert {CITYSCAPES.classes[t] for t in SYNTHIA_IDS[:23] if t != FILE_IGNORED} == set(SYNTHIA_16)
     assert len(SYNTHIA_13) == 13
     assert set(SYNTHIA_16) - set(SYNTHIA_13) == {"wall", "fence", "pole"}
 
 
 def test_ade20k_table() -> None:
-    assert ADE20K_IDS[0] == IGNORE_INDEX
+    assert ADE20K_IDS[0] == FILE_IGNORED
     assert ADE20K_IDS[1:151].tolist() == list(range(150))
     assert (ADE20K_IDS[151:255] == UNKNOWN_ID).all()
     for number, name in ((1, "wall"), (13, "person"), (44, "signboard"), (90, "television"), (150, "flag")):
@@ -127,7 +128,7 @@ def test_coco_stuff_table() -> None:
 def test_file_ids_is_the_way_back() -> None:
     for table, count in ((CAMVID_IDS, 11), (CITYSCAPES_IDS, 19), (GTA5_IDS, 19), (ADE20K_IDS, 150)):
         assert table[file_ids(table, count)].tolist() == list(range(count))
-    assert file_ids(id_table({3: 0, 9: 0, 5: 2}), 3).tolist() == [3, IGNORE_INDEX, 5]
+    assert file_ids(id_table({3: 0, 9: 0, 5: 2}), 3).tolist() == [3, FILE_IGNORED, 5]
 
 
 def test_mappings_between_camvid_and_cityscapes() -> None:
@@ -153,8 +154,8 @@ B = LabelSpace("b", ("sky", "street"), ((0, 0, 0),) * 2)
 
 def test_mapping_table() -> None:
     table = mapping_table(A, B, {"road": "street", "lorry": None, "sky": "sky"})
-    assert table[[0, 1, 2]].tolist() == [1, IGNORE_INDEX, 0]
-    assert table[[UNKNOWN_ID, IGNORE_INDEX]].tolist() == [UNKNOWN_ID, IGNORE_INDEX]
+    assert table[[0, 1, 2]].tolist() == [1, FILE_IGNORED, 0]
+    assert table[[UNKNOWN_ID, FILE_IGNORED]].tolist() == [UNKNOWN_ID, FILE_IGNORED]
     assert mapping_table(A, A, None).tolist() == list(range(256))
 
 

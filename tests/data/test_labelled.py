@@ -43,7 +43,7 @@ def test_no_labelled_pixel(camvid: Path, kept: bool) -> None:
     fill(CamVid(camvid, "train"), VOID)
     if kept:
         class_statistics(CamVid(camvid, "train"))
-    with pytest.raises(ProtosegError, match=r"split 'train': expected labelled pixels to train on, got \d+ masks in"):
+    with pytest.raises(ProtosegError, match=r"split 'train': expected labelled pixels, got \d+ masks in"):
         module(camvid).setup("fit")
     module(camvid, labels=False).setup("fit")
 
@@ -66,6 +66,21 @@ def test_one_class_alone(camvid: Path) -> None:
         module(camvid).setup("fit")
 
 
+@pytest.mark.parametrize("sample", [1, 64])
+def test_a_class_without_a_pixel(camvid: Path, monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
+    """Known of all masks, also where few are looked at first: a class of the last mask alone is not missing."""
+    monkeypatch.setattr(labelled, "_SAMPLE", sample)
+    data = CamVid(camvid, "train")
+    fill(data, 3, but=1)
+    with pytest.warns(UserWarning, match="hold no pixel") as found:
+        labelled.check_training_labels(data)
+    (message,) = (str(warning.message) for warning in found)
+    assert message.startswith(
+        "the 7 training masks hold no pixel of 'Sky', 'Building', 'Pole', 'Tree', 'SignSymbol' and"
+    )
+    assert "'Sidewalk'" not in message
+
+
 def test_kept_counts_are_used(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_statistics(CamVid(camvid, "train"))
     monkeypatch.setattr(labelled, "count_pixels", None)
@@ -77,6 +92,7 @@ def test_a_few_masks_are_read_and_the_others_only_where_these_are_void(
     camvid: Path, monkeypatch: pytest.MonkeyPatch, labelled_pixels: int
 ) -> None:
     monkeypatch.setattr(labelled, "_SAMPLE", 1)  # the first
+    monkeypatch.setattr(labelled, "_COUNTED", 0)
     data = CamVid(camvid, "train")
     fill(data, VOID, but=labelled_pixels)
     with warnings.catch_warnings():
@@ -125,5 +141,5 @@ def test_adaptation_needs_labels_of_the_source_alone(camvid: Path, part: str) ->
     if part == "target":
         pair.setup("fit")
     else:
-        with pytest.raises(ProtosegError, match="expected labelled pixels to train on"):
+        with pytest.raises(ProtosegError, match="expected labelled pixels"):
             pair.setup("fit")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from protoseg.data import ADE20K, ADE20K_150, COCO_STUFF, COCOStuff
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.types import ProtosegError
 
 
 def test_ade20k_reduces_the_zero_label(ade20k: Path) -> None:
@@ -21,9 +22,9 @@ def test_ade20k_reduces_the_zero_label(ade20k: Path) -> None:
     data = ADE20K(ade20k, "train")
     mask = cv2.imread(str(data.samples[1][1]), cv2.IMREAD_UNCHANGED).astype(int)
     assert {0, 1, 150} <= set(np.unique(mask))
-    assert np.array_equal(data.read(1)[1], np.where(mask == 0, IGNORE_INDEX, mask - 1))
+    assert np.array_equal(data.read(1)[1], np.where(mask == 0, FILE_IGNORED, mask - 1))
     assert ADE20K_150.classes[0] == "wall"
-    assert (ADE20K(ade20k, "test").read(0)[1] == IGNORE_INDEX).all()
+    assert (ADE20K(ade20k, "test").read(0)[1] == FILE_IGNORED).all()
 
 
 def test_ade20k_has_no_151st_class(ade20k: Path) -> None:
@@ -43,10 +44,10 @@ def test_coco_stuff_skips_the_unused_numbers(coco_stuff: Path) -> None:
             mask = cv2.imread(str(data.samples[index][1]), cv2.IMREAD_UNCHANGED)
             for value, name in ((0, "person"), (12, "stop sign"), (91, "banner"), (181, "wood")):
                 assert set(label[mask == value]) <= {COCO_STUFF.classes.index(name)}
-            assert (label[mask == 255] == IGNORE_INDEX).all()
+            assert (label[mask == 255] == FILE_IGNORED).all()
             seen |= set(label.ravel().tolist())
         assert len(seen) > 165
-        assert max(seen - {IGNORE_INDEX}) == 170
+        assert max(seen - {FILE_IGNORED}) == 170
 
 
 @pytest.mark.parametrize("unused", [11, 90])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_the_file_is_made_once_and_read(camvid: Path, monkeypatch: pytest.Monkey
     assert first.path.parent == camvid
     assert first.path.name.startswith("protoseg_statistics_train_camvid_")
     assert first.names[0] == "train/0001TP_000001.jpg"
-    monkeypatch.setattr(module, "count_pixels", lambda dataset: pytest.fail("counted again"))
+    monkeypatch.setattr(module, "count_pixels", lambda *_: pytest.fail("counted again"))
     again = class_statistics(CamVid(camvid, "train"))
     assert again.path == first.path
     assert (again.names, again.classes) == (first.names, first.classes)
@@ -106,7 +107,7 @@ def test_a_file_that_does_not_fit_is_made_anew(camvid: Path, damage: str) -> Non
     elif damage == "count":
         del content["pixels"][0]
     elif damage == "shape":
-        content["pixels"][0][1].append(3)
+        content["pixels"][0][-1].append(3)
     first.path.write_text(text[:200] if damage == "cut" else json.dumps(content))
     again = class_statistics(CamVid(camvid, "train"))
     assert np.array_equal(again.counts, first.counts)
@@ -118,6 +119,24 @@ def test_another_image_is_counted(camvid: Path) -> None:
     for path in (camvid / "train" / "0001TP_000001.jpg", camvid / "trainannot" / "0001TP_000001.png"):
         path.unlink()
     assert len(class_statistics(CamVid(camvid, "train")).names) == len(first.names) - 1
+
+
+def test_a_changed_mask_is_counted_anew_and_no_other(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CamVid(camvid, "train")
+    before = class_statistics(data).counts
+    mask = data.samples[2][1]
+    assert mask is not None
+    stamp = mask.stat()
+    os.utime(mask, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1000))
+    read: list[int] = []
+    monkeypatch.setattr(CamVid, "read_label", _noting(CamVid.read_label, read))
+    assert np.array_equal(class_statistics(CamVid(camvid, "train")).counts, before)
+    assert read == [2]
+    cv2.imwrite(str(mask), np.full((24, 32), 5, np.uint8))
+    after = class_statistics(CamVid(camvid, "train")).counts
+    assert read == [2, 2]
+    assert after[2].tolist() == [24 * 32 if c == 5 else 0 for c in range(11)]
+    assert np.array_equal(np.delete(after, 2, 0), np.delete(before, 2, 0))
 
 
 def test_read_only_data_use_the_cache(camvid: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +155,7 @@ def test_read_only_data_use_the_cache(camvid: Path, cache: Path, monkeypatch: py
     # The same names in another folder are other images.
     shutil.copytree(camvid, camvid / "copy", ignore=shutil.ignore_patterns("copy"))
     assert class_statistics(CamVid(camvid / "copy", "train")).path != first.path
-    monkeypatch.setattr(module, "count_pixels", lambda dataset: pytest.fail("counted again"))
+    monkeypatch.setattr(module, "count_pixels", lambda *_: pytest.fail("counted again"))
     assert np.array_equal(class_statistics(data).counts, first.counts)
 
 
@@ -172,7 +191,7 @@ def test_frequencies_come_from_the_file(camvid: Path) -> None:
     found = data.class_frequencies()
     (path,) = camvid.glob("protoseg_statistics_*.json")
     content = json.loads(path.read_text())
-    content["pixels"] = [[name, [1] + [0] * 10] for name, _ in content["pixels"]]
+    content["pixels"] = [[*key, [1] + [0] * 10] for *key, _ in content["pixels"]]
     path.write_text(json.dumps(content))
     assert found[0] < 0.5
     assert data.class_frequencies()[0] == 1

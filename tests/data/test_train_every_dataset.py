@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from protoseg.cli import CONFIG_DIR
-from protoseg.cli.errors import run_with_clear_errors
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import run_training
+from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.train import run_training
 from tests.conftest import TINY
 from tests.data.helpers import DATASETS
 
@@ -59,7 +58,7 @@ def test_wrong_file_of_classes_is_one_message(
     (folder / "classes.yaml").write_text("classes: {ground: red}")
     cfg = configure("train", *SMALL, "data=folder", f"data.root={folder}")
     with pytest.raises(SystemExit):
-        run_with_clear_errors(lambda: run_training(cfg), CONFIG_DIR, "train")
+        run_with_clear_errors(lambda: run_training(cfg), "train")
     message = capsys.readouterr().err
     assert message.startswith(f"error: {folder}/classes.yaml: expected ground: [red, green, blue]")
     assert message.count("\n") == 1

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from protoseg.data.label_spaces.tables import FILE_IGNORED
 from protoseg.data.transforms import PAD_IMAGE, A, TrainTransform, largest_class_share, scaled_part
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import ProtosegError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 LABEL = np.random.default_rng(1).integers(0, 11, (60, 80), dtype=np.uint8)
@@ -50,7 +51,7 @@ def test_image_and_label_stay_together() -> None:
     transform = TrainTransform((40, 40), photometric=False)
     for seed in range(30):
         out, ids = transform(image, label, seed)
-        inside = ids != IGNORE_INDEX
+        inside = ids != FILE_IGNORED
         # Interpolation mixes neighbouring blocks at their borders only.
         assert (np.abs(out[..., 0][inside].astype(int) - ids[inside] * 5) <= 2).mean() > 0.6
         assert (out[~inside] == PAD_IMAGE).all()
@@ -60,7 +61,7 @@ def test_crop_larger_than_the_image_is_padded_with_ignore() -> None:
     image, label = TrainTransform((100, 120), scale=(1, 1), photometric=False)(IMAGE, LABEL, 3)
     assert image.shape == (100, 120, 3)
     assert label.shape == (100, 120)
-    inside = label != IGNORE_INDEX
+    inside = label != FILE_IGNORED
     assert inside.sum() == LABEL.size
     assert np.array_equal(np.sort(label[inside]), np.sort(LABEL.ravel()))
     assert (image[~inside] == PAD_IMAGE).all()
@@ -69,9 +70,9 @@ def test_crop_larger_than_the_image_is_padded_with_ignore() -> None:
 def test_scale_range() -> None:
     image, label = encoded()
     small = TrainTransform((60, 80), scale=(0.5, 0.5), photometric=False)(image, label, 0)[1]
-    assert (small != IGNORE_INDEX).sum() == 30 * 40
+    assert (small != FILE_IGNORED).sum() == 30 * 40
     sizes = {
-        int((TrainTransform((60, 80), scale=(0.5, 1), photometric=False)(image, label, s)[1] != IGNORE_INDEX).sum())
+        int((TrainTransform((60, 80), scale=(0.5, 1), photometric=False)(image, label, s)[1] != FILE_IGNORED).sum())
         for s in range(20)
     }
     assert len(sizes) > 10
@@ -93,7 +94,7 @@ def test_scaling_the_crop_alone_is_scaling_then_cropping(
     """The steps of albumentations one after the other, with the same draws."""
     image, label = smooth(97, 131), np.random.default_rng(0).integers(0, 11, (97, 131), dtype=np.uint8)
     label[:, 60:] = 3
-    crop = A.RandomCrop(*crop_size, pad_if_needed=True, pad_position="random", fill=PAD_IMAGE, fill_mask=IGNORE_INDEX)
+    crop = A.RandomCrop(*crop_size, pad_if_needed=True, pad_position="random", fill=PAD_IMAGE, fill_mask=FILE_IGNORED)
     plain = A.Compose([A.RandomScale((-0.5, 1.0), cv2.INTER_LINEAR, p=1), crop, A.HorizontalFlip(p=0.5)])
     ours = TrainTransform(crop_size, photometric=False, max_class_share=max_class_share)
     compared = 0
@@ -142,10 +143,10 @@ def test_photometric_changes_colours_only() -> None:
 
 def test_largest_class_share_against_a_loop() -> None:
     label = LABEL.copy()
-    label[:20] = IGNORE_INDEX
+    label[:20] = FILE_IGNORED
     counts = [int((label == c).sum()) for c in range(11)]
     assert largest_class_share(label) == pytest.approx(max(counts) / sum(counts))
-    assert largest_class_share(np.full((4, 4), IGNORE_INDEX, np.uint8)) == 1
+    assert largest_class_share(np.full((4, 4), FILE_IGNORED, np.uint8)) == 1
 
 
 def test_balanced_crop_draws_again() -> None:

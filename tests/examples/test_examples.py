@@ -14,8 +14,8 @@ from PIL import Image
 
 import protoseg
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import run_training
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 

@@ -19,9 +19,9 @@ from cutmix import CutMix
 from freematch import FreeMatchModule
 from lovasz import LovaszSoftmax, lovasz_softmax
 
-from protoseg.cli.build import build_module
 from protoseg.data import CAMVID
 from protoseg.losses import Seen, Step
+from protoseg.run.build import build_module
 from protoseg.types import ProtosegError, SegOutput
 from tests.conftest import TINY
 
@@ -50,11 +50,11 @@ def lovasz_of(logits: Tensor, label: Tensor) -> Tensor:
 def test_lovasz_ignores_pixels_and_images_without_labels() -> None:
     logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     label = torch.zeros(2, 4, 4, dtype=torch.int64)
-    label[1], label[0, 2:] = 255, 255
+    label[1], label[0, 2:] = -1, -1
     torch.testing.assert_close(
         lovasz_of(logits, label), lovasz_softmax(logits[0, :, :2].flatten(1).softmax(0).T, label[0, :2].flatten())
     )
-    nothing = lovasz_of(logits, torch.full_like(label, 255))
+    nothing = lovasz_of(logits, torch.full_like(label, -1))
     nothing.backward()
     assert nothing == 0
     assert logits.grad is not None
@@ -100,7 +100,7 @@ def test_freematch_ignores_what_is_below_the_threshold_of_its_class(freematch: F
     said = freematch.ask_teacher(image)
     ignored = (plain.label == often) & (plain.confidence < level)
     assert ignored.any()
-    torch.testing.assert_close(said.label, plain.label.masked_fill(ignored, 255))
+    torch.testing.assert_close(said.label, plain.label.masked_fill(ignored, -1))
     torch.testing.assert_close(said.quality, (~ignored).float().mean())
 
 

@@ -8,7 +8,7 @@ from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
 
 
 def labels() -> torch.Tensor:
-    label = torch.full((3, 6, 8), 255)
+    label = torch.full((3, 6, 8), -1)
     label[0, :, :2], label[0, :, 2:4], label[0, :, 4:6] = 0, 2, 4  # three classes and ignored pixels
     label[1] = 3  # one class
     return label  # the third image has none

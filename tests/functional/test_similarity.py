@@ -30,14 +30,14 @@ def unit(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def case(c: int, k: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     label = torch.randint(0, c, (N,))
-    label[::13] = 255
+    label[::13] = -1
     return unit(N, 6, dtype=dtype), unit(c, k, 6, dtype=dtype), label
 
 
 def whole_loss(cosines: Similarities, label: Tensor) -> Tensor:
     """Every reading at once, as in training."""
     target = cluster(cosines, label).target
-    ce = F.cross_entropy(cosines.scores / 0.1, label, ignore_index=255)
+    ce = F.cross_entropy(cosines.scores / 0.1, label, ignore_index=-1)
     return ce + 0.3 * pixel_prototype_contrast(cosines, target, 0.07) + 0.2 * pixel_prototype_distance(cosines, target)
 
 
@@ -195,7 +195,7 @@ def test_class_255_of_a_wide_label_space() -> None:
     torch.manual_seed(0)
     embeddings, prototypes = unit(40, 6).requires_grad_(), unit(300, 2, 6)
     label = torch.full((40,), 255)
-    label[:5] = 65535
+    label[:5] = -1
     cosines = FusedSimilarities(embeddings, prototypes)
     target = cluster(cosines, label).target
     assert (target[:5] == -1).all()

@@ -32,7 +32,7 @@ def test_ignored_pixels_have_no_mass_and_no_influence() -> None:
     torch.manual_seed(0)
     similarity, label = torch.rand(50, 4, dtype=torch.float64), torch.randint(0, 3, (50,))
     valid = torch.rand(50) > 0.3
-    plan = sinkhorn(similarity, label.where(valid, 255), 3, valid)
+    plan = sinkhorn(similarity, label.where(valid, -1), 3, valid)
     assert (plan[~valid] == 0).all()
     torch.testing.assert_close(plan[valid], sinkhorn(similarity[valid], label[valid], 3), atol=1e-12, rtol=0)
 
@@ -57,5 +57,5 @@ def test_half_precision_is_finite_at_cosine_one(dtype: torch.dtype) -> None:
 
 
 def test_no_valid_pixel_gives_zeros() -> None:
-    plan = sinkhorn(torch.rand(5, 2), torch.full((5,), 255), 3, torch.zeros(5, dtype=torch.bool))
+    plan = sinkhorn(torch.rand(5, 2), torch.full((5,), -1), 3, torch.zeros(5, dtype=torch.bool))
     assert (plan == 0).all()

@@ -18,13 +18,13 @@ def test_weighted_cross_entropy_against_a_loop() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     label, weight = torch.randint(0, 3, (2, 4, 5)), torch.rand(2, 4, 5, dtype=torch.float64)
-    label[0, 0] = 255
+    label[0, 0] = -1
     value = weighted_cross_entropy(logits, label, weight)
     total, count = 0.0, 0
     for b in range(2):
         for y in range(4):
             for x in range(5):
-                if label[b, y, x] != 255:
+                if label[b, y, x] != -1:
                     ce = F.cross_entropy(logits[b, :, y, x][None], label[b, y, x][None])
                     total, count = total + ce * weight[b, y, x], count + 1
     torch.testing.assert_close(value, total / count)
@@ -35,7 +35,7 @@ def mixed_input(weight: Tensor) -> Step:
     torch.manual_seed(0)
     output = SegOutput(torch.randn(1, 3, 4, 4), torch.randn(1, 2, 4, 4))
     label = torch.randint(0, 3, (1, 16, 16))
-    label[0, 0] = 255
+    label[0, 0] = -1
     mixed = Mixed(output, label, stride=4, pasted=label < 0, weight=weight)
     return Step(nn.Identity(), Seen(output, label, stride=4), mixed)
 
@@ -50,7 +50,7 @@ def test_mixed_cross_entropy_scales_with_the_weight_of_pixel_and_class() -> None
     balanced = MixedCrossEntropy(class_weights=[0.5, 1.0, 2.0])
     balanced.prepare(nn.Identity(), SPACE)
     label = mixed_input(torch.ones(())).mixed.label
-    factor = torch.tensor([0.5, 1.0, 2.0])[label.where(label != 255, 0)]
+    factor = torch.tensor([0.5, 1.0, 2.0])[label.where(label != -1, 0)]
     torch.testing.assert_close(balanced(mixed_input(torch.ones(1, 16, 16))), term(mixed_input(factor)))
 
 
@@ -82,7 +82,7 @@ def feature_distance(label: Tensor, **kwargs: object) -> tuple[FeatureDistance, 
 def test_feature_distance_by_hand() -> None:
     label = torch.zeros(1, 8, 8, dtype=torch.int64)
     label[0, :4, 4:] = 1  # a car fills the upper right cell
-    label[0, 4:, :2], label[0, 4:, 2:4] = 2, 255  # half a cell of person is too little
+    label[0, 4:, :2], label[0, 4:, 2:4] = 2, -1  # half a cell of person is too little
     term, model, batch = feature_distance(label)
     value = term(batch)
     # The weights moved by 1: each output by the sum of the colour.

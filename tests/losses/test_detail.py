@@ -21,7 +21,7 @@ BOX = (8, 16, 16, 24)  # of an image of 32 x 48 at stride 4
 def batch() -> Seen:
     torch.manual_seed(0)
     label = torch.randint(0, 3, (2, 32, 48))
-    label[0, 8:12] = 255
+    label[0, 8:12] = -1
     detail = Detail(torch.randn(2, 3, 4, 6, dtype=torch.double, requires_grad=True), BOX)
     logits = torch.randn(2, 3, 8, 12, dtype=torch.double)
     return Seen(SegOutput(logits=logits, embeddings=logits, detail=detail), label, stride=4)
@@ -35,7 +35,7 @@ def pixel_losses(source: Seen) -> torch.Tensor:
         for y in range(16):
             for x in range(24):
                 label = int(source.label[i, 8 + y, 16 + x])
-                losses[i, y, x] = 0 if label == 255 else -full[i, label, y, x]
+                losses[i, y, x] = 0 if label == -1 else -full[i, label, y, x]
     return losses
 
 
@@ -50,7 +50,7 @@ def labelled(seen: Seen) -> Step:
 
 def test_labelled_images_against_a_loop() -> None:
     source = batch()
-    count = (source.label[:, 8:24, 16:40] != 255).sum()
+    count = (source.label[:, 8:24, 16:40] != -1).sum()
     torch.testing.assert_close(DetailCrossEntropy()(labelled(source)), pixel_losses(source).sum() / count)
 
 
@@ -59,14 +59,14 @@ def test_weights_sum_to_the_papers_total() -> None:
     fused, detail = CrossEntropy(weight=0.9), DetailCrossEntropy(weight=0.1)
     total = fused.weight * fused(labelled(source)) + detail.weight * detail(labelled(source))
     full = F.interpolate(source.output.logits, (32, 48), mode="bilinear")
-    expected = 0.9 * F.cross_entropy(full, source.label, ignore_index=255) + 0.1 * detail(labelled(source))
+    expected = 0.9 * F.cross_entropy(full, source.label, ignore_index=-1) + 0.1 * detail(labelled(source))
     torch.testing.assert_close(total, expected)
 
 
 def test_mixed_images_against_a_loop() -> None:
     mixed = batch()
     weight = torch.rand(2, 32, 48, dtype=torch.double)
-    count = (mixed.label[:, 8:24, 16:40] != 255).sum()
+    count = (mixed.label[:, 8:24, 16:40] != -1).sum()
     expected = (pixel_losses(mixed) * weight[:, 8:24, 16:40]).sum() / count
     value = MixedDetailCrossEntropy()(adaptation(mixed, weight))
     torch.testing.assert_close(value, expected)
@@ -76,7 +76,7 @@ def test_mixed_images_against_a_loop() -> None:
 
 def test_unlabelled_crop_is_zero_not_nan() -> None:
     source = batch()
-    source = replace(source, label=torch.full_like(source.label, 255))
+    source = replace(source, label=torch.full_like(source.label, -1))
     assert float(DetailCrossEntropy()(labelled(source)).detach()) == 0
     assert float(MixedDetailCrossEntropy()(adaptation(source, torch.ones(2, 32, 48))).detach()) == 0
 

@@ -37,7 +37,7 @@ def step(output: SegOutput, label: torch.Tensor) -> Step:
 def logits_and_label() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     logits, label = torch.randn(2, 4, 6, 5, dtype=torch.float64), torch.randint(0, 4, (2, 6, 5))
-    label[0, :2] = 255
+    label[0, :2] = -1
     return logits, label
 
 
@@ -45,13 +45,13 @@ def logits_and_label() -> tuple[torch.Tensor, torch.Tensor]:
 def test_cross_entropy_against_torch(weights: list[float] | None) -> None:
     logits, label = logits_and_label()
     tensor = None if weights is None else torch.tensor(weights).double()
-    expected = F.cross_entropy(logits, label, tensor, ignore_index=255)
+    expected = F.cross_entropy(logits, label, tensor, ignore_index=-1)
     torch.testing.assert_close(cross_entropy(logits, label, tensor), expected)
 
 
 def test_all_pixels_ignored_is_zero_not_nan() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    value = cross_entropy(logits, torch.full((1, 4, 4), 255))
+    value = cross_entropy(logits, torch.full((1, 4, 4), -1))
     value.backward()
     assert float(value) == 0
     assert (logits.grad == 0).all()
@@ -73,8 +73,8 @@ def test_hard_pixels() -> None:
 
 def test_ohem_is_the_mean_over_hard_pixels() -> None:
     logits, label = logits_and_label()
-    each = F.cross_entropy(logits, label, reduction="none", ignore_index=255)
-    hard = each[(label != 255) & (each > -torch.log(torch.tensor(0.3)))]
+    each = F.cross_entropy(logits, label, reduction="none", ignore_index=-1)
+    hard = each[(label != -1) & (each > -torch.log(torch.tensor(0.3)))]
     value = cross_entropy(logits, label, ohem_threshold=0.3, ohem_min_kept=1)
     torch.testing.assert_close(value, hard.mean())
 
@@ -146,7 +146,7 @@ def test_class_255_of_a_wide_label_space() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 300, 2, 3)
     label = torch.full((1, 2, 3), 255)
-    label[0, 0] = 65535
+    label[0, 0] = -1
     expected = F.cross_entropy(logits[0, :, 1].T, label[0, 1])
     torch.testing.assert_close(cross_entropy(logits, label), expected)
     torch.testing.assert_close(weighted_cross_entropy(logits, label, torch.full((1, 2, 3), 0.5)), expected / 2)

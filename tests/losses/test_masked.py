@@ -42,7 +42,7 @@ def batch(student: Student, quality: float = 0.6) -> Step:
     torch.manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     label = torch.randint(0, 3, (2, 16, 24))
-    label[:, :3] = 255
+    label[:, :3] = -1
     unused: Any = None
     confidence, share = torch.rand(2, 16, 24), torch.tensor(quality, dtype=torch.double)
     return Step(student, unused, target=Target(image, label, confidence, share, unused))
@@ -66,7 +66,7 @@ def test_loss_by_hand() -> None:
     image = visible * adaptation.target.image.double() / 255 + (1 - visible) * student.mean
     torch.testing.assert_close(student.seen, image)
     logits = F.interpolate(3 * F.avg_pool2d(image - student.mean, 4), (16, 24), mode="bilinear")
-    expected = 0.6 * F.cross_entropy(logits, adaptation.target.label, ignore_index=255)
+    expected = 0.6 * F.cross_entropy(logits, adaptation.target.label, ignore_index=-1)
     torch.testing.assert_close(value, expected)
     value.backward()
     assert float(student.gain.grad) != 0  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_detail_crop_has_its_share() -> None:
     detail, fused = (MaskedImageConsistency(ratio=0, detail_weight=w)(adaptation) for w in (1.0, 0.0))
     torch.testing.assert_close(MaskedImageConsistency(ratio=0)(adaptation), 0.9 * fused + 0.1 * detail)
     logits = F.interpolate(student(adaptation.target.image.double() / 255).detail.logits, (16, 8), mode="bilinear")
-    expected = 0.6 * F.cross_entropy(logits, adaptation.target.label[:, :, 8:16], ignore_index=255)
+    expected = 0.6 * F.cross_entropy(logits, adaptation.target.label[:, :, 8:16], ignore_index=-1)
     torch.testing.assert_close(detail, expected)
 
 
@@ -96,7 +96,7 @@ def test_nothing_to_learn_is_zero_not_nan(case: str) -> None:
     student = Student()
     adaptation = batch(student, quality=0.0 if case == "no quality" else 0.6)
     if case == "no label":
-        label = torch.full_like(adaptation.target.label, 255)
+        label = torch.full_like(adaptation.target.label, -1)
         adaptation = replace(adaptation, target=replace(adaptation.target, label=label))
     value = MaskedImageConsistency()(adaptation)
     value.backward()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protoseg.benchmark.twins import learn_from
+from benchmarks.twins import learn_from
 from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Term
 from protoseg.models.decoders import FCNDecoder
 from protoseg.models.encoders import TimmEncoder

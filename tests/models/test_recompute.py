@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from protoseg.cli.training import run_training
 from protoseg.models.encoders import Encoder, MiTEncoder, TimmEncoder
 from protoseg.nn.norms import unmoved_statistics
+from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 from tests.models.test_encoders import SMALL_SWIN

@@ -129,7 +129,7 @@ def test_absent_classes_all_ignored_and_wrong_pixels_leave_prototypes_alone() ->
     memory = PrototypeMemory(3, 2, 4, init="random")
     before = memory.prototypes.clone()
     embeddings = F.normalize(torch.randn(10, 4), dim=1)
-    member = cluster(memory.similarity(embeddings), torch.full((10,), 255)).member
+    member = cluster(memory.similarity(embeddings), torch.full((10,), -1)).member
     memory.observe(embeddings, member, torch.ones(10, dtype=torch.bool))
     memory.observe(embeddings, torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.bool))
     memory.step()

@@ -24,7 +24,7 @@ def data(step: int) -> tuple[Tensor, Tensor]:
     label = torch.cat(
         [torch.randint(0, 4, (200,), generator=generator), torch.randint(2, 5, (100,), generator=generator)]
     )
-    label[::17] = 255
+    label[::17] = -1
     return embeddings, label
 
 

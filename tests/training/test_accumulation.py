@@ -28,7 +28,7 @@ def micro_batches(size: int, steps: int) -> list[Batch]:
         g = torch.Generator().manual_seed(step)
         image = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
         label = torch.randint(0, 3, (BATCH, SIDE // 4, SIDE // 4), generator=g)
-        label[step % BATCH, :2], label[:, 7:] = 3, 255
+        label[step % BATCH, :2], label[:, 7:] = 3, -1
         label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
         parts = zip(image.split(size), label.split(size), strict=True)
         batches += [Batch(a, b, torch.full((size, 2), SIDE), ["x"] * size) for a, b in parts]

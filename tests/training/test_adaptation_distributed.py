@@ -96,14 +96,14 @@ def contrast() -> PrototypeGuidedContrast:
 def images(step: int) -> AdaptationBatch:
     g = torch.Generator().manual_seed(step)
     label = torch.randint(0, C, (B, SIZE // 4, SIZE // 4), generator=g)
-    label[0, :3], label[1, label[1] == 3] = 255, 0
+    label[0, :3], label[1, label[1] == 3] = -1, 0
     label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
     def batch(label: Tensor) -> Batch:
         image = torch.randint(0, 256, (B, 3, SIZE, SIZE), generator=g, dtype=torch.uint8)
         return Batch(image, label, torch.full((B, 2), SIZE), ["x"] * B)
 
-    return AdaptationBatch(batch(label), batch(torch.full_like(label, 255)))
+    return AdaptationBatch(batch(label), batch(torch.full_like(label, -1)))
 
 
 def part_of(batch: AdaptationBatch, part: slice) -> AdaptationBatch:

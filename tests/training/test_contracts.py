@@ -11,11 +11,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from protoseg.cli.build import build_module
-from protoseg.cli.training import run_training
 from protoseg.data import CAMVID
 from protoseg.losses import Step, Target, Term
 from protoseg.nn import PrototypeMemory
+from protoseg.run.build import build_module
+from protoseg.run.train import run_training
 from protoseg.training.moves import ClassMix, Mixture
 from protoseg.types import Batch, ProtosegError
 from tests.conftest import TINY

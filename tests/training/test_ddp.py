@@ -106,7 +106,7 @@ def global_batches() -> list[Batch]:
         g = torch.Generator().manual_seed(step)
         image = torch.randint(0, 256, (GLOBAL_BATCH, 3, SIDE, SIDE), generator=g, dtype=torch.uint8)
         label = torch.randint(0, 3, (GLOBAL_BATCH, SIDE // 4, SIDE // 4), generator=g)
-        label[step % GLOBAL_BATCH, :2], label[(step + 1) % GLOBAL_BATCH, 3:] = 3, 255
+        label[step % GLOBAL_BATCH, :2], label[(step + 1) % GLOBAL_BATCH, 3:] = 3, -1
         label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
         batches.append(Batch(image, label, torch.full((GLOBAL_BATCH, 2), SIDE), ["x"] * GLOBAL_BATCH))
     return batches

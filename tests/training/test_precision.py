@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli import training
-from protoseg.cli.training import run_training
+from protoseg.run import train
+from protoseg.run.train import run_training
 from tests.conftest import TINY
 from tests.training.test_resume import assert_resumes
 
@@ -38,7 +38,7 @@ def use_fp16(monkeypatch: pytest.MonkeyPatch, init_scale: float = 128.0, growth_
     def plugins() -> list[Any]:
         return [MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale, growth_interval=growth_interval))]
 
-    monkeypatch.setattr(training, "own_environment", plugins)
+    monkeypatch.setattr(train, "own_environment", plugins)
 
 
 def trained(run: Path, cfg: DictConfig) -> tuple[list[dict[str, float]], dict[str, Tensor]]:

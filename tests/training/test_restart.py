@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from protoseg.callbacks import Throughput
 from protoseg.callbacks.restart import Stopped, StopRequest
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.training import checkpoint_to_resume, run_training
-from protoseg.curves import read_log
+from protoseg.evaluation.curves import read_log
 from protoseg.files import write_file
+from protoseg.run.train import checkpoint_to_resume, run_training
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 from tests.training.test_resume import assert_same_bits

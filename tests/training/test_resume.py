@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from protoseg.callbacks import Throughput
 from protoseg.callbacks.restart import Restart, StopRequest
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.training import run_training
-from protoseg.curves import read_log
-from protoseg.metrics import SegmentationMetrics
+from protoseg.evaluation.curves import read_log
+from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.run.train import run_training
 from protoseg.training.optim import poly_factor
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
@@ -99,7 +99,12 @@ EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_ra
 
 @pytest.mark.parametrize(
     ("step", "hook"),
-    [(1, "on_train_batch_start"), (3, "on_validation_start"), (3, "on_validation_end"), (4, "on_train_batch_start")],
+    [
+        (1, "on_train_batch_start"),
+        pytest.param(3, "on_validation_start", marks=pytest.mark.slow),
+        (3, "on_validation_end"),
+        pytest.param(4, "on_train_batch_start", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_and_resumed_is_never_stopped(
     step: int, hook: str, configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

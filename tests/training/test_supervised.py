@@ -12,14 +12,14 @@ import torch
 from omegaconf import DictConfig
 
 from protoseg import data as data_module
-from protoseg.callbacks.prototype_memory import PrototypeMemoryCallback
+from protoseg.callbacks.progress import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
-from protoseg.cli.build import build_datamodule, build_module
-from protoseg.cli.evaluation import run_evaluation
-from protoseg.cli.training import in_words, run_training, validation_interval
 from protoseg.losses import CrossEntropy, Step
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
+from protoseg.run.build import build_datamodule, build_module
+from protoseg.run.evaluate import run_evaluation
+from protoseg.run.train import in_words, run_training, validation_interval
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 from tests.conftest import TINY

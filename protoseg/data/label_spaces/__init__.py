@@ -28,6 +28,7 @@ from protoseg.data.label_spaces.scenes import (
 )
 from protoseg.data.label_spaces.tables import (
     UNKNOWN_ID,
+    WIDE_UNKNOWN_ID,
     Ids,
     file_ids,
     id_table,
@@ -57,6 +58,7 @@ __all__ = [
     "SYNTHIA_16",
     "SYNTHIA_IDS",
     "UNKNOWN_ID",
+    "WIDE_UNKNOWN_ID",
     "Ids",
     "file_ids",
     "id_table",

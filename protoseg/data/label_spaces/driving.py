@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from protoseg.data.label_spaces.tables import id_table
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.data.label_spaces.tables import FILE_IGNORED, id_table
+from protoseg.types import LabelSpace, ProtosegError
 
 # Colours of the SegNet tutorial, https://github.com/alexgkendall/SegNet-Tutorial
 CAMVID = LabelSpace(
@@ -104,16 +104,16 @@ SYNTHIA_16 = tuple(name for name in CITYSCAPES.classes if name not in ("terrain"
 SYNTHIA_13 = tuple(name for name in SYNTHIA_16 if name not in ("wall", "fence", "pole"))
 
 CAMVID_VOID = 11
-CAMVID_IDS = id_table({**{i: i for i in range(CAMVID.num_classes)}, CAMVID_VOID: IGNORE_INDEX})
+CAMVID_IDS = id_table({**{i: i for i in range(CAMVID.num_classes)}, CAMVID_VOID: FILE_IGNORED})
 
 # labelIds of the 19 evaluated classes, in train-id order; the other ids from 0 to 33 are ignored in training.
 _CITYSCAPES_EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_IDS = id_table(
-    {**dict.fromkeys(range(34), IGNORE_INDEX), **{i: t for t, i in enumerate(_CITYSCAPES_EVALUATED)}}
+    {**dict.fromkeys(range(34), FILE_IGNORED), **{i: t for t, i in enumerate(_CITYSCAPES_EVALUATED)}}
 )
 # The same, but the licence plate is -1 in Cityscapes and 34 in GTA5.
 GTA5_IDS = CITYSCAPES_IDS.copy()
-GTA5_IDS[34] = IGNORE_INDEX
+GTA5_IDS[34] = FILE_IGNORED
 # Masks that hold Cityscapes' train ids, as those of ACDC and Dark Zurich named *_labelTrainIds.png do.
 CITYSCAPES_TRAIN_IDS = id_table({i: i for i in range(CITYSCAPES.num_classes)})
 
@@ -139,7 +139,7 @@ _SYNTHIA_NAMES = {
 }
 SYNTHIA_IDS = id_table(
     {
-        **dict.fromkeys(range(23), IGNORE_INDEX),
+        **dict.fromkeys(range(23), FILE_IGNORED),
         **{i: CITYSCAPES.classes.index(name) for i, name in _SYNTHIA_NAMES.items()},
     }
 )

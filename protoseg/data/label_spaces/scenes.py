@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from protoseg.data.label_spaces.tables import id_table, read_classes, wide_id_table
-from protoseg.types import IGNORE_INDEX
+from protoseg.data.label_spaces.tables import FILE_IGNORED, id_table, read_classes, wide_id_table
 
 # ADE20K's scene parsing benchmark: numbers and (first) names of objectInfo150.txt and the colours of color150.mat in
 # https://github.com/CSAILVision/sceneparsing (road and skyscraper share one); the 100 things of its instance benchmark.
 ADE20K_150, _numbers = read_classes("ade20k")
-ADE20K_IDS = id_table({0: IGNORE_INDEX, **_numbers})  # 0: other objects
+ADE20K_IDS = id_table({0: FILE_IGNORED, **_numbers})  # 0: other objects
 
 # ADE20K's full annotations: the 847 classes of MaskFormer (arXiv 2107.06278), the most frequent first, as listed in
 # https://github.com/facebookresearch/MaskFormer, datasets/prepare_ade20k_full_sem_seg.py. Its ids are the numbers in

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.types import IGNORE_INDEX, WIDE_IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 
 Ids = NDArray[np.uint8 | np.uint16]
 """Labels ``h w``, and tables of train ids: uint8, or uint16 in label spaces of more than 255 classes."""
 
 # What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
-UNKNOWN_ID, WIDE_UNKNOWN_ID = IGNORE_INDEX - 1, WIDE_IGNORE_INDEX - 1
+FILE_IGNORED, WIDE_FILE_IGNORED = 255, 65535
+"""Ignored pixels in label files and tables, uint8 and uint16; in tensors they are ``IGNORE_INDEX``."""
+
+UNKNOWN_ID, WIDE_UNKNOWN_ID = FILE_IGNORED - 1, WIDE_FILE_IGNORED - 1
 
 
 def unknown_id(table: Ids) -> int:
@@ -23,10 +26,20 @@ def unknown_id(table: Ids) -> int:
     return UNKNOWN_ID if table.dtype == np.uint8 else WIDE_UNKNOWN_ID
 
 
+def file_ignored(num_classes: int) -> int:
+    """Ignored pixels in label files of so many classes: 255, or 65535 where 255 is a class."""
+    return FILE_IGNORED if num_classes <= FILE_IGNORED else WIDE_FILE_IGNORED
+
+
+def ignored_in(label: Ids) -> int:
+    """Ignored pixels of an array as it was read from a file: the largest value of its dtype."""
+    return int(np.iinfo(label.dtype).max)
+
+
 def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
     """The 256-entry table ``file id -> train id``; ids not in ``train_ids`` give ``UNKNOWN_ID``, 255 stays ignored."""
     table = np.full(256, UNKNOWN_ID, dtype=np.uint8)
-    table[IGNORE_INDEX] = IGNORE_INDEX
+    table[FILE_IGNORED] = FILE_IGNORED
     for file_id, train_id in train_ids.items():
         table[file_id] = train_id
     return table
@@ -34,7 +47,7 @@ def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
 
 def wide_id_table(train_ids: Mapping[int, int], length: int) -> NDArray[np.uint16]:
     """The same for label spaces of more than 255 classes: ids from 0 to ``length - 1`` not in it are ignored."""
-    table = np.full(length, WIDE_IGNORE_INDEX, dtype=np.uint16)
+    table = np.full(length, WIDE_FILE_IGNORED, dtype=np.uint16)
     for file_id, train_id in train_ids.items():
         table[file_id] = train_id
     return table
@@ -66,9 +79,9 @@ def mapping_table(
         ProtosegError: classes that differ without a mapping, a mapping that does not fit them, more than 255 classes.
     """
     for space in (source, target):
-        if space.num_classes > IGNORE_INDEX:
+        if space.num_classes > FILE_IGNORED:
             raise ProtosegError(
-                f"mapping: expected label spaces of at most {IGNORE_INDEX} classes, got {space.name!r} of "
+                f"mapping: expected label spaces of at most {FILE_IGNORED} classes, got {space.name!r} of "
                 f"{space.num_classes}: choose other data"
             )
     if mapping is None:
@@ -90,7 +103,7 @@ def mapping_table(
     table = np.arange(256, dtype=np.uint8)
     for train_id, name in enumerate(source.classes):
         wanted = mapping[name]
-        table[train_id] = IGNORE_INDEX if wanted is None else target.classes.index(wanted)
+        table[train_id] = FILE_IGNORED if wanted is None else target.classes.index(wanted)
     return table
 
 

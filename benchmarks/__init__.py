@@ -1,0 +1,1 @@
+"""Timings as ratios of paired runs in one process: ``python -m benchmarks head``."""

@@ -1,1 +1,0 @@
-"""Timings as ratios of paired runs in one process: ``python -m protoseg.benchmark head``."""

@@ -1,0 +1,210 @@
+"""What the pixels of one's own masks mean: ids, or the colours of the classes. Decided once for a whole folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from protoseg.data.class_file import ClassFile
+from protoseg.data.files import read_mask
+from protoseg.data.label_spaces import Ids, unknown_id
+from protoseg.data.masks import Color, Mask, Used, labels_of_colors, labels_of_ids, used_values
+from protoseg.data.statistics import in_threads, spread
+from protoseg.types import ProtosegError
+
+IDS, COLORS, BINARY = "ids", "colours", "binary"
+_SAMPLE = 256
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_WORDS = {
+    ("palette", IDS): "palette masks as ids (their indices)",
+    ("palette", COLORS): "palette masks by the colours of their indices",
+    ("colour", IDS): "colour masks as ids copied into red, green and blue",
+    ("colour", COLORS): "colour masks by their colours",
+}
+
+UsedBy = Sequence[tuple[Path, Used]]
+
+
+def evidence(used: Used, file: ClassFile) -> str | None:
+    """``IDS`` or ``COLORS`` where the values of one mask can be nothing else; None where they may be both, or neither.
+
+    Grey levels and palettes whose colours all are colours of classes, or void, are colours, unless they mean the same
+    as ids, or the file of classes names these very grey levels as ids. Black and 0 alone say nothing.
+    """
+    ids_known = used.ids is not None and all(file.known(i) for i in used.ids)
+    colors_known = used.colors is not None and all(color in file.colors for color in used.colors)
+    if not colors_known:
+        return IDS if ids_known and any(used.ids or ()) else None
+    if used.ids is None:
+        return COLORS
+    telling = [
+        i
+        for i, color in zip(used.ids, used.colors or (), strict=True)
+        if color != _BLACK and not (file.known(i) and file.table[i] == file.colors[color])
+    ]
+    said = used.kind != "palette" and all(i in file.said for i in telling)
+    return COLORS if telling and not said else None
+
+
+def decide(used: UsedBy, file: ClassFile) -> dict[str, str]:
+    """How each kind of mask is to be read: ``IDS``, ``COLORS``, or ``BINARY``: ids, of which 255 is the second class.
+
+    Args:
+        used: path and values in use of each mask, of all splits.
+        file: the classes.
+
+    Raises:
+        ProtosegError: some masks of a kind hold ids and others colours; or 255 may be void as well as a class.
+    """
+    readings = {}
+    for kind in dict.fromkeys(values.kind for _, values in used):
+        group = [(path, values) for path, values in used if values.kind == kind]
+        found = {reading: path for path, values in group if (reading := evidence(values, file)) is not None}
+        if len(found) > 1:
+            raise ProtosegError(
+                f"masks: expected ids in all {kind} masks or class colours in all, got colours in {found[COLORS]} and "
+                f"ids in {found[IDS]}: add colours that are missing to the file of classes (and void: [255] if 255 "
+                "is no class), or keep the two sorts in folders of their own"
+            )
+        readings[kind] = next(iter(found), COLORS if kind == "colour" else IDS)
+        if readings[kind] == IDS and _is_binary(group, file):
+            readings[kind] = BINARY
+    return readings
+
+
+def _top(kind: str) -> int:
+    return 65535 if kind == "16-bit" else 255
+
+
+def _is_binary(group: UsedBy, file: ClassFile) -> bool:
+    """Whether 255 (65535) is the second of two classes; raises where it may be, and as well may be void."""
+    top = _top(group[0][1].kind)
+    sets = [set(values.ids or ()) for _, values in group]
+    used, void, names = set().union(*sets), file.void, file.label_space.classes
+    labels = {int(file.table[i]) for i in used if file.known(i)} - {void}
+    white = file.colors.get(_WHITE) if top == 255 else None
+    said = top in file.said or file.table[top] != void or white == void
+    apart = len(names) == 2 and used == {0, 1, top} and not any({1, top} <= ids for ids in sets)
+    if said or top not in used or len(names) == 1 or not labels or (len(labels) > 1 and not apart):
+        return False
+    plain = len(names) == 2 and not file.ids_given and file.colors.get(_BLACK) != 1 and white in (None, 1)
+    if plain and not apart and 0 in used:
+        return True
+    path = next(path for (path, _), ids in zip(group, sets, strict=True) if top in ids)
+    why = "never lies beside 1" if apart else "is no class"
+    got = f"{', '.join(map(str, sorted(used)))}, of which {top} (e.g. in {path}) {why}"
+    raise ProtosegError(
+        f"masks: expected ids of the classes, got {got}: if {top} is void, write void: [{top}] into the file of "
+        f"classes; if it is a class, its id, e.g. ids: {{{names[0]}: 0, {names[1]}: {top}}}"
+    )
+
+
+class MaskReading:
+    """Reads the masks of a folder, all in one way for each kind of them.
+
+    Args:
+        masks: the files, of all splits, so that these agree.
+        file: the classes.
+
+    Raises:
+        ProtosegError: as ``decide``.
+    """
+
+    def __init__(self, masks: Sequence[Path], file: ClassFile) -> None:
+        self.file = file
+        first = spread(len(masks), _SAMPLE)
+        used = used_values_of(masks, first)
+        self.readings = decide(used, file)
+        if not _is_settled(used, file, self.readings):
+            used += used_values_of(masks, sorted(set(range(len(masks))) - set(first)))
+            self.readings = decide(used, file)
+
+    def __str__(self) -> str:
+        return ", ".join(self._words(kind, reading) for kind, reading in self.readings.items()) or "not read"
+
+    def _words(self, kind: str, reading: str) -> str:
+        if reading == BINARY:
+            first, second = self.file.label_space.classes
+            return f"{kind} masks, 0 for {first!r} and {_top(kind)} for {second!r}"
+        other = f"{kind} masks as {'grey levels that are class colours' if reading == COLORS else 'ids'}"
+        return _WORDS.get((kind, reading), other)
+
+    def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
+        """The labels of one mask, ``h w``.
+
+        Args:
+            path: its file.
+            table: id -> label; its type is the label's.
+            colors: colour -> label.
+
+        Raises:
+            ProtosegError: a file that cannot be read, values that stand for no class, or values that would be read in
+                another way than those of the other masks.
+        """
+        mask = read_mask(path)
+        reading = self.readings.get(mask.kind) or decide([(path, used_values(mask))], self.file)[mask.kind]
+        mixable = mask.kind == "palette" or any(r == g == b > 0 for r, g, b in self.file.colors)
+        if reading == IDS and mixable and evidence(used_values(mask), self.file) == COLORS:
+            raise ProtosegError(
+                f"mask {path}: expected ids, as in other {mask.kind} masks, got values that are colours of classes as "
+                "well: if 255 is no class add void: [255] to the file of classes, or keep such masks in a folder of "
+                "their own"
+            )
+        ids = None if reading == COLORS else mask.ids
+        if ids is None:
+            return self._clear(path, mask, labels_of_colors(path, mask, colors, table.dtype), table)
+        if reading == BINARY:
+            ids = np.where(ids == _top(mask.kind), ids.dtype.type(1), ids)
+        mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
+        return self._clear(path, mask, labels_of_ids(path, ids, table, mask.clear), table)
+
+    def _clear(self, path: Path, mask: Mask, label: Ids, table: Ids) -> Ids:
+        """``label``, with what is transparent ignored."""
+        if mask.clear is None or not mask.clear.any():
+            return label
+        void = self.file.void
+        hidden = np.unique(label[mask.clear])
+        if not self.file.transparent and any(i not in (void, unknown_id(table)) for i in hidden.tolist()):
+            raise ProtosegError(
+                f"mask {path}: expected opaque pixels, got {mask.clear.sum()} transparent ones, some with a value that "
+                "a class has: add transparent to void in the file of classes if they count nowhere, or make them "
+                "opaque"
+            )
+        return np.where(mask.clear, label.dtype.type(void), label)
+
+
+def _is_settled(used: UsedBy, file: ClassFile, readings: Mapping[str, str]) -> bool:
+    """Whether no other mask can change how they are read, but only be refused."""
+    for kind, reading in readings.items():
+        group = [values for _, values in used if values.kind == kind]
+        ids = {int(file.table[i]) for values in group for i in values.ids or () if file.known(i)}
+        several = len(ids - {file.void}) > 1
+        if not any(evidence(values, file) for values in group) or (reading != COLORS and not several):
+            return False
+    return True
+
+
+def used_values_of(masks: Sequence[Path], indices: Sequence[int] | None = None) -> list[tuple[Path, Used]]:
+    """The values in use of some masks; those that cannot be read are left out, and told when their turn comes."""
+
+    def look(index: int) -> tuple[Path, Used] | None:
+        try:
+            info = os.stat(masks[index])
+            return masks[index], _used_in(masks[index], info.st_size, info.st_mtime_ns)
+        except (OSError, ProtosegError):
+            return None
+
+    return [
+        found
+        for found in in_threads(look, range(len(masks)) if indices is None else indices, "reading masks")
+        if found is not None
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _used_in(path: Path, size: int, changed: int) -> Used:
+    return used_values(read_mask(path))

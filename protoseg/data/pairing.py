@@ -1,0 +1,222 @@
+"""Finding image and mask files, and which mask belongs to which image."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, takewhile
+from pathlib import Path
+
+from protoseg.data.decoding import LOSSY
+from protoseg.data.faults import fault
+from protoseg.data.files import doubtful_mask
+from protoseg.text import command, override
+from protoseg.types import ProtosegError
+
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", *_JPEG_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy")
+# Formats that people have images in, to be told of and not to be read.
+_OTHER_SUFFIXES = (
+    ".heic .heif .avif .ppm .pgm .pbm .pnm .tga .psd .svg .exr .hdr .jxl .jpf .j2k .jpx .dng .nef .cr2 .cr3 .arw .raw "
+    ".dcm .nii .nii.gz .mha .nrrd .mat .npz .h5 .hdf5 .ecw .img .svs .czi .pdf"
+)
+_WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
+_PROBES, _ENDS = 16, 32  # images looked at, and names compared with each, to find how masks are called
+Ends = tuple[str, str]
+
+
+def list_images(folder: Path, recursive: bool = False, skip: str | None = None) -> list[Path]:
+    """The files of ``IMAGE_SUFFIXES`` (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``.
+
+    Subfolders whose names begin with ``skip`` are not looked into.
+
+    Links to files and folders are followed, so that a tree may be put together from parts.
+
+    Raises:
+        ProtosegError: a link leads back to a folder that it lies in.
+    """
+    return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def other_formats(place: Path) -> str:
+    """The images under a folder that are not read because of their format, counted and named; "" if there are none."""
+    files = sorted(_files(place, True, None)) if place.is_dir() else [place]
+    found = [path for path in files if path.name.lower().endswith(tuple(_OTHER_SUFFIXES.split())) and path.exists()]
+    shown = ", ".join(path.name for path in found[:5]) + (", ..." if len(found) > 5 else "")
+    return f"{len(found)} image(s) of formats that are not read ({shown}): convert them to PNG" if found else ""
+
+
+def _files(folder: Path, recursive: bool, skip: str | None, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    # Not rglob, which follows links to folders in no Python or in some only.
+    real = os.path.realpath(folder)
+    if real in above:
+        raise ProtosegError(f"expected folders that end, got {folder}, a link to a folder above it: remove the link")
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if not os.path.isdir(entry.path):  # the entry's own method fails at a link to itself
+            yield Path(entry.path)
+        elif recursive and not (skip and entry.name.startswith(skip)):
+            yield from _files(Path(entry.path), recursive, skip, (*above, real))
+
+
+def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]:
+    """Index ``paths`` by ``key``; one name in two Unicode forms (macOS decomposes accents) is one key.
+
+    Raises:
+        ProtosegError: two files have the same key, so that a mask would have two images.
+    """
+    files: dict[str, Path] = {}
+    for path in paths:
+        other = files.setdefault(unicodedata.normalize("NFC", key(path)), path)
+        if other is not path:
+            fault(f"expected one file per name, got {other} and {path}: move one of them elsewhere")
+    return files
+
+
+def by_stem(folder: Path, end: str, skip: str | None = None) -> dict[str, Path]:
+    """The images under ``folder``, subfolders included, whose names end in ``end``, by their path there without it.
+
+    ``.PNG`` ends as ``.png`` does; ``skip`` as in ``list_images``.
+    """
+    found = (path for path in list_images(folder, recursive=True, skip=skip) if path.name.lower().endswith(end.lower()))
+    return by_key(found, lambda path: path.relative_to(folder).as_posix()[: -len(end)])
+
+
+def pair(
+    images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: str, folders: Sequence[Path] = ()
+) -> list[tuple[Path, Path | None]]:
+    """Image and mask of every key, in key order; without ``masks`` the images alone.
+
+    Args:
+        images, masks: by a key that both have.
+        where: begins the messages.
+        folders: of the images and of the masks, to name what is there instead of a file that is missing.
+
+    Raises:
+        ProtosegError: there is no image at all, an image without a mask, a mask without an image, or a mask that is
+            a JPEG.
+    """
+    if not images and not masks:
+        wanted = _WANTED + ("" if masks is None else " and masks")
+        raise ProtosegError(
+            f"{where}: expected {wanted}, got {'; '.join(filter(None, map(other_formats, folders))) or 'none'}"
+        )
+    if masks is None:
+        return [(images[key], None) for key in sorted(images)]
+    for number, (what, missing) in enumerate(
+        (
+            ("image(s) without mask", sorted(images.keys() - masks.keys())),
+            ("mask(s) without image", sorted(masks.keys() - images.keys())),
+        )
+    ):
+        if missing:
+            near = _namesakes(folders[1 - number], missing) if folders else {}
+            expected = f"{where}: expected one mask per image, got"
+            each = [f"{key} (beside {', '.join(near[key])})" if near.get(key) else key for key in missing]
+            names = ", ".join(each[:5]) + (", ..." if len(each) > 5 else "")
+            remedy = f"Add the missing files, or move these elsewhere; read are {_WANTED}"
+            fault(
+                f"{expected} {len(missing)} {what}: {names}. {remedy}",
+                [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in each],
+            )
+    pairs: list[tuple[Path, Path | None]] = []
+    for key in sorted(images.keys() & masks.keys()):
+        if masks[key].suffix.lower() in _JPEG_SUFFIXES:
+            fault(str(doubtful_mask(masks[key], f"a JPEG, {LOSSY}")))
+        else:
+            pairs.append((images[key], masks[key]))
+    return pairs
+
+
+def _namesakes(folder: Path, keys: Sequence[str]) -> dict[str, list[str]]:
+    """For each key, the names of a few files under ``folder`` that begin as it does: its partner in another form."""
+    names = sorted(
+        unicodedata.normalize("NFC", path.relative_to(folder).as_posix()) for path in _files(folder, True, None)
+    )
+    return {key: [os.path.basename(name) for name in _beginning(names, key, 3)] for key in keys}
+
+
+def _beginning(ordered: Sequence[str], start: str, most: int) -> list[str]:
+    """The first names of a sorted list that begin with ``start``, no digit after it: ``a1`` does not begin ``a10``."""
+    before = islice(ordered, bisect_left(ordered, start), bisect_left(ordered, f"{start}0"))
+    after = islice(ordered, bisect_left(ordered, f"{start}:"), None)
+    return [*islice(chain(before, takewhile(lambda name: name.startswith(start), after)), most)]
+
+
+def stems_of_masks(folder: Path, images: Mapping[str, Path], recursive: bool = False) -> dict[str, Path]:
+    """The masks in ``folder`` by their path there without suffix; JPEGs only where an image has no other mask.
+
+    ``pair`` refuses these with the reason; pictures of masks beside the masks are left out.
+    """
+    found = list_images(folder, recursive)
+    masks = by_key((p for p in found if p.suffix.lower() not in _JPEG_SUFFIXES), lambda p: stem_in(folder, p))
+    for path in found:
+        if stem_in(folder, path) in images:
+            masks.setdefault(stem_in(folder, path), path)
+    return masks
+
+
+def by_image(
+    images: Mapping[str, Path], masks: Mapping[str, Path], where: str, suffix: str | None = None
+) -> tuple[dict[str, Path], Ends, tuple[str, ...]]:
+    """Masks by the keys of their images, where all names are alike but for a constant end.
+
+    ``1_image`` belongs to ``1_mask`` if most images have such a partner. Masks that stay over keep their keys. The ends
+    of images and of masks, and those of all kinds of masks, are given as well.
+
+    Args:
+        images, masks: by their paths without suffix.
+        where: begins the messages.
+        suffix: the end of the masks to read, of several that each image has.
+
+    Raises:
+        ProtosegError: each image has several masks and ``suffix`` is not the end of one kind of these.
+    """
+    counts = _ends(images.keys(), masks.keys()) if images and masks else {("", suffix or ""): 1}
+    kinds = [ends for ends, count in counts.items() if 2 * count > len(images)]
+    chosen = kinds if suffix is None else [ends for ends in counts if ends[1] == suffix][:1]
+    if len(chosen) != 1 and (len(kinds) > 1 or suffix is not None):
+        offers = " or ".join(command(override("data.dataset.mask_suffix", end)) for _, end in sorted(kinds or counts))
+        got = f"{len(kinds)} kinds of names" if suffix is None else f"mask_suffix={suffix!r}"
+        raise ProtosegError(f"{where}: expected one mask per image, got {got}: set {offers}")
+    if not chosen:
+        return dict(masks), ("", ""), ("",)
+    of = {
+        ends: {image: _partner(image, ends) for image in images if image.endswith(ends[0])}
+        for ends in {*kinds, *chosen}
+    }
+    others = {mask for partners in of.values() for mask in partners.values()}
+    found = {key: path for key, path in masks.items() if key not in others and key not in images}
+    return (
+        found | {i: masks[m] for i, m in of[chosen[0]].items() if m in masks},
+        chosen[0],
+        tuple({end for _, end in of}),
+    )
+
+
+def _ends(images: Collection[str], masks: Collection[str]) -> dict[Ends, int]:
+    """Pairs of ends that make masks' names of images' names, and how many masks each finds, most first."""
+    ordered, found = sorted(masks), {("", "")}
+    for image in islice(images, 0, None, max(1, len(images) // _PROBES)):
+        name = image.rpartition("/")[2]
+        cuts = [m.start() - len(name) for m in re.finditer(r"[^0-9A-Za-z]", name) if m.start()]
+        for start in [image, *(image[:cut] for cut in reversed(cuts))]:
+            rests = {mask[len(start) :] for mask in _beginning(ordered, start, _ENDS)}
+            if rests := {rest for rest in rests if "/" not in rest}:
+                found |= {(image[len(start) :], rest) for rest in rests}
+                break
+    counts = {ends: sum(i.endswith(ends[0]) and _partner(i, ends) in masks for i in images) for ends in found}
+    return {ends: count for ends, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
+
+
+def _partner(image: str, ends: Ends) -> str:
+    return image[: len(image) - len(ends[0])] + ends[1]
+
+
+def stem_in(folder: Path, path: Path) -> str:
+    """Path of a file in ``folder``, without its suffix."""
+    return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())

@@ -1,0 +1,143 @@
+"""Segmentation metrics from one confusion matrix: rows are the truth, columns the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+
+class Scores(TypedDict):
+    """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count.
+
+    Attributes:
+        mIoU, mean_accuracy: means over the chosen classes that occur, in truth or prediction, or in the truth.
+        pixel_accuracy, fw_IoU: share of all counted pixels that are right; IoU weighted by the classes' true pixels.
+        IoU, accuracy, confusion: of each class, fp64 ``c``, the latter its recall; int64 ``c c``.
+    """
+
+    mIoU: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    fw_IoU: float
+    IoU: Tensor
+    accuracy: Tensor
+    confusion: Tensor
+
+
+def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Count pixels by (true class, predicted class) in one pass, int64 ``c c``; rows are the truth.
+
+    Args:
+        pred, label: int64 class ids of one shape, whatever it is; labels may be ``IGNORE_INDEX``, and are left out.
+
+    Raises:
+        ProtosegError: shapes differ, or an id lies outside the classes.
+    """
+    if pred.shape != label.shape:
+        raise ProtosegError(
+            f"confusion matrix: expected prediction and label of one shape, got {tuple(pred.shape)} and "
+            f"{tuple(label.shape)}; predictions are class ids at the label's resolution, not logits"
+        )
+    pred, label = pred.long(), label.long()
+    counted = label != IGNORE_INDEX
+    known = (label >= 0) & (label < num_classes) & (pred >= 0) & (pred < num_classes)
+    ignored_cell = num_classes * num_classes
+    cell = (label * num_classes + pred).where(known, ignored_cell + 1).where(counted, ignored_cell)
+    counts = torch.bincount(cell.flatten(), minlength=ignored_cell + 1)
+    # An unknown id makes the histogram one cell longer: seen from its shape, so the check waits for no device.
+    if len(counts) > ignored_cell + 1:
+        wrong = ~known & counted
+        ids = [sorted(set(x[wrong].unique().tolist()) - set(range(num_classes))) for x in (label, pred)]
+        raise ProtosegError(
+            f"confusion matrix: expected ids 0 to {num_classes - 1} (labels also {IGNORE_INDEX} for ignored pixels), "
+            f"got labels {ids[0]} and predictions {ids[1]} outside them; check that the label space is the one the "
+            "model and the data use"
+        )
+    return counts[:ignored_cell].view(num_classes, num_classes)
+
+
+def iou_per_class(confusion: Tensor) -> Tensor:
+    """Intersection over union, ``c c`` to fp64 ``c``; NaN for a class neither in the truth nor in the prediction."""
+    hit = confusion.diagonal().double()
+    return hit / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
+
+
+def accuracy_per_class(confusion: Tensor) -> Tensor:
+    """Share of each class's true pixels that are right, ``c c`` to fp64 ``c``; NaN for a class not in the truth."""
+    return confusion.diagonal().double() / confusion.sum(1)
+
+
+def pixel_accuracy(confusion: Tensor) -> Tensor:
+    """Share of all pixels that are right, fp64 scalar; NaN without pixels."""
+    return confusion.diagonal().sum().double() / confusion.sum()
+
+
+def frequency_weighted_iou(confusion: Tensor) -> Tensor:
+    """Sum of IoU times the class's share of the true pixels, fp64 scalar; NaN without pixels."""
+    frequency = confusion.sum(1).double() / confusion.sum()
+    return (frequency * iou_per_class(confusion).nan_to_num(0.0)).sum()
+
+
+def scores(confusion: Tensor, subset: Sequence[int] | None = None) -> Scores:
+    """All metrics of a confusion matrix ``c c``; ``subset`` names the class ids that enter the two means."""
+    confusion = confusion.cpu()  # not every device has fp64
+    chosen = slice(None) if subset is None else list(subset)
+    iou, accuracy = iou_per_class(confusion), accuracy_per_class(confusion)
+    return Scores(
+        mIoU=iou[chosen].nanmean().item(),
+        mean_accuracy=accuracy[chosen].nanmean().item(),
+        pixel_accuracy=pixel_accuracy(confusion).item(),
+        fw_IoU=frequency_weighted_iou(confusion).item(),
+        IoU=iou,
+        accuracy=accuracy,
+        confusion=confusion,
+    )
+
+
+def subset_means(iou: Tensor, label_space: LabelSpace, subsets: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Mean of the IoU ``c`` over named choices of the classes, ``{"mIoU_NAME": …}``: SYNTHIA's 16 of Cityscapes' 19.
+
+    Raises:
+        ProtosegError: a class that the label space lacks, or a choice of none.
+    """
+    ids = {name: label_space.ids(chosen, f"subsets.{name}") for name, chosen in subsets.items()}
+    return {f"mIoU_{name}": iou[chosen].nanmean().item() for name, chosen in ids.items()}
+
+
+class SegmentationMetrics(Metric):
+    """Confusion matrix summed over batches and ranks, and the ``Scores`` computed from it.
+
+    As the state is a sum of counts, the numbers do not depend on the batch size or on the number of ranks.
+
+    Args:
+        label_space: the classes.
+        classes: names of those that enter mIoU and mean accuracy; all if None. Pixels of the others still count as
+            truth and as wrong predictions. Raises ProtosegError for unknown names, or none at all.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    confusion: Tensor
+
+    def __init__(self, label_space: LabelSpace, classes: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.label_space = label_space
+        self.subset = None if classes is None else label_space.ids(classes, "metrics")
+        c = label_space.num_classes
+        self.add_state("confusion", torch.zeros(c, c, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, pred: Tensor, label: Tensor) -> None:
+        """Count a batch: int64 class ids ``b h w`` (any shape), and labels of the same shape."""
+        space = self.label_space
+        self.confusion += confusion_matrix(pred, label, space.num_classes)
+
+    def compute(self) -> Scores:
+        """The ``Scores`` over everything counted, on all ranks."""
+        return scores(self.confusion, self.subset)

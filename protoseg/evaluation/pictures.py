@@ -1,0 +1,349 @@
+"""Pictures of labels, predictions, errors and confusions. Tensors in; uint8 RGB arrays ``h w 3`` or files out.
+
+matplotlib is imported only where a figure is drawn, so that training does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from protoseg.text import figure_text, visible
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Picture = npt.NDArray[np.uint8]
+Color = tuple[int, int, int]
+
+MANY_CLASSES = 40  # above it a confusion has no cell text, and a panel's legend only the classes it shows
+DIM = 0.35  # brightness of the photo under ignored pixels
+WRONG = (230, 40, 60)
+INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (170, 170, 170)
+TILE_WIDTH, MARGIN = (280, 640), 8  # a panel's pictures are enlarged or reduced into this range of widths
+_PIECE = 2**20  # pixels mixed at once: a large photo in fp64 takes gigabytes
+
+
+def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
+    """Class ids in their colours, ``h w`` to ``h w 3``, ignored pixels black; raises ProtosegError for unknown ids."""
+    return np.array([*label_space.colors, (0, 0, 0)], dtype=np.uint8)[_ids(label, label_space)]
+
+
+def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float = 0.55) -> Picture:
+    """Class colours of strength ``alpha`` (0 to 1) over the photo; ignored pixels show the photo, dimmed.
+
+    The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are int64 ``h w``, class ids or ``IGNORE_INDEX``.
+    """
+    photo = as_picture(image)
+    picture, step = np.empty_like(photo), max(1, _PIECE // photo.shape[1])
+    for rows in (slice(first, first + step) for first in range(0, len(photo), step)):
+        mixed = (1 - alpha) * photo[rows] + alpha * colorize(label[rows], label_space)
+        ignored = label[rows].cpu().numpy() == IGNORE_INDEX
+        picture[rows] = np.where(ignored[..., None], DIM * photo[rows], mixed).round()
+    return picture
+
+
+def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
+    """Wrong pixels in red on a pale grey photo, ignored pixels dark; arguments as of ``overlay``, ``h w 3``."""
+    return marked(image, truth == IGNORE_INDEX, {WRONG: truth != prediction})
+
+
+def marked(image: Tensor, ignored: Tensor, marks: Mapping[Color, Tensor]) -> Picture:
+    """Pixels (bool ``h w``) in some colours on a pale grey photo, ``h w 3``; ignored pixels are dark."""
+    grey = as_picture(image).mean(2, keepdims=True).repeat(3, 2)
+    picture = 0.35 * grey + 0.65 * 255
+    for color, pixels in marks.items():
+        picture = np.where(pixels.cpu().numpy()[..., None], 0.25 * grey + 0.75 * np.array(color), picture)
+    return np.where(ignored.cpu().numpy()[..., None], DIM * grey, picture).round().astype(np.uint8)
+
+
+def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
+    """Write class ids as an indexed PNG: the pixel values are the ids, and any viewer shows the class colours.
+
+    Ignored pixels are 255, black. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
+    Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
+    """
+    ids, wide = _ids(label, label_space), label_space.num_classes > 255
+    ids[ids == label_space.num_classes] = 65535 if wide else 255
+    picture = Image.fromarray(ids.astype(np.uint16 if wide else np.uint8))
+    if not wide:
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[: label_space.num_classes] = label_space.colors
+        picture.putpalette(palette.tobytes())
+    picture.save(path, format="PNG")
+
+
+def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = None) -> Picture:
+    """A strip of colour patches with class names, ``h width 3``: all classes or the given ids, and ignored pixels."""
+    chosen = range(label_space.num_classes) if classes is None else classes
+    entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
+    font, patch, line = typeface(14), 16, 24
+    places, x, y = [], MARGIN, MARGIN // 2
+    for name, _ in entries:
+        advance = patch + 24 + int(font.getlength(name))
+        if x + advance > width and x > MARGIN:
+            x, y = MARGIN, y + line
+        places.append((x, y))
+        x += advance
+    picture = Image.new("RGB", (width, y + line + MARGIN // 2), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for (x, y), (name, color) in zip(places, entries, strict=True):
+        draw.rectangle((x, y + 4, x + patch, y + 4 + patch), fill=color, outline=FRAME)
+        draw.text((x + patch + 6, y + 12), name, fill=INK, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def short_name(name: str) -> str:
+    """The class name in one line, cut where it is a list of synonyms."""
+    name = visible(name)
+    return name if len(name) <= 30 else f"{name[:29]}…"
+
+
+def figure_name(name: str) -> str:
+    """The short name of a class, for a figure of matplotlib."""
+    return figure_text(short_name(name))
+
+
+def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
+    """Ids of the classes that tables and charts show: of more than 255 the 40 with most pixels (``c``), most first."""
+    if len(pixels) <= 255:
+        return list(range(len(pixels)))
+    return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
+
+
+def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
+    """Photo, truth, prediction and errors side by side, with titles and a legend; arguments as of ``overlay``."""
+    counted = truth != IGNORE_INDEX
+    right = 100 * (prediction == truth)[counted].double().mean().item()
+    share = f"{right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
+    tiles = {
+        "image": as_picture(image),
+        "truth": overlay(image, truth, label_space),
+        "prediction": overlay(image, prediction, label_space),
+        f"errors · {share}": error_map(image, truth, prediction, label_space),
+    }
+    return tile_row(tiles, label_space, [truth, prediction])
+
+
+def adaptation_panel(
+    image: Tensor,
+    mixed: Tensor,
+    pseudo_label: Tensor,
+    confidence: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    label_space: LabelSpace,
+) -> Picture:
+    """What a step of domain adaptation saw and thought of one target image, side by side, with a legend.
+
+    The target image and what the student was given, uint8 RGB ``3 h w``; class ids ``h w``: the teacher's at the step,
+    and what both predict after it; the teacher's confidence, ``h w`` in [0, 1].
+    """
+    tiles = {
+        "target image": as_picture(image),
+        "mixed image": as_picture(mixed),
+        "pseudo-label": overlay(image, pseudo_label, label_space),
+        f"confidence · mean {confidence.mean().item():.2f}": heat(confidence),
+        "student": overlay(image, student, label_space),
+        "teacher": overlay(image, teacher, label_space),
+    }
+    return tile_row(tiles, label_space, [pseudo_label, student, teacher])
+
+
+def heat(values: Tensor) -> Picture:
+    """Numbers in [0, 1], ``h w``, from dark blue to yellow."""
+    from matplotlib import colormaps
+
+    return (colormaps["viridis"](values.cpu().numpy())[..., :3] * 255).round().astype(np.uint8)
+
+
+def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequence[Tensor]) -> Picture:
+    """Pictures of one size in a row under their titles, and a legend of the classes (of many, those in ``labels``)."""
+    row = tile_grid([(title, picture, None) for title, picture in tiles.items()], len(tiles), TILE_WIDTH, 30, 15)
+    many = label_space.num_classes > MANY_CLASSES
+    shown = {i for label in labels for i in label.unique().tolist()} - {IGNORE_INDEX}
+    return np.concatenate([row, legend(label_space, row.shape[1], sorted(shown) if many else None)])
+
+
+def tile_grid(
+    tiles: Sequence[tuple[str, Picture, Color | None]], columns: int, widths: tuple[int, int], top: int, size: int
+) -> Picture:
+    """Pictures of one size under titles of ``size`` on ``top`` pixels, a patch of colour beside those that have one."""
+    pictures = [fit_width(picture, widths) for _, picture, _ in tiles]
+    height, width = pictures[0].shape[:2]
+    step_x, step_y = width + MARGIN, height + top + MARGIN // 2
+    canvas = Image.new("RGB", (MARGIN + columns * step_x, -(-len(tiles) // columns) * step_y), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, ((title, _, color), picture) in enumerate(zip(tiles, pictures, strict=True)):
+        x, y = MARGIN + i % columns * step_x, i // columns * step_y
+        if color is not None:
+            draw.rectangle((x, y + 8, x + 12, y + 20), fill=color)
+        draw.text((x + (18 if color else 0), y + top // 2 + 1), title, INK, typeface(size), "lm")
+        canvas.paste(Image.fromarray(picture), (x, y + top))
+    return np.asarray(canvas)
+
+
+def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
+    """The confusion matrix ``c c`` (rows are the truth), each row as shares of its true pixels; grey without any."""
+    return confusions_figure({"Confusion: % of each true class's pixels": confusion}, label_space)
+
+
+def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) -> Figure:
+    """Confusion matrices side by side under their titles; see :func:`confusion_figure`."""
+    n = label_space.num_classes
+    counts = {title: confusion.cpu().double() for title, confusion in confusions.items()}
+    shares = {title: (pixels / pixels.sum(1, keepdim=True)).numpy() for title, pixels in counts.items()}
+    figure, charts = class_tables(shares, label_space.classes, 90 if n > 12 else 45, cmap="Blues", vmin=0, vmax=1)
+    charts[0].set_ylabel("true class")
+    figure.axes[-1].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    for axes, share in zip(charts, shares.values(), strict=True):
+        axes.set_facecolor("0.88")
+        axes.set_xlabel("predicted class")
+        for label in axes.get_xticklabels() if n <= 12 else ():
+            label.set(ha="right", rotation_mode="anchor")
+        if n <= MANY_CLASSES:
+            axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+            axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+            axes.grid(which="minor", color="white", linewidth=1.5)
+            axes.tick_params(which="minor", length=0)
+            for (row, column), value in np.ndenumerate(share):
+                if value >= 0.005:
+                    color = "white" if value > 0.5 else "0.2"
+                    axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=9)
+    return figure
+
+
+def class_tables(
+    tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float, **style: Any
+) -> tuple[Figure, npt.NDArray[np.object_]]:
+    """Tables ``c c`` by title, side by side, with a colour bar; ``style`` is that of ``imshow``. Figure and charts."""
+    side = min(16.0, max(6.0, 2.5 + 0.5 * len(classes)))
+    figure = empty_figure((side - 0.6) * len(tables) + 1.6, side)
+    charts = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, table) in zip(charts, tables.items(), strict=True):
+        picture = axes.imshow(table, **style)
+        name_rows(axes, classes, rotation)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, fontsize=12)
+    figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
+    return figure, charts
+
+
+def name_rows(axes: Axes, classes: Sequence[str], rotation: float | None = None) -> None:
+    """Class names at the rows of a table, turned ones at its columns; of more than 150 none, which would overlap."""
+    names = [figure_name(name) for name in classes] if len(classes) <= 150 else []
+    size = 10 if len(classes) <= MANY_CLASSES else max(3, 400 // len(classes))
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    if rotation is not None:
+        axes.set_xticks(range(len(names)), names, rotation=rotation, fontsize=size)
+    axes.tick_params(length=0)
+
+
+def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], title: str) -> Picture:
+    """A table of shares in 0 to 1, one row per class (``c k``, e.g. prototype occupancy), as a picture ``h w 3``."""
+    n, columns = values.shape
+    figure = empty_figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
+    axes = figure.add_subplot()
+    picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max(initial=0)), 1e-12), aspect="auto")
+    name_rows(axes, classes)
+    axes.set_xticks(range(columns) if columns <= 20 else [])
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
+    return figure_picture(figure)
+
+
+def figure_picture(figure: Figure) -> Picture:
+    """A figure as a picture ``h w 3``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelSpace, title: str) -> Figure:
+    """A figure of shares in 0 to 1, ``c`` each: a bar per class, in its colour, for every entry. Logarithmic.
+
+    Of more than 255 classes, the most frequent of all entries together.
+    """
+    chosen = frequent_classes(np.sum([*shares.values()], axis=0))
+    n = len(chosen)
+    shares = {name: share[chosen] for name, share in shares.items()}
+    figure = empty_figure(3 + 4 * len(shares), min(24.0, 1.5 + 0.22 * n))
+    charts = figure.subplots(1, len(shares), sharex=True, sharey=True, squeeze=False)[0]
+    colors = np.array(label_space.colors)[chosen] / 255
+    for axes, (name, share) in zip(charts, shares.items(), strict=True):
+        axes.barh(range(n), 100 * share, color=colors, edgecolor="0.6", linewidth=0.5)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g} %")
+        axes.set_title(name, fontsize=11)
+        tidy(axes, "x")
+    name_bars(charts[0], [label_space.classes[i] for i in chosen], 9 if n <= MANY_CLASSES else max(3, 800 // n))
+    smallest = min((share[share > 0].min() for share in shares.values() if (share > 0).any()), default=1e-3)
+    charts[0].set_xlim(50 * smallest, 100)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def name_bars(axes: Axes, classes: Sequence[str], size: float = 9) -> None:
+    """Class names at horizontal bars, the first one on top."""
+    axes.set_yticks(range(len(classes)), [figure_name(name) for name in classes], fontsize=size)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+
+
+def tidy(axes: Axes, lines: Literal["both", "x", "y"] = "both") -> None:
+    """A chart with pale grid lines and no frame at the top and on the right."""
+    axes.grid(axis=lines, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """An empty figure, sides in inches. Without pyplot: no global state, nothing to close, no change of backend."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
+    """Class ids, with the number of classes in place of ``IGNORE_INDEX``."""
+    ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64, copy=False)
+    n, ignored = label_space.num_classes, ids == IGNORE_INDEX
+    unknown = ((ids < 0) | (ids >= n)) & ~ignored
+    if unknown.any():
+        raise ProtosegError(
+            f"picture of labels: expected ids 0 to {n - 1} or {IGNORE_INDEX} of label space "
+            f"{label_space.name!r}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it"
+        )
+    return np.where(ignored, n, ids)
+
+
+def as_picture(image: Tensor) -> Picture:
+    """RGB, uint8 or float in 0 to 1, ``3 h w``, as a picture ``h w 3``."""
+    pixels = image.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).byte()
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture:
+    """Enlarged or reduced to a width between the two given."""
+    height, width = picture.shape[:2]
+    wanted = min(max(width, widths[0]), widths[1])
+    if wanted == width:
+        return picture
+    # Nearest when enlarging: no invented colours. Box when reducing: thin things stay visible.
+    method = Image.Resampling.NEAREST if wanted > width else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize((wanted, max(1, round(height * wanted / width))), method))
+
+
+def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The typeface of all pictures, in pixels."""
+    return ImageFont.load_default(size)

@@ -1,0 +1,235 @@
+"""Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from protoseg.distributed import rank, world_size
+from protoseg.evaluation.evaluate import PictureWriter, check_model, output_names, progress_bar
+from protoseg.evaluation.pictures import Picture, overlay
+from protoseg.evaluation.predictor import Predictor, evaluating
+from protoseg.text import say
+from protoseg.types import LabelSpace, ProtosegError
+
+SAVES = ("overlays", "labels")
+SETTLED = 1.0  # seconds: an image that was changed later may still be written
+POLL = 0.5  # seconds between two looks into a folder
+
+
+class Outcome(NamedTuple):
+    """Files that were written, and images (or frames) that had been predicted before."""
+
+    written: list[Path]
+    skipped: int
+
+
+class Writer(PictureWriter):
+    """Predicts an image after the other, with a model in eval mode on the device, and writes what is wanted of it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        predictor: Predictor,
+        label_space: LabelSpace,
+        output: Path,
+        device: torch.device | str,
+        save: Sequence[str],
+        overwrite: bool,
+    ) -> None:
+        super().__init__(output, label_space, save)
+        self.model, self.predictor, self.device, self.overwrite = model, predictor, device, overwrite
+        self.predicted, self._started = 0, time.perf_counter()
+
+    def is_done(self, name: Path) -> bool:
+        """Whether all that is wanted of an image is there."""
+        return not self.overwrite and all(self.path(kind, name).is_file() for kind in self.save)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Label map int64 ``h w`` of ``3 h w``, on the CPU."""
+        size = torch.tensor([image.shape[1:]])
+        prediction = self.predictor.predict(self.model, image[None].to(self.device), size)[0].cpu()  # type: ignore[arg-type]
+        self.predicted += 1
+        return prediction
+
+    def rate(self) -> str:
+        """Images predicted per second, in words."""
+        return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self._started):.1f} images/s"
+
+
+def predict(
+    model: nn.Module,
+    images: str | Path,
+    predictor: Predictor,
+    label_space: LabelSpace,
+    output: str | Path,
+    device: torch.device | str,
+    save: Sequence[str] = SAVES,
+    overwrite: bool = False,
+    follow: float | None = None,
+) -> Outcome:
+    """Predict a folder of images (subfolders included), one image, or a video, without truth.
+
+    Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``) and ``overlays/NAME.jpg``;
+    for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``. Images that cannot be read are named at the
+    end. Images and frames whose files are there are left out, so that a run that was stopped goes on where it was.
+
+    Args:
+        model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
+        images: folder, image or video.
+        predictor: how images become label maps; for images too large for the memory one in mode ``slide``.
+        label_space: classes of the model.
+        output: folder, made if it is missing.
+        device: where the model runs.
+        save: what to write, out of ``SAVES``.
+        overwrite: predict again what is there.
+        follow: of a folder, go on with the images that come into it, until for so many seconds none came.
+
+    Raises:
+        ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
+            others are predicted, images that could not be read.
+    """
+    # Only here, so that OpenCV and albumentations are needed where images are read.
+    from protoseg.data.video import VIDEO_SUFFIXES
+
+    check_model(model, label_space)
+    if not set(save) <= set(SAVES) or not save:
+        raise ProtosegError(
+            f"save: expected {' or '.join(SAVES)} to predict, got {', '.join(save) or 'nothing'}"
+            f"{', and panels need a truth to compare with' if 'panels' in save else ''}"
+        )
+    is_video = Path(images).suffix.lower() in VIDEO_SUFFIXES and not Path(images).is_dir()
+    if follow is not None and (follow <= 0 or not Path(images).is_dir()):
+        raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
+    writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
+    failed: list[str] = []
+    with evaluating(model):
+        skipped = _video(writer, Path(images)) if is_video else _images(writer, Path(images), follow, failed)
+    if rank() == 0:
+        before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
+        say(f"{writer.predicted} {'frames' if is_video else 'images'} predicted{before}: {writer.output}")
+    if failed:
+        for reason in failed:
+            say(reason, stderr=True)
+        raise ProtosegError(
+            f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}: "
+            "mend these or move them elsewhere; the same command, with hydra.run.dir set to that folder, does the rest"
+        )
+    return Outcome(writer.written, skipped)
+
+
+def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]) -> int:
+    """Predict the images of a place; returns how many were done before, and adds what ``failed``, one line each."""
+    from protoseg.data.files import read_image
+    from protoseg.data.pairing import other_formats
+
+    if rank() == 0 and (others := other_formats(place)):
+        say(f"left out: {others}")
+    seen: list[Path] = []
+    skipped = 0
+    with progress_bar() as progress:
+        task = progress.add_task("predicting", total=0, rate="")
+        for paths in _arrivals(place, writer.label_space, follow):
+            seen = sorted([*seen, *paths])
+            names = output_names([str(path) for path in seen], place if place.is_dir() else place.parent)
+            mine = paths[rank() :: world_size()]
+            todo = [path for path in mine if not writer.is_done(names[str(path)])]
+            skipped += len(mine) - len(todo)
+            progress.update(task, total=writer.predicted + len(todo))
+            for path in todo:
+                try:
+                    image = _tensor(read_image(path))
+                    prediction = writer.predict(image)
+                except ProtosegError as error:
+                    failed.append(" ".join(str(error).split()))
+                    continue
+                except (RuntimeError, ValueError) as error:  # a norm over one cell, a window of 0, memory of a GPU
+                    height, width = image.shape[1:]
+                    reason = " ".join(str(error).split())[:200]
+                    failed.append(f"image {path}: the network cannot take its {width} x {height} pixels ({reason})")
+                    continue
+                writer.write(names[str(path)], image, None, prediction)
+                progress.update(task, completed=writer.predicted, rate=writer.rate())
+    return skipped
+
+
+def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:
+    """All images of a place; with ``follow``, then those that come until for so many seconds none came."""
+    from protoseg.data.folder import ImageFolder
+    from protoseg.data.pairing import list_images
+
+    if follow is None:
+        yield [path for path, _ in ImageFolder(place, label_space).samples]
+        return
+    seen: set[Path] = set()
+    last = time.monotonic()
+    while time.monotonic() - last < follow:
+        found = [path for path in list_images(place, recursive=True) if path not in seen]
+        settled = [path for path in found if time.time() - path.stat().st_mtime >= SETTLED]
+        if settled:
+            seen |= set(settled)
+            yield settled
+        if found:
+            last = time.monotonic()
+        if not settled:
+            time.sleep(POLL)
+
+
+def _video(writer: Writer, path: Path) -> int:
+    """Predict the frames of a video; returns how many were done before."""
+    from protoseg.data.video import Video, VideoWriter
+
+    video, target = Video(path), writer.output / "overlays" / f"{path.stem}.mp4"
+    skipped = 0
+
+    def run(show: Callable[[Picture], object] | None) -> None:
+        nonlocal skipped
+        with progress_bar() as progress:
+            task, index = progress.add_task("predicting", total=video.num_frames or None, rate=""), -1
+            for index, frame in enumerate(video):
+                image, labels = _tensor(frame), writer.output / "labels" / path.stem / f"{index:06d}.png"
+                known = labels.is_file() and not writer.overwrite
+                skipped += known
+                if not known or show is not None:
+                    prediction = _read_labels(labels) if known else writer.predict(image)
+                    if not known and "labels" in writer.save:
+                        writer.write_labels(labels, prediction)
+                    if show is not None:
+                        show(overlay(image, prediction, writer.label_space))
+                progress.update(task, completed=index + 1, rate=writer.rate())
+        if index < 0:
+            raise ProtosegError(
+                f"video {path}: expected frames, got none that can be read: convert it, e.g. with ffmpeg"
+            )
+        if index + 1 < video.num_frames:
+            say(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
+
+    def show_all(partial: Path) -> None:
+        with VideoWriter(partial, video.rate) as film:
+            run(film.write)
+
+    if "overlays" in writer.save and (writer.overwrite or not target.is_file()):
+        writer.put(target, show_all)
+    elif "labels" in writer.save:
+        run(None)
+    else:
+        skipped = video.num_frames
+    return skipped
+
+
+def _read_labels(path: Path) -> Tensor:
+    from protoseg.data.decoding import open_picture
+
+    with open_picture(path) as file:
+        return torch.from_numpy(np.asarray(file).astype(np.int64))
+
+
+def _tensor(picture: Picture) -> Tensor:
+    """RGB ``h w 3`` to ``3 h w``."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))

@@ -1,0 +1,291 @@
+"""From a batch of images to label maps at each image's own resolution: whole, sliding window, multi-scale, flip."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.resize import upsample_rows, window_starts
+from protoseg.types import ProtosegError, SegOutput
+
+MODES = ("auto", "whole", "slide")
+MAX_SCALE = 8  # of an image in memory 64 times as many pixels
+AT_ONCE = 2**21  # pixels that go through the network at once, 1024 x 2048; of mode auto, larger images go in windows
+WINDOW, OVERLAP = 1024, 128  # of those
+PIECE = 2**24  # scores at full size that are held at once; the result does not depend on it
+
+Reduced = tuple[Tensor, ...]
+Reduce = Callable[[Tensor], Reduced]
+
+
+class SegmentationModel(Protocol):
+    """What the predictor needs of a model: a call on ``b 3 h w``, and how much coarser its logits are."""
+
+    @property
+    def stride(self) -> int: ...
+
+    def __call__(self, image: Tensor, /) -> SegOutput: ...
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Models in eval mode, and afterwards in the mode they were in."""
+    training = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
+
+
+class Predictor:
+    """Runs a model over images of any size. Holds settings only: no parameters, no state.
+
+    Images padded to one batch are cropped to their true sizes, and those of equal size run together, so that
+    results do not depend on the batch size. The caller puts the model into eval mode and chooses the autocast.
+
+    Args:
+        mode: ``whole`` runs each image at once; ``slide`` runs overlapping windows and averages their logits; ``auto``
+            is whole up to ``AT_ONCE`` pixels, and beyond slides windows of ``WINDOW`` that overlap by ``OVERLAP``.
+        crop_size, stride: of ``slide`` only, the window and the step between windows, two thirds of it if None; each
+            one number or (height, width), in pixels.
+        scales: the image is also run at these multiples of its size; softmax probabilities are averaged.
+        flip: also run the mirrored image, and average.
+
+    Raises:
+        ProtosegError: settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        mode: str = "auto",
+        crop_size: int | Sequence[int] | None = None,
+        stride: int | Sequence[int] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        if mode not in MODES:
+            raise ProtosegError(f"inference.mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        if mode != "slide" and (crop_size is not None or stride is not None):
+            raise ProtosegError(
+                f"inference: expected no crop_size and no stride with mode={mode}, got crop_size={crop_size} and "
+                f"stride={stride}; set mode=slide, or leave them out"
+            )
+        if mode == "slide" and crop_size is None:
+            raise ProtosegError("inference.crop_size: expected a size with mode=slide, got none; e.g. [512, 512]")
+        if not _positive_numbers(scales) or max(scales) > MAX_SCALE:
+            raise ProtosegError(
+                f"inference.scales: expected a list of positive numbers up to {MAX_SCALE}, got {scales}; e.g. [1.0]"
+            )
+        self.mode = mode
+        self.crop_size = None if crop_size is None else _pair("crop_size", crop_size)
+        self.stride: tuple[int, int] | None = None
+        if self.crop_size is not None:
+            thirds = [max(1, 2 * side // 3) for side in self.crop_size]
+            self.stride = _pair("stride", thirds if stride is None else stride)
+            if any(step > side for step, side in zip(self.stride, self.crop_size, strict=True)):
+                raise ProtosegError(
+                    f"inference.stride: expected at most the crop size {self.crop_size}, got {self.stride}, which "
+                    "leaves pixels between the windows"
+                )
+        self.scales = tuple(float(scale) for scale in scales)
+        self.flip = bool(flip)
+
+    @property
+    def averages(self) -> bool:
+        """Whether several runs of an image are averaged: ``_scores`` then gives probabilities, else logits."""
+        return self.flip or self.scales != (1.0,)
+
+    def settings(self) -> dict[str, object]:
+        """The settings as plain values, for reports."""
+        return {name: getattr(self, name) for name in ("mode", "crop_size", "stride", "scales", "flip")}
+
+    def __call__(self, model: SegmentationModel, image: Tensor, size: Tensor) -> list[Tensor]:
+        """Class probabilities of each image, ``c h w`` at its own size.
+
+        Images are uint8 (or float in 0 to 1) ``b 3 h w``, their sizes before padding int64 ``b 2``.
+        """
+        return [scores for (scores,) in self._per_image(model, image, size, lambda x: (self._probability(x),))]
+
+    def predict(self, model: SegmentationModel, image: Tensor, size: Tensor) -> list[Tensor]:
+        """The likeliest class of each pixel, int64 ``h w`` per image; arguments as of the call."""
+
+        def reduce(scores: Tensor) -> Reduced:
+            return (scores.argmax(1).to(torch.int16 if scores.shape[1] < 2**15 else torch.int64),)
+
+        return [label.long() for (label,) in self._per_image(model, image, size, reduce)]
+
+    def predict_with_confidence(
+        self, model: SegmentationModel, image: Tensor, size: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Per image the likeliest class, int64 ``h w``, and its probability, ``h w``; arguments as of the call."""
+
+        def reduce(scores: Tensor) -> tuple[Tensor, Tensor]:
+            confidence, label = self._probability(scores).max(1)
+            return label, confidence
+
+        return [(label, confidence) for label, confidence in self._per_image(model, image, size, reduce)]
+
+    @torch.no_grad()
+    def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
+        """Run the images group by group; ``reduce`` turns scores ``n c h w`` of a part of them into what is wanted."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (height, width) in enumerate(size.tolist()):
+            groups[height, width].append(i)
+        results: dict[int, Reduced] = {}
+        for (height, width), members in groups.items():
+            values = self._reduced(model, image[members, :, :height, :width], reduce)
+            results.update(zip(members, zip(*values, strict=True), strict=True))
+        return [results[i] for i in range(len(image))]
+
+    def _reduced(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
+        """``reduce`` of all parts of images of one size, joined: full-size scores of many classes are larger than all.
+
+        Runs that are averaged are whole scores of one part, which of a large image is its middle in a window.
+        """
+        height, width = image.shape[2:]
+        if not self.averages:
+            return _joined((reduce(rows) for rows in self._rows(model, image)), -2)
+        if self.mode == "whole" or height * width <= AT_ONCE:
+            return reduce(self._average(model, image))
+        bands = []
+        for rows, above in _middles(height):
+            row = []
+            for columns, left in _middles(width):
+                window = self._average(model, image[..., above : above + WINDOW, left : left + WINDOW])
+                row.append(reduce(window[..., rows, columns]))
+            bands.append(_joined(row, -1))
+        return _joined(bands, -2)
+
+    def _probability(self, scores: Tensor) -> Tensor:
+        return scores if self.averages else scores.softmax(1)
+
+    def _average(self, model: SegmentationModel, image: Tensor) -> Tensor:
+        """Probabilities averaged over scales and mirror images, ``b 3 h w`` to ``b c h w``."""
+        total = image.new_zeros((), dtype=torch.float32)
+        for scale in self.scales:
+            scaled = _rescale(image, scale)
+            for view in (scaled, scaled.flip(-1)) if self.flip else (scaled,):
+                logits = torch.cat([*self._rows(model, view)], 2)
+                if logits.shape[2:] != image.shape[2:]:
+                    logits = F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
+                total = total + (logits.softmax(1) if view is scaled else logits.softmax(1).flip(-1))
+        return total / (len(self.scales) * (1 + self.flip))
+
+    def _rows(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
+        """Logits at the image's own size, at least fp32, some rows at a time."""
+        height, width = image.shape[2:]
+        if self.crop_size is not None and self.stride is not None:
+            return slide_rows(model, image, self.crop_size, self.stride)
+        if self.mode == "whole" or height * width <= AT_ONCE:
+            return slide_rows(model, image, (height, width), (height, width))
+        return slide_rows(model, image, (WINDOW, WINDOW), (WINDOW - OVERLAP, WINDOW - OVERLAP))
+
+
+def slide_rows(
+    model: SegmentationModel, image: Tensor, crop_size: tuple[int, int], stride: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Logits averaged over overlapping windows, ``b 3 h w`` to ``b c rows w``, from top to bottom.
+
+    The last window of a row or column ends at the border, so that every window is full; a side of the image smaller
+    than the window makes the window that small. Of the windows only the logits on the decoder's grid are kept, and
+    those no longer than their rows are wanted.
+    """
+    (height, width), batch = image.shape[2:], len(image)
+    window = (min(crop_size[0], height), min(crop_size[1], width))
+    tops, lefts = window_starts(height, window[0], stride[0]), window_starts(width, window[1], stride[1])
+    kept: list[tuple[int, list[Tensor]]] = []
+    align_corners = False
+    for top, end in zip(tops, [*tops[1:], height], strict=True):
+        kept = [(y, outputs) for y, outputs in kept if y + window[0] > top]
+        outputs, align_corners = _run(model, image[:, :, top : top + window[0]], lefts, window[1])
+        kept.append((top, outputs))
+        classes = kept[-1][1][0].shape[1]
+        step = max(1, PIECE // (batch * classes * width))
+        for first in range(top, end, step):
+            last = min(first + step, end)
+            total = kept[-1][1][0].new_zeros(batch, classes, last - first, width)
+            count = total.new_zeros(last - first, width)
+            for y, outputs in kept:
+                low, high = max(first, y), min(last, y + window[0])
+                for x, grid in zip(lefts, outputs, strict=True):
+                    part = (..., slice(low - first, max(low, high) - first), slice(x, x + window[1]))
+                    if low < high:
+                        total[part] += upsample_rows(grid, (low - y, high - y), window, model.stride, align_corners)
+                        count[part] += 1
+            yield total.div_(count)
+
+
+def _run(model: SegmentationModel, image: Tensor, lefts: Sequence[int], width: int) -> tuple[list[Tensor], bool]:
+    """Logits of one row of windows, ``b c h w`` on the grid for each of ``lefts``, at least fp32; ``align_corners``."""
+    crops = [(i, left) for left in lefts for i in range(len(image))]
+    at_once = max(1, AT_ONCE // 2 // (image.shape[2] * width))
+    outputs: list[Tensor] = []
+    for first in range(0, len(crops), at_once):
+        chunk = torch.stack([image[i, :, :, left : left + width] for i, left in crops[first : first + at_once]])
+        # bf16 has 8 bits: upsampled in it, many pixels between two classes would tie.
+        output = model(chunk)
+        outputs += at_least_fp32(output.logits)
+    batch = len(image)
+    return [torch.stack(outputs[k : k + batch]) for k in range(0, len(outputs), batch)], output.align_corners
+
+
+def _middles(length: int) -> Iterator[tuple[slice, int]]:
+    """Windows over a side of an image: what each contributes, half of the overlap left out, and where it begins."""
+    starts = window_starts(length, min(WINDOW, length), WINDOW - OVERLAP)
+    cuts = [0, *(start + OVERLAP // 2 for start in starts[1:]), length]
+    for start, low, high in zip(starts, cuts, cuts[1:], strict=False):
+        yield slice(low - start, high - start), start
+
+
+def _joined(parts: Iterable[Reduced], dim: int) -> Reduced:
+    return tuple(torch.cat(pieces, dim) for pieces in zip(*parts, strict=True))
+
+
+def _rescale(image: Tensor, scale: float) -> Tensor:
+    """The image at ``scale`` times its size; untouched at scale 1.
+
+    As training images are scaled (``cv2.resize``, to a grey level): bilinear between the nearest pixels, in whole grey
+    levels. Smoothing before (antialiasing) would show the network images that it was not trained on.
+    """
+    if scale == 1.0:
+        return image
+    size = [max(1, round(side * scale)) for side in image.shape[2:]]
+    scaled = F.interpolate(
+        image if image.is_floating_point() else image.float(), size, mode="bilinear", align_corners=False
+    )
+    return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
+
+
+def _positive_numbers(values: object) -> bool:
+    if not isinstance(values, Sequence) or not values:
+        return False
+    return all(isinstance(value, (int, float)) and value > 0 for value in values)
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ProtosegError(f"inference.{name}: expected a positive integer or (height, width), got {value}")
+    return pair[0], pair[1]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the best there is; raises ProtosegError if it is not here."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ProtosegError(
+            f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); try device=cpu"
+        ) from error
+    return device

@@ -1,0 +1,186 @@
+"""What the folder of a sweep says of its jobs: ``manifest.json``, and a ``job.json`` in the folder of each.
+
+The state of a job is its ``job.json``, which nobody writes but the job: jobs may run at the same time on many
+machines. The manifest holds the plan, and a copy of the states for the eye.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from protoseg.files import write_file
+from protoseg.types import ProtosegError
+
+log = logging.getLogger(__name__)
+
+STATES = ("waiting", "running", "stopped", "failed", "done")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a sweep.
+
+    Attributes:
+        number, overrides: its place in the sweep, from 0, and ``KEY=VALUE`` of the command line.
+        state: one of :data:`STATES`; a job that was killed is found ``running``.
+        score: best validation mIoU, NaN until it is done.
+        seconds: spent in it so far, without attempts that were killed.
+        error, wandb_id: message, where it failed; of its run on the dashboard.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    folder: Path
+    state: str = "waiting"
+    score: float = math.nan
+    seconds: float = 0.0
+    error: str = ""
+    wandb_id: str = ""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Value of each override; a key without one (``~KEY``) has an empty value."""
+        return {key: value for key, _, value in (override.partition("=") for override in self.overrides)}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A multirun.
+
+    Attributes:
+        arguments, swept: its overrides as given, ``seed=0,1,2``, and the keys that have more than one value.
+        planned, jobs: all are known beforehand, not so in a search that goes by the scores; those known, by number.
+    """
+
+    folder: Path
+    arguments: tuple[str, ...]
+    swept: tuple[str, ...]
+    planned: bool
+    jobs: tuple[Job, ...]
+
+    def name(self, job: Job) -> str:
+        """What tells the job from the others: ``num_prototypes=5 seed=1``."""
+        names, values = short_names(self.swept), job.values
+        parts = [f"{names[key]}={short_value(values[key])}" for key in self.swept if key in values]
+        return " ".join(parts) or f"job {job.number}"
+
+
+def short_names(keys: tuple[str, ...]) -> dict[str, str]:
+    """The last part of each key, or all of it where two end alike."""
+    last = [key.rpartition(".")[2].lstrip("+") for key in keys]
+    return {key: key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)}
+
+
+def short_value(value: str) -> str:
+    """The value to read: of a long decimal number four digits."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
+
+
+def settings(overrides: Sequence[str]) -> list[str]:
+    """The overrides without those that say only where a job runs: a sweep may be continued elsewhere."""
+    return [override for override in overrides if not override.startswith("launcher=")]
+
+
+def write_job(job: Job) -> None:
+    """Write the job's ``job.json``; raises as :func:`protoseg.files.write_file` does."""
+    _write_json(job.folder / "job.json", {name: value for name, value in _plain(job).items() if name != "folder"})
+
+
+def read_job(folder: Path) -> Job | None:
+    """The job that ran in a folder, None where none did; raises ProtosegError for a damaged file."""
+    file = folder / "job.json"
+    return _job(_read_json(file), folder, file) if file.is_file() else None
+
+
+def write_manifest(sweep: Sweep) -> None:
+    """Write the sweep's ``manifest.json``; raises as :func:`protoseg.files.write_file` does."""
+    jobs = [{**_plain(job), "folder": str(job.folder.relative_to(sweep.folder))} for job in sweep.jobs]
+    content = {"arguments": sweep.arguments, "swept": sweep.swept, "planned": sweep.planned, "jobs": jobs}
+    _write_json(sweep.folder / "manifest.json", content)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep in a folder, its jobs in the state that their own files tell.
+
+    Raises ProtosegError: no sweep of ``train.py`` is there, or a file of it is damaged.
+    """
+    file = folder / "manifest.json"
+    if not file.is_file():
+        raise ProtosegError(f"no sweep in {folder}: expected the manifest.json that train.py -m writes there")
+    content = _read_json(file)
+    try:
+        planned = [_job(entry, folder / entry["folder"], file) for entry in content["jobs"]]
+        frame = Sweep(folder, tuple(content["arguments"]), tuple(content["swept"]), bool(content["planned"]), ())
+    except (KeyError, TypeError) as error:
+        raise _damaged(file) from error
+    if frame.planned:
+        jobs = [read_job(job.folder) or replace(job, state="waiting") for job in planned]
+    else:
+        jobs = [job for path in folder.glob("*/job.json") if (job := read_job(path.parent))]
+    return replace(frame, jobs=tuple(sorted(jobs, key=lambda job: job.number)))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder; the lock goes with the process, however that ends.
+
+    Raises ProtosegError: another process does, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "job.lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ProtosegError(f"cannot write {folder}: {error}; choose another folder") from error
+    with file:
+        try:
+            # Not flock: forked workers would hold that on, for some seconds after the process itself was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ProtosegError(
+                f"{folder}: another process is training there; wait for it, end it, or choose another folder: "
+                "hydra.run.dir=…, of a sweep hydra.sweep.dir=…"
+            ) from error
+        except OSError as error:
+            log.warning("no file locks on this disk (%s): do not train twice in one folder at the same time", error)
+        yield
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    return {**asdict(job), "score": None if math.isnan(job.score) else job.score}
+
+
+def _job(entry: Any, folder: Path, file: Path) -> Job:
+    try:
+        known = {field.name: entry[field.name] for field in fields(Job) if field.name != "folder"}
+        known["score"] = math.nan if known["score"] is None else float(known["score"])
+        return Job(**{**known, "overrides": tuple(known["overrides"]), "folder": folder})
+    except (KeyError, TypeError) as error:
+        raise _damaged(file) from error
+
+
+def _write_json(path: Path, content: Any) -> None:
+    # Of a name that is no UTF-8 the escapes are JSON's own.
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace"))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ProtosegError:
+    return ProtosegError(f"{path} is damaged: expected what train.py -m writes; delete it, and its job runs again")

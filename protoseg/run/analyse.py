@@ -1,0 +1,212 @@
+"""What ``protoseg analyse`` does with a checkpoint: its prototypes, errors and adaptation in tables and pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from protoseg.analysis.activations import activation, activation_panel
+from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
+from protoseg.analysis.embedding import EmbeddingCollector, embedding_figure, embedding_map
+from protoseg.analysis.patches import PatchCollector, patch_sheet
+from protoseg.analysis.stream import Collector, collect, look, prototype_memory, scenes
+from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
+from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection
+from protoseg.analysis.uncertainty_figures import uncertainty_figure, uncertainty_panel
+from protoseg.checkpoint import check_same_classes
+from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
+from protoseg.evaluation.tables import write_json
+from protoseg.files import with_ending, write_file
+from protoseg.run.config import composed, named
+from protoseg.run.evaluate import image_loader, open_checkpoint
+from protoseg.text import Terminal, override
+from protoseg.types import LabelSpace, ProtosegError
+
+_TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}
+
+
+def prototypes(
+    checkpoint: str | None,
+    overrides: Sequence[str],
+    out: Path,
+    images: int | None,
+    patches: int,
+    pixels: int,
+    classes: Sequence[str] | None,
+    skip: Sequence[str],
+) -> None:
+    """Write tables and pictures of a checkpoint's prototypes over the training images.
+
+    ``structure.json``, ``within.png``, ``between.png``, ``occupancy.png``, ``patches/CLASS.jpg``,
+    ``activations/CLASS.jpg`` (in the image with most pixels of the class), ``embedding.png``.
+    """
+    cfg = _config(checkpoint, overrides, images)
+    trained = open_checkpoint(cfg)
+    model, space = trained.model, trained.label_space
+    vectors = prototype_memory(model).prototypes
+    c, k, _ = vectors.shape
+    ids = space.ids(classes, "--class") if classes else None
+    occupancy, nearest = OccupancyCollector(c, k), PatchCollector(c, k, patches)
+    embeddings = EmbeddingCollector(max(1, pixels // c))
+    parts: dict[str, Collector] = {"patches": nearest, "embedding": embeddings}
+    with image_loader(cfg, trained, images, training=True) as loader:
+        collect(scenes(model, loader), occupancy, *(part for name, part in parts.items() if name not in skip))
+        found = occupancy.compute()
+        entries = describe(vectors, found.counted, space)
+        ids = ids or sorted(found.counted.sum(1).argsort(descending=True)[:MANY_CLASSES].tolist())
+        counts = zip(entries, found.true.tolist(), found.predicted.tolist(), strict=True)
+        rows = [entry | {"true_cells": true, "predicted_cells": predicted} for entry, true, predicted in counts]
+        write_json(out / "structure.json", {"classes": rows})
+        write_file(out / "within.png", within_figure(vectors, space, ids).savefig)
+        write_file(out / "between.png", between_figure(vectors, space).savefig)
+        write_file(out / "occupancy.png", occupancy_figure(found, space, ids).savefig)
+        if "patches" not in skip:
+            best = nearest.compute().found
+            for i in _drawing(ids, "patches"):
+                sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
+                _save(out / "patches" / _class_file(i, space), sheet)
+        if "activations" not in skip:
+            for i in _drawing([i for i in ids if found.example[i] >= 0], "activations"):
+                sample: Any = loader.dataset[int(found.example[i])]
+                image, label, name = sample
+                scene = look(model, image, label, name=name)
+                panel = activation_panel(image, activation(model, scene, i), space)
+                _save(out / "activations" / _class_file(i, space), panel)
+    if "embedding" not in skip:
+        with Console(stderr=True).status("t-SNE"):
+            places = embedding_map(embeddings.compute(), vectors)
+        write_file(out / "embedding.png", embedding_figure(places, space).savefig)
+    terminal = Terminal()
+    header = ("class", "cells", "in use", "mean cosine", "dead", "double", "nearest class")
+    shown = sorted(entries, key=lambda entry: -entry["cells"])[:MANY_CLASSES]
+    terminal.table("Prototypes of each class", header, map(_prototype_row, shown), left=(0, 4, 5, 6))
+    terminal.say(f"Results: {out}")
+
+
+def _prototype_row(entry: dict[str, Any]) -> list[str]:
+    double = ", ".join(f"{a} = {b}" for a, b, _ in entry["duplicates"][:4])
+    return [
+        entry["name"],
+        str(entry["cells"]),
+        "–" if entry["effective"] is None else f"{entry['effective']:.1f}",
+        "–" if entry["mean_cosine"] is None else f"{entry['mean_cosine']:.2f}",
+        ", ".join(map(str, entry["dead"])),
+        f"{double} …" if len(entry["duplicates"]) > 4 else double,
+        "–" if entry["nearest_class"] is None else f"{entry['nearest_class']} ({entry['nearest_cosine']:.2f})",
+    ]
+
+
+def uncertainty(
+    checkpoint: str | None, overrides: Sequence[str], out: Path, images: int | None, softmax: Path | None, maps: int
+) -> None:
+    """Write ``uncertainty.json``, ``uncertainty.png`` and ``maps/IMAGE.jpg`` for the validation images."""
+    cfg = _config(checkpoint, overrides, images)
+    trained = open_checkpoint(cfg)
+    twin = None
+    if softmax is not None:
+        twin = open_checkpoint(_config(checkpoint, overrides, images, override("ckpt_path", softmax)))
+        check_same_classes(softmax, twin.label_space, trained.label_space)
+    collector = UncertaintyCollector()
+    with image_loader(cfg, trained, images) as loader:
+        total = len(loader.dataset)  # type: ignore[arg-type]
+        drawn = _spread(total, maps)
+        for scene in scenes(trained.model, loader, "uncertainty"):
+            collector.update(scene)
+            if scene.number in drawn:
+                panel = uncertainty_panel(scene, trained.label_space)
+                _save(out / "maps" / picture_name(scene.number, scene.name), panel)
+        found = {_TITLES[name]: entry for name, entry in collector.compute().items()}
+        if twin is not None:
+            found["confidence of the softmax twin"] = error_detection(twin.model, loader)["confidence"]
+    if not all(entry.pixels for entry in found.values()):
+        raise ProtosegError("uncertainty: expected images with labels, got none labelled; choose another split or data")
+    write_json(out / "uncertainty.json", {name: entry.summary() for name, entry in found.items()})
+    write_file(out / "uncertainty.png", uncertainty_figure(found, f"{total} images").savefig)
+    rows = []
+    for name, entry in found.items():
+        numbers = [entry.error_rate, entry.auroc, entry.aurc, entry.aurc_optimal]
+        ece = "–" if entry.calibration is None else f"{100 * entry.calibration.ece:.2f}"
+        rows.append([name, *(f"{100 * number:.2f}" for number in numbers), ece])
+    terminal = Terminal()
+    header = ("measure", "wrong (%)", "AUROC (%)", "AURC (%)", "best AURC (%)", "ECE (%)")
+    terminal.table("Finding wrong pixels", header, rows)
+    bound = max(max(entry.auroc_bound, entry.aurc_bound) for entry in found.values())
+    terminal.print(f"Exact to {100 * bound:.1g} points (histograms); higher AUROC and lower AURC are better.")
+    terminal.say(f"Results: {out}")
+
+
+def adaptation(
+    checkpoint: str | None, overrides: Sequence[str], out: Path, images: int | None, source_only: Path, panels: int
+) -> None:
+    """Write ``adaptation.json``, ``confusion.png``, ``iou.png`` and ``panels/IMAGE.jpg`` for the target's images."""
+    cfg = _config(checkpoint, overrides, images, "network=student")
+    student = open_checkpoint(cfg)
+    space = student.label_space
+    before = open_checkpoint(_config(checkpoint, overrides, images, override("ckpt_path", source_only)))
+    check_same_classes(source_only, before.label_space, space)
+    models = {"source only": before.model, "student": student.model}
+    if "teacher" in student.file.networks:
+        models["teacher"] = open_checkpoint(_config(checkpoint, overrides, images, "network=teacher")).model
+    collector = ConfusionCollector(space)
+    with image_loader(cfg, student, images) as loader:
+        drawn = _spread(len(loader.dataset), panels)  # type: ignore[arg-type]
+        for seen in compared(models, loader, student.predictor):
+            collector.update(seen)
+            if seen.number in drawn:
+                _save(out / "panels" / picture_name(seen.number, seen.name), comparison_panel(seen, space))
+    found = collector.scores()
+    titles = {f"{name}: mIoU {100 * entry['mIoU']:.1f} %": entry["confusion"] for name, entry in found.items()}
+    write_file(out / "confusion.png", confusions_figure(titles, space).savefig)
+    write_file(out / "iou.png", iou_figure(found, space).savefig)
+    written, rows = {}, []
+    for name, entry in found.items():
+        ious = dict(zip(space.classes, entry["IoU"].tolist(), strict=True))
+        numbers = {"mIoU": entry["mIoU"], "pixel_accuracy": entry["pixel_accuracy"]}
+        written[name] = {**numbers, "IoU": ious, "confusion": entry["confusion"].tolist()}
+        shown = (entry["mIoU"], entry["mean_accuracy"], entry["pixel_accuracy"])
+        rows.append([name, *(f"{100 * number:.2f}" for number in shown)])
+    write_json(out / "adaptation.json", written)
+    terminal = Terminal()
+    terminal.table("On the target", ("network", "mIoU (%)", "mean accuracy (%)", "pixel accuracy (%)"), rows)
+    terminal.say(f"Results: {out}")
+
+
+def _config(checkpoint: str | None, overrides: Sequence[str], images: int | None, *more: str) -> DictConfig:
+    """The composed ``evaluate.yaml`` for a checkpoint that stands first, or among the overrides."""
+    overrides = [*named([checkpoint, *overrides] if checkpoint else overrides, ("ckpt_path",)), *more]
+    if not any(override.startswith("ckpt_path=") for override in overrides):
+        raise ProtosegError("expected a checkpoint, got none; give RUN/checkpoints/best.ckpt")
+    if images is not None and images < 1:
+        raise ProtosegError(f"--images: expected at least 1 image, got {images}")
+    return composed("evaluate", overrides)
+
+
+def _spread(total: int, count: int) -> set[int]:
+    """Numbers of the images that get a picture, ``count`` of ``total``."""
+    return {i * total // max(count, 1) for i in range(count)}
+
+
+def _drawing(ids: Sequence[int], title: str) -> Iterable[int]:
+    return track(ids, title, console=Console(stderr=True))
+
+
+def _class_file(i: int, space: LabelSpace) -> str:
+    """The id of a class and what a disk takes of its name."""
+    return f"{i:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', space.classes[i])[:40]}.jpg"
+
+
+def picture_name(number: int, image: str) -> str:
+    """A name for the picture of an image: its number and the name of its file."""
+    return with_ending(Path(f"{number:05d}_{Path(image).stem}"), ".jpg").name
+
+
+def _save(path: Path, picture: Picture) -> None:
+    write_file(path, partial(Image.fromarray(picture).save, format="JPEG", quality=90))

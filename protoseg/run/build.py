@@ -1,0 +1,98 @@
+"""From a resolved config to objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from protoseg.data import SegmentationDataModule, limit_pixels
+from protoseg.losses import Term
+from protoseg.models.build import build_model
+from protoseg.models.segmentor import Segmentor
+from protoseg.training.base import SegmentationModule
+from protoseg.types import LabelSpace, ProtosegError
+
+PROTOTYPE_TERMS = ("ppc", "ppd")
+
+
+def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
+    """The DataModule; no file is looked at before its ``setup``."""
+    limit_pixels(cfg.max_pixels)
+    return instantiate(cfg.data)
+
+
+def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule:
+    """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
+    losses: dict[str, Term] = {}
+    for name, term in cfg.loss.items():
+        if term is None:
+            continue
+        if "_target_" not in term:
+            if name in PROTOTYPE_TERMS:
+                continue  # an experiment's weights, run with the softmax twin
+            raise ProtosegError(f"loss.{name}: expected a term with a _target_, got {term}; correct the name")
+        losses[name] = instantiate(term)
+    if not losses:
+        raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
+    terms = method_terms(cfg)
+    # Before the method refuses, in other words, what an experiment has set for another one.
+    method: Any = get_class(cfg.method["_target_"])
+    method.check_terms([*losses.items(), *terms.get("terms", {}).items()])
+    torch.manual_seed(cfg.seed)
+    # Partial, because Hydra would turn our values into configs when merging them as arguments.
+    module = instantiate(cfg.method, _partial_=True, **dict.fromkeys(terms))(
+        model=build_model(cfg, label_space.num_classes, pretrained=cfg.resume is None),
+        label_space=label_space,
+        losses=losses,
+        optimizer=instantiate(cfg.optimizer, _partial_=True),
+        schedule=instantiate(cfg.schedule, _partial_=True),
+        predictor=instantiate(cfg.inference),
+        seed=cfg.seed,
+        **terms,
+    )
+    module.config = plain(cfg)
+    if cfg.compile:
+        compile_networks(module)
+    return module
+
+
+def compile_networks(module: nn.Module) -> None:
+    """Let ``torch.compile`` make the forward and backward of every network in ``module`` (student and teacher)."""
+    for part in module.modules():
+        if isinstance(part, Segmentor):
+            # In place, so that names in checkpoints stay. Every size is compiled for itself, up to torch's limit: SAME
+            # padding over symbolic sizes takes minutes.
+            part.compile(dynamic=False)
+
+
+def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:
+    """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them."""
+    built: dict[str, dict[str, Term]] = {
+        group: {name: instantiate(term) for name, term in (cfg.method[group] or {}).items() if term is not None}
+        for group in ("source_terms", "terms")
+        if group in cfg.method
+    }
+    if "_target_" in (cfg.get("contrast") or {}):
+        if "terms" not in built:
+            raise ProtosegError(
+                "contrast: expected a method with terms to add it to, got one without (source_only); use "
+                "method=supervised, dacs, daformer or mic, or contrast=none"
+            )
+        built["terms"]["contrast"] = instantiate(cfg.contrast)
+    return built
+
+
+def instances(group: DictConfig | None) -> list[Any]:
+    """Instantiate every entry of a group (callbacks, loggers); an entry set to null is left out."""
+    return [instantiate(node) for node in (group or {}).values() if node is not None]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain values, interpolations resolved: what a checkpoint keeps."""
+    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]

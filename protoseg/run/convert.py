@@ -1,0 +1,225 @@
+"""A published file becomes one of our checkpoints, with the settings under which it gives the published labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from protoseg import __version__
+from protoseg.archive import Unread, read_foreign
+from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO
+from protoseg.files import write_file
+from protoseg.models.build import build_model
+from protoseg.models.published import KINDS, Kind
+from protoseg.models.weights import listed_keys
+from protoseg.run.config import composed
+from protoseg.text import Terminal, command, override
+from protoseg.types import LabelSpace, ProtosegError
+
+_TEACHER, _FROZEN = "ema_model.", "imnet_model."
+_PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of the student or of a whole Lightning module
+
+
+def convert(file: str | Path, out: str | Path, network: str = "student", overrides: Sequence[str] = ()) -> Kind | None:
+    """Write a file of published weights as a checkpoint that everything here opens; nothing of the file is run.
+
+    Args:
+        file: ``.pth`` and the like; its kind is recognised by its names, see :data:`protoseg.models.published.KINDS`.
+        out: to write. ImageNet weights of an encoder become a file for ``encoder.weights=``, without a decoder.
+        network: of a file with several, ``student`` or ``teacher``.
+        overrides: of the settings that go with the kind, as ``train.py`` takes them: ``data=cityscapes_to_acdc``.
+
+    Returns:
+        The kind; None of encoder weights that timm knows, for ``encoder=NAME``.
+
+    Raises:
+        ProtosegError: a file that is damaged, holds code, or is of no known kind; that lacks the network; or whose
+            names or classes do not fit.
+    """
+    file, out = Path(file), Path(out)
+    if network not in NETWORKS:
+        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+    if not file.is_file():
+        raise ProtosegError(f"convert: expected a file of published weights, got none at {file}")
+    if out.exists() and out.samefile(file):
+        raise ProtosegError(f"convert: expected another file to write than the one to read, got {out} twice")
+    state, classes = _read(file, network)
+    kind = next((kind for kind in KINDS if kind.mark in state), None)
+    if kind is None and not any(override.startswith("encoder=") for override in overrides):
+        raise ProtosegError(
+            f"convert: expected one of {'; '.join(kind.name for kind in KINDS)}, got {file} with the names "
+            f"{', '.join(name[:80] for name in list(state)[:3])}, …; ImageNet weights of a timm encoder need "
+            "encoder=NAME, another kind is a file of mappings in protoseg/models/published"
+        )
+    where = f"convert: {file}, {kind.name if kind else 'weights of an encoder'}"
+    if kind is None or kind.encoder_only:
+        _write_encoder(kind, state, file, out, overrides)
+        return kind
+    try:
+        renamed, left = kind.renamed(state)
+        settings = kind.settings(renamed)
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # tensors that the kind must have
+        raise ProtosegError(
+            f"{where}: expected all of that network, got a part or another form of it ({error})"
+        ) from error
+    cfg = _composed([*settings, *overrides])
+    space: LabelSpace = instantiate(cfg.data).label_space
+    _check_classes(renamed, classes, space, where)
+    with torch.device("meta"):
+        model = build_model(cfg, space.num_classes, pretrained=False)
+    fitted = _fitted(renamed, model.state_dict(), left, where)
+    with open_dict(cfg.encoder):  # said, so that no later default can normalise otherwise
+        cfg.encoder.mean, cfg.encoder.std = list(model.encoder.mean), list(model.encoder.std)
+    checkpoint = {
+        "state_dict": {NETWORKS["student"] + name: tensor for name, tensor in fitted.items()},
+        "protoseg": {
+            "version": __version__,
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            "label_space": {
+                "name": space.name, "classes": list(space.classes), "colors": [list(color) for color in space.colors]
+            },
+        },
+    }  # fmt: skip
+    AtomicCheckpointIO().save_checkpoint(checkpoint, out)
+    return kind
+
+
+def _read(file: Path, network: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of one network, without the prefixes that training codes put before all names; the classes' names."""
+    with read_foreign(file) as (values, tensor):
+        if isinstance(values, dict) and "protoseg" in values:
+            raise ProtosegError(
+                f"convert: {file} is a checkpoint of protoseg already; use it as it is: ckpt_path={file}"
+            )
+        classes = _said_classes(values)
+        for wrapping in ("state_dict", "model"):
+            if isinstance(values, dict) and isinstance(values.get(wrapping), dict):
+                values = values[wrapping]
+        named = {k: v for k, v in values.items() if isinstance(v, Unread)} if isinstance(values, dict) else {}
+        if not named:
+            raise ProtosegError(f"convert: expected named tensors, alone or under state_dict, got none in {file}")
+        named = _network(named, network, file)
+        if sum(prod(u.shape) * u.storage.dtype.itemsize for u in named.values()) > 2 * file.stat().st_size:
+            raise ProtosegError(f"convert: expected no more numbers than {file} holds, got tensors that share them")
+        state = {name: tensor(unread) for name, unread in named.items()}
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ProtosegError(f"convert: expected finite numbers, got NaN or infinity in {name} of {file}")
+    return state, classes
+
+
+def _said_classes(values: Any) -> list[str]:
+    """Names that mmcv, or mmengine, has left in a file."""
+    meta = values.get("meta") if isinstance(values, dict) else None
+    said = (meta.get("dataset_meta") or meta) if isinstance(meta, dict) else {}
+    names = (said.get("CLASSES") or said.get("classes")) if isinstance(said, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, (list, tuple)) else []
+
+
+def _network(named: Mapping[str, Any], network: str, file: Path) -> dict[str, Any]:
+    teacher = {name.removeprefix(_TEACHER): v for name, v in named.items() if name.startswith(_TEACHER)}
+    if network == "teacher" and not teacher:
+        raise ProtosegError(
+            f"convert: expected a file with a teacher (names {_TEACHER}…), got one without: {file}; use network=student"
+        )
+    student = {name: v for name, v in named.items() if not name.startswith((_TEACHER, _FROZEN))}
+    found = teacher if network == "teacher" else student
+    if not found:
+        raise ProtosegError(f"convert: expected a file with a {network}, got one without: {file}; use network=teacher")
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None):
+        found = {name.removeprefix(prefix): v for name, v in found.items()}
+    return found
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """The resolved config of a training that nobody ran."""
+    return composed("train", ["encoder.pretrained=false", "paths.output=.", *overrides])
+
+
+def _check_classes(state: Mapping[str, Tensor], said: Sequence[str], space: LabelSpace, where: str) -> None:
+    """See that the file is of the data's classes: by their number, and by their names where it says them."""
+    numbers = [len(state[name]) for name in ("head.classifier.weight", "head.memory.prototypes") if name in state]
+    got = next((str(number) for number in numbers if number != space.num_classes), None)
+    if said and got is None:
+        pairs = zip_longest(said, space.classes, fillvalue="none")
+        got = next((f"{a[:80]!r} in place of {b!r}" for a, b in pairs if _letters(a) != _letters(b)), None)
+    if got is not None:
+        raise ProtosegError(
+            f"{where}: expected the {space.num_classes} classes of {space.name}, got {got}; choose the data that it was"
+            " trained on with data=NAME (of your own: data=folder)"
+        )
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _fitted(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], left: Sequence[str], where: str
+) -> dict[str, Tensor]:
+    """The tensors in the shapes of the model's; a 1 x 1 convolution and a linear layer are the same numbers."""
+    fitted, shapes = {}, []
+    for name, tensor in state.items():
+        if name in wanted:
+            if _plain(tensor.shape) != _plain(wanted[name].shape):
+                shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}")
+            else:
+                fitted[name] = tensor.reshape(wanted[name].shape).to(wanted[name].dtype)
+    counters = [name for name in wanted if name.endswith("num_batches_tracked") and name not in state]
+    fitted |= {name: torch.tensor(0) for name in counters}  # files older than PyTorch 0.4.1 lack them
+    missing = [name for name in wanted if name not in state and name not in fitted]
+    left = [name[:120] for name in (*left, *(name for name in state if name not in wanted))]
+    if listed := listed_keys({"only in the file": left, "only in the network": missing, "of another shape": shapes}):
+        raise ProtosegError(
+            f"{where}: the names do not fit. {listed}. Is it another network? Settings are changed with KEY=VALUE, "
+            "e.g. encoder=mit_b3"
+        )
+    return fitted
+
+
+def _plain(shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(shape)
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _write_encoder(
+    kind: Kind | None, state: dict[str, Tensor], file: Path, out: Path, overrides: Sequence[str]
+) -> None:
+    """Write a file for ``encoder.weights=``, if the encoder loads it."""
+    settings: list[str] = []
+    if kind is not None:
+        renamed, _ = kind.renamed(state)
+        settings = kind.settings(renamed)
+        state = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}
+    cfg = _composed([*settings, *overrides])
+
+    def save(partial: Path) -> None:
+        torch.save(state, partial)
+        try:
+            instantiate(cfg.encoder, weights=str(partial))
+        except InstantiationException as error:
+            raise ProtosegError(str(error.__cause__).replace(str(partial), str(file))) from error.__cause__
+
+    write_file(out, save)
+
+
+def run_convert(file: Path, out: Path, network: str, overrides: Sequence[str]) -> None:
+    """Convert, and say what came out and what may be done with it; raises as :func:`convert`."""
+    terminal, started = Terminal(), time.perf_counter()
+    with terminal.status("converting"):
+        kind = convert(file, out, network, overrides)
+    whole = kind is not None and not kind.encoder_only
+    what = f"{kind.name}{f', {network}' if whole else ''}" if kind else "weights of an encoder"
+    terminal.say(f"{out}: {what}, {out.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
+    use = ("evaluate.py", override("ckpt_path", out)) if whole else ("train.py", override("encoder.weights", out))
+    terminal.say(command("python", *use))

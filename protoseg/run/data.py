@@ -1,0 +1,258 @@
+"""What ``protoseg data`` does: tables, faults and pictures of a data set, a faster copy, a submission, drawn scenes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, limit_pixels
+from protoseg.data.checking import check_samples, listing_faults, repeated_images, turned_images
+from protoseg.data.export import export_predictions
+from protoseg.data.labelled import label_notes, nothing_labelled
+from protoseg.data.packing import pack
+from protoseg.data.statistics import class_statistics, image_sizes, rare_class_probability, spread
+from protoseg.evaluation.pictures import (
+    MANY_CLASSES,
+    PAPER,
+    Picture,
+    bars_figure,
+    fit_width,
+    frequent_classes,
+    legend,
+    overlay,
+    short_name,
+)
+from protoseg.files import write_file
+from protoseg.losses.segmentation import balanced_class_weights
+from protoseg.run.config import composed
+from protoseg.text import Terminal, command, override, say
+from protoseg.types import IGNORE_INDEX, ProtosegError
+
+_SIZES_SHOWN = 4
+_COLUMNS, _WIDTH, _GAP = 2, 420, 8
+"""Of a sheet: pairs in a row, width of a picture, and pixels between two."""
+
+
+def info(data: str, overrides: Sequence[str], out: Path) -> None:
+    """Print images, sizes and class frequencies of both splits; write ``DATA_classes.png``."""
+    datasets = _datasets(_load(_config(data, overrides)))
+    terminal = Terminal()
+    rows = []
+    for title, dataset in datasets.items():
+        sizes = image_sizes(dataset).most_common()
+        shown = [f"{w} x {h} ({count:,})" for (w, h), count in sizes[:_SIZES_SHOWN]]
+        more = [f"{len(sizes) - _SIZES_SHOWN} more sizes"] if len(sizes) > _SIZES_SHOWN else []
+        rows.append([title, f"{len(dataset):,}", f"{_masks(dataset):,}", ", ".join(shown + more)])
+    terminal.table(data, ("split", "images", "masks", "width x height"), rows, left=(0, 3))
+    found = {title: class_statistics(dataset) for title, dataset in datasets.items() if _masks(dataset) == len(dataset)}
+    if not found:
+        terminal.print("No split has masks.")
+        return
+    space = datasets[next(iter(found))].label_space
+    shares = {title: each.pixels / max(1, each.pixels.sum()) for title, each in found.items()}
+    rows = []
+    for name, ids in _class_rows(space.classes, np.sum([*shares.values()], axis=0)):
+        kind = "thing" if space.classes[ids[0]] in space.things else "stuff"
+        row = [str(ids[0]), name, kind if space.things else ""] if len(ids) == 1 else ["", name, ""]
+        for title, each in found.items():
+            row += [f"{100 * shares[title][ids].sum():.3f}", f"{(each.counts[:, ids] > 0).any(axis=1).sum():,}"]
+        rows.append(row)
+    header = ["id", "class", "kind"] + [name for title in found for name in (f"{title}: pixels %", "images")]
+    terminal.table(f"{space.num_classes} classes of the label space {space.name!r}", header, rows, left=range(3))
+    for title, each in found.items():
+        if not each.counts.any():
+            raise nothing_labelled(datasets[title])
+        total = sum(width * height * count for (width, height), count in image_sizes(datasets[title]).items())
+        ignored, looked = 1 - each.pixels.sum() / total, f"the {len(each.names)} masks of {title}"
+        for note in label_notes(space, each.pixels, ignored, looked):
+            terminal.say(f"note: {note}")
+        if datasets[title].mask_reading:
+            terminal.say(f"{title}: masks are read as: {datasets[title].mask_reading}")
+    path = out / f"{data}_classes.png"
+    write_file(path, bars_figure(shares, space, f"{data}: share of the labelled pixels").savefig)
+    terminal.say(f"Picture: {path}")
+
+
+def check(data: str, overrides: Sequence[str]) -> None:
+    """List the faults of both splits, one a line; exit code 1 if there is any."""
+    total = sum(_check(splits) for splits in _parts(_load(_config(data, overrides))))
+    if total:
+        say(f"{total} fault{'s' if total > 1 else ''} found")
+        sys.exit(1)
+    say("no faults")
+
+
+def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
+    """Print what is wrong with the splits of one part; returns how many faults."""
+    made = {title: listing_faults(make) for title, make in splits.items()}
+    datasets = {title: dataset for title, (dataset, _) in made.items() if dataset is not None}
+    found = [fault for _, faults in made.values() for fault in faults] + repeated_images(datasets)
+    counted = {title: np.zeros(dataset.label_space.num_classes + 1, np.int64) for title, dataset in datasets.items()}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for title, dataset in datasets.items():
+            task = progress.add_task(f"checking {escape(title)}", total=len(dataset))
+            for checked in check_samples(dataset):
+                found += checked.faults
+                counted[title] += checked.pixels
+                progress.advance(task)
+    found += [str(nothing_labelled(datasets[t])) for t, n in counted.items() if n.any() and not n[:-1].any()]
+    found = list(dict.fromkeys(found))  # splits may list the same folder
+    for title, dataset in datasets.items():
+        say(f"{title}: {len(dataset)} images and {_masks(dataset)} masks read")
+        if dataset.mask_reading:
+            say(f"{title}: masks are read as: {dataset.mask_reading}")
+        pixels, looked = counted[title], f"the {_masks(dataset)} masks of {title}"
+        if pixels[:-1].any():
+            for note in label_notes(dataset.label_space, pixels[:-1], pixels[-1] / pixels.sum(), looked):
+                say(f"note: {note}")
+    notes = (note for dataset in datasets.values() for note in (*dataset.notes, turned_images(dataset)) if note)
+    for note in dict.fromkeys(notes):
+        say(f"note: {note}")
+    for message in found:
+        say(f"fault: {message}")
+    return len(found)
+
+
+def show(data: str, overrides: Sequence[str], count: int, out: Path) -> None:
+    """Write ``DATA_SPLIT.jpg`` for both splits."""
+    if count < 1:
+        raise ProtosegError(f"--count: expected at least 1 image, got {count}")
+    for title, dataset in _datasets(_load(_config(data, overrides))).items():
+        path = out / f"{data}_{title.replace(' ', '_')}.jpg"
+        write_file(path, partial(Image.fromarray(_sheet(dataset, count)).save, format="JPEG", quality=90))
+        say(f"Picture: {path}")
+
+
+def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
+    """Pairs of image and overlay in rows over a legend; ``count`` samples, spread evenly."""
+    tiles: list[Picture] = []
+    classes: set[int] = set()
+    for index in track(spread(len(dataset), count), "drawing", transient=True, console=Console(stderr=True)):
+        image, label, _ = dataset[index]
+        classes |= set(label.unique().tolist())
+        for picture in (image.permute(1, 2, 0).numpy(), overlay(image, label, dataset.label_space)):
+            tiles.append(fit_width(picture, (_WIDTH, _WIDTH)))
+    width = min(2 * _COLUMNS, len(tiles)) * (_WIDTH + _GAP) + _GAP
+    rows = []
+    for start in range(0, len(tiles), 2 * _COLUMNS):
+        own = tiles[start : start + 2 * _COLUMNS]
+        row = np.full((max(len(tile) for tile in own) + _GAP, width, 3), PAPER, dtype=np.uint8)
+        for left, tile in zip(range(_GAP, width, _WIDTH + _GAP), own, strict=False):
+            row[_GAP : _GAP + len(tile), left : left + _WIDTH] = tile
+        rows.append(row)
+    many = dataset.label_space.num_classes > MANY_CLASSES
+    shown = sorted(classes - {IGNORE_INDEX}) if many else None
+    return np.concatenate([*rows, legend(dataset.label_space, width, shown)])
+
+
+def stats(data: str, overrides: Sequence[str]) -> None:
+    """Make (where missing) and print the class statistics that training reads."""
+    found = _load(_config(data, overrides)).class_statistics()
+    temperature, pixels, total = RareClasses.temperature, found.pixels, found.pixels.sum()
+    probability = rare_class_probability(pixels, temperature)
+    weights = balanced_class_weights(torch.from_numpy(pixels / total))
+    rows = []
+    for name, ids in _class_rows(found.classes, pixels):
+        counts = found.counts[:, ids]
+        row = [name, f"{counts.sum():,}", f"{100 * counts.sum() / total:.3f}", f"{(counts > 0).any(axis=1).sum():,}"]
+        row += [f"{counts.sum(axis=1).max():,}", f"{100 * probability[ids].sum():.2f}"]
+        rows.append([*row, f"{weights[ids[0]].item():.2f}" if len(ids) == 1 else ""])
+    header = ("class", "pixels", "share %", "images", "most in one image", f"drawn % at T = {temperature}", "weight")
+    terminal = Terminal()
+    terminal.table(f"{data}: {len(found.names)} training masks", header, rows)
+    terminal.say(f"File: {found.path or 'none could be written'}")
+
+
+def pack_data(data: str, overrides: Sequence[str], to: Path) -> None:
+    """Pack both splits into the folder ``to``, and say what it takes."""
+    config = _config(data, overrides)
+    datamodule, root = _load(config), config.get("root")
+    if not isinstance(datamodule, SegmentationDataModule) or root is None:
+        raise ProtosegError(
+            f"pack: expected a data set with a folder of its own (data.root), got {data!r}: pack the source "
+            "and the target of a pair one by one"
+        )
+    before, after = pack([*_datasets(datamodule).values()], Path(root), to)
+    again = command(override("data.root", to))
+    say(f"{before / 1e9:.3f} GB packed to {after / 1e9:.3f} GB; train on it with {again}")
+
+
+def export(benchmark: str, labels: Path, out: Path) -> None:
+    """Write label PNGs as a benchmark's server wants them."""
+    say(f"{len(export_predictions(labels, out, benchmark))} files for {benchmark}: {out}")
+
+
+def render(
+    out: Path, count: int, style: str, size: tuple[int, int], seed: int, labels: str, workers: int | None
+) -> None:
+    """Draw labelled street scenes of ``size`` (width, height)."""
+    from protoseg.render import RenderSettings, render_dataset
+
+    settings = RenderSettings(style, *size, seed, labels)
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=count)
+        for done in render_dataset(out, count, settings, (os.cpu_count() or 1) if workers is None else workers):
+            progress.update(task, completed=done)
+    again = command("data=folder", override("data.root", out))
+    say(f"{count} pictures and label maps in {out}: train with {again}")
+
+
+def _config(data: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed section ``data``; its ``max_pixels`` holds from now on."""
+    config = composed("train", [f"data={data}", *overrides])
+    limit_pixels(config.max_pixels)
+    section: DictConfig = config.data
+    return section
+
+
+def _load(config: DictConfig) -> SegmentationDataModule | AdaptationDataModule:
+    """The DataModule; no file is looked at yet."""
+    datamodule: SegmentationDataModule | AdaptationDataModule = instantiate(config)
+    return datamodule
+
+
+def _parts(
+    datamodule: SegmentationDataModule | AdaptationDataModule,
+) -> list[dict[str, Callable[[], SegmentationDataset]]]:
+    """Of each part (of adaptation source and target), the splits that training and validation read, by their titles.
+
+    The target's training masks, which training never opens, are left out.
+    """
+    if isinstance(datamodule, SegmentationDataModule):
+        return [_splits(datamodule, "", True)]
+    source = _splits(datamodule.source, "source ", datamodule.validate_source)
+    return [source, _splits(datamodule.target, "target ", True)]
+
+
+def _splits(part: SegmentationDataModule, title: str, validated: bool) -> dict[str, Callable[[], SegmentationDataset]]:
+    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated else {})
+    return {f"{title}{split}": partial(part.dataset, split, labels) for split, labels in labels.items()}
+
+
+def _datasets(datamodule: SegmentationDataModule | AdaptationDataModule) -> dict[str, SegmentationDataset]:
+    return {title: make() for splits in _parts(datamodule) for title, make in splits.items()}
+
+
+def _masks(dataset: SegmentationDataset) -> int:
+    return sum(mask is not None for _, mask in dataset.samples)
+
+
+def _class_rows(classes: Sequence[str], pixels: NDArray[np.number]) -> list[tuple[str, list[int]]]:
+    """Names and ids of the rows of a table: each class, or the most frequent ones and the rest together."""
+    chosen = frequent_classes(pixels)
+    rest = np.setdiff1d(np.arange(len(pixels)), chosen).tolist()
+    return [(short_name(classes[i]), [i]) for i in chosen] + ([(f"{len(rest)} more classes", rest)] if rest else [])

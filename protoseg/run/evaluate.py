@@ -1,0 +1,133 @@
+"""``evaluate.py``: judge a checkpoint on labelled data, or predict a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from torch.utils.data import Subset
+
+from protoseg.checkpoint import NETWORKS, check_same_classes
+from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
+from protoseg.data.label_spaces import relabelled
+from protoseg.data.loading import Loader
+from protoseg.data.statistics import spread
+from protoseg.evaluation.evaluate import evaluate
+from protoseg.evaluation.predict import predict
+from protoseg.evaluation.predictor import Predictor, choose_device
+from protoseg.models.segmentor import Segmentor
+from protoseg.run.allocator import keep_freed_memory
+from protoseg.run.build import compile_networks
+from protoseg.trained import TrainedFile, open_file
+from protoseg.types import LabelSpace, ProtosegError
+
+
+def run_evaluation(cfg: DictConfig) -> float | None:
+    """Evaluate or predict as configured; returns the mIoU in mode ``evaluate``; ProtosegError at wrong input."""
+    for key, known in (("mode", ("evaluate", "predict")), ("network", NETWORKS)):
+        if cfg[key] not in known:
+            raise ProtosegError(f"{key}: expected one of {', '.join(known)}, got {cfg[key]!r}")
+    if cfg.report and cfg.mode == "predict":
+        raise ProtosegError("report: expected mode=evaluate, got mode=predict; the page needs images with labels")
+    keep_freed_memory()
+    trained = open_checkpoint(cfg)
+    model, space, predictor = trained.model, trained.label_space, trained.predictor
+    if cfg.compile:
+        compile_networks(model)
+    device, output = choose_device(cfg.device), Path(cfg.paths.output)
+    if cfg.mode == "predict":
+        if cfg.images is None:
+            raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
+        save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
+        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow)
+        return None
+    datamodule = open_data(cfg, trained)
+    loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
+    subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
+    report = None
+    if cfg.report:
+        from protoseg.run.report import Report
+
+        report = Report(cfg, trained)
+    save, observe = tuple(cfg.save), report.observe if report else None
+    result = evaluate(
+        model, loader, predictor, space, output, device, save, cfg.max_overlays, subsets=subsets, observe=observe
+    )
+    if report:
+        report.write(output, result)
+    return float(result["mIoU"])
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, built."""
+
+    file: TrainedFile
+    label_space: LabelSpace
+    model: Segmentor  # with its weights and prototypes, in eval mode, on the device
+    predictor: Predictor  # as configured, else as trained
+
+
+def open_checkpoint(cfg: DictConfig) -> Trained:
+    """The checkpoint at ``cfg.ckpt_path`` with ``cfg.network``, both as of ``evaluate.yaml``; ProtosegError if bad."""
+    limit_pixels(cfg.max_pixels)
+    file = open_file(cfg.ckpt_path, cfg.trust)
+    predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
+    return Trained(file, file.label_space, file.model(cfg.network).to(choose_device(cfg.device)), predictor)
+
+
+def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:
+    """The DataModule that ``cfg`` names, else that of the checkpoint; ProtosegError if its classes are others."""
+    changes = {"num_workers": cfg.num_workers}
+    if cfg.batch_size is not None:
+        changes["val_batch_size"] = cfg.batch_size
+    datamodule: SegmentationDataModule | AdaptationDataModule
+    if cfg.get("data") is not None:
+        with open_dict(cfg.data):
+            if cfg.root is not None:
+                cfg.data.get("target", cfg.data).root = cfg.root
+        datamodule = instantiate(cfg.data, **changes)
+    else:
+        datamodule = trained.file.datamodule(cfg.root, **changes)
+    judged = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
+    match_classes(judged, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
+    check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
+    return datamodule
+
+
+@contextmanager
+def image_loader(
+    cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
+) -> Iterator[Loader]:
+    """Images with labels, unchanged, in order: the validation split, or with ``training`` the training split.
+
+    Of data for adaptation, the target's, or with ``training`` the source's, which the prototypes were made from.
+    ``cfg.split`` names another split; ``limit``: at most so many images, spread evenly.
+    """
+    part = open_data(cfg, trained)
+    if isinstance(part, AdaptationDataModule):
+        part = part.source if training else part.target
+    dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
+    if limit is not None and limit < len(dataset):
+        dataset = Subset(dataset, spread(len(dataset), limit))
+    loader = Loader(dataset, cfg.num_workers, False, 0, 0, batch_size=1)
+    try:
+        yield loader
+    finally:
+        loader.shutdown()
+
+
+def match_classes(data: SegmentationDataModule, label_space: LabelSpace, relabel: Mapping[str, str | None]) -> None:
+    """Let the data's labels be read as the classes of a model that has the same ones in another order, or more.
+
+    ``relabel`` is of a checkpoint whose classes were changed after training, see :class:`protoseg.teach.ClassEdit`.
+    """
+    changes = {old: new for old, new in relabel.items() if old in data.label_space.classes}
+    if changes:
+        data.map_classes(*relabelled(data.label_space, changes))
+    classes = data.label_space.classes
+    if classes != label_space.classes and set(classes) <= set(label_space.classes):
+        data.map_classes(label_space, {name: name for name in classes})

@@ -1,0 +1,37 @@
+"""What ``protoseg export`` does: write ONNX, and see that it computes what the model does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from protoseg.api import load
+from protoseg.export.onnx import compare_onnx, export_onnx, require
+from protoseg.text import Terminal
+from protoseg.types import ProtosegError
+
+TOLERANCE = 1e-3
+"""Logits may differ by so much, of values around 10: another order of sums, not another network."""
+
+
+def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: str, trust: Sequence[str]) -> None:
+    """Export, compare, and say what came out.
+
+    Raises:
+        ProtosegError: see ``export_onnx``; or the file computes something else than the model.
+    """
+    require("onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
+    terminal = Terminal()
+    trained = load(checkpoint, device="cpu", network=network, trust=trust)
+    started = time.perf_counter()
+    with terminal.status("exporting (half a minute to some minutes)"):
+        path = export_onnx(trained.network, trained.label_space, out, size)
+    multiple = max(trained.network.encoder.strides)
+    sizes = [size] if size else [(4 * multiple, 6 * multiple), (7 * multiple, 3 * multiple)]
+    difference = compare_onnx(trained.network, path, sizes)
+    logits, labels = f"{difference.logits:.1e}", f"{difference.labels:.4%}"
+    seen = f"logits differ from torch's by at most {logits}, {labels} of the labels differ"
+    if difference.logits > TOLERANCE:
+        raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {TOLERANCE}: do not use it")
+    terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {seen}")

@@ -1,0 +1,252 @@
+"""A run or multirun before its start: its folder, every job composed and planned; and a table of a multirun's end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from protoseg.job_records import Job, Sweep, alone_in, read_sweep, settings, write_manifest
+from protoseg.run.errors import explain
+from protoseg.run.folders import check_folder, reserve
+from protoseg.text import Terminal, command, override, say
+from protoseg.types import ProtosegError
+
+_folder: Path | None = None  # of the multirun that this process started
+
+
+class SweepCallback(Callback):
+    """Hydra's hooks before a run and a multirun; they end the program where that cannot be."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()  # the lock of the run's folder
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if first_process():
+            with ending_the_program():
+                self._held.enter_context(own_folder(config))
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self._held.close()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with ending_the_program():
+            start(config)
+
+
+@contextmanager
+def ending_the_program() -> Iterator[None]:
+    """Of an Exception in its hooks Hydra would make a warning, and go on; SystemExit it lets through."""
+    try:
+        yield
+    except Exception as error:
+        message = explain(error, "train")
+        if message is None:
+            traceback.print_exc()
+        say(f"error: {message or error}", stderr=True)
+        sys.exit(1)
+
+
+@contextmanager
+def own_folder(config: DictConfig) -> Iterator[None]:
+    """Keep the folder of a single run from all others; called before Hydra writes into it."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
+        config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
+    with hydra_config(config):
+        folder = Path(config.paths.output).absolute()
+    with alone_in(folder):
+        check_folder(folder, config.resume, config.overwrite)
+        yield
+
+
+def start(config: DictConfig) -> None:
+    """Compose every job of a multirun and write its plan; a folder that has one already is continued.
+
+    Raises:
+        ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
+            that is running, or several processes that were started from outside.
+    """
+    global _folder
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not first_process():
+        raise ProtosegError(
+            "multirun: expected one process, which starts the workers of each job itself, got several; "
+            "call python train.py -m … without torchrun or srun (launcher=submitit sends the jobs to SLURM)"
+        )
+    if config.overwrite:
+        raise ProtosegError(
+            "overwrite: expected false for a multirun, whose folder goes on with the jobs that are not done, got true; "
+            "choose another hydra.sweep.dir, or delete the folder"
+        )
+    loader = GlobalHydra.instance().config_loader()
+    default = str(config.hydra.sweep.dir)
+    folder = reserve(default, config.hydra.sweep)
+    if folder != default:
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.sweep.dir = folder
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")  # of which its jobs are composed
+    try:
+        new = plan(config, loader)
+    except ProtosegError:
+        with suppress(OSError):
+            os.rmdir(folder)  # if it was made just now: it is empty
+        raise
+    if (new.folder / "manifest.json").is_file():
+        sweep = read_sweep(new.folder)
+        check_same(sweep, new)
+    else:
+        sweep = new
+        if found := [job.folder for job in sweep.jobs if job.folder.exists()]:
+            raise ProtosegError(
+                f"{found[0]} exists, but there is no manifest.json of a sweep beside it; choose another hydra.sweep.dir"
+            )
+    for job in sweep.jobs:
+        if (job.folder / "job.lock").exists():
+            with alone_in(job.folder):
+                pass
+    write_manifest(sweep)
+    _folder = sweep.folder
+    begun = _states([job for job in sweep.jobs if job.state != "waiting"])
+    jobs = f"{len(sweep.jobs)} jobs" if sweep.planned else "a search"
+    say(f"Sweep: {jobs}{f' ({begun})' if begun else ''}. Folder: {sweep.folder}")
+
+
+def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
+    """What a multirun is going to do. Of a sweeper that goes by scores the jobs are not known beforehand."""
+    folder = Path(config.hydra.sweep.dir).absolute()
+    given = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    arguments = [*(f"{key}={value}" for key, value in given.items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+    swept = dict.fromkeys(override.get_key_element() for override in overrides if override.is_sweep_override())
+    planned = config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}")
+    sweep = Sweep(folder, tuple(arguments), tuple(swept), planned, ())
+    if not planned:
+        return sweep
+    (combinations,) = BasicSweeper.split_arguments(overrides, None)
+    from rich.progress import track
+
+    jobs = []
+    for number, combination in enumerate(track(combinations, "Composing the jobs", transient=True)):
+        job = Job(number, tuple(combination), folder)
+        jobs.append(replace(job, folder=folder / compose_job(config, loader, sweep, job)))
+    return replace(sweep, jobs=tuple(jobs))
+
+
+def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
+    """Compose a job and resolve all its values; returns its folder below the sweep's."""
+    try:
+        composed = loader.load_sweep_config(config, list(job.overrides))
+        with open_dict(composed):
+            composed.hydra.job.num, composed.hydra.job.id = job.number, str(job.number)
+            composed.hydra.runtime.output_dir = str(sweep.folder)
+        with hydra_config(composed):
+            subdir = str(composed.hydra.sweep.subdir)
+            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        return subdir
+    except Exception as error:
+        message = explain(error, "train")
+        if message is None:
+            raise
+        raise ProtosegError(
+            f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose: "
+            f"{' '.join(message.split())}"
+        ) from error
+
+
+@contextmanager
+def hydra_config(config: DictConfig) -> Iterator[None]:
+    """What ``${hydra:…}`` reads from, meanwhile."""
+    earlier = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = earlier
+
+
+def check_same(old: Sweep, new: Sweep) -> None:
+    """A sweep is continued with the settings that it was started with; how its jobs are launched may change."""
+    before, now = settings(old.arguments), settings(new.arguments)
+    if before != now or old.planned != new.planned:
+        raise ProtosegError(
+            f"{old.folder} holds another sweep: expected {_difference(before, now)}, got {_difference(now, before)}; "
+            "continue it with the command that it was started with, or choose another hydra.sweep.dir"
+        )
+
+
+def _difference(these: Sequence[str], those: Sequence[str]) -> str:
+    """What only these have; all of them where nothing but the order, or the sweeper, differs."""
+    only = these if set(these) == set(those) else [override for override in these if override not in those]
+    return " ".join(only) or "nothing more"
+
+
+def report(ended: bool) -> int:
+    """Print what came of the multirun that this process started, if it did; returns how many jobs failed.
+
+    Where it has not ``ended``, what is left to do is said, too.
+    """
+    global _folder
+    folder, _folder = _folder, None  # told once: a notebook may go on to train something else
+    if folder is None:
+        return 0
+    from protoseg.analysis.sweep import compare_settings
+    from protoseg.analysis.sweep_tables import print_jobs, print_settings
+
+    sweep = read_sweep(folder)
+    write_manifest(sweep)
+    terminal = Terminal()
+    print_jobs(sweep, terminal)
+    comparison = compare_settings(sweep)
+    done = sum(job.state == "done" for job in sweep.jobs)
+    if ended and done and len(sweep.jobs) > len(comparison.settings):
+        print_settings(sweep, comparison, terminal)
+    if not ended:
+        again = command(override("hydra.sweep.dir", sweep.folder))
+        terminal.say(f"Stopped with {done} jobs done. Go on: the same command and {again}")
+    if done:
+        terminal.say(f"Tables and plots: {command('protoseg', 'analyse', 'sweep', str(sweep.folder))}")
+    return sum(job.state == "failed" for job in sweep.jobs)
+
+
+def _states(jobs: Sequence[Job]) -> str:
+    states = [job.state for job in jobs]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun or srun started, or the only one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def compare(folder: Path, out: Path | None, metric: str | None) -> None:
+    """Print the settings of a sweep and what is missing; write ``table.csv``, ``table.md``, ``jobs.csv`` and the plots.
+
+    ``out`` is the sweep's folder unless given, ``metric`` a column of the runs' logs, else the best val/mIoU.
+    """
+    from protoseg.analysis.sweep import BEST, compare_settings, write_tables
+    from protoseg.analysis.sweep_tables import print_missing, print_settings, write_figures
+
+    sweep = read_sweep(folder)
+    comparison = compare_settings(sweep, metric or BEST)
+    if not any(setting.scores for setting in comparison.settings):
+        states = _states(sweep.jobs) or "none begun"
+        raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
+    terminal = Terminal()
+    print_settings(sweep, comparison, terminal)
+    print_missing(sweep, terminal)
+    for path in [*write_tables(sweep, comparison, out or folder), *write_figures(comparison, out or folder)]:
+        terminal.say(f"Written: {path}")

@@ -1,0 +1,81 @@
+"""``evaluate.py … report=true``: the page ``report.html`` of an evaluation."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from omegaconf import DictConfig
+
+from protoseg.analysis.stream import scenes
+from protoseg.page.page import write_page
+from protoseg.page.pixels import pixel_view
+from protoseg.page.prototypes import PrototypeReport, prototype_report
+from protoseg.page.worst import WorstImages
+from protoseg.run.evaluate import Trained, image_loader
+from protoseg.text import say
+from protoseg.types import ProtosegError
+
+PROTOTYPE_IMAGES = 200  # looked at for patches and occupancy
+VIEWS = 8  # images to click into
+
+
+class Report:
+    """Watches an evaluation by ``observe``, then looks at the prototypes and writes the page."""
+
+    def __init__(self, cfg: DictConfig, trained: Trained) -> None:
+        self.cfg, self.trained = cfg, trained
+        self.worst = WorstImages(trained.label_space)
+        self.observe = self.worst.update
+
+    def write(self, output: Path, result: dict[str, Any]) -> None:
+        """Write ``output/report.html``, after ``evaluate`` has written its files there, and say how large it is."""
+        trained, checkpoint = self.trained, Path(self.cfg.ckpt_path)
+        facts = {
+            "checkpoint": str(checkpoint),
+            "network": self.cfg.network,
+            "data": f"{result['label_space']}, {result['num_images']} images",
+            "inference": _words(result["inference"]),
+            "speed": f"{result['images_per_second']:.1f} images/s on {result['device']}",
+        }
+        prototypes, views = None, []
+        if trained.model.head.memory is not None:
+            prototypes, facts["prototypes"] = self._prototypes()
+            views = self._views()
+        run, path = checkpoint.absolute().parent.parent, output / "report.html"
+        title, confusion = f"{result['label_space']}: {run.name}", np.load(output / "confusion.npy")
+        log = run if (run / "logs" / "metrics.csv").is_file() else None
+        space, worst = trained.label_space, self.worst.found
+        size = write_page(path, title, facts, result, confusion, space, worst, log, prototypes, views)
+        say(f"Page: {path} ({size / 1e6:.1f} MB)")
+
+    def _prototypes(self) -> tuple[PrototypeReport, str]:
+        """Of the training images, which made the prototypes; of the judged ones where there are no others here."""
+        cfg = self.cfg.copy()
+        cfg.split = None
+        with ExitStack() as stack:
+            kind = "training"
+            try:
+                loader = stack.enter_context(image_loader(cfg, self.trained, PROTOTYPE_IMAGES, training=True))
+            except ProtosegError as error:
+                kind = "judged"
+                loader = stack.enter_context(image_loader(self.cfg, self.trained, PROTOTYPE_IMAGES))
+                say(f"report: patches come from the judged images: {error}", stderr=True)
+            found = prototype_report(self.trained.model, loader, self.trained.label_space)
+            return found, f"looked at in {len(cast(Any, loader.dataset))} {kind} images"
+
+    def _views(self) -> list[dict[str, Any]]:
+        with image_loader(self.cfg, self.trained, VIEWS) as loader:
+            return [pixel_view(scene) for scene in scenes(self.trained.model, loader, "images to click")]
+
+
+def _words(settings: dict[str, Any]) -> str:
+    """The settings of a predictor that are not the plain ones."""
+    words = [settings["mode"]]
+    if settings["crop_size"]:
+        words.append("windows of " + " × ".join(map(str, settings["crop_size"])))
+    if settings["scales"] != (1.0,):
+        words.append("scales " + ", ".join(map(str, settings["scales"])))
+    return ", ".join(words + ["flipped too"] * settings["flip"])

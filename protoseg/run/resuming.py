@@ -1,0 +1,138 @@
+"""What a run goes on from, and which of its settings may change meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from protoseg.types import ProtosegError
+
+ENCODED = "the checkpoint's weights are of the model it was trained with"
+DRAWN = "the batches would not follow those already seen"
+STORED = "the checkpoint's own would be used"
+SAID, SILENT = "said", "silent"
+RULES: tuple[tuple[str, str], ...] = (
+    # Of this call, not of the run.
+    ("resume overwrite paths.output", SILENT),
+    # How fast, how long, what is written and shown: read anew at every start.
+    ("optimizer._target_ optimizer.optimizer._target_", "the checkpoint's state is of another optimizer"),
+    ("optimizer.optimizer.amsgrad optimizer.optimizer.centered", "the checkpoint's state has other moments"),
+    ("optimizer.* schedule.*", SAID),
+    ("trainer.accumulate_grad_batches", "steps and batches would be counted otherwise"),
+    ("trainer.* callbacks callbacks.* logger logger.* inference.* paths.*", SAID),
+    ("threads compile max_restarts max_pixels", SAID),
+    # Data: how images are read and changed, not which.
+    ("data.*num_workers data.*val_batch_size data.*root data.*timeout data.*val_split data.*max_pixels", SAID),
+    ("data.*dataset.classes", SAID),  # a file; what it names is compared
+    ("data.validate_source data.*crop_size* data.*scale* data.*photometric data.*max_class_share", SAID),
+    ("data data.* seed", DRAWN),
+    # Model: what has no state.
+    ("encoder.grad_checkpointing encoder.drop_path_rate decoder.dropout", SAID),
+    ("head.temperature head.momentum head.momentum_warmup head.assignment head.epsilon head.rounds", SAID),
+    ("encoder.* decoder.* segmentor.* head.* auxiliary auxiliary.*", ENCODED),
+    # Terms and methods: numbers that are read at every step.
+    ("method.mix.*", SAID),
+    ("*class_weights* *.classes*", STORED),
+    ("*._target_ *.dim *.num_prototypes *.queue_length", "its state would not fit, or not follow"),
+    ("loss.*.weight loss.*.temperature loss.*.ohem_threshold loss.*.ohem_min_kept", SAID),
+    ("contrast.* method.terms.*.* method.source_terms.*.*", SAID),
+    ("method.alpha method.threshold method.ignore_top method.ignore_bottom", SAID),
+    ("method.separate_backward method.subsets*", SAID),
+)
+"""Patterns of keys, first match first, and what becomes of a change: taken over and said, or refused for a reason.
+
+A key that is not here is refused."""
+
+
+def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:
+    """``resume``; or, where it is ``auto`` or a scheduler has restarted this run, ``last`` if there is such a file."""
+    if last.is_file() and (resume == "auto" or restarted()):
+        return str(last)
+    if resume != "auto":
+        return resume
+    others = checkpoints_in(last.parent)
+    if others and not restarted():
+        raise ProtosegError(
+            f"resume=auto: expected {last}, got no such file, but {', '.join(path.name for path in others)} beside it; "
+            f"go on from one of them with resume={others[0]}, or start anew with overwrite=true and without resume"
+        )
+    return None
+
+
+def restarted() -> bool:
+    """Whether SLURM or torchrun has started this run before."""
+    counts = (os.environ.get(name) or "0" for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return any(int(count) for count in counts)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints that are whole, by name."""
+    return sorted(path for path in folder.glob("*.ckpt") if not path.name.startswith("."))
+
+
+def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any]) -> str:
+    """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
+
+    The checkpoint may be a stranger's: its config is compared and printed, and nothing else. ProtosegError where a
+    change cannot be taken over.
+    """
+    before = checkpoint["protoseg"]["config"]
+    if not isinstance(before, dict):
+        raise ProtosegError(f"resume: checkpoint {path}: expected the run's config inside, got none")
+    try:
+        now, old = dict(_leaves(config)), dict(_leaves(before))
+        # What follows from the folder is no change where only the folder changed.
+        folder, to = old.get("paths.output", ""), now["paths.output"]
+        moved = (key for key, value in old.items() if folder and value.startswith(folder))
+        old |= {key: to + old[key].removeprefix(folder) for key in moved}
+    except RecursionError as error:
+        raise ProtosegError(f"resume: checkpoint {path}: its config is nested too deeply") from error
+    said, refused = [], []
+    for key in dict.fromkeys([*now, *old]):
+        was, is_now = old.get(key, "null"), now.get(key, "null")
+        if was == is_now or (rule := rule_of(key)) == SILENT:
+            continue
+        change = f"{_short(key)} {_short(was)} -> {_short(is_now)}"
+        said.append(change) if rule == SAID else refused.append(f"{change} ({rule})")
+    if refused:
+        more = f", and {len(refused) - 8} more" if len(refused) > 8 else ""
+        raise ProtosegError(
+            f"resume={path}: expected the settings of the run that it goes on with, got others that cannot change: "
+            f"{', '.join(refused[:8])}{more}. Set them back, or start a new run"
+        )
+    return ", ".join(said)
+
+
+def rule_of(key: str) -> str:
+    """What becomes of a change of ``key``: ``SAID``, ``SILENT``, or the reason for which it is refused."""
+    for patterns, rule in RULES:
+        if any(fnmatchcase(key, pattern) for pattern in patterns.split()):
+            return rule
+    return "it is not known whether that would have an effect"
+
+
+def is_finished(checkpoint: dict[str, Any], max_steps: int) -> bool:
+    """Whether a checkpoint is of a training whose steps are all done and judged."""
+    step, callbacks = checkpoint.get("global_step"), checkpoint.get("callbacks")
+    if type(step) is not int or step < 0 or not isinstance(callbacks, dict):
+        raise ProtosegError(f"resume: expected a checkpoint with the number of its steps, got {str(step)[:40]!r}")
+    restart = callbacks.get("Restart")
+    due = isinstance(restart, dict) and restart.get("validation_due") is True
+    return step >= max_steps > 0 and not due
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Values by their keys, ``optimizer.lr``, as they are written on the command line, or nearly so."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        words = {"None": "null", "True": "true", "False": "false", "{}": "null"}
+        yield prefix, node if isinstance(node, str) else words.get(text := repr(node), text)
+
+
+def _short(text: str) -> str:
+    return (text if text.isprintable() else repr(text))[:80]

@@ -1,0 +1,125 @@
+"""What ``protoseg teach`` does: open a checkpoint, change its classes, write it; or show and measure what would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.text import Text
+
+from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.data.class_masks import ClassMasks
+from protoseg.evaluation.predictor import choose_device
+from protoseg.evaluation.tables import write_json
+from protoseg.functional.prototypes import nearest_class_cosine
+from protoseg.teach.edit import ClassEdit, apply_edit, memories, read_edit, write_edit
+from protoseg.teach.operations import NewClass, add_classes, merge_classes, refresh_class, remove_classes
+from protoseg.teach.trial import trial
+from protoseg.text import Terminal, command, override, say
+from protoseg.trained import TrainedFile, open_file
+
+
+def _changing(make: Callable[..., ClassEdit]) -> Callable[..., None]:
+    """A command that opens a checkpoint, makes a change of it by ``make(file, …)``, and writes what comes out."""
+
+    def run(checkpoint: Path, trust: Sequence[str], out: Path, delta: Path | None = None, **settings: Any) -> None:
+        file = open_file(checkpoint, trust)
+        edit = make(file, **settings)
+        AtomicCheckpointIO().save_checkpoint(apply_edit(file.content, edit), out)
+        say(f"{len(edit.classes)} classes: {', '.join(edit.classes)}")
+        if delta is not None:
+            write_edit(edit, delta)
+            say(f"Change alone: {delta} ({delta.stat().st_size / 1000:.0f} kB)")
+        say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', out))}")
+
+    return run
+
+
+remove, merge = _changing(remove_classes), _changing(merge_classes)
+
+
+@_changing
+def apply(file: TrainedFile, change: Path) -> ClassEdit:
+    return read_edit(change)
+
+
+@_changing
+def add(
+    file: TrainedFile, images: Path, masks: Path, names: list[str], colors: Any, ids: Any, seed: int, device: str | None
+) -> ClassEdit:
+    dataset = ClassMasks(images, masks, names, colors, ids)
+    edit, found = add_classes(file, dataset, names, seed, choose_device(device), "images")
+    _print_found(found, len(dataset))
+    return edit
+
+
+@_changing
+def refresh(
+    file: TrainedFile, images: Path, masks: Path, name: str, ids: Any, keep: float, seed: int, device: str | None
+) -> ClassEdit:
+    dataset = ClassMasks(images, masks, [name], [(0, 0, 0)], ids)
+    edit, found = refresh_class(file, dataset, name, keep, seed, choose_device(device), "images")
+    _print_found(found, len(dataset))
+    return edit
+
+
+def show(checkpoint: Path, trust: Sequence[str]) -> None:
+    """Print a table of the classes; raises ProtosegError where they are no prototypes."""
+    file = open_file(checkpoint, trust)
+    space = file.label_space
+    for network, memory in memories(file.content).items():
+        c, k, d = memory.prototypes.shape
+        cosine = nearest_class_cosine(memory.prototypes)
+        rows = []
+        for i, (name, color) in enumerate(zip(space.classes, space.colors, strict=True)):
+            others = cosine[i].clone()
+            others[i] = -2
+            other = f"{space.classes[int(others.argmax())]} ({others.max():.2f})" if c > 1 else "–"
+            rows.append((Text("██", f"rgb({','.join(map(str, color))})"), name, f"{cosine[i, i]:.2f}", other))
+        terminal = Terminal()
+        title = f"{space.name}, {network}: {c} classes of {k} prototypes, {d} channels"
+        terminal.table(title, ("", "class", "alike within", "nearest"), rows, left=(0, 1, 3))
+        terminal.print("Mean cosine of the prototypes of a class; class with the nearest prototype, and its cosine.")
+
+
+def run_trial(
+    checkpoint: Path,
+    trust: Sequence[str],
+    name: str,
+    shots: Sequence[int],
+    draws: int,
+    trained: Path | None,
+    root: str | None,
+    device: str | None,
+    out: Path | None,
+) -> None:
+    """Print and write what :func:`protoseg.teach.trial.trial` measures."""
+    full = None if trained is None else open_file(trained, trust)
+    found = trial(open_file(checkpoint, trust), name, shots, draws, full, root, choose_device(device))
+    rows = [["without it (its pixels not counted)", "–", f"{100 * found.before.others:.1f}", ""]]
+    for count, scores in found.added.items():
+        ious, others = [100 * score.iou for score in scores], mean(100 * score.others for score in scores)
+        spread = f" ± {stdev(ious):.1f}" if len(ious) > 1 else ""
+        images = f"{count} image{'s' if count > 1 else ''}"
+        each = ", ".join(f"{iou:.1f}" for iou in ious)
+        rows.append([f"added from {images}", f"{mean(ious):.1f}{spread}", f"{others:.1f}", each])
+    if found.trained is not None:
+        rows.append(["trained with it", f"{100 * found.trained.iou:.1f}", f"{100 * found.trained.others:.1f}", ""])
+    terminal = Terminal()
+    header = ("model", f"IoU of {name}", "mIoU of the others", "IoU of each draw")
+    terminal.table(f"{name} added without training", header, rows, left=(0, 1, 3))
+    showing, judged = found.images
+    terminal.print(f"Drawn from {showing} training images, judged on {judged} images; in %")
+    if out is not None:
+        write_json(out, found._asdict())
+
+
+def _print_found(found: Sequence[NewClass], images: int) -> None:
+    for new in found:
+        copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
+        say(
+            f"{new.name} ({new.network}): {new.pixels} cells in {images} images, {new.distinct} different "
+            f"prototypes{copies}, turned away from the other classes by {new.turned:.1f}"
+        )

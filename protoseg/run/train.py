@@ -1,0 +1,278 @@
+"""``train.py``: fit, then say what came out and where it lies."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from signal import SIGINT, Signals
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.table import Column, Table
+
+from protoseg.callbacks import Checkpoint
+from protoseg.callbacks.loggers import finish_wandb
+from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stopped, StopRequest
+from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
+from protoseg.data import AdaptationDataModule
+from protoseg.evaluation.curves import curves_figure, read_log
+from protoseg.files import remove_partial_files
+from protoseg.job_records import read_job
+from protoseg.models.build import wrong_input
+from protoseg.run.allocator import keep_freed_memory
+from protoseg.run.build import build_datamodule, build_module, instances, plain
+from protoseg.run.multirun import first_process
+from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished
+from protoseg.text import Terminal, command, override, say
+from protoseg.training import AdaptationModule
+from protoseg.training.base import SegmentationModule
+from protoseg.training.restoring import restoring
+from protoseg.types import ProtosegError
+
+
+def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
+    """Train as configured, as one of the processes if there are several; returns the best validation mIoU.
+
+    Raises:
+        ProtosegError: wrong input; see the message.
+        Stopped: one of ``stop_signals`` was received, by any of the processes, or Ctrl-C.
+    """
+    with StopRequest(stop_signals) as request:
+        return _train(cfg, request)
+
+
+def _train(cfg: DictConfig, request: StopRequest) -> float:
+    quiet_known_warnings()
+    keep_freed_memory()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    output = Path(cfg.paths.output)
+    last = output / "checkpoints" / "last.ckpt"
+    cfg = cfg.copy()
+    cfg.resume = checkpoint_to_resume(cfg.resume, last)
+    rank_zero_only(remove_partial_files)(last.parent)
+    datamodule = build_datamodule(cfg)
+    if cfg.resume is not None:
+        # Before anything is built; the trainer will read the file in full.
+        checkpoint = read_checkpoint(cfg.resume, mmap=True)
+        check_same_classes(cfg.resume, checkpoint_label_space(checkpoint), datamodule.label_space)
+        changed = changed_settings(cfg.resume, checkpoint, plain(cfg))
+        if is_finished(checkpoint, cfg.trainer.max_steps):
+            return show_finished(cfg, checkpoint, last, changed)
+        if changed:
+            rank_zero_only(say)(f"resumed with changed settings: {changed}")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
+    module = build_module(cfg, datamodule.label_space)
+    check_data_suit_method(datamodule, module)
+    # Written row by row: what is held back, a kill would take.
+    log = CSVLogger(output, name="", version=unused_name(output, "logs"), flush_logs_every_n_steps=1)
+    loggers = [log, *instances(cfg.get("logger"))]
+    callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
+    with wrong_input("trainer", ValueError, TypeError):
+        trainer = instantiate(cfg.trainer, _partial_=True)(
+            logger=loggers,
+            callbacks=[StepNumber(), Restart(request, last), *callbacks],
+            plugins=[AtomicCheckpointIO(), *own_environment()],
+            default_root_dir=output,
+            val_check_interval=interval,
+        )
+    for logger in loggers:
+        logger.log_hyperparams(module.config)
+    announce(cfg, module, output)
+    started = time.perf_counter()
+    try:
+        with port_in_use(), restoring(cfg.resume):
+            trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(last)
+    except BaseException as error:
+        finish_wandb(failed=True)
+        if isinstance(error, SystemExit):
+            # Lightning makes one of Ctrl-C too, with code 1.
+            stopped = error if isinstance(error, Stopped) else Stopped(SIGINT)
+            tell_of_stop(trainer.global_step, last)
+            raise stopped from None
+        raise
+    finish_wandb()
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rank_zero_only(say)("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
+    elif trainer.is_global_zero:
+        steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
+        return summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
+    return metrics.get("val/mIoU", math.nan)
+
+
+def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, changed: str) -> float:
+    """Print the outcome of a training whose steps were all done before; returns its best validation mIoU."""
+    steps, output = checkpoint["global_step"], Path(cfg.paths.output)
+    if Path(cfg.resume).resolve() != last.resolve():
+        raise ProtosegError(
+            f"resume={cfg.resume}: expected a training with steps to do, got one that has done {steps} of "
+            f"trainer.max_steps={cfg.trainer.max_steps}; set trainer.max_steps higher, or choose its own folder: "
+            "resume=auto hydra.run.dir=…"
+        )
+    best = best_of(instances(cfg.get("callbacks")))
+    if best is not None and (state := checkpoint["callbacks"].get(best.state_key)) is not None:
+        with wrong_input("resume", KeyError, TypeError, AttributeError):
+            best.load_state_dict(state)
+    metrics: dict[str, float] = {}
+    for row in read_log(output):
+        metrics |= {name: float(value) for name, value in row.items() if value}
+    score = summarise(f"{steps}, all of them before", best, metrics, output) if first_process() else math.nan
+    rank_zero_only(say)(
+        f"Nothing to do: all {cfg.trainer.max_steps} steps were done before; to go on, set trainer.max_steps higher"
+    )
+    if changed:
+        rank_zero_only(say)(f"Changed settings have no effect any more: {changed}")
+    return score
+
+
+def best_of(callbacks: list[Any]) -> Checkpoint | None:
+    """The callback that keeps the best checkpoint, if there is one."""
+    return next((c for c in callbacks if isinstance(c, Checkpoint) and c.monitor), None)
+
+
+def own_environment() -> list[SLURMEnvironment]:
+    """SLURM's, where Lightning would find it, without Lightning's requeueing, which saves in the middle of a step."""
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
+
+
+@contextmanager
+def port_in_use() -> Iterator[None]:
+    """Tell what to do where the processes cannot meet."""
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
+        raise ProtosegError(
+            f"the processes cannot meet at port {port} of {address} ({str(error).splitlines()[0]}); where it is in use "
+            "choose another: torchrun --master-port=N, or under SLURM MASTER_PORT=N"
+        ) from error
+
+
+@rank_zero_only
+def tell_of_stop(step: int, last: Path) -> None:
+    """Say where the training stands and how it goes on."""
+    run = last.parents[1]
+    of_sweep = read_job(run) is not None
+    place = override("hydra.sweep.dir", run.parent) if of_sweep else override("hydra.run.dir", run)
+    again = command(place) if of_sweep else command("resume=auto", place)
+    saved = f"last checkpoint: {last}; to go on: the same command with {again}"
+    say(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", stderr=True)
+
+
+def check_data_suit_method(datamodule: pl.LightningDataModule, module: SegmentationModule) -> None:
+    """Raise ProtosegError unless adaptation has a source and a target, and supervised training one data set."""
+    pair, adapts = isinstance(datamodule, AdaptationDataModule), isinstance(module, AdaptationModule)
+    if pair != adapts:
+        given = "a source and a target" if pair else "one data set"
+        raise ProtosegError(
+            f"data and method: got {given} for {type(module).__name__}; use a method of adaptation (source_only, dacs, "
+            "daformer, mic) with data=SOURCE_to_TARGET, and method=supervised with any other data"
+        )
+
+
+def unused_name(folder: Path, name: str) -> str:
+    """``name``, or ``name_1``, ``name_2``, … where it is taken: CSVLogger deletes the log that it finds."""
+    taken = next(i for i in count() if not (folder / (f"{name}_{i}" if i else name)).exists())
+    return f"{name}_{taken}" if taken else name
+
+
+@rank_zero_only
+def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
+    """Say in one line what is about to be trained."""
+    model, space = module.model, module.label_space
+    images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
+    parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
+    say(
+        f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
+        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}"
+    )
+
+
+def learned_parameters(module: SegmentationModule) -> int:
+    """Number of parameters that a gradient reaches: prototypes are buffers and count as none."""
+    return sum(parameter.numel() for parameter in module.model.parameters())
+
+
+def validation_interval(cfg: DictConfig) -> int:
+    """Batches between validations: never more than there are, so that short trial runs validate too."""
+    interval, accumulate = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
+    if not isinstance(interval, int) or interval < 1:  # fractions of an epoch mean nothing in a training by steps
+        raise ProtosegError(f"trainer.val_check_interval: expected a number of batches, at least 1, got {interval}")
+    # A multiple of the accumulated batches: a checkpoint between two optimizer steps would lose half a gradient.
+    return max(accumulate, min(interval, cfg.trainer.max_steps * accumulate) // accumulate * accumulate)
+
+
+def quiet_known_warnings() -> None:
+    """Silence what Lightning says of choices made on purpose."""
+    for name in ("pytorch_lightning", "lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*logging on a step-level.*",
+        ".*module.s. in eval mode at the start of training.*",  # teacher and ImageNet reference, on purpose
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*sync_dist=True.*",  # what is logged was summed over ranks before the mean was taken
+    ):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def summarise(
+    steps: str, best: Checkpoint | None, metrics: dict[str, float], output: Path, parameters: int | None = None
+) -> float:
+    """Print the outcome and the paths of what was written, draw the curves; returns the best score."""
+    best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
+    validated, last_score = "val/mIoU" in metrics, metrics.get("val/mIoU", math.nan)
+    score = math.nan if best_score is None or not math.isfinite(best_score) else float(best_score)
+    monitor = best.monitor if best is not None and best.monitor else "val/mIoU"
+    best_file = best.best_file if best is not None else None
+    table = Table("", Column(overflow="fold"), title="Training finished", show_header=False)
+    table.add_row("steps", steps)
+    table.add_row("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", in_words(score, validated))
+    table.add_row("last val mIoU", in_words(last_score, validated))
+    if "val/teacher_mIoU" in metrics:
+        table.add_row("last val mIoU of the teacher", f"{metrics['val/teacher_mIoU']:.4f}")
+    if "prototypes/diversity" in metrics:
+        table.add_row("prototype diversity (mean cosine)", f"{metrics['prototypes/diversity']:.3f}")
+    if parameters is not None:
+        table.add_row("learned parameters", f"{parameters / 1e6:.2f} M")
+    elsewhere = "none here: it is older than the checkpoint that was resumed, and beside that" if best_score else "none"
+    table.add_row("best checkpoint", str(best_file or elsewhere))
+    table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
+    if logs := sorted(output.glob("logs*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        table.add_row("metrics", str(logs[-1]))
+        curves_figure(output).savefig(output / "curves.png")
+        table.add_row("curves", str(output / "curves.png"))
+    if (output / "panels").is_dir():
+        table.add_row("predictions, prototypes", str(output / "panels"))
+    Terminal().print(table)
+    if best_file is not None:
+        network = ["network=teacher"] if "teacher" in monitor else []
+        say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', best_file), *network)}")
+    return score
+
+
+def in_words(score: float, validated: bool) -> str:
+    """A validation score for the table, or why there is none."""
+    if math.isfinite(score):
+        return f"{score:.4f}"
+    return "none: no validated pixel was labelled" if validated else "none: nothing was validated"

@@ -1,0 +1,171 @@
+"""What a change of classes is, and how a checkpoint takes it: the only tensors that change are its prototypes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO, check_class_names, read_tensors
+from protoseg.trained import TrainedFile
+from protoseg.types import ProtosegError
+
+_MEMORY = "head.memory."
+_AUXILIARY = tuple(f"{prefix}auxiliary." for prefix in NETWORKS.values())
+
+
+class Memory(NamedTuple):
+    """Buffers of a prototype memory: ``c k d``, int64 ``c k``, ``c k``; see :class:`protoseg.nn.PrototypeMemory`."""
+
+    prototypes: Tensor
+    updates: Tensor
+    occupancy: Tensor
+
+
+@dataclass
+class ClassEdit:
+    """A change of a checkpoint's classes (those of the new label space); a file of its own (:func:`write_edit`).
+
+    Attributes:
+        rows: for each new class its place among the old ones; -1, -2, … for the first, second, … row of ``new``.
+        new: for each network of the checkpoint (student, teacher) the memory of the classes that are new or changed.
+        relabel: how labels of data that has the old classes are to be read: {class: the class that it became, or None}.
+        base: fingerprint of the networks whose embeddings the prototypes belong to.
+    """
+
+    classes: list[str]
+    colors: list[list[int]]
+    rows: list[int]
+    new: dict[str, Memory]
+    relabel: dict[str, str | None] = field(default_factory=dict)
+    base: str = ""
+
+
+def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
+    """The prototype memory of every network in a checkpoint; raises ProtosegError if its head has no prototypes."""
+    state = checkpoint["state_dict"]
+    head = (checkpoint["protoseg"]["config"] or {}).get("head", {}).get("_target_", "another head")
+    found = {
+        network: Memory(*(state[f"{prefix}{_MEMORY}{name}"] for name in Memory._fields))
+        for network, prefix in NETWORKS.items()
+        if f"{prefix}{_MEMORY}prototypes" in state
+    }
+    if not found:
+        raise ProtosegError(
+            f"classes: expected a checkpoint whose classes are prototypes (head=prototype), got {head}, whose classes "
+            "are learned weights: only training can change these"
+        )
+    return found
+
+
+def editable_memories(file: TrainedFile) -> dict[str, Memory]:
+    """The :func:`memories` of a checkpoint whose classes are prototypes and nothing else; else raises ProtosegError.
+
+    The auxiliary head has learned weights for each class, too, but only training uses it.
+    """
+    found, c = memories(file.content), file.label_space.num_classes
+    model, larger = file.blank(c), file.blank(c + 1)
+    now, more = ({n: p.shape for n, p in m.named_parameters()} for m in (model, larger))
+    grown = sorted(name for name in now if now[name] != more[name] and not name.startswith("auxiliary."))
+    if grown or not model.head.can_change_classes():
+        raise ProtosegError(
+            f"checkpoint {file.path}: expected a network without learned weights for single classes, got "
+            f"{', '.join(grown[:3]) or type(model.head).__name__}: train with head.logits=temperature (and "
+            "segmentor.attention_per_class=false)"
+        )
+    return found
+
+
+def fingerprint(checkpoint: Mapping[str, Any]) -> str:
+    """The same for two checkpoints whose networks, prototypes and auxiliary heads aside, have the same weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint["state_dict"].items()):
+        if name.startswith(tuple(NETWORKS.values())) and _MEMORY not in name and not name.startswith(_AUXILIARY):
+            digest.update(name.encode(errors="backslashreplace"))
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
+    """The checkpoint with the classes of ``edit``; the old one is not changed, and shares all other tensors.
+
+    The auxiliary head, which only training uses, is left out: it has learned weights for each class. Raises
+    ProtosegError if the edit was made for another network.
+    """
+    if edit.base != fingerprint(checkpoint):
+        raise ProtosegError(
+            f"classes: expected the checkpoint that the change was made for (network {edit.base}), got another "
+            f"(network {fingerprint(checkpoint)}): prototypes of one network mean nothing to another"
+        )
+    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_AUXILIARY)}
+    for network, old in memories(checkpoint).items():
+        # Old rows first, new ones from behind: -1 is the first new one.
+        added = edit.new.get(network, Memory(*(part[:0] for part in old)))
+        rows = [row if row >= 0 else len(old.prototypes) - 1 - row for row in edit.rows]
+        same = len({len(part) for part in added}) == 1
+        same &= [part.shape[1:] for part in added] == [part.shape[1:] for part in old]
+        if not same or max(rows) >= len(old.prototypes) + len(added.prototypes):
+            raise ProtosegError("classes: expected a change whose prototypes fit the checkpoint's, got others")
+        for name, *pair in zip(Memory._fields, old, added, strict=True):
+            state[f"{NETWORKS[network]}{_MEMORY}{name}"] = torch.cat(pair)[rows]
+    own = dict(checkpoint["protoseg"])
+    own["label_space"] = {"name": own["label_space"]["name"], "classes": edit.classes, "colors": edit.colors}
+    own["relabel"] = _followed(own.get("relabel", {}), edit)
+    own["config"] = _config_for(own["config"], edit)
+    return checkpoint | {"state_dict": state, "protoseg": own}
+
+
+def _followed(before: Mapping[str, str | None], edit: ClassEdit) -> dict[str, str | None]:
+    """Two changes, one after the other, as one."""
+    after = {old: edit.relabel.get(new, new) if new is not None else None for old, new in before.items()} | edit.relabel
+    return {old: new for old, new in after.items() if not (new is None and old in edit.classes)}
+
+
+def _config_for(config: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
+    """The run's config without what no longer holds: an auxiliary head, ignored classes that are there now, subsets."""
+    config = config | {"auxiliary": None, "data": reading_again(config["data"], edit.classes)}
+    method = config.get("method") or {}
+    if method.get("subsets"):
+        kept = {name: names for name, names in method["subsets"].items() if set(names) <= set(edit.classes)}
+        config["method"] = method | {"subsets": kept}
+    return config
+
+
+def reading_again(data: Any, classes: list[str]) -> Any:
+    """The section ``data`` of a config in which none of ``classes`` is ignored by ``relabel`` any more."""
+    if not isinstance(data, dict):
+        return data
+    data = data | {part: reading_again(data[part], classes) for part in ("source", "target") if part in data}
+    if data.get("relabel"):
+        data["relabel"] = {old: new for old, new in data["relabel"].items() if new is not None or old not in classes}
+    return data
+
+
+def write_edit(edit: ClassEdit, path: str | Path) -> None:
+    """Write the change alone, a few kilobytes; :func:`read_edit` and :func:`apply_edit` bring it onto a checkpoint."""
+    content = asdict(edit) | {"new": {network: memory._asdict() for network, memory in edit.new.items()}}
+    AtomicCheckpointIO().save_checkpoint({"protoseg_classes": content}, path)
+
+
+def read_edit(path: str | Path) -> ClassEdit:
+    """What :func:`write_edit` wrote; raises ProtosegError for a file that is not there or another one."""
+    content = read_tensors(path).get("protoseg_classes")
+    if not isinstance(content, dict):
+        raise ProtosegError(f"{path}: expected a change of classes (protoseg.teach … --delta), got another file")
+    try:
+        new = {network: Memory(**memory) for network, memory in content["new"].items()}
+        edit = ClassEdit(**content | {"new": new})
+        assert isinstance(edit.base, str)
+        assert {int} >= {type(row) for row in edit.rows}
+        assert len(edit.classes) == len(edit.rows)
+        assert all(isinstance(part, Tensor) and part.ndim > 0 for memory in new.values() for part in memory)
+        space = {"name": "edit", "classes": edit.classes, "colors": edit.colors}
+        check_class_names({"label_space": space, "relabel": edit.relabel, "config": None})
+    except (AssertionError, AttributeError, KeyError, TypeError, ProtosegError) as error:
+        raise ProtosegError(f"{path}: expected a change of classes, got a damaged one ({error})") from error
+    return edit

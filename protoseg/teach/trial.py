@@ -1,0 +1,165 @@
+"""How well a class can be added without training, measured: IoU after so many images, over several draws of these."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra._internal.grammar.utils import escape_special_characters
+from torch import Tensor
+
+from protoseg.analysis.stream import Loader, images
+from protoseg.data import AdaptationDataModule, SegmentationDataset
+from protoseg.data.statistics import class_statistics
+from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.functional.class_prototypes import best_cosine
+from protoseg.functional.resize import upsample_logits
+from protoseg.models.segmentor import Segmentor
+from protoseg.teach.edit import reading_again
+from protoseg.teach.operations import add_classes
+from protoseg.text import command
+from protoseg.trained import TrainedFile
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+
+MIN_SHARE = 1e-3
+"""Images show a class where it covers at least this share of them."""
+
+
+class Score(NamedTuple):
+    """IoU of the class, and mean IoU of all others, in 0 to 1; NaN for a class that the model does not have."""
+
+    iou: float
+    others: float
+
+
+class Trial(NamedTuple):
+    """What :func:`trial` found.
+
+    Attributes:
+        before, trained: of the checkpoint as it is, with the class's pixels ignored; of one trained with it, if given.
+        added: number of images -> a score for every draw of so many.
+        images: images of the training split that show the class, and of the validation split.
+    """
+
+    before: Score
+    added: dict[int, list[Score]]
+    trained: Score | None
+    images: tuple[int, int]
+
+
+def trial(
+    file: TrainedFile,
+    name: str,
+    shots: Sequence[int] = (1, 5, 20),
+    draws: int = 3,
+    trained: TrainedFile | None = None,
+    root: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Trial:
+    """Add a class to a checkpoint from few of its data's training images, and judge it on the validation split.
+
+    Images are drawn by chance, by seeds 0, 1, …, among those that show the class; those of a small draw are among those
+    of a large one. All are seen whole, at one scale.
+
+    Args:
+        file: a checkpoint that was trained without the class (``data.relabel={NAME: null}``).
+        name: the class, of the checkpoint's data set.
+        shots, draws: numbers of images, and draws of each number.
+        trained: a checkpoint that was trained with the class, to compare with.
+        root: folder of the data, where it is not where the checkpoint's run found it.
+
+    Raises:
+        ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as ``add_classes``.
+    """
+    data, space = data_with(file, name, root)
+    train, val = data.dataset(data.train_split), data.eval_dataloader(data.val_split)
+    candidates = showing(train, space.classes.index(name))
+    if max(shots) > len(candidates) or min(shots) < 1 or draws < 1:
+        raise ProtosegError(
+            f"trial: expected 1 to {len(candidates)} images, as many as show {name!r}, and at least one draw, got "
+            f"{', '.join(map(str, shots))} images, {draws} draws"
+        )
+    prototypes = {}
+    for draw in range(draws):
+        order = random.Random(draw).sample(candidates, len(candidates))
+        for count in shots:
+            few = copy.copy(train)
+            few.samples = [train.samples[i] for i in sorted(order[:count])]
+            edit, _ = add_classes(file, few, [name], draw, device, f"{count} images, draw {draw}")
+            prototypes[count, draw] = edit.new["student"].prototypes[0]
+    before, after = _judge_additions(file.model(), prototypes, val, space, device)
+    return Trial(
+        before=before,
+        added={count: [after[count, draw] for draw in range(draws)] for count in shots},
+        trained=None if trained is None else _judge_trained(trained, val, space, device),
+        images=(len(candidates), len(val.dataset)),  # type: ignore[arg-type]
+    )
+
+
+def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[Any, LabelSpace]:
+    """The data that the checkpoint is judged on, read as its classes and, last, the new one."""
+    datamodule = file.datamodule(root, lambda data: reading_again(data, [name]), num_workers=0)
+    target = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
+    there, space = target.label_space, file.label_space
+    if name in space.classes or name not in there.classes:
+        raise ProtosegError(
+            f"trial: expected a class that the data has and {file.path} was not trained with, got {name!r}; the data "
+            f"has {', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}: train with "
+            + command(f"data.relabel={{{escape_special_characters(name)}: null}}")
+        )
+    color = there.colors[there.classes.index(name)]
+    space = LabelSpace(space.name, (*space.classes, name), (*space.colors, color))
+    target.map_classes(space, {known: known for known in there.classes})
+    return target, space
+
+
+def showing(dataset: SegmentationDataset, label: int) -> list[int]:
+    """The images that show a class, see ``MIN_SHARE``."""
+    counts = class_statistics(dataset).counts
+    return np.flatnonzero(counts[:, label] > MIN_SHARE * counts.sum(1)).tolist()
+
+
+@torch.no_grad()
+def _judge_additions(
+    model: Segmentor,
+    prototypes: Mapping[tuple[int, int], Tensor],
+    val: Loader,
+    space: LabelSpace,
+    device: torch.device | str,
+) -> tuple[Score, dict[tuple[int, int], Score]]:
+    """Scores without the class (its pixels ignored), and with each of some prototypes of it, in one pass."""
+    model.to(device)
+    new = space.num_classes - 1
+    without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in prototypes}
+    for _, _, image, truth in images(val, "validating"):
+        output = model(image[None].to(device))
+        grid = ((truth.shape[0], truth.shape[1]), model.stride, output.align_corners)
+        best, old = upsample_logits(output.logits, *grid)[0].max(0)
+        without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
+        pixels = output.embeddings[0].flatten(1).T
+        for key, tried in prototypes.items():
+            score = model.head.class_logits(best_cosine(pixels, tried.to(device)))  # type: ignore[operator]
+            score = upsample_logits(score.view(1, 1, *output.logits.shape[2:]), *grid)[0, 0]
+            metrics[key].update(old.where(best >= score, new).cpu(), truth)
+    return _score(without), {key: _score(metric) for key, metric in metrics.items()}
+
+
+@torch.no_grad()
+def _judge_trained(file: TrainedFile, val: Loader, space: LabelSpace, device: torch.device | str) -> Score:
+    order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
+    model, metric = file.model().to(device), SegmentationMetrics(space)
+    for _, _, image, truth in images(val, "validating"):
+        output = model(image[None].to(device))
+        size = (truth.shape[0], truth.shape[1])
+        logits = upsample_logits(output.logits, size, model.stride, output.align_corners)
+        metric.update(order[logits[0].argmax(0).cpu()], truth)
+    return _score(metric)
+
+
+def _score(metric: SegmentationMetrics) -> Score:
+    iou = metric.compute()["IoU"]
+    return Score(float(iou[-1]), float(iou[:-1].nanmean()))

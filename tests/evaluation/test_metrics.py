@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from protoseg.evaluation import metrics
+from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.types import LabelSpace, ProtosegError
+
+
+def space(num_classes: int) -> LabelSpace:
+    return LabelSpace("toy", tuple("abcdefghij"[:num_classes]), tuple((i, i, i) for i in range(num_classes)))
+
+
+def random_maps(seed: int, num_classes: int = 5, shape: tuple[int, ...] = (4, 9, 7)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    pred = torch.randint(num_classes, shape, generator=generator)
+    label = torch.randint(num_classes, shape, generator=generator)
+    label[torch.rand(shape, generator=generator) < 0.2] = -1
+    return pred, label
+
+
+def naive_confusion(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    out = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for p, t in zip(pred.flatten().tolist(), label.flatten().tolist(), strict=True):
+        if t != -1:
+            out[t, p] += 1
+    return out
+
+
+def test_confusion_matches_naive_loop() -> None:
+    pred, label = random_maps(0)
+    got = metrics.confusion_matrix(pred, label, 5)
+    assert got.dtype == torch.int64
+    assert torch.equal(got, naive_confusion(pred, label, 5))
+
+
+def test_rows_are_truth() -> None:
+    assert metrics.confusion_matrix(torch.tensor([1]), torch.tensor([0]), 2).tolist() == [[0, 1], [0, 0]]
+
+
+def test_numbers_by_hand() -> None:
+    # truth: 4 pixels of a, 3 of b, 1 of c; class d occurs nowhere.
+    confusion = torch.tensor([[3, 1, 0, 0], [1, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    got = metrics.scores(confusion)
+    assert got["IoU"][:3].tolist() == pytest.approx([3 / 6, 2 / 4, 0.0])
+    assert got["IoU"][3].isnan()
+    assert got["accuracy"][:3].tolist() == pytest.approx([3 / 4, 2 / 3, 0.0])
+    assert got["accuracy"][3].isnan()
+    assert got["mIoU"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert got["mean_accuracy"] == pytest.approx((3 / 4 + 2 / 3 + 0) / 3)
+    assert got["pixel_accuracy"] == pytest.approx(5 / 8)
+    assert got["fw_IoU"] == pytest.approx(4 / 8 * 1 / 2 + 3 / 8 * 1 / 2)
+
+
+def test_scores_match_naive_sets() -> None:
+    pred, label = random_maps(1)
+    counted = label != -1
+    iou = []
+    for c in range(5):
+        p, t = (pred == c) & counted, (label == c) & counted
+        iou.append((p & t).sum().item() / (p | t).sum().item())
+    metric = SegmentationMetrics(space(5))
+    metric.update(pred, label)
+    got = metric.compute()
+    assert got["IoU"].tolist() == pytest.approx(iou)
+    assert got["mIoU"] == pytest.approx(sum(iou) / 5)
+    assert got["pixel_accuracy"] == pytest.approx((pred == label).sum().item() / counted.sum().item())
+
+
+def test_absent_class_is_nan_and_left_out() -> None:
+    metric = SegmentationMetrics(space(3))
+    metric.update(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1]))
+    got = metric.compute()
+    assert got["IoU"][2].isnan()
+    assert got["mIoU"] == 1.0
+    assert got["mean_accuracy"] == 1.0
+
+
+def test_class_predicted_but_never_true_counts_as_zero() -> None:
+    metric = SegmentationMetrics(space(3))
+    metric.update(torch.tensor([0, 0, 2]), torch.tensor([0, 0, 0]))
+    got = metric.compute()
+    assert got["IoU"][2] == 0.0
+    assert got["accuracy"][2].isnan()
+    assert got["mIoU"] == pytest.approx((2 / 3 + 0) / 2)
+    assert got["mean_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_predictions_on_ignored_pixels_count_nowhere() -> None:
+    metric = SegmentationMetrics(space(2))
+    metric.update(torch.tensor([0, 1, 7]), torch.tensor([0, -1, -1]))
+    assert metric.compute()["confusion"].tolist() == [[1, 0], [0, 0]]
+
+
+def test_all_ignored_is_nan_without_a_crash() -> None:
+    metric = SegmentationMetrics(space(3))
+    metric.update(torch.zeros(2, 4, 4, dtype=torch.int64), torch.full((2, 4, 4), -1))
+    got = metric.compute()
+    assert all(math.isnan(got[key]) for key in ("mIoU", "mean_accuracy", "pixel_accuracy", "fw_IoU"))
+
+
+def test_batches_and_reset() -> None:
+    pred, label = random_maps(2)
+    whole, parts = SegmentationMetrics(space(5)), SegmentationMetrics(space(5))
+    whole.update(pred, label)
+    for i in range(len(pred)):
+        parts.update(pred[i], label[i])
+    assert torch.equal(whole.compute()["confusion"], parts.compute()["confusion"])
+    parts.reset()
+    assert parts.confusion.sum() == 0
+
+
+def test_subset_changes_the_means_only() -> None:
+    pred, label = random_maps(3)
+    full, part = SegmentationMetrics(space(5)), SegmentationMetrics(space(5), classes=["d", "a"])
+    full.update(pred, label)
+    part.update(pred, label)
+    a, b = full.compute(), part.compute()
+    assert b["mIoU"] == pytest.approx(a["IoU"][[0, 3]].mean().item()) != a["mIoU"]
+    assert b["mean_accuracy"] == pytest.approx(a["accuracy"][[0, 3]].mean().item())
+    assert (b["pixel_accuracy"], b["fw_IoU"]) == (a["pixel_accuracy"], a["fw_IoU"])
+
+
+@pytest.mark.parametrize("classes", [["a", "tram"], []])
+def test_wrong_subset(classes: list[str]) -> None:
+    with pytest.raises(ProtosegError, match=r"expected classes of the label space 'toy'.*got.*(tram|empty)"):
+        SegmentationMetrics(space(3), classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("pred", "label", "found"),
+    [(0, 3, r"labels \[3\] and predictions \[\]"), (3, 0, r"labels \[\] and predictions \[3\]"), (0, -2, r"\[-2\]")],
+)
+def test_ids_outside_the_classes(pred: int, label: int, found: str) -> None:
+    metric = SegmentationMetrics(space(3))
+    with pytest.raises(ProtosegError, match=f"expected ids 0 to 2.*{found}"):
+        metric.update(torch.tensor([0, pred]), torch.tensor([0, label]))
+
+
+def test_shapes_that_differ() -> None:
+    with pytest.raises(ProtosegError, match=r"one shape, got \(2, 3\) and \(3, 2\)"):
+        SegmentationMetrics(space(3)).update(torch.zeros(2, 3).long(), torch.zeros(3, 2).long())
+
+
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    metric = SegmentationMetrics(space(5))
+    pred, label = random_maps(4)
+    # Unequal shares, as when the number of images is odd.
+    mine = slice(0, 3) if rank == 0 else slice(3, 4)
+    metric.update(pred[mine], label[mine])
+    got = metric.compute()
+    torch.save((got["confusion"], got["mIoU"]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    one = SegmentationMetrics(space(5))
+    one.update(*random_maps(4))
+    want = one.compute()
+    for rank in range(2):
+        confusion, miou = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(confusion, want["confusion"])
+        assert miou == want["mIoU"]

@@ -1,0 +1,64 @@
+"""A checkpoint of random weights, and pictures of coloured patches with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.data import CAMVID
+from protoseg.run.build import build_module
+from tests.conftest import TINY
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def make_checkpoint(configure: Callable[..., DictConfig], tmp_path: Path) -> MakeCheckpoint:
+    """``make_checkpoint(*overrides)``: the file of an untrained run."""
+
+    def make(*overrides: str, name: str = "base") -> Path:
+        tiny = [o for o in TINY if not o.startswith("head.") or not any(o.startswith("head=") for o in overrides)]
+        module = build_module(configure("train", *tiny, *overrides), CAMVID)
+        checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(checkpoint)
+        path = tmp_path / f"{name}.ckpt"
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def base(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of images and of masks: id 1 is a green patch, id 0 what is left and right of it, 255 the lowest rows."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        picture, mask = np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8)
+        picture[:, :48], picture[:, 48:] = (200, 40, 40), (40, 40, 200)
+        top, left = rng.integers(0, 24), rng.integers(0, 56)
+        picture[top : top + 32, left : left + 40], mask[top : top + 32, left : left + 40] = (30, 220, 30), 1
+        mask[60:] = 255
+        noisy = np.clip(picture + rng.integers(-10, 10, picture.shape), 0, 255).astype(np.uint8)
+        for folder, array in ((images, noisy), (masks, mask)):
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(array).save(folder / f"{index}.png")
+    return images, masks
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,249 @@
+"""Adding, refreshing, removing and merging classes: what comes out, what stays, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import protoseg
+from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
+from protoseg.data import CAMVID
+from protoseg.data.class_masks import ClassMasks
+from protoseg.teach import (
+    add_classes,
+    apply_edit,
+    merge_classes,
+    read_edit,
+    refresh_class,
+    remove_classes,
+    write_edit,
+)
+from protoseg.trained import TrainedFile
+from protoseg.types import ProtosegError, SegOutput
+from tests.teach.conftest import MakeCheckpoint
+
+PROTOTYPES = "model.head.memory.prototypes"
+GREEN = (0, 255, 0)
+
+
+def green(patches: tuple[Path, Path], *names: str, ids: tuple[int, ...] = (1,)) -> ClassMasks:
+    return ClassMasks(*patches, names, [GREEN] * len(names), ids)
+
+
+class Colours(torch.nn.Module):
+    """Embeds a pixel as its colour, beside a large part that all pixels share."""
+
+    stride = 4
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, image: Tensor) -> SegOutput:
+        colour = F.avg_pool2d(image.float() / 255, 4)
+        shared = torch.full_like(colour[:, :1], 2.0)
+        empty = colour.new_zeros(len(image), self.dim - 4, *colour.shape[2:])
+        embeddings = F.normalize(torch.cat([colour, shared, empty], 1), dim=1)
+        return SegOutput(embeddings[:, :1], embeddings)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_added_class_is_found_in_an_image_that_was_not_given(
+    together: bool, base: Path, patches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = read_checkpoint(base)
+    network = Colours(old["state_dict"][PROTOTYPES].shape[2])
+    monkeypatch.setattr(TrainedFile, "model", lambda *_: network)
+    few = green(patches, "patch", "rest", ids=(1, 0))
+    few.samples = few.samples[:3]
+    new = old
+    for names in [["patch", "rest"]] if together else [["rest"], ["patch"]]:
+        edit, found = add_classes(TrainedFile(base, new), few, names)
+        new = apply_edit(new, edit)
+    assert [(one.network, one.distinct) for one in found] == [("student", 2)] * len(names)
+    space, prototypes = checkpoint_label_space(new), new["state_dict"][PROTOTYPES]
+    image, label, _ = green(patches, "patch")[3]
+    embeddings = network(image[None]).embeddings[0].flatten(1).T
+    prediction = torch.einsum("nd,ckd->nck", embeddings, prototypes).amax(2).argmax(1).view(16, 24)
+    truth = (F.avg_pool2d((label[None] == 0).float(), 4)[0] > 0.5)[:15]  # below is void
+    assert set(prediction.unique().tolist()) == set(space.ids(["patch", "rest"], ""))
+    hit = (prediction == space.classes.index("patch"))[:15]
+    assert (hit & truth).sum() / (hit | truth).sum() > 0.9
+
+
+def test_the_new_checkpoint_knows_the_class(base: Path, patches: tuple[Path, Path]) -> None:
+    old = read_checkpoint(base)
+    path = base.with_name("new.ckpt")
+    AtomicCheckpointIO().save_checkpoint(
+        apply_edit(old, add_classes(TrainedFile(base, old), green(patches, "a"), ["a"])[0]), path
+    )
+    before, after = protoseg.load(base, "cpu"), protoseg.load(path, "cpu")
+    assert after.classes == (*CAMVID.classes, "a")
+    assert after.label_space.colors[-1] == GREEN
+    assert after.predict(patches[0] / "3.png").mask("a").any()
+    counts = [sum(p.numel() for p in model.network.parameters()) for model in (before, after)]
+    assert counts[0] == counts[1]
+
+
+def changed(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+    assert old.keys() == new.keys()
+    return {
+        name: new[name] for name in new if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])
+    }
+
+
+def test_only_the_prototypes_change_and_less_than_a_megabyte(base: Path, patches: tuple[Path, Path]) -> None:
+    old = read_checkpoint(base)
+    before = {name: tensor.clone() for name, tensor in old["state_dict"].items()}
+    edit, _ = add_classes(TrainedFile(base, old), green(patches, "patch"), ["patch"])
+    new = apply_edit(old, edit)
+    differing = changed(old["state_dict"], new["state_dict"])
+    assert set(differing) == {f"model.head.memory.{name}" for name in ("prototypes", "updates", "occupancy")}
+    assert sum(tensor.numel() * tensor.element_size() for tensor in differing.values()) < 1e6
+    assert torch.equal(new["state_dict"][PROTOTYPES][:11], before[PROTOTYPES])
+    torch.testing.assert_close(new["state_dict"][PROTOTYPES].norm(dim=2), torch.ones(12, 2))
+    assert not changed(before, old["state_dict"])
+    assert checkpoint_label_space(old).classes == CAMVID.classes
+
+
+def test_the_change_alone_fits_its_own_network_only(
+    base: Path, make_checkpoint: MakeCheckpoint, patches: tuple[Path, Path]
+) -> None:
+    old = read_checkpoint(base)
+    edit, _ = add_classes(TrainedFile(base, old), green(patches, "patch"), ["patch"])
+    path = base.with_suffix(".delta")
+    write_edit(edit, path)
+    assert path.stat().st_size < 20_000
+    whole, again = apply_edit(old, edit), apply_edit(old, read_edit(path))
+    assert not changed(whole["state_dict"], again["state_dict"])
+    assert whole["protoseg"] == again["protoseg"]
+    other = read_checkpoint(make_checkpoint("seed=1", name="other"))
+    with pytest.raises(ProtosegError, match="prototypes of one network mean nothing to another"):
+        apply_edit(other, edit)
+    with pytest.raises(ProtosegError, match="expected a change of classes"):
+        read_edit(base)
+    edit.new["student"] = edit.new["student"]._replace(updates=torch.tensor(1))
+    write_edit(edit, path)
+    with pytest.raises(ProtosegError, match="got a damaged one"):
+        read_edit(path)
+
+
+def test_two_classes_at_once_and_same_seed_same_bits(base: Path, patches: tuple[Path, Path]) -> None:
+    old = read_checkpoint(base)
+    data = green(patches, "patch", "rest", ids=(1, 0))
+    one, two = (
+        apply_edit(old, add_classes(TrainedFile(base, old), data, ["patch", "rest"], seed=2)[0]) for _ in range(2)
+    )
+    assert checkpoint_label_space(one).classes == (*CAMVID.classes, "patch", "rest")
+    assert not changed(one["state_dict"], two["state_dict"])
+    assert one["state_dict"][PROTOTYPES].shape[:2] == (13, 2)
+
+
+def test_a_class_of_one_cell_gets_copies(base: Path, patches: tuple[Path, Path]) -> None:
+    for index in range(4):
+        mask = np.zeros((64, 96), np.uint8)
+        mask[:4, :4] = index == 0
+        Image.fromarray(mask).save(patches[1] / f"{index}.png")
+    edit, (found,) = add_classes(TrainedFile(base, read_checkpoint(base)), green(patches, "patch"), ["patch"])
+    assert (found.pixels, found.distinct) == (1, 1)
+    first, second = edit.new["student"].prototypes[0]
+    assert torch.equal(first, second)
+
+
+def test_the_teacher_gets_the_class_too(make_checkpoint: MakeCheckpoint, patches: tuple[Path, Path]) -> None:
+    path = make_checkpoint("data=streets_day_to_dusk", "method=dacs")
+    old = read_checkpoint(path)
+    old["state_dict"]["teacher.module.head.projection.0.weight"] += 0.1
+    new = apply_edit(old, add_classes(TrainedFile(path, old), green(patches, "patch"), ["patch"])[0])["state_dict"]
+    student, teacher = new[PROTOTYPES], new["teacher.module.head.memory.prototypes"]
+    assert len(student) == len(teacher) == 12
+    assert not torch.equal(student[-1], teacher[-1])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
+def test_refresh_moves_one_class_as_far_as_asked(keep: float, base: Path, patches: tuple[Path, Path]) -> None:
+    old = read_checkpoint(base)
+    edit, _ = refresh_class(TrainedFile(base, old), green(patches, "Car"), "Car", keep)
+    new = apply_edit(old, edit)
+    row = CAMVID.classes.index("Car")
+    before, after = old["state_dict"][PROTOTYPES], new["state_dict"][PROTOTYPES]
+    others = [i for i in range(11) if i != row]
+    assert torch.equal(before[others], after[others])
+    assert checkpoint_label_space(new) == checkpoint_label_space(old)
+    nearest = (before[row] @ after[row].T).amax(1).max()  # the old prototypes are random, far from the pixels
+    assert nearest > 0.9 if keep == 0.9 else nearest < 0.9 if keep == 0 else True
+
+
+def test_remove_and_merge(base: Path) -> None:
+    old = read_checkpoint(base)
+    less = apply_edit(old, remove_classes(TrainedFile(base, old), ["Car", "Sky"]))
+    kept = [i for i, name in enumerate(CAMVID.classes) if name not in ("Car", "Sky")]
+    assert torch.equal(less["state_dict"][PROTOTYPES], old["state_dict"][PROTOTYPES][kept])
+    assert less["protoseg"]["relabel"] == {"Car": None, "Sky": None}
+
+    edit = merge_classes(TrainedFile(base, less), ["Bicyclist", "Pedestrian"], "Person")
+    merged = apply_edit(less, edit)
+    space = checkpoint_label_space(merged)
+    assert space.classes == (*[CAMVID.classes[i] for i in kept[:-2]], "Person")
+    assert space.colors[-1] == CAMVID.colors[CAMVID.classes.index("Pedestrian")]
+    assert merged["protoseg"]["relabel"] == {"Car": None, "Sky": None, "Bicyclist": "Person", "Pedestrian": "Person"}
+    parts = less["state_dict"][PROTOTYPES][-2:].flatten(0, 1)
+    whole = merged["state_dict"][PROTOTYPES][-1]
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(2))
+    assert ((parts @ whole.T).amax(1) > 0.5).all()  # each of the four lies near one of the two that stand for them
+
+    gone = apply_edit(merged, remove_classes(TrainedFile(base, merged), ["Person"]))
+    assert gone["protoseg"]["relabel"] == dict.fromkeys(["Car", "Sky", "Bicyclist", "Pedestrian", "Person"])
+
+
+def test_an_added_class_is_read_again_from_the_data(
+    make_checkpoint: MakeCheckpoint, patches: tuple[Path, Path]
+) -> None:
+    path = make_checkpoint()
+    old = read_checkpoint(path)
+    without = apply_edit(old, remove_classes(TrainedFile(path, old), ["Car", "Sky"]))
+    without["protoseg"]["config"]["data"]["relabel"] = {"Car": None, "Sky": None}
+    back = apply_edit(without, add_classes(TrainedFile(path, without), green(patches, "Car"), ["Car"])[0])
+    assert back["protoseg"]["relabel"] == {"Sky": None}
+    assert back["protoseg"]["config"]["data"]["relabel"] == {"Sky": None}
+    assert without["protoseg"]["config"]["data"]["relabel"] == {"Car": None, "Sky": None}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["head=parametric"], "got protoseg.nn.ParametricHead, whose classes are learned weights"),
+        (["head=linear"], "got protoseg.nn.LinearHead"),
+        (["head.logits=layernorm"], "got head.logit_norm.bias, head.logit_norm.weight: train with head.logits=temp"),
+    ],
+)
+def test_heads_that_only_training_can_change(
+    overrides: list[str], message: str, make_checkpoint: MakeCheckpoint, patches: tuple[Path, Path]
+) -> None:
+    path = make_checkpoint(*overrides)
+    with pytest.raises(ProtosegError, match=message):
+        add_classes(TrainedFile(path, read_checkpoint(path)), green(patches, "patch"), ["patch"])
+
+
+def test_wrong_input(base: Path, patches: tuple[Path, Path]) -> None:
+    old = read_checkpoint(base)
+    with pytest.raises(ProtosegError, match=r"expected classes that .* does not have, got Car"):
+        add_classes(TrainedFile(base, old), green(patches, "Car"), ["Car"])
+    with pytest.raises(ProtosegError, match=r"class 'patch': expected pixels of it in the masks, got none"):
+        add_classes(TrainedFile(base, old), green(patches, "patch", ids=(7,)), ["patch"])
+    with pytest.raises(ProtosegError, match=r"class to refresh in .*base.ckpt: expected classes of .* got patch"):
+        refresh_class(TrainedFile(base, old), green(patches, "patch"), "patch")
+    with pytest.raises(ProtosegError, match="keep: expected a share"):
+        refresh_class(TrainedFile(base, old), green(patches, "Car"), "Car", keep=1.0)
+    with pytest.raises(ProtosegError, match="at least one class to be left"):
+        remove_classes(TrainedFile(base, old), list(CAMVID.classes))
+    with pytest.raises(
+        ProtosegError, match=r"two or more, and a name that no other class has, got Car, Sky into 'Tree'"
+    ):
+        merge_classes(TrainedFile(base, old), ["Car", "Sky"], "Tree")

@@ -50,10 +50,7 @@ def adaptation_steps(setting: AdaptationSetting, device: torch.device) -> dict[s
 
 
 def _trained(
-    setting: AdaptationSetting,
-    source_terms: dict[str, Term],
-    terms: dict[str, Term],
-    device: torch.device,
+    setting: AdaptationSetting, source_terms: dict[str, Term], terms: dict[str, Term], device: torch.device
 ) -> tuple[AdaptationModule, torch.optim.Optimizer]:
     """A module as the trainer holds it, without the trainer. Every pixel is reliable: the most work there can be."""
     names = tuple(map(str, range(setting.classes)))

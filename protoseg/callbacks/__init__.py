@@ -4,5 +4,3 @@ from protoseg.callbacks.checkpoint import Checkpoint
 from protoseg.callbacks.dashboard import Dashboard
 from protoseg.callbacks.loggers import wandb_logger
 from protoseg.callbacks.progress import ProgressBar, PrototypeMemoryCallback, Throughput
-
-__all__ = ["Checkpoint", "Dashboard", "ProgressBar", "PrototypeMemoryCallback", "Throughput", "wandb_logger"]

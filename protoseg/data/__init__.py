@@ -1,19 +1,16 @@
 """Label spaces, data sets, augmentation and the DataModules."""
 
 from protoseg.data.adaptation import AdaptationDataModule
-from protoseg.data.ade20k import ADE20K
-from protoseg.data.ade20k_full import ADE20KFull
+from protoseg.data.ade20k import ADE20K, ADE20KFull
 from protoseg.data.adverse import ACDC, DarkZurich
 from protoseg.data.builtin import Streets
 from protoseg.data.camvid import CamVid
-from protoseg.data.cityscapes import Cityscapes
+from protoseg.data.cityscapes import GTA5, Cityscapes, Synthia
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
 from protoseg.data.decoding import limit_pixels
-from protoseg.data.folder import ImageFolder
-from protoseg.data.gta5 import GTA5
 from protoseg.data.label_spaces import (
     ADE20K_150,
     ADE20K_FULL,
@@ -25,7 +22,6 @@ from protoseg.data.label_spaces import (
     SYNTHIA_13,
     SYNTHIA_16,
 )
-from protoseg.data.own import LabelledFolder
+from protoseg.data.own import ImageFolder, LabelledFolder
 from protoseg.data.rare_classes import RareClasses
-from protoseg.data.synthia import Synthia
 from protoseg.data.transforms import TrainTransform

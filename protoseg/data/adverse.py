@@ -36,11 +36,7 @@ class ACDC(SegmentationDataset):
     )
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        conditions: Sequence[str] | None = None,
-        labels: bool = True,
+        self, root: str | Path, split: str = "train", conditions: Sequence[str] | None = None, labels: bool = True
     ) -> None:
         self.check_split(split)
         wanted = CONDITIONS if conditions is None else (conditions,) if isinstance(conditions, str) else conditions

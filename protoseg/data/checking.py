@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import FAILURES, largest_deep_value, orientation
-from protoseg.data.faults import collect_faults
 from protoseg.data.files import read_image
 from protoseg.data.loading import seed_worker
+from protoseg.data.pairing import collect_faults
 from protoseg.data.statistics import in_threads, spread
 from protoseg.types import ProtosegError
 

@@ -11,7 +11,16 @@ from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
 from protoseg.data.decoding import checked_range
 from protoseg.data.mask_reading import MaskReading
-from protoseg.data.pairing import by_image, by_key, list_images, other_formats, pair, stem_in, stems_of_masks
+from protoseg.data.pairing import (
+    IMAGE_SUFFIXES,
+    by_image,
+    by_key,
+    list_images,
+    other_formats,
+    pair,
+    stem_in,
+    stems_of_masks,
+)
 from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -267,3 +276,31 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
 
     val = {image for image, _ in sorted(samples, key=drawn)[:num_val]}
     return [sample for sample in samples if (sample[0] in val) == (split == "val")]
+
+
+class ImageFolder(SegmentationDataset):
+    """All images under ``root``, subfolders included, of any size; every label pixel reads as ignored.
+
+    Args:
+        root: the folder, or a single image.
+        label_space: the classes of the model that will see the images.
+        split: any name; kept so that the class is called as the other data sets are.
+
+    Raises:
+        ProtosegError: ``root`` is no folder and no image, or holds no image.
+    """
+
+    def __init__(self, root: str | Path, label_space: LabelSpace, split: str = "predict") -> None:
+        place = Path(root)
+        if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
+            paths = [place]
+        else:
+            paths = list_images(place, recursive=True) if place.is_dir() else []
+        if not paths:
+            state = "no such file in it" if place.is_dir() else "not an image" if place.is_file() else "no such folder"
+            raise ProtosegError(
+                f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}: "
+                f"{other_formats(place) or state}"
+            )
+        self.label_space = label_space
+        super().__init__([(path, None) for path in paths], split)

@@ -5,11 +5,12 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain, islice, takewhile
 from pathlib import Path
 
 from protoseg.data.decoding import LOSSY
-from protoseg.data.faults import fault
 from protoseg.data.files import doubtful_mask
 from protoseg.text import command, override
 from protoseg.types import ProtosegError
@@ -218,3 +219,33 @@ def _partner(image: str, ends: Ends) -> str:
 def stem_in(folder: Path, path: Path) -> str:
     """Path of a file in ``folder``, without its suffix."""
     return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+
+
+_collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)
+
+
+def fault(message: str, each: Iterable[str] | None = None) -> None:
+    """Tell a fault that one can go on after, by leaving a file out.
+
+    Args:
+        message: all of it in one message.
+        each: the same, one message per file.
+
+    Raises:
+        ProtosegError: always, except inside ``collect_faults``.
+    """
+    found = _collected.get()
+    if found is None:
+        raise ProtosegError(message)
+    found.extend([message] if each is None else each)
+
+
+@contextmanager
+def collect_faults() -> Iterator[list[str]]:
+    """Inside, ``fault`` adds its messages to the list that this gives."""
+    found: list[str] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)

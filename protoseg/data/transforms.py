@@ -142,12 +142,7 @@ class TrainTransform:
         if max_class_share is not None and not 0 < max_class_share <= 1:
             raise ProtosegError(f"max_class_share: expected a share in (0, 1] or null, got {max_class_share}")
         self.crop_size = (int(crop_size[0]), int(crop_size[1]))
-        self._crop = ScaledCrop(
-            *self.crop_size,
-            pad_if_needed=True,
-            pad_position="random",
-            fill=PAD_IMAGE,
-        )
+        self._crop = ScaledCrop(*self.crop_size, pad_if_needed=True, pad_position="random", fill=PAD_IMAGE)
         self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.max_class_share = max_class_share
         steps: list[Any] = [self._crop, A.HorizontalFlip(p=0.5)]

@@ -164,7 +164,7 @@ def _images(
 
 def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:
     """All images of a place; with ``follow``, then those that come until for so many seconds none came."""
-    from protoseg.data.folder import ImageFolder
+    from protoseg.data.own import ImageFolder
     from protoseg.data.pairing import list_images
 
     if follow is None:

@@ -53,11 +53,7 @@ def _readable(similarity: Tensor | Similarities) -> Similarities:
 
 @torch.no_grad()
 def cluster(
-    similarity: Tensor | Similarities,
-    label: Tensor,
-    assignment: str = "argmax",
-    epsilon: float = 0.05,
-    rounds: int = 3,
+    similarity: Tensor | Similarities, label: Tensor, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
 ) -> Clustering:
     """Online clustering of labelled pixels into the K prototypes of their class (training only).
 

@@ -225,12 +225,7 @@ class AuxiliaryHead(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        num_classes: int,
-        in_index: int = 2,
-        width: int = 256,
+        self, channels: Sequence[int], strides: Sequence[int], num_classes: int, in_index: int = 2, width: int = 256
     ) -> None:
         super().__init__()
         self.decoder = FCNDecoder(channels, strides, in_index, width, num_convs=1)

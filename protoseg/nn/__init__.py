@@ -2,5 +2,3 @@
 
 from protoseg.nn.heads import Head, LinearHead, ParametricHead, PrototypeHead
 from protoseg.nn.prototype_memory import PrototypeMemory
-
-__all__ = ["Head", "LinearHead", "ParametricHead", "PrototypeHead", "PrototypeMemory"]

@@ -17,8 +17,7 @@ from protoseg.analysis.embedding import EmbeddingCollector, embedding_figure, em
 from protoseg.analysis.patches import PatchCollector, patch_sheet
 from protoseg.analysis.stream import Collector, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
-from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection
-from protoseg.analysis.uncertainty_figures import uncertainty_figure, uncertainty_panel
+from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel
 from protoseg.checkpoint import check_same_classes
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
 from protoseg.evaluation.tables import write_json

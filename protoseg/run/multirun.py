@@ -201,8 +201,7 @@ def report(ended: bool) -> int:
     folder, _folder = _folder, None  # told once: a notebook may go on to train something else
     if folder is None:
         return 0
-    from protoseg.analysis.sweep import compare_settings
-    from protoseg.analysis.sweep_tables import print_jobs, print_settings
+    from protoseg.analysis.sweep import compare_settings, print_jobs, print_settings
 
     sweep = read_sweep(folder)
     write_manifest(sweep)
@@ -235,8 +234,14 @@ def compare(folder: Path, out: Path | None, metric: str | None) -> None:
 
     ``out`` is the sweep's folder unless given, ``metric`` a column of the runs' logs, else the best val/mIoU.
     """
-    from protoseg.analysis.sweep import BEST, compare_settings, write_tables
-    from protoseg.analysis.sweep_tables import print_missing, print_settings, write_figures
+    from protoseg.analysis.sweep import (
+        BEST,
+        compare_settings,
+        print_missing,
+        print_settings,
+        write_figures,
+        write_tables,
+    )
 
     sweep = read_sweep(folder)
     comparison = compare_settings(sweep, metric or BEST)

@@ -2,5 +2,3 @@
 
 from protoseg.training.adaptation import AdaptationModule
 from protoseg.training.supervised import SupervisedModule
-
-__all__ = ["AdaptationModule", "SupervisedModule"]

@@ -53,11 +53,7 @@ def poly_factor(step: int, total_steps: int, power: float, warmup_steps: int, wa
 
 
 def poly_schedule(
-    optimizer: Optimizer,
-    total_steps: int,
-    power: float = 0.9,
-    warmup_steps: int = 0,
-    warmup_start: float = 1e-6,
+    optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0, warmup_start: float = 1e-6
 ) -> LambdaLR:
     """The field's poly schedule, counted in optimizer steps, with linear warm-up.
 

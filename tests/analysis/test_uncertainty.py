@@ -13,8 +13,14 @@ from torchmetrics.functional.classification import binary_auroc, binary_calibrat
 
 from protoseg.analysis import uncertainty
 from protoseg.analysis.stream import look, scenes
-from protoseg.analysis.uncertainty import ErrorDetection, UncertaintyCollector, error_detection, pixel_uncertainty
-from protoseg.analysis.uncertainty_figures import uncertainty_figure, uncertainty_panel
+from protoseg.analysis.uncertainty import (
+    ErrorDetection,
+    UncertaintyCollector,
+    error_detection,
+    pixel_uncertainty,
+    uncertainty_figure,
+    uncertainty_panel,
+)
 from tests.analysis.toy import SPACE, Images, Toy, loader
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from protoseg.data import CamVid
 from protoseg.data.checking import check_sample, check_samples, listing_faults, repeated_images
-from protoseg.data.faults import collect_faults, fault
+from protoseg.data.pairing import collect_faults, fault
 from protoseg.types import ProtosegError
 
 NAMES = [f"0001TP_{i:06d}" for i in range(80)]

@@ -114,10 +114,7 @@ def test_three_steps_evaluated_and_loaded(
         )  # fmt: skip
 
     pixels = torch.zeros(3, 50, 70, dtype=torch.uint8)
-    for needed, door in (
-        (example.evaluate, evaluate),
-        (example.load, lambda: protoseg.load(checkpoint, "cpu")),
-    ):
+    for needed, door in ((example.evaluate, evaluate), (example.load, lambda: protoseg.load(checkpoint, "cpu"))):
         if needed:
             with pytest.raises(ProtosegError, match=rf"trust=\[{name}\]"):
                 door()

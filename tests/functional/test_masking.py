@@ -12,11 +12,7 @@ from protoseg.types import ProtosegError
 def test_patches_of_a_small_image_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.tensor([[0.1, 0.7, 0.9], [0.6999, 0.0, 0.71]]).view(1, 1, 2, 3)
     monkeypatch.setattr(torch, "rand", lambda *size, device: draw.expand(size))
-    expected = [
-        [0, 0, 1, 1, 1],
-        [0, 0, 1, 1, 1],
-        [0, 0, 0, 0, 1],
-    ]
+    expected = [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]]
     mask = random_patch_mask(1, (3, 5), block_size=2, ratio=0.7)
     assert mask.dtype == torch.bool
     assert mask[0, 0].int().tolist() == expected

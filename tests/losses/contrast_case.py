@@ -67,11 +67,7 @@ class Case:
             model=self.model,
             labelled=Seen(outputs["source"], self.label[images], STRIDE),
             mixed=Mixed(
-                outputs["mixed"],
-                mixed_label[images],
-                STRIDE,
-                pasted=self.pasted[images],
-                weight=self.weight[images],
+                outputs["mixed"], mixed_label[images], STRIDE, pasted=self.pasted[images], weight=self.weight[images]
             ),
             target=Target(
                 image=torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)[images],

@@ -15,12 +15,7 @@ from protoseg.losses import (
     Seen,
     Step,
 )
-from protoseg.losses.segmentation import (
-    balanced_class_weights,
-    cross_entropy,
-    hard_pixels,
-    weighted_cross_entropy,
-)
+from protoseg.losses.segmentation import balanced_class_weights, cross_entropy, hard_pixels, weighted_cross_entropy
 from protoseg.nn import PrototypeHead
 from protoseg.types import LabelSpace, ProtosegError, SegOutput
 

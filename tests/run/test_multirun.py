@@ -66,10 +66,7 @@ def test_every_combination_is_planned(multirun: Multirun, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("override", "expected"),
-    [
-        ("head=prototype,prototyp", "Did you mean 'prototype'"),
-        ("optimizer.lrr=1,2", "'optimizer.lr'"),
-    ],
+    [("head=prototype,prototyp", "Did you mean 'prototype'"), ("optimizer.lrr=1,2", "'optimizer.lr'")],
 )
 def test_what_does_not_compose_is_said_before_any_job(
     override: str, expected: str, multirun: Multirun, tmp_path: Path

@@ -15,15 +15,7 @@ import protoseg
 from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
 from protoseg.data import CAMVID
 from protoseg.data.class_masks import ClassMasks
-from protoseg.teach import (
-    add_classes,
-    apply_edit,
-    merge_classes,
-    read_edit,
-    refresh_class,
-    remove_classes,
-    write_edit,
-)
+from protoseg.teach import add_classes, apply_edit, merge_classes, read_edit, refresh_class, remove_classes, write_edit
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError, SegOutput
 from tests.teach.conftest import MakeCheckpoint

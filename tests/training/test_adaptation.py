@@ -115,12 +115,7 @@ def test_a_supervised_checkpoint_has_no_teacher(configure: Configure, tmp_path: 
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(
-    step: int,
-    hook: str,
-    extra: tuple[str, ...],
-    configure: Configure,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    step: int, hook: str, extra: tuple[str, ...], configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (*PGPC, *SURE, "data.num_workers=1", "decoder.dropout=0.2", *extra)
     assert_resumes(configure, tmp_path, monkeypatch, settings, step, hook)

@@ -5,7 +5,6 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from protoseg.evaluation.curves import read_log
@@ -163,13 +162,8 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
 
 def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> None:
     """Print the table of the settings."""
-    header, rows = table(comparison)
-    shown = Table(title="Mean ± sample standard deviation over n runs")
-    for i, name in enumerate(header):
-        shown.add_column(name, justify="left" if i < len(comparison.names) else "right")
-    for row in rows:
-        shown.add_row(*row)
-    terminal.print(shown)
+    left = range(len(comparison.names))
+    terminal.table("Mean ± sample standard deviation over n runs", *table(comparison), left=left)
 
 
 def print_missing(sweep: Sweep, terminal: Terminal) -> None:
@@ -185,16 +179,15 @@ def print_missing(sweep: Sweep, terminal: Terminal) -> None:
 def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
     """Print every job with its state, score and time."""
     names = short_names(sweep.swept)
-    shown = Table(title=f"Jobs of {sweep.folder.name}")
-    for name in ("job", *names.values(), "state", "mIoU (%)", "seconds"):
-        shown.add_column(name, justify="left" if name in ("state", *names.values()) else "right")
-    styles = {"done": "green", "failed": "red"}
+    styles: dict[str, str] = {"done": "green", "failed": "red"}
+    rows: list[list[str | Text]] = []
     for job in sweep.jobs:
         score = f"{100 * job.score:.1f}" if job.score == job.score else ""
         values = [short_value(job.values.get(key, "")) for key in names]
         state = Text(job.state, styles.get(job.state, "yellow"))
-        shown.add_row(str(job.number), *values, state, score, f"{job.seconds:.0f}" if job.seconds else "")
-    terminal.print(shown)
+        rows.append([str(job.number), *values, state, score, f"{job.seconds:.0f}" if job.seconds else ""])
+    header = ("job", *names.values(), "state", "mIoU (%)", "seconds")
+    terminal.table(f"Jobs of {sweep.folder.name}", header, rows, left=range(1, 2 + len(names)))
     for job in sweep.jobs:
         if job.state == "failed":
             message = f"Job {job.number} failed: {job.error} ({job.folder}/error.log)"

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from protoseg.run.errors import run_with_clear_errors
+from protoseg.cli.tool import call
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,11 +20,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", default="student", help="student, or of domain adaptation teacher")
     text = "settings as of train.py, e.g. data=cityscapes_to_acdc"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
-    settings = vars(parser.parse_intermixed_args(arguments))
-
-    def run() -> None:
-        from protoseg.run.convert import run_convert
-
-        run_convert(**settings)
-
-    run_with_clear_errors(run, "train")
+    call("protoseg.run.convert:run_convert", vars(parser.parse_intermixed_args(arguments)), "train")

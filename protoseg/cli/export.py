@@ -4,8 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
-from protoseg.cli.tool import add_trust
-from protoseg.run.errors import run_with_clear_errors
+from protoseg.cli.tool import add_trust, call
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,14 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help=text)
     parser.add_argument("--network", default="student", help="student, or of domain adaptation teacher")
     add_trust(parser)
-    settings = vars(parser.parse_args(arguments))
-
-    def run() -> None:
-        from protoseg.run.export import export
-
-        export(**settings)
-
-    run_with_clear_errors(run, "evaluate")
+    call("protoseg.run.export:export", vars(parser.parse_args(arguments)), "evaluate")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,10 +1,16 @@
 """The frame of the command-line tools: commands that take settings as ``KEY=VALUE`` beside their options."""
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
+from typing import Any
 
 from protoseg.run.errors import run_with_clear_errors
+
+
+def call(run: str, settings: Mapping[str, Any], config_name: str) -> None:
+    """Import ``run``, a function as ``module:name``, and call it; exit code 1 and one message at wrong input."""
+    run_with_clear_errors(lambda: resolve_name(run)(**settings), config_name)
 
 
 class Tool:
@@ -31,8 +37,7 @@ class Tool:
         settings = vars(options)
         if overrides:
             settings["overrides"] += overrides
-        run = settings.pop("run")
-        run_with_clear_errors(lambda: resolve_name(run)(**settings), self.config_name)
+        call(settings.pop("run"), settings, self.config_name)
 
 
 def add_trust(command: ArgumentParser) -> None:

@@ -153,7 +153,7 @@ class Predictor:
         height, width = image.shape[2:]
         if not self.averages:
             return _joined((reduce(rows) for rows in self._rows(model, image)), -2)
-        if self.mode == "whole" or height * width <= AT_ONCE:
+        if self._fits(image):
             return reduce(self._average(model, image))
         bands = []
         for rows, above in _middles(height):
@@ -163,6 +163,10 @@ class Predictor:
                 row.append(reduce(window[..., rows, columns]))
             bands.append(_joined(row, -1))
         return _joined(bands, -2)
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether images of this size are run in one piece."""
+        return self.mode == "whole" or image.shape[2] * image.shape[3] <= AT_ONCE
 
     def _probability(self, scores: Tensor) -> Tensor:
         return scores if self.averages else scores.softmax(1)
@@ -184,7 +188,7 @@ class Predictor:
         height, width = image.shape[2:]
         if self.crop_size is not None and self.stride is not None:
             return slide_rows(model, image, self.crop_size, self.stride)
-        if self.mode == "whole" or height * width <= AT_ONCE:
+        if self._fits(image):
             return slide_rows(model, image, (height, width), (height, width))
         return slide_rows(model, image, (WINDOW, WINDOW), (WINDOW - OVERLAP, WINDOW - OVERLAP))
 
@@ -202,24 +206,21 @@ def slide_rows(
     window = (min(crop_size[0], height), min(crop_size[1], width))
     tops, lefts = window_starts(height, window[0], stride[0]), window_starts(width, window[1], stride[1])
     kept: list[tuple[int, list[Tensor]]] = []
-    align_corners = False
     for top, end in zip(tops, [*tops[1:], height], strict=True):
-        kept = [(y, outputs) for y, outputs in kept if y + window[0] > top]
-        outputs, align_corners = _run(model, image[:, :, top : top + window[0]], lefts, window[1])
-        kept.append((top, outputs))
-        classes = kept[-1][1][0].shape[1]
+        row, align_corners = _run(model, image[:, :, top : top + window[0]], lefts, window[1])
+        kept = [(y, outputs) for y, outputs in kept if y + window[0] > top] + [(top, row)]
+        classes = row[0].shape[1]
         step = max(1, PIECE // (batch * classes * width))
         for first in range(top, end, step):
             last = min(first + step, end)
-            total = kept[-1][1][0].new_zeros(batch, classes, last - first, width)
+            total = row[0].new_zeros(batch, classes, last - first, width)
             count = total.new_zeros(last - first, width)
             for y, outputs in kept:
-                low, high = max(first, y), min(last, y + window[0])
-                for x, grid in zip(lefts, outputs, strict=True):
-                    part = (..., slice(low - first, max(low, high) - first), slice(x, x + window[1]))
-                    if low < high:
-                        total[part] += upsample_rows(grid, (low - y, high - y), window, model.stride, align_corners)
-                        count[part] += 1
+                high = min(last, y + window[0])  # no higher than ``first`` where the window ends above these rows
+                for x, grid in zip(lefts, outputs, strict=True) if high > first else ():
+                    part = (..., slice(0, high - first), slice(x, x + window[1]))
+                    total[part] += upsample_rows(grid, (first - y, high - y), window, model.stride, align_corners)
+                    count[part] += 1
             yield total.div_(count)
 
 
@@ -230,8 +231,8 @@ def _run(model: SegmentationModel, image: Tensor, lefts: Sequence[int], width: i
     outputs: list[Tensor] = []
     for first in range(0, len(crops), at_once):
         chunk = torch.stack([image[i, :, :, left : left + width] for i, left in crops[first : first + at_once]])
-        # bf16 has 8 bits: upsampled in it, many pixels between two classes would tie.
         output = model(chunk)
+        # bf16 has 8 bits: upsampled in it, many pixels between two classes would tie.
         outputs += at_least_fp32(output.logits)
     batch = len(image)
     return [torch.stack(outputs[k : k + batch]) for k in range(0, len(outputs), batch)], output.align_corners

@@ -49,15 +49,21 @@ def read_weights(path: str | Path, **settings: Any) -> State:
             f"that holds tensors only"
         ) from error
     own = state.get("protoseg") if isinstance(state, dict) else None
-    for wrapping in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapping), dict):
-            state = state[wrapping]
+    state = unwrapped(state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ProtosegError(f"encoder weights: expected a dictionary of named tensors in {path}, got something else")
     if isinstance(own, dict):
         _check_settings(own, settings, path)
         state = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
     return state
+
+
+def unwrapped(values: Any) -> Any:
+    """The named tensors of a file that has them under ``state_dict`` or ``model``, as training codes write them."""
+    for wrapping in ("state_dict", "model"):
+        if isinstance(values, dict) and isinstance(values.get(wrapping), dict):
+            values = values[wrapping]
+    return values
 
 
 def _check_settings(own: dict[Any, Any], settings: Mapping[str, Any], path: Path) -> None:

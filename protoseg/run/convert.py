@@ -19,7 +19,7 @@ from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO
 from protoseg.files import write_file
 from protoseg.models.build import build_model
 from protoseg.models.published import KINDS, Kind
-from protoseg.models.weights import listed_keys
+from protoseg.models.weights import listed_keys, unwrapped
 from protoseg.run.config import composed
 from protoseg.text import Terminal, command, override
 from protoseg.types import LabelSpace, ProtosegError
@@ -100,9 +100,7 @@ def _read(file: Path, network: str) -> tuple[dict[str, Tensor], list[str]]:
                 f"convert: {file} is a checkpoint of protoseg already; use it as it is: ckpt_path={file}"
             )
         classes = _said_classes(values)
-        for wrapping in ("state_dict", "model"):
-            if isinstance(values, dict) and isinstance(values.get(wrapping), dict):
-                values = values[wrapping]
+        values = unwrapped(values)
         named = {k: v for k, v in values.items() if isinstance(v, Unread)} if isinstance(values, dict) else {}
         if not named:
             raise ProtosegError(f"convert: expected named tensors, alone or under state_dict, got none in {file}")

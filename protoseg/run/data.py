@@ -47,10 +47,11 @@ _COLUMNS, _WIDTH, _GAP = 2, 420, 8
 def info(data: str, overrides: Sequence[str], out: Path) -> None:
     """Print images, sizes and class frequencies of both splits; write ``DATA_classes.png``."""
     datasets = _datasets(_load(_config(data, overrides)))
+    sizes_of = {title: image_sizes(dataset) for title, dataset in datasets.items()}
     terminal = Terminal()
     rows = []
     for title, dataset in datasets.items():
-        sizes = image_sizes(dataset).most_common()
+        sizes = sizes_of[title].most_common()
         shown = [f"{w} x {h} ({count:,})" for (w, h), count in sizes[:_SIZES_SHOWN]]
         more = [f"{len(sizes) - _SIZES_SHOWN} more sizes"] if len(sizes) > _SIZES_SHOWN else []
         rows.append([title, f"{len(dataset):,}", f"{_masks(dataset):,}", ", ".join(shown + more)])
@@ -73,7 +74,7 @@ def info(data: str, overrides: Sequence[str], out: Path) -> None:
     for title, each in found.items():
         if not each.counts.any():
             raise nothing_labelled(datasets[title])
-        total = sum(width * height * count for (width, height), count in image_sizes(datasets[title]).items())
+        total = sum(width * height * count for (width, height), count in sizes_of[title].items())
         ignored, looked = 1 - each.pixels.sum() / total, f"the {len(each.names)} masks of {title}"
         for note in label_notes(space, each.pixels, ignored, looked):
             terminal.say(f"note: {note}")

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,7 @@ def _names(names: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, names)))
 
 
+@cache
 def _rows(name: str) -> list[dict[str, str]]:
     with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))

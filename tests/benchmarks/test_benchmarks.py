@@ -77,6 +77,7 @@ def test_every_benchmark_writes_what_it_shows(
     assert f"{times[0]:.1f}" in shown
 
 
+@pytest.mark.slow
 def test_over_several_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, picture = tmp_path / "result.json", tmp_path / "plot.png"
     sizes = [*TINY["head"].split(), "--over", "classes=3,6,12"]

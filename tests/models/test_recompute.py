@@ -135,6 +135,7 @@ def test_an_encoder_without_blocks_is_refused() -> None:
         TimmEncoder("regnetx_002", grad_checkpointing=True)
 
 
+@pytest.mark.slow
 def test_a_whole_training_has_the_same_bits(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     tiny = [x for x in TINY if not x.startswith("head.")]
     for value in ("false", "true"):

@@ -52,7 +52,9 @@ def worker(rank: int, folder: str, init: str, micro_batches: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("init", "micro_batches"), [("features", 1), ("random", 1), ("features", 3)])
+@pytest.mark.parametrize(
+    ("init", "micro_batches"), [("features", 1), pytest.param("random", 1, marks=pytest.mark.slow), ("features", 3)]
+)
 def test_two_ranks_equal_one_process(tmp_path: Path, init: str, micro_batches: int) -> None:
     torch.multiprocessing.spawn(worker, (str(tmp_path), init, micro_batches), nprocs=2)
     one = run([slice(None)], init)

@@ -157,7 +157,7 @@ TRUNCATED = (Path(data_module.__file__).parent / "streets" / "day" / "train" / "
     [
         ({"image": TRUNCATED}, ["0002.jpg"]),
         pytest.param({"image": b"not an image"}, ["0002.jpg"], marks=pytest.mark.slow),
-        ({"mask": Image.new("L", (320, 240), 77)}, ["0002.png", "77"]),
+        pytest.param({"mask": Image.new("L", (320, 240), 77)}, ["0002.png", "77"], marks=pytest.mark.slow),
         pytest.param({"mask": Image.new("RGB", (320, 240))}, ["0002.png", "RGB"], marks=pytest.mark.slow),
         pytest.param({"mask": Image.new("L", (32, 24), 3)}, ["0002", "24"], marks=pytest.mark.slow),
     ],
@@ -173,6 +173,7 @@ def test_bad_files_are_named_by_a_worker(spoilt: dict, expected: list[str], tmp_
     assert all(word in result.stderr for word in expected), result.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
     result = run(
         "-m", *TINY, "trainer.max_steps=1", "head.num_prototypes=1,2", "seed=0,1", f"hydra.sweep.dir={tmp_path}"

@@ -58,15 +58,18 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
     [
         ("method=mic", "method.terms.masked.block_size=16"),
         # Patches smaller than the detail: BatchNorm of a wholly masked crop has no variance.
-        (*HRDA, "method=mic", "method.terms.masked.block_size=16",
-         "+loss.detail._target_=protoseg.losses.DetailCrossEntropy",
-         "+method.terms.detail_of_mixed._target_=protoseg.losses.MixedDetailCrossEntropy"),
+        pytest.param(
+            (*HRDA, "method=mic", "method.terms.masked.block_size=16",
+             "+loss.detail._target_=protoseg.losses.DetailCrossEntropy",
+             "+method.terms.detail_of_mixed._target_=protoseg.losses.MixedDetailCrossEntropy"),
+            marks=pytest.mark.slow,
+        ),
         (*HRDA, "head=prototype"),
         ("trainer.precision=bf16-mixed", "head=prototype"),
-        ("contrast=u2pl",),
+        pytest.param(("contrast=u2pl",), marks=pytest.mark.slow),
         pytest.param(("contrast=sepico_proto",), marks=pytest.mark.slow),
         pytest.param(("contrast=pixel_contrast",), marks=pytest.mark.slow),
-        ("contrast=pixel_to_pixel", "contrast.size=[8,8]"),
+        pytest.param(("contrast=pixel_to_pixel", "contrast.size=[8,8]"), marks=pytest.mark.slow),
         pytest.param(("head=linear",), marks=pytest.mark.slow),
     ],
     ids=lambda o: "+".join(x.split("=")[1] for x in o[:1] + o[-1:]),
@@ -129,7 +132,12 @@ def test_stopped_and_resumed_is_never_stopped(
 
 @pytest.mark.parametrize(
     ("contrast", "accumulate", "precision"),
-    [("none", 1, "64-true"), ("pgpc", 2, "64-true"), ("sepico_proto", 1, "64-true"), ("pgpc", 1, "bf16-mixed")],
+    [
+        pytest.param("none", 1, "64-true", marks=pytest.mark.slow),
+        ("pgpc", 2, "64-true"),
+        pytest.param("sepico_proto", 1, "64-true", marks=pytest.mark.slow),
+        ("pgpc", 1, "bf16-mixed"),
+    ],
 )
 def test_separate_backwards_give_the_same_gradients(
     contrast: str, accumulate: int, precision: str, configure: Configure, tmp_path: Path

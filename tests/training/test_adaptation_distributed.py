@@ -141,7 +141,7 @@ def worker(rank: int, folder: str, head: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("head", ["parametric", "prototype"])
+@pytest.mark.parametrize("head", [pytest.param("parametric", marks=pytest.mark.slow), "prototype"])
 def test_two_ranks_equal_one_process(tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in ((moves, "class_mix_mask"), (ClassQueues, "draw"), (ClassQueues, "draw_others")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back what ``run`` replaces

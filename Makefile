@@ -5,12 +5,14 @@ BIN := .venv/bin
 # Files in the order of tests/conftest.py, long ones first: xdist's own, by their number of tests, has these last.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint docs dist bench clean
 help:
 	@echo "make demo      train, evaluate and picture a prototype model on the built-in data (minutes, CPU)"
 	@echo "make test      the default test suite"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the manual as pages, site/index.html"
+	@echo "make dist      wheel and sdist in dist/, each installed in a fresh environment and tried there"
 	@echo "make bench     time the prototype core against two plain matrix products and the usual loop"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -35,8 +37,21 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+# From an empty folder, so that nothing of the checkout is found; the sdist is what the wheel is built from.
+dist:
+	rm -rf dist build/smoke && mkdir -p build/smoke
+	$(PYTHON) -m venv build/smoke/venv
+	build/smoke/venv/bin/python -m pip install -q --disable-pip-version-check build
+	build/smoke/venv/bin/python -m build -q -o dist .
+	build/smoke/venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[weights]" pytest
+	cp tests/smoke/test_installed.py build/smoke/
+	cd build/smoke && venv/bin/python -m pytest -q -c /dev/null -W ignore::pytest.PytestUnknownMarkWarning test_installed.py
+
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks head
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

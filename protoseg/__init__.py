@@ -1,11 +1,15 @@
 """Semantic segmentation with class prototypes: supervised (ProtoSeg) and domain-adaptive (PGPC)."""
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__version__ = "0.1.0"
-
 _LAZY = ("Model", "Prediction", "load")
+
+try:
+    __version__ = version("protoseg")
+except PackageNotFoundError:  # a checkout on PYTHONPATH that was never installed
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

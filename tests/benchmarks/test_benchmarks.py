@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.__main__ import main
+from benchmarks.command import BENCHMARKS
 from benchmarks.contrast import ContrastSetting, contrast_steps
 from benchmarks.head import HeadSetting, head_steps, make_core
 from benchmarks.inference import InferenceSetting, inference_steps
@@ -44,7 +45,7 @@ FIRST = {
 
 @pytest.fixture(autouse=True)
 def process_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("benchmarks.__main__.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("benchmarks.measure.keep_freed_memory", lambda: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)  # ``data`` works on one

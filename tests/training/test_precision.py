@@ -136,6 +136,7 @@ def test_fp16_on_a_cpu_says_that_it_becomes_bf16(configure: Configure) -> None:
         run_training(configure("train", *SMALL, "trainer.precision=16-mixed", "trainer.max_steps=1"))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("settings", [SMALL, PGPC], ids=["supervised", "adaptation"])
 def test_fp16_resumes_on_a_gpu(settings: tuple[str, ...], configure: Configure, tmp_path: Path) -> None:

@@ -14,14 +14,12 @@ from protoseg.evaluation.curves import curves_figure
 from protoseg.evaluation.pictures import confusion_figure
 from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
-from protoseg.page.encode import figure_uri
+from protoseg.page.images import WorstImage, figure_uri
 from protoseg.page.prototypes import PrototypeReport, css
-from protoseg.page.worst import WorstImage
 from protoseg.types import LabelSpace
 
 _TEMPLATE = Path(__file__).parent / "template"
-_MEASURES = {
-    "mIoU": "mIoU",
+_NAMES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
     "fw_IoU": "frequency-weighted IoU",
@@ -45,7 +43,7 @@ def write_page(
     Args:
         facts: what was judged, how: shown below the title.
         result, confusion: what ``evaluate`` returns; int64 ``c c``, rows are the truth.
-        worst, views: images to show, worst first, and to click into, see :func:`protoseg.page.pixels.pixel_view`.
+        worst, views: images to show, worst first, and to click into, see :func:`protoseg.page.images.pixel_view`.
         run: folder of the training, for its curves.
         prototypes: None for a model without any.
     """
@@ -53,20 +51,15 @@ def write_page(
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"percent": _percent, "number": _number}
     colors = [css(color) for color in label_space.colors]
-    measures = _MEASURES | {key: key for key in result if key.startswith("mIoU_")}
-    data = {
-        "classes": list(label_space.classes),
-        "colors": colors,
-        "numberColors": prototypes.colors if prototypes else [],
-        "views": list(views),
-    }
+    numbers = prototypes.colors if prototypes else []
+    data = {"classes": label_space.classes, "colors": colors, "numberColors": numbers, "views": views}
     pixels = max(sum(entry["true_pixels"] for entry in result["classes"]), 1)
     text = environment.get_template("page.html").render(
         title=title,
         facts={**facts, "written": f"{datetime.now():%Y-%m-%d %H:%M} by protoseg {__version__}"},
         style=(_TEMPLATE / "page.css").read_text(encoding="utf-8"),
         script=(_TEMPLATE / "page.js").read_text(encoding="utf-8"),
-        measures={name: result[key] for key, name in measures.items()},
+        measures={_NAMES.get(key, key): result[key] for key in result if key.startswith("mIoU") or key in _NAMES},
         rows=[entry | {"share": entry["true_pixels"] / pixels} for entry in without_nan(result)["classes"]],
         colors=colors,
         confusion=figure_uri(confusion_figure(torch.from_numpy(confusion), label_space)),

@@ -1,9 +1,8 @@
 """What the page shows of each class's prototypes: numbers, nearest patches, and where they fire in one image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -14,15 +13,14 @@ from protoseg.analysis.patches import Patch, PatchCollector
 from protoseg.analysis.stream import Loader, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation.pictures import MANY_CLASSES, as_picture
-from protoseg.page.encode import figure_uri, jpeg_uri
+from protoseg.page.images import figure_uri, jpeg_uri
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 _PATCHES, _MOST_PATCHES = 5, 1000  # for each prototype; of all together, which bounds the page's size
 _MAP_WIDTH, _PHOTO_WIDTH, _PATCH_WIDTH = 240, 400, 80
 
 
-@dataclass(frozen=True)
-class PrototypeReport:
+class PrototypeReport(NamedTuple):
     """The parts of the page, as plain values and ``data:`` URIs.
 
     Attributes:
@@ -51,17 +49,16 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
     entries = describe(vectors, occupancy.counted, space)
     chosen = sorted(occupancy.counted.sum(1).argsort(descending=True)[:few].tolist())
     figures = {
-        "Which prototype takes how many pixels": occupancy_figure(occupancy, space, chosen),
-        "How alike the prototypes of a class are": within_figure(vectors, space, chosen),
-        "How near the classes are to one another": between_figure(vectors, space),
+        "Which prototype takes how many pixels": figure_uri(occupancy_figure(occupancy, space, chosen)),
+        "How alike the prototypes of a class are": figure_uri(within_figure(vectors, space, chosen)),
+        "How near the classes are to one another": figure_uri(between_figure(vectors, space)),
     }
-    colors = [css(color) for color in prototype_colors(k)]
     drawn = []
     for i in track(chosen, "activation maps", console=Console(stderr=True)):
         drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], found.found[i], i, space)})
         if occupancy.example[i] >= 0:
             drawn[-1] |= _maps(model, loader.dataset[int(occupancy.example[i])], i, drawn[-1]["prototypes"])
-    return PrototypeReport(entries, drawn, {title: figure_uri(figure) for title, figure in figures.items()}, colors)
+    return PrototypeReport(entries, drawn, figures, [css(color) for color in prototype_colors(k)])
 
 
 def _prototypes(

@@ -8,10 +8,9 @@ import numpy as np
 from omegaconf import DictConfig
 
 from protoseg.analysis.stream import scenes
+from protoseg.page.images import WorstImages, pixel_view
 from protoseg.page.page import write_page
-from protoseg.page.pixels import pixel_view
 from protoseg.page.prototypes import PrototypeReport, prototype_report
-from protoseg.page.worst import WorstImages
 from protoseg.run.evaluate import Trained, image_loader
 from protoseg.text import say
 from protoseg.types import ProtosegError

@@ -5,12 +5,12 @@ Numbers come first, as tensors and plain values; functions whose names end in ``
 
 ==================  ====================================================================================
 ``stream``          ``scenes``, ``look``, ``collect``: images with what a model makes of them
-``activations``     ``activation_maps``, ``activation``: where each prototype of a class fires
-``patches``         ``nearest_patches``: the places nearest to each prototype
-``structure``       ``occupancy``, ``within_class``, ``between_classes``, ``describe``: dead and double ones
+``activations``     ``activation``: where each prototype of a class fires
+``patches``         ``PatchCollector``: the places nearest to each prototype
+``structure``       ``occupancy``, ``describe``: dead and double prototypes
 ``uncertainty``     ``pixel_uncertainty``, ``error_detection``: margin, distance and softmax confidence
-``embedding``       ``sample_embeddings``, ``embedding_map``: pixels and prototypes on a plane
-``adaptation``      ``compared``, ``compare``: several networks on the same images
+``embedding``       ``EmbeddingCollector``, ``embedding_map``: pixels and prototypes on a plane
+``adaptation``      ``compared``, ``ConfusionCollector``: several networks on the same images
 ``sweep``           the runs of a sweep side by side
 ==================  ====================================================================================
 

@@ -1,6 +1,5 @@
 """Where in an image each prototype of a class fires (the ProtoSeg paper's Figure 3), and which pixel takes which."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +7,22 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from protoseg.analysis.stream import Scene, look, prototype_memory
-from protoseg.evaluation.pictures import INK, MARGIN, PAPER, Color, Picture, as_picture, short_name, tile_grid, typeface
-from protoseg.types import LabelSpace
-
-_COLUMNS, _TILE_WIDTH = 4, (240, 320)
+from protoseg.analysis.stream import Scene, prototype_memory
+from protoseg.evaluation.pictures import (
+    INK,
+    MARGIN,
+    PAPER,
+    Color,
+    Picture,
+    as_picture,
+    fit_width,
+    overlay,
+    short_name,
+    tile_grid,
+    tile_row,
+    typeface,
+)
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 
 class Activation(NamedTuple):
@@ -34,31 +44,20 @@ class Activation(NamedTuple):
         counts = torch.bincount(self.assignment[self.assignment >= 0], minlength=k)
         return counts.double() / counts.sum()
 
-
-@torch.no_grad()
-def activation_maps(model: nn.Module, image: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-    """Cosine of every pixel of an image to the prototypes of some classes (or all), ``c k H W``, on the CPU.
-
-    Of a ``Segmentor`` in eval mode and an image, uint8 RGB (or float in 0 to 1), ``3 H W``. Raises ProtosegError for a
-    model without prototypes.
-    """
-    chosen = range(len(prototype_memory(model).prototypes)) if classes is None else classes
-    scene = look(model, image)
-    return torch.stack([_cosines(model, scene, i) for i in chosen])
+    @property
+    def range(self) -> tuple[float, float]:
+        """Cosines that a map begins and ends with: the lowest are those of other classes, so from the median on."""
+        return float(self.cosines.median()), float(self.cosines.max())
 
 
 @torch.no_grad()
 def activation(model: nn.Module, scene: Scene, class_id: int) -> Activation:
     """The maps of one class and which pixels predicted as it take which prototype; raises ProtosegError without any."""
-    cosines = _cosines(model, scene, class_id)
-    predicted = scene.at_pixels(scene.output.logits[0]).argmax(0).cpu()
-    return Activation(class_id, cosines, cosines.argmax(0).where(predicted == class_id, -1))
-
-
-def _cosines(model: nn.Module, scene: Scene, class_id: int) -> Tensor:
     prototypes = prototype_memory(model).prototypes[class_id]
     cells = torch.einsum("kd,dhw->khw", prototypes, scene.output.embeddings[0].to(prototypes.dtype))
-    return scene.at_pixels(cells).cpu()
+    cosines = scene.at_pixels(cells).cpu()
+    predicted = scene.at_pixels(scene.output.logits[0]).argmax(0).cpu()
+    return Activation(class_id, cosines, cosines.argmax(0).where(predicted == class_id, -1))
 
 
 def prototype_colors(num_prototypes: int) -> list[tuple[int, int, int]]:
@@ -93,8 +92,7 @@ def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) 
 
     The title of a map says the share of the class's pixels in this image that the prototype takes.
     """
-    # The lowest cosines are those of other classes: the range begins where the middle of the image lies.
-    low, high = float(found.cosines.median()), float(found.cosines.max())
+    low, high = found.range
     colors = prototype_colors(len(found.cosines))
     name = short_name(label_space.classes[found.class_id])
     tiles: list[tuple[str, Picture, Color | None]] = [
@@ -103,8 +101,30 @@ def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) 
     ]
     for j, (cosines, share) in enumerate(zip(found.cosines, found.shares.nan_to_num(0.0).tolist(), strict=True)):
         tiles.append((f"{j} · {100 * share:.0f} %", heat_picture(image, cosines, low, high), colors[j]))
-    grid = tile_grid(tiles, min(_COLUMNS, len(tiles)), _TILE_WIDTH, 26, 14)
+    grid = tile_grid(tiles, min(4, len(tiles)), (240, 320), 26, 14)
     note = Image.new("RGB", (grid.shape[1], 26), PAPER)
     text = f"maps: cosine from {low:.2f} (dark: the image's median or less) to {high:.2f} (bright)"
     ImageDraw.Draw(note).text((MARGIN, 12), text, INK, typeface(13), "lm")
     return np.concatenate([grid, np.asarray(note)])
+
+
+def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> Picture:
+    """The five most frequent classes of an image: which prototype takes which pixel, and the cosine to the nearest one.
+
+    The classes are those of the truth, so that they are the same at every validation.
+    """
+    image, ids = scene.image.cpu(), scene.cell_class.cpu()
+    counts = torch.bincount(ids[ids != IGNORE_INDEX], minlength=space.num_classes)
+    prediction = overlay(image, scene.at_pixels(scene.output.logits[0]).argmax(0), space)
+    tiles = {"photo, prediction": _column(as_picture(image), prediction)}
+    frequent = counts.argsort(descending=True)[:5]
+    for i in frequent[counts[frequent] > 0].tolist():
+        found = activation(model, scene, i)
+        title = f"{short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"
+        nearest = heat_picture(image, found.cosines.amax(0), 0.0, 1.0)
+        tiles[title] = _column(assignment_picture(image, found), nearest)
+    return tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
+
+
+def _column(*pictures: Picture) -> Picture:
+    return np.concatenate([fit_width(picture, (280, 280)) for picture in pictures])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protoseg.analysis.stream import Loader, evaluating, images
-from protoseg.evaluation.metrics import Scores, confusion_matrix, scores
+from protoseg.analysis.stream import Loader, images
+from protoseg.evaluation.metrics import Scores, SegmentationMetrics
 from protoseg.evaluation.pictures import (
     WRONG,
     Picture,
@@ -22,7 +23,7 @@ from protoseg.evaluation.pictures import (
     tidy,
     tile_row,
 )
-from protoseg.evaluation.predictor import Predictor, SegmentationModel
+from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
@@ -62,28 +63,15 @@ class ConfusionCollector:
     """The confusion matrix of every network over a stream, int64 ``c c``, rows are the truth."""
 
     def __init__(self, label_space: LabelSpace) -> None:
-        self.label_space = label_space
-        self.confusions: dict[str, Tensor] = {}
+        self.metrics: dict[str, SegmentationMetrics] = defaultdict(lambda: SegmentationMetrics(label_space))
 
     def update(self, seen: Compared) -> None:
-        space = self.label_space
         for network, prediction in seen.predictions.items():
-            counts = confusion_matrix(prediction, seen.label, space.num_classes)
-            self.confusions[network] = self.confusions.get(network, torch.zeros_like(counts)) + counts
+            self.metrics[network].update(prediction, seen.label)
 
     def scores(self) -> dict[str, Scores]:
         """By network; each holds its confusion matrix."""
-        return {network: scores(confusion) for network, confusion in self.confusions.items()}
-
-
-def compare(
-    models: Mapping[str, nn.Module], loader: Loader, label_space: LabelSpace, predictor: Predictor | None = None
-) -> dict[str, Scores]:
-    """The scores and the confusion matrix of every network on the same labelled images; see :func:`compared`."""
-    collector = ConfusionCollector(label_space)
-    for seen in compared(models, loader, predictor):
-        collector.update(seen)
-    return collector.scores()
+        return {network: metrics.compute() for network, metrics in self.metrics.items()}
 
 
 def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> Picture:
@@ -123,7 +111,7 @@ def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
         order = order[:20] + order[-20:]
     figure = empty_figure(8, 1.4 + 0.42 * len(order))
     axes = figure.add_subplot()
-    height = 0.8 / len(found)
+    names, height = list(found), 0.8 / len(found)
     for i, (network, entry) in enumerate(found.items()):
         color = ("0.65", "#3b6fb6", "#12305c")[min(i, 2)]
         places = np.arange(len(order)) + (i - (len(found) - 1) / 2) * height
@@ -136,6 +124,5 @@ def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
     axes.set(xlim=(0, 108), xlabel="IoU (%)")
     tidy(axes, "x")
     figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=9)
-    names = list(found)
     axes.set_title(f"IoU of each class; numbers: {names[-1]} against {names[0]}", fontsize=11)
     return figure

@@ -1,7 +1,8 @@
-"""A flat map of the embedding space: sampled pixels, and the prototypes among them."""
+"""Flat maps of the embedding space, pixels and prototypes: of many images by t-SNE, of one image in the dashboard."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.analysis.stream import Loader, Scene, collect, scenes
-from protoseg.evaluation.pictures import MANY_CLASSES, empty_figure, figure_name
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.analysis.stream import Scene, prototype_memory
+from protoseg.evaluation.pictures import MANY_CLASSES, Picture, empty_figure, figure_name, figure_picture
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-PIXELS = 3000
 
 
 class EmbeddingSample(NamedTuple):
@@ -44,13 +44,13 @@ class EmbeddingCollector:
         self.kept: list[Tensor] = []  # of the cells drawn so far: random number, class, image, embedding
 
     def update(self, scene: Scene) -> None:
-        known = scene.labelled if scene.labelled.any() else torch.ones_like(scene.labelled)
-        cells = known.nonzero().flatten().cpu()
-        ids = (scene.cell_label if scene.labelled.any() else scene.cell_prediction).cpu()[cells]
+        ids = scene.cell_class.cpu()
+        cells = (ids != IGNORE_INDEX).nonzero().flatten()
         number = torch.rand(len(cells), generator=self.generator)
-        first = self._lowest(ids, number)
-        vectors = scene.output.embeddings[0].flatten(1).T[cells[first].to(scene.image.device)].float().cpu()
-        new = [number[first], ids[first], torch.full((len(first),), scene.number), F.normalize(vectors, dim=1)]
+        first = self._lowest(ids[cells], number)
+        cells, number = cells[first], number[first]
+        vectors = scene.output.embeddings[0].flatten(1).T[cells.to(scene.image.device)].float().cpu()
+        new = [number, ids[cells], torch.full_like(cells, scene.number), F.normalize(vectors, dim=1)]
         both = [torch.cat(pair) for pair in zip(self.kept, new, strict=True)] if self.kept else new
         first = self._lowest(both[1], both[0])
         self.kept = [values[first] for values in both]
@@ -67,13 +67,6 @@ class EmbeddingCollector:
             raise ProtosegError("embedding map: expected at least one image, got none; choose another split")
         _, label, image, embeddings = self.kept
         return EmbeddingSample(embeddings, label, image)
-
-
-def sample_embeddings(model: nn.Module, loader: Loader, num_classes: int, pixels: int = PIXELS) -> EmbeddingSample:
-    """About ``pixels`` embeddings over a stream, balanced over the classes; any head."""
-    collector = EmbeddingCollector(max(1, pixels // num_classes))
-    collect(scenes(model, loader, "embeddings"), collector)
-    return collector.compute()
 
 
 class EmbeddingMap(NamedTuple):
@@ -123,10 +116,72 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
         axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
     present = np.unique(found.label).tolist()
     for i in present[:MANY_CLASSES]:
-        x, y = np.median(found.points[found.label == i], axis=0)
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
-        axes.text(x, y, figure_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
+        _name(axes, np.median(found.points[found.label == i], axis=0), label_space.classes[i], size=9)
     axes.set_axis_off()
     stars_text = ", stars the prototypes" if found.stars is not None else ""
     axes.set_title(f"t-SNE of the embeddings: dots are pixels{stars_text}", fontsize=12)
     return figure
+
+
+class Plane(NamedTuple):
+    """Embeddings in two dimensions, prototypes first."""
+
+    places: Tensor  # n 2: the first two principal components of the prototypes
+    label: Tensor  # n: class; of a pixel the true one
+    number: Tensor  # n: of the prototype; of a pixel that of the nearest of its class
+    prototypes: int  # how many of the n are prototypes
+
+    def rows(self, space: LabelSpace) -> list[list[str | int | float]]:
+        """Kind, class, number of the prototype, x and y of each."""
+        columns = zip(self.label.tolist(), self.number.tolist(), self.places.tolist(), strict=True)
+        return [
+            ["prototype" if i < self.prototypes else "pixel", space.classes[label], number, round(x, 4), round(y, 4)]
+            for i, (label, number, (x, y)) in enumerate(columns)
+        ]
+
+
+def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
+    """All prototypes and some pixels of an image on the plane in which the prototypes spread most.
+
+    Of more than 40 classes, those of the image.
+    """
+    vectors = prototype_memory(model).prototypes.cpu().float()
+    c, k, _ = vectors.shape
+    collector = EmbeddingCollector(25)
+    collector.update(scene)
+    sample = collector.compute()
+    chosen = torch.arange(c) if c <= MANY_CLASSES else sample.label.unique()
+    number = (vectors[sample.label] @ sample.embeddings.unsqueeze(2)).squeeze(2).argmax(1)
+    prototypes = vectors[chosen].flatten(0, 1)
+    centre = prototypes.mean(0)
+    axes = torch.linalg.svd(prototypes - centre, full_matrices=False).Vh[:2]
+    # The sign of an axis is arbitrary: fixed, so that the map does not turn over between validations.
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    places = (torch.cat([prototypes, sample.embeddings]) - centre) @ axes.T
+    return Plane(
+        F.pad(places, (0, 2 - places.shape[1])),
+        torch.cat([chosen.repeat_interleave(k), sample.label]),
+        torch.cat([torch.arange(k).repeat(len(chosen)), number]),
+        len(prototypes),
+    )
+
+
+def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
+    """Pixels as points, prototypes as circles, in the colours of their classes."""
+    figure = empty_figure(8, 6)
+    axes = figure.add_subplot()
+    colors = np.array(space.colors)[plane.label.numpy()] / 255
+    (x, y), p = plane.places.T.numpy(), plane.prototypes
+    axes.scatter(x[p:], y[p:], s=7, c=colors[p:], linewidths=0)
+    axes.scatter(x[:p], y[:p], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
+    for i in plane.label[:p].unique().tolist():
+        _name(axes, plane.places[:p][plane.label[:p] == i].mean(0).tolist(), space.classes[i], size=8)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title("prototypes (circles) and pixels of one image: principal components", fontsize=11)
+    return figure_picture(figure)
+
+
+def _name(axes: Axes, place: Sequence[float], name: str, size: int) -> None:
+    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
+    x, y = place
+    axes.text(x, y, figure_name(name), fontsize=size, ha="center", va="center", bbox=box, zorder=4)

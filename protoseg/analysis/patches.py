@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
-from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.analysis.stream import Scene
 from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
@@ -36,19 +36,6 @@ class Patch(NamedTuple):
     picture: Picture
 
 
-class Patches(NamedTuple):
-    """``found[class][prototype]``: the at most ``n`` nearest patches, nearest first; none where no pixel takes it."""
-
-    found: list[list[list[Patch]]]
-
-    def cosines(self) -> Tensor:
-        """``c k n``, NaN where there are fewer patches."""
-        n = max((len(patches) for of_class in self.found for patches in of_class), default=0)
-        rows = [[[p.cosine for p in patches] + [float("nan")] * (n - len(patches)) for patches in of_class]
-                for of_class in self.found]  # fmt: skip
-        return torch.tensor(rows)
-
-
 class PatchCollector:
     """The ``n`` nearest cells of each prototype over a stream, at most one an image.
 
@@ -71,45 +58,33 @@ class PatchCollector:
         for row in (best > self.lowest).nonzero().flatten().tolist():
             cell = int(((prototype == row) & (cosine == best[row])).nonzero()[0])
             y, x = scene.centre(cell)
-            picture = cut(scene.image, y, x)
-            patches = self.found[row]
-            patches.append(Patch(float(best[row]), scene.number, scene.name, y, x, int(label[cell]), picture))
-            patches.sort(key=lambda patch: -patch.cosine)
-            del patches[self.n :]
+            patch = Patch(float(best[row]), scene.number, scene.name, y, x, int(label[cell]), cut(scene.image, y, x))
+            patches = sorted([*self.found[row], patch], key=lambda patch: -patch.cosine)[: self.n]
+            self.found[row] = patches
             if len(patches) == self.n:
                 self.lowest[row] = patches[-1].cosine
 
-    def compute(self) -> Patches:
+    def compute(self) -> list[list[list[Patch]]]:
+        """By class and prototype: at most ``n`` patches, nearest first; none where no pixel takes it."""
         k = self.num_prototypes
-        return Patches([[list(p) for p in self.found[i : i + k]] for i in range(0, len(self.found), k)])
-
-
-def nearest_patches(model: nn.Module, loader: Loader, n: int = 8) -> Patches:
-    """See :class:`PatchCollector`; raises ProtosegError for a model without prototypes."""
-    c, k, _ = prototype_memory(model).prototypes.shape
-    collector = PatchCollector(c, k, n)
-    collect(scenes(model, loader, "patches"), collector)
-    return collector.compute()
+        return [self.found[i : i + k] for i in range(0, len(self.found), k)]
 
 
 def cut(image: Tensor, y: int, x: int) -> Picture:
     """The square of the photo (uint8 ``3 H W``) around a pixel, ``PATCH_SHARE`` of its shorter side, resized."""
-    height, width = image.shape[1:]
-    half = max(1, round(PATCH_SHARE * min(height, width) / 2))
+    half = max(1, round(PATCH_SHARE * min(image.shape[1:]) / 2))
     side = 2 * half + 1
-    square: Picture = np.full((side, side, 3), PAPER, dtype=np.uint8)
     top, left = y - half, x - half
-    bottom, right = min(top + side, height), min(left + side, width)
-    inside = image[:, max(top, 0) : bottom, max(left, 0) : right].permute(1, 2, 0).cpu().numpy()
-    square[max(top, 0) - top : bottom - top, max(left, 0) - left : right - left] = inside
-    size = (PATCH_PIXELS, PATCH_PIXELS)
-    return np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BICUBIC))
+    inside = image[:, max(top, 0) : top + side, max(left, 0) : left + side].permute(1, 2, 0).cpu().numpy()
+    square = Image.new("RGB", (side, side), PAPER)
+    square.paste(Image.fromarray(inside), (max(-left, 0), max(-top, 0)))
+    return np.asarray(square.resize((PATCH_PIXELS, PATCH_PIXELS), Image.Resampling.BICUBIC))
 
 
 def patch_sheet(
     patches: Sequence[Sequence[Patch]], class_id: int, label_space: LabelSpace, shares: Sequence[float] | None = None
 ) -> Picture:
-    """The patches of one class, ``Patches.found[class_id]``: a row for each prototype, nearest first.
+    """The patches of one class, see :meth:`PatchCollector.compute`: a row for each prototype, nearest first.
 
     Frames are red where the truth is another; ``shares`` of the class's pixels that each takes are in 0 to 1.
     """

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from protoseg.evaluation.predictor import evaluating
 from protoseg.functional.resize import downsample_label, upsample_logits
@@ -33,10 +34,6 @@ class Scene(NamedTuple):
     label: Tensor
     output: SegOutput
     stride: int
-
-    @property
-    def num_classes(self) -> int:
-        return self.output.logits.shape[1]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,6 +61,11 @@ class Scene(NamedTuple):
         return self.cell_label != IGNORE_INDEX
 
     @property
+    def cell_class(self) -> Tensor:
+        """True class of each cell, or, where no cell has one, the predicted one, int64 ``h*w``."""
+        return self.cell_label if self.labelled.any() else self.cell_prediction
+
+    @property
     def cosines(self) -> Similarities:
         """Cosines of the cells to all prototypes; raises ProtosegError if the model has none."""
         if self.output.similarities is None:
@@ -87,35 +89,17 @@ class Collector(Protocol):
     def update(self, scene: Scene) -> None: ...
 
 
-class Loader(Protocol):
-    """What is asked of a ``DataLoader``: :class:`~protoseg.types.Batch` es of a data set of known length."""
-
-    dataset: Any
-
-    def __iter__(self) -> Iterator[Batch]: ...
+Loader = DataLoader[Batch]
 
 
-class LabelledImage(NamedTuple):
-    """One image of a loader, without padding; attributes as of :class:`Scene`."""
-
-    number: int
-    name: str
-    image: Tensor
-    label: Tensor
-
-
-def images(loader: Loader, title: str) -> Iterator[LabelledImage]:
-    """The images of a loader one by one, under a progress bar with this title."""
+def images(loader: Loader, title: str) -> Iterator[tuple[int, str, Tensor, Tensor]]:
+    """Number, name, image and label, as of :class:`Scene`, of each image of a loader; a progress bar has the title."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    number = 0
+    padded = (one for batch in loader for one in zip(batch.name, batch.image, batch.label, batch.size, strict=True))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=len(loader.dataset))
-        for batch in loader:
-            for i, (height, width) in enumerate(batch.size.tolist()):
-                image, label = batch.image[i, :, :height, :width], batch.label[i, :height, :width]
-                yield LabelledImage(number, batch.name[i], image, label)
-                number += 1
-                progress.update(task, completed=number)
+        shown = progress.track(padded, total=len(cast(Any, loader.dataset)), description=title)
+        for number, (name, image, label, (height, width)) in enumerate(shown):
+            yield number, name, image[:, :height, :width], label[:height, :width]
 
 
 def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterator[Scene]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ DUPLICATE_ABOVE = 0.98  # cosine: 11 degrees apart
 _COSINES: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
 
 
-@dataclass(frozen=True)
-class Occupancy:
+class Occupancy(NamedTuple):
     """Cells of the grid for which each prototype is the nearest of its class.
 
     Attributes:
@@ -67,7 +65,7 @@ class OccupancyCollector:
         for row, (ids, counted) in enumerate([(label, labelled), (prediction, everywhere)]):
             nearest = ids * k + scene.cosines.own(ids).argmax(1)
             self.counts[row] += torch.bincount(nearest[counted].cpu(), minlength=c * k)
-        right = prediction[(prediction == label) | ~labelled.any()]
+        right = prediction[prediction == scene.cell_class]
         cells = torch.bincount(right.cpu(), minlength=c)
         self.example = self.example.where(cells <= self.most_cells, scene.number)
         self.most_cells = torch.maximum(cells, self.most_cells)
@@ -85,16 +83,6 @@ def occupancy(model: nn.Module, loader: Loader) -> Occupancy:
     return collector.compute()
 
 
-def within_class(prototypes: Tensor) -> Tensor:
-    """Cosines between the prototypes of each class, ``c k d`` to ``c k k``."""
-    return prototypes @ prototypes.transpose(1, 2)
-
-
-def between_classes(prototypes: Tensor) -> Tensor:
-    """Cosine of the two nearest prototypes of each pair of classes, ``c k d`` to ``c c``."""
-    return nearest_class_cosine(prototypes)
-
-
 def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> list[dict[str, Any]]:
     """What is to be known of each class's prototypes (unit vectors ``c k d``), one entry of plain values per class.
 
@@ -108,15 +96,14 @@ def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> lis
         ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
     """
     prototypes = prototypes.cpu()
-    within, means = within_class(prototypes), within_class_cosine(prototypes)
-    between = between_classes(prototypes).fill_diagonal_(-math.inf)
+    within, means = prototypes @ prototypes.mT, within_class_cosine(prototypes)
+    between, nearest = nearest_class_cosine(prototypes).fill_diagonal_(-math.inf).max(1)
+    alone = label_space.num_classes == 1
     entries = []
     for i, name in enumerate(label_space.classes):
         cells = int(counts[i].sum())
         share = counts[i].double() / max(cells, 1)
         pairs = torch.triu(within[i] > DUPLICATE_ABOVE, diagonal=1).nonzero().tolist()
-        nearest = int(between[i].argmax())
-        alone = label_space.num_classes == 1
         entries.append(
             {
                 "name": name,
@@ -126,8 +113,8 @@ def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> lis
                 "mean_cosine": None if means[i].isnan() else float(means[i]),
                 "dead": (share < DEAD_BELOW).nonzero().flatten().tolist() if cells else [],
                 "duplicates": [[a, b, float(within[i, a, b])] for a, b in pairs],
-                "nearest_class": None if alone else label_space.classes[nearest],
-                "nearest_cosine": None if alone else float(between[i, nearest]),
+                "nearest_class": None if alone else label_space.classes[int(nearest[i])],
+                "nearest_cosine": None if alone else float(between[i]),
             }
         )
     return entries
@@ -136,17 +123,17 @@ def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> lis
 def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
     """A ``k`` by ``k`` table of cosines for each class (or the given ids), at most 40, in one figure."""
     chosen = _chosen(label_space, classes)
-    cosines = within_class(prototypes.cpu()[chosen]).numpy()
+    vectors = prototypes.cpu()[chosen]
+    cosines = (vectors @ vectors.mT).numpy()
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = empty_figure(1.2 + 2.1 * columns, 0.9 + 2.3 * rows)
     charts = figure.subplots(rows, columns, squeeze=False)
     k = cosines.shape[1]
     ticks = range(0, k, max(1, k // 5))
-    for axes in charts.flat:
+    for axes in charts.flat[len(chosen) :]:
         axes.set_axis_off()
     for axes, i, table in zip(charts.flat, chosen, cosines, strict=False):
-        axes.set_axis_on()
         picture = axes.imshow(table, **_COSINES)
         mean = f" · {table[~np.eye(k, dtype=bool)].mean():.2f}" if k > 1 else ""
         axes.set_title(f"{figure_name(label_space.classes[i])}{mean}", fontsize=10)
@@ -161,7 +148,7 @@ def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence
 
 def between_figure(prototypes: Tensor, label_space: LabelSpace) -> Figure:
     """A table of the cosines of the nearest prototypes of each two classes."""
-    cosines = between_classes(prototypes.cpu()).numpy()
+    cosines = nearest_class_cosine(prototypes.cpu()).numpy()
     title = "Cosine of the nearest prototypes of two classes\n(diagonal: mean within the class)"
     figure, (axes,) = class_tables({title: cosines}, label_space.classes, 90, **_COSINES)
     for (row, column), value in np.ndenumerate(cosines) if len(cosines) <= MANY_CLASSES else ():

@@ -7,7 +7,6 @@ What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,6 @@ from protoseg.evaluation.pictures import Picture, as_picture, empty_figure, erro
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BINS = 2**15
@@ -77,8 +75,7 @@ def _best_and_rest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return index, best, values.scatter(0, index.unsqueeze(0), -torch.inf)
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Pixels by confidence, in ``CALIBRATION_BINS`` equal steps from 0 to 1 (Guo et al., arXiv 1706.04599).
 
     Of each bin how many, their mean confidence and the share of right ones; NaN in an empty bin.
@@ -95,8 +92,7 @@ class Calibration:
         return float(np.nansum(gap * self.pixels) / self.pixels.sum())
 
 
-@dataclass(frozen=True)
-class ErrorDetection:
+class ErrorDetection(NamedTuple):
     """How well a measure of certainty tells right pixels from wrong ones.
 
     Attributes:
@@ -121,15 +117,16 @@ class ErrorDetection:
     @property
     def auroc(self) -> float:
         """Probability that a right pixel is surer than a wrong one, ties counting half; NaN where all are one kind."""
-        less_sure = np.cumsum(self.wrong) - self.wrong
-        with np.errstate(invalid="ignore"):
-            return float((self.right * (less_sure + self.wrong / 2)).sum() / (self.right.sum() * self.wrong.sum()))
+        return self._share_of_pairs(self.right * (np.cumsum(self.wrong) - self.wrong / 2))
 
     @property
     def auroc_bound(self) -> float:
         """The exact AUROC is at most this far away: half the pairs that share a bin."""
+        return self._share_of_pairs(self.right * self.wrong / 2)
+
+    def _share_of_pairs(self, pairs: Array) -> float:
         with np.errstate(invalid="ignore"):
-            return float((self.right * self.wrong).sum() / 2 / (self.right.sum() * self.wrong.sum()))
+            return float(pairs.sum() / (self.right.sum() * self.wrong.sum()))
 
     def risk_coverage(self) -> tuple[Array, Array]:
         """Share of pixels kept, and the share of wrong ones among them, as less and less certain ones are let in."""
@@ -182,12 +179,12 @@ class ErrorDetection:
         return pixels, wrong, np.cumsum(pixels) - pixels
 
 
-@dataclass
 class UncertaintyCollector:
     """Histograms of the certainty of right and of wrong pixels over a stream; unlabelled pixels do not count."""
 
-    histograms: dict[str, Array] = field(default_factory=dict)
-    calibration: Array = field(default_factory=lambda: np.zeros((3, CALIBRATION_BINS)))
+    def __init__(self) -> None:
+        self.histograms: dict[str, Array] = {}
+        self.calibration = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of their confidences, right pixels
 
     def update(self, scene: Scene) -> None:
         found = pixel_uncertainty(scene)
@@ -258,7 +255,11 @@ def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> 
         coverage.plot(kept, 100 * risk, color=color, linewidth=1.6, label=label)
         accuracy.plot((np.arange(50) + 0.5) / 50, _accuracy_by_rank(entry), color=color, linewidth=1.6, label=name)
         if entry.calibration is not None:
-            _reliability(reliability, entry.calibration, name, color)
+            held = entry.calibration.pixels > 0
+            pixels, *points = (values[held] for values in entry.calibration)
+            ece = f"{name}: ECE {100 * entry.calibration.ece:.1f} %"
+            reliability.plot(*points, color=color, linewidth=1.2, label=ece)
+            reliability.scatter(*points, s=8 + 120 * np.sqrt(pixels / pixels.sum()), color=color)
     coverage.set(xlabel="share of pixels kept, surest first", ylabel="share of wrong pixels among them (%)")
     coverage.set_title("Risk and coverage")
     reliability.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
@@ -273,17 +274,8 @@ def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> 
     return figure
 
 
-def _reliability(axes: Axes, calibration: Calibration, name: str, color: str) -> None:
-    held = calibration.pixels > 0
-    sizes = 8 + 120 * np.sqrt(calibration.pixels[held] / calibration.pixels.sum())
-    points = calibration.confidence[held], calibration.accuracy[held]
-    axes.plot(*points, color=color, linewidth=1.2, label=f"{name}: ECE {100 * calibration.ece:.1f} %")
-    axes.scatter(*points, s=sizes, color=color)
-
-
 def _accuracy_by_rank(entry: ErrorDetection) -> Array:
     """Share of right pixels in 50 groups of equal size; a bin that lies across groups is shared out between them."""
     edges = np.linspace(0, entry.pixels, 51)
-    passed = np.concatenate([[0], np.cumsum(entry.right + entry.wrong)])
-    right = np.diff(np.interp(edges, passed, np.concatenate([[0], np.cumsum(entry.right)])))
-    return right / np.diff(edges)
+    passed, right = (np.cumsum([0, *pixels]) for pixels in (entry.right + entry.wrong, entry.right))
+    return np.diff(np.interp(edges, passed, right)) / np.diff(edges)

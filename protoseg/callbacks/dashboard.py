@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from protoseg.analysis.stream import evaluating, look
+from protoseg.analysis.activations import activation_rows
+from protoseg.analysis.embedding import embedding_plane, plane_picture
+from protoseg.analysis.stream import look
 from protoseg.callbacks.loggers import chart_classes, log_picture, log_table
-from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
 from protoseg.evaluation.pictures import adaptation_panel, heatmap_figure, panel
-from protoseg.evaluation.predictor import Predictor
+from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.lightning import batches_begun

@@ -45,7 +45,7 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
     few = min(c, MANY_CLASSES)
     counter, patches = OccupancyCollector(c, k), PatchCollector(c, k, max(1, min(_PATCHES, _MOST_PATCHES // (few * k))))
     collect(scenes(model, loader, "prototypes"), counter, patches)
-    occupancy, found = counter.compute(), patches.compute()
+    occupancy, nearest = counter.compute(), patches.compute()
     entries = describe(vectors, occupancy.counted, space)
     chosen = sorted(occupancy.counted.sum(1).argsort(descending=True)[:few].tolist())
     figures = {
@@ -55,7 +55,7 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
     }
     drawn = []
     for i in track(chosen, "activation maps", console=Console(stderr=True)):
-        drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], found.found[i], i, space)})
+        drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], nearest[i], i, space)})
         if occupancy.example[i] >= 0:
             drawn[-1] |= _maps(model, loader.dataset[int(occupancy.example[i])], i, drawn[-1]["prototypes"])
     return PrototypeReport(entries, drawn, figures, [css(color) for color in prototype_colors(k)])
@@ -89,7 +89,7 @@ def _maps(model: nn.Module, sample: Any, class_id: int, prototypes: list[dict[st
     """Photo and assignment of one image; the map of each prototype is put beside its patches."""
     image, label, name = sample
     found = activation(model, look(model, image, label, name=name), class_id)
-    low, high = float(found.cosines.median()), float(found.cosines.max())
+    low, high = found.range
     for prototype, cosines in zip(prototypes, found.cosines, strict=True):
         prototype["map"] = jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH)
     return {

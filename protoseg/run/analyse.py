@@ -66,7 +66,7 @@ def prototypes(
         write_file(out / "between.png", between_figure(vectors, space).savefig)
         write_file(out / "occupancy.png", occupancy_figure(found, space, ids).savefig)
         if "patches" not in skip:
-            best = nearest.compute().found
+            best = nearest.compute()
             for i in _drawing(ids, "patches"):
                 sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
                 _save(out / "patches" / _class_file(i, space), sheet)

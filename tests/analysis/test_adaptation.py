@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from protoseg.analysis.adaptation import GAINED, change_map, compare, compared, comparison_panel, iou_figure
+from protoseg.analysis.adaptation import GAINED, ConfusionCollector, change_map, compared, comparison_panel, iou_figure
 from protoseg.evaluation.metrics import confusion_matrix
 from protoseg.evaluation.pictures import WRONG, confusions_figure
 from protoseg.evaluation.predictor import Predictor
@@ -12,7 +12,10 @@ from tests.analysis.toy import SPACE, Images, Toy, loader
 
 def test_confusions_are_those_of_each_network() -> None:
     models = {"before": Toy(prototypes=False), "after": Toy()}
-    found = compare(models, loader(), SPACE)
+    collector = ConfusionCollector(SPACE)
+    for seen in compared(models, loader()):
+        collector.update(seen)
+    found = collector.scores()
     for network, model in models.items():
         want = torch.zeros(3, 3, dtype=torch.int64)
         for image, label, _ in Images().items:

@@ -1,27 +1,29 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
-from protoseg.analysis.embedding import (
-    EmbeddingCollector,
-    EmbeddingSample,
-    embedding_figure,
-    embedding_map,
-    sample_embeddings,
-)
-from protoseg.analysis.stream import scenes
+from protoseg.analysis.embedding import EmbeddingCollector, EmbeddingSample, embedding_figure, embedding_map
+from protoseg.analysis.stream import collect, scenes
 from protoseg.types import ProtosegError
 from tests.analysis.toy import SPACE, Toy, loader
 
 
+def sample_embeddings(model: Toy, images: DataLoader[Any], pixels: int) -> EmbeddingSample:
+    collector = EmbeddingCollector(pixels // 3)
+    collect(scenes(model, images), collector)
+    return collector.compute()
+
+
 def test_the_sample_is_balanced_and_holds_embeddings_of_its_classes() -> None:
     model = Toy()
-    sample = sample_embeddings(model, loader(), 3, pixels=60)
+    sample = sample_embeddings(model, loader(), pixels=60)
     assert sample.label.bincount().tolist() == [20, 20, 20]
     assert torch.allclose(sample.embeddings.norm(dim=1), torch.ones(60))
     seen = {scene.number: scene for scene in scenes(model, loader())}
@@ -48,13 +50,13 @@ def test_every_cell_of_the_stream_has_the_same_chance() -> None:
 
 
 def test_fewer_pixels_than_asked_for_are_all_there_once() -> None:
-    sample = sample_embeddings(Toy(), loader(), 3, pixels=10**6)
+    sample = sample_embeddings(Toy(), loader(), pixels=10**6)
     labelled = sum(int(scene.labelled.sum()) for scene in scenes(Toy(), loader()))
     assert len(sample.label) == labelled
 
 
 def test_images_without_labels_are_sampled_by_prediction() -> None:
-    assert len(sample_embeddings(Toy(), loader(void=True), 3, pixels=30).label) > 0
+    assert len(sample_embeddings(Toy(), loader(void=True), pixels=30).label) > 0
 
 
 def test_the_map_keeps_clusters_and_their_prototypes_together() -> None:

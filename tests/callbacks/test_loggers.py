@@ -12,10 +12,11 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from protoseg.analysis.activations import activation_rows
+from protoseg.analysis.embedding import embedding_plane, plane_picture
 from protoseg.analysis.stream import look
 from protoseg.callbacks.loggers import wandb_logger
 from protoseg.callbacks.progress import memory_statistics
-from protoseg.callbacks.prototype_view import activation_rows, embedding_plane, plane_picture
 from protoseg.evaluation.pictures import MARGIN
 from protoseg.nn import PrototypeMemory
 from protoseg.run.train import run_training

@@ -56,8 +56,7 @@ def activation(model: nn.Module, scene: Scene, class_id: int) -> Activation:
     prototypes = prototype_memory(model).prototypes[class_id]
     cells = torch.einsum("kd,dhw->khw", prototypes, scene.output.embeddings[0].to(prototypes.dtype))
     cosines = scene.at_pixels(cells).cpu()
-    predicted = scene.at_pixels(scene.output.logits[0]).argmax(0).cpu()
-    return Activation(class_id, cosines, cosines.argmax(0).where(predicted == class_id, -1))
+    return Activation(class_id, cosines, cosines.argmax(0).where(scene.prediction.cpu() == class_id, -1))
 
 
 def prototype_colors(num_prototypes: int) -> list[tuple[int, int, int]]:
@@ -115,8 +114,7 @@ def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> Pictur
     """
     image, ids = scene.image.cpu(), scene.cell_class.cpu()
     counts = torch.bincount(ids[ids != IGNORE_INDEX], minlength=space.num_classes)
-    prediction = overlay(image, scene.at_pixels(scene.output.logits[0]).argmax(0), space)
-    tiles = {"photo, prediction": _column(as_picture(image), prediction)}
+    tiles = {"photo, prediction": _column(as_picture(image), overlay(image, scene.prediction, space))}
     frequent = counts.argsort(descending=True)[:5]
     for i in frequent[counts[frequent] > 0].tolist():
         found = activation(model, scene, i)

@@ -56,6 +56,11 @@ class Scene(NamedTuple):
         return self.output.logits.argmax(1).flatten()
 
     @property
+    def prediction(self) -> Tensor:
+        """Predicted class of each pixel, int64 ``H W``."""
+        return self.at_pixels(self.output.logits[0]).argmax(0)
+
+    @property
     def labelled(self) -> Tensor:
         """Which cells have a true class, bool ``h*w``."""
         return self.cell_label != IGNORE_INDEX
@@ -119,13 +124,11 @@ def look(model: nn.Module, image: Tensor, label: Tensor | None = None, number: i
 
     Without a label, int64 ``H W``, all pixels count as ignored.
     """
-    network = cast(Any, model)
-    device = next(model.parameters()).device
-    image = image.to(device)
-    output: SegOutput = network(image.unsqueeze(0))
+    network: Any = model
+    image = image.to(next(model.parameters(), image).device)
     if label is None:
-        label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.int64)
-    return Scene(number, name, image, label.to(device), output, network.stride)
+        label = torch.full(image.shape[1:], IGNORE_INDEX)
+    return Scene(number, name, image, label.to(image.device), network(image.unsqueeze(0)), network.stride)
 
 
 @torch.no_grad()

@@ -50,11 +50,7 @@ def evaluate(
 
     Args:
         model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
-        dataloader: gives ``Batch``es; its data set lists its files in ``samples``, (image, mask) paths.
-        predictor: how images become label maps.
-        label_space: classes of model and data.
-        output: folder, made if it is missing.
-        device: where the model runs.
+        dataloader: its data set lists its files in ``samples``, (image, mask) paths.
         save: which pictures to write, out of ``SAVES``.
         max_overlays: write overlays and panels of the first so many images only; None: of all.
         classes: names of the classes that enter the means; None: all.

@@ -16,7 +16,8 @@ class Scores(TypedDict):
     Attributes:
         mIoU, mean_accuracy: means over the chosen classes that occur, in truth or prediction, or in the truth.
         pixel_accuracy, fw_IoU: share of all counted pixels that are right; IoU weighted by the classes' true pixels.
-        IoU, accuracy, confusion: of each class, fp64 ``c``, the latter its recall; int64 ``c c``.
+        IoU, accuracy, confusion: of each class, fp64 ``c``, the latter its recall; int64 ``c c``. NaN is the IoU of a
+            class neither in the truth nor in the prediction, and the accuracy of one not in the truth.
     """
 
     mIoU: float
@@ -60,38 +61,18 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return counts[:ignored_cell].view(num_classes, num_classes)
 
 
-def iou_per_class(confusion: Tensor) -> Tensor:
-    """Intersection over union, ``c c`` to fp64 ``c``; NaN for a class neither in the truth nor in the prediction."""
-    hit = confusion.diagonal().double()
-    return hit / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
-
-
-def accuracy_per_class(confusion: Tensor) -> Tensor:
-    """Share of each class's true pixels that are right, ``c c`` to fp64 ``c``; NaN for a class not in the truth."""
-    return confusion.diagonal().double() / confusion.sum(1)
-
-
-def pixel_accuracy(confusion: Tensor) -> Tensor:
-    """Share of all pixels that are right, fp64 scalar; NaN without pixels."""
-    return confusion.diagonal().sum().double() / confusion.sum()
-
-
-def frequency_weighted_iou(confusion: Tensor) -> Tensor:
-    """Sum of IoU times the class's share of the true pixels, fp64 scalar; NaN without pixels."""
-    frequency = confusion.sum(1).double() / confusion.sum()
-    return (frequency * iou_per_class(confusion).nan_to_num(0.0)).sum()
-
-
 def scores(confusion: Tensor, subset: Sequence[int] | None = None) -> Scores:
     """All metrics of a confusion matrix ``c c``; ``subset`` names the class ids that enter the two means."""
     confusion = confusion.cpu()  # not every device has fp64
     chosen = slice(None) if subset is None else list(subset)
-    iou, accuracy = iou_per_class(confusion), accuracy_per_class(confusion)
+    counts = confusion.double()
+    hit, true = counts.diagonal(), counts.sum(1)
+    iou, accuracy = hit / (true + counts.sum(0) - hit), hit / true
     return Scores(
         mIoU=iou[chosen].nanmean().item(),
         mean_accuracy=accuracy[chosen].nanmean().item(),
-        pixel_accuracy=pixel_accuracy(confusion).item(),
-        fw_IoU=frequency_weighted_iou(confusion).item(),
+        pixel_accuracy=(hit.sum() / true.sum()).item(),
+        fw_IoU=(true / true.sum() * iou.nan_to_num(0.0)).sum().item(),
         IoU=iou,
         accuracy=accuracy,
         confusion=confusion,
@@ -133,8 +114,7 @@ class SegmentationMetrics(Metric):
 
     def update(self, pred: Tensor, label: Tensor) -> None:
         """Count a batch: int64 class ids ``b h w`` (any shape), and labels of the same shape."""
-        space = self.label_space
-        self.confusion += confusion_matrix(pred, label, space.num_classes)
+        self.confusion += confusion_matrix(pred, label, self.label_space.num_classes)
 
     def compute(self) -> Scores:
         """The ``Scores`` over everything counted, on all ranks."""

@@ -86,8 +86,8 @@ def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
 
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:
     """Class, IoU, accuracy and share of the true pixels, in percent, the means last."""
-    pixels = sum(entry["true_pixels"] for entry in result["classes"])
-    rows = [[e["name"], e["IoU"], e["accuracy"], e["true_pixels"] / (pixels or math.nan)] for e in result["classes"]]
+    pixels = sum(entry["true_pixels"] for entry in result["classes"]) or math.nan
+    rows = [[e["name"], e["IoU"], e["accuracy"], e["true_pixels"] / pixels] for e in result["classes"]]
     rows.append(["mean", result["mIoU"], result["mean_accuracy"], math.nan])
     return [[name, *map(_percent, numbers)] for name, *numbers in rows]
 

@@ -9,9 +9,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from protoseg.analysis.stream import look
 from protoseg.data import SegmentationDataset
 from protoseg.functional.class_prototypes import ClassPrototypes, class_prototypes, turned_away
-from protoseg.functional.resize import downsample_label
 from protoseg.models.segmentor import Segmentor
 from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
 from protoseg.trained import TrainedFile
@@ -174,28 +174,28 @@ def _prototypes(
     found = editable_memories(file)
     new, log = {}, []
     for network, memory in found.items():
-        model = file.model(network)
-        cells = labelled_cells(model, dataset, ids, device, seed, title and f"{title} ({network})")
-        start = [_clustered(cells, i, memory, old.get(i), dataset, seed) for i in ids]
+        model = file.model(network).to(device)
+        cells, labels = _labelled_cells(model, dataset, ids, seed, title and f"{title} ({network})")
+        members = {i: cells[labels == i] for i in ids}
+        start = [_clustered(members[i], i, memory, old.get(i), dataset, seed) for i in ids]
         made = []
         for place, (label, first) in enumerate(zip(ids, start, strict=True)):
             # The other new classes count as rivals too; the old prototypes of a refreshed class do not.
             kept = [row for row in range(len(memory.prototypes)) if label not in old or row != old[label][0]]
             rest = [other.prototypes for i, other in enumerate(start) if i != place]
             rivals = torch.cat([memory.prototypes[kept].flatten(0, 1), *rest])
-            members, others = cells.of(label)
-            prototypes, turned = turned_away(first.prototypes, members, others, rivals)
+            prototypes, turned = turned_away(first.prototypes, members[label], cells[labels != label], rivals)
             made.append(Memory(prototypes, torch.ones_like(first.counts), first.counts.to(memory.occupancy)))
-            log.append(NewClass(dataset.label_space.classes[label], network, len(members), first.distinct, turned))
+            name, number = dataset.label_space.classes[label], len(members[label])
+            log.append(NewClass(name, network, number, first.distinct, turned))
         new[network] = Memory(*(torch.stack(parts) for parts in zip(*made, strict=True)))
     return new, log
 
 
 def _clustered(
-    cells: Cells, label: int, memory: Memory, old: tuple[int, float] | None, dataset: SegmentationDataset, seed: int
+    members: Tensor, label: int, memory: Memory, old: tuple[int, float] | None, dataset: SegmentationDataset, seed: int
 ) -> ClassPrototypes:
     """The prototypes of one class, with the old ones among its pixels where they are to be kept."""
-    members, _ = cells.of(label)
     if len(members) == 0:
         raise ProtosegError(
             f"class {dataset.label_space.classes[label]!r}: expected pixels of it in the masks, got none on the "
@@ -209,45 +209,24 @@ def _clustered(
     return class_prototypes(members, k, seed=seed)
 
 
-class Cells(NamedTuple):
-    """Labelled cells of the grid: unit embeddings ``n d``, and labels int64 ``n``, ``OTHER`` for other classes."""
-
-    embeddings: Tensor
-    label: Tensor
-
-    def of(self, label: int) -> tuple[Tensor, Tensor]:
-        """Embeddings of the cells of one class, and of all others."""
-        return self.embeddings[self.label == label], self.embeddings[self.label != label]
-
-
-@torch.no_grad()
-def labelled_cells(
-    model: Segmentor,
-    dataset: SegmentationDataset,
-    classes: Sequence[int],
-    device: torch.device | str,
-    seed: int,
-    title: str,
-) -> Cells:
-    """The cells of all images (whole) whose centre pixel is labelled, on the CPU; of large sets a part, by ``seed``.
-
-    Labels outside the train ids ``classes`` become ``OTHER``. Without a ``title`` there is no progress bar.
-    """
-    model.to(device)
+def _labelled_cells(
+    model: Segmentor, dataset: SegmentationDataset, classes: Sequence[int], seed: int, title: str
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings ``n d`` and labels ``n`` of labelled cells, of large sets a part; other classes are ``OTHER``."""
     generator = torch.Generator().manual_seed(seed)
     share = max(1, MAX_CELLS // len(dataset))
     embeddings, labels = [], []
     for index in track(range(len(dataset)), title, disable=not title):
         image, label, _ = dataset[index]
-        output = model(image[None].to(device))
-        grid = downsample_label(label[None], (output.logits.shape[2], output.logits.shape[3]), model.stride).flatten()
+        scene = look(model, image, label)
+        grid = scene.cell_label.cpu()
         sought = torch.isin(grid, torch.tensor(classes))
         known = torch.where(sought, grid, OTHER)
         chosen = torch.cat([_drawn(known == i, share, generator) for i in classes]
             + [_drawn(~sought & (grid != IGNORE_INDEX), share, generator)])  # fmt: skip
-        embeddings.append(output.embeddings[0].flatten(1).T[chosen.to(device)].cpu())
+        embeddings.append(scene.output.embeddings[0].flatten(1).T[chosen.to(scene.image.device)].cpu())
         labels.append(known[chosen])
-    return Cells(torch.cat(embeddings), torch.cat(labels))
+    return torch.cat(embeddings), torch.cat(labels)
 
 
 def _drawn(wanted: Tensor, count: int, generator: torch.Generator) -> Tensor:

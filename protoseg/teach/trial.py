@@ -10,12 +10,11 @@ import torch
 from hydra._internal.grammar.utils import escape_special_characters
 from torch import Tensor
 
-from protoseg.analysis.stream import Loader, images
+from protoseg.analysis.stream import Loader, scenes
 from protoseg.data import AdaptationDataModule, SegmentationDataset
 from protoseg.data.statistics import class_statistics
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.functional.class_prototypes import best_cosine
-from protoseg.functional.resize import upsample_logits
 from protoseg.models.segmentor import Segmentor
 from protoseg.teach.edit import reading_again
 from protoseg.teach.operations import add_classes
@@ -89,7 +88,7 @@ def trial(
             few.samples = [train.samples[i] for i in sorted(order[:count])]
             edit, _ = add_classes(file, few, [name], draw, device, f"{count} images, draw {draw}")
             prototypes[count, draw] = edit.new["student"].prototypes[0]
-    before, after = _judge_additions(file.model(), prototypes, val, space, device)
+    before, after = _judge_additions(file.model().to(device), prototypes, val, space)
     return Trial(
         before=before,
         added={count: [after[count, draw] for draw in range(draws)] for count in shots},
@@ -123,38 +122,28 @@ def showing(dataset: SegmentationDataset, label: int) -> list[int]:
 
 @torch.no_grad()
 def _judge_additions(
-    model: Segmentor,
-    prototypes: Mapping[tuple[int, int], Tensor],
-    val: Loader,
-    space: LabelSpace,
-    device: torch.device | str,
+    model: Segmentor, prototypes: Mapping[tuple[int, int], Tensor], val: Loader, space: LabelSpace
 ) -> tuple[Score, dict[tuple[int, int], Score]]:
     """Scores without the class (its pixels ignored), and with each of some prototypes of it, in one pass."""
-    model.to(device)
     new = space.num_classes - 1
     without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in prototypes}
-    for _, _, image, truth in images(val, "validating"):
-        output = model(image[None].to(device))
-        grid = ((truth.shape[0], truth.shape[1]), model.stride, output.align_corners)
-        best, old = upsample_logits(output.logits, *grid)[0].max(0)
+    for scene in scenes(model, val, "validating"):
+        truth = scene.label.cpu()
+        best, old = scene.at_pixels(scene.output.logits[0]).max(0)
         without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
-        pixels = output.embeddings[0].flatten(1).T
+        pixels = scene.output.embeddings[0].flatten(1).T
         for key, tried in prototypes.items():
-            score = model.head.class_logits(best_cosine(pixels, tried.to(device)))  # type: ignore[operator]
-            score = upsample_logits(score.view(1, 1, *output.logits.shape[2:]), *grid)[0, 0]
+            score = model.head.class_logits(best_cosine(pixels, tried.to(pixels.device)))  # type: ignore[operator]
+            (score,) = scene.at_pixels(score.view(1, *scene.grid))
             metrics[key].update(old.where(best >= score, new).cpu(), truth)
     return _score(without), {key: _score(metric) for key, metric in metrics.items()}
 
 
-@torch.no_grad()
 def _judge_trained(file: TrainedFile, val: Loader, space: LabelSpace, device: torch.device | str) -> Score:
     order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
-    model, metric = file.model().to(device), SegmentationMetrics(space)
-    for _, _, image, truth in images(val, "validating"):
-        output = model(image[None].to(device))
-        size = (truth.shape[0], truth.shape[1])
-        logits = upsample_logits(output.logits, size, model.stride, output.align_corners)
-        metric.update(order[logits[0].argmax(0).cpu()], truth)
+    metric = SegmentationMetrics(space)
+    for scene in scenes(file.model().to(device), val, "validating"):
+        metric.update(order[scene.prediction.cpu()], scene.label.cpu())
     return _score(metric)
 
 

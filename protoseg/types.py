@@ -125,28 +125,22 @@ class Similarities(Protocol):
 
     def __len__(self) -> int:
         """Number of pixels."""
-        ...
 
     @property
     def scores(self) -> Tensor:
         """Cosine to the nearest prototype of each class, ``n c``."""
-        ...
 
     def own(self, label: Tensor) -> Tensor:
         """Cosines to the prototypes of each pixel's class, ``n k``, without gradient; class 0's for ignored pixels."""
-        ...
 
     def at(self, target: Tensor) -> Tensor:
         """Cosine to the prototype of flat index ``class * k + j`` (int64 ``n``), ``n``; -1 gives that to the first."""
-        ...
 
     def logsumexp(self, temperature: float) -> Tensor:
         """log of the sum over all prototypes of exp(cosine / temperature), ``n``."""
-        ...
 
     def dense(self) -> Tensor:
         """All of them, ``n c k``, for looking at a few pixels: without gradient, and as large as it sounds."""
-        ...
 
 
 class SegOutput(NamedTuple):

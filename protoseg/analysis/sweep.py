@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.text import Text
 
@@ -13,13 +13,11 @@ from protoseg.job_records import Job, Sweep, short_names, short_value
 from protoseg.text import Terminal, markdown_table, markdown_text, write_csv
 from protoseg.types import ProtosegError
 
-SEED = "seed"
 BEST = "mIoU"
 """The metric unless another is chosen: the best val/mIoU of each run."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """The jobs that differ in nothing but their seed: their values of the other swept keys; scores of those done."""
 
     values: tuple[str, ...]
@@ -36,8 +34,7 @@ class Setting:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The settings of a sweep, by a metric; ``names`` are of the swept keys, in the order of a setting's values."""
 
     metric: str
@@ -45,16 +42,17 @@ class Comparison:
     settings: tuple[Setting, ...]
 
     @property
-    def percent(self) -> bool:
-        return "IoU" in self.metric or "accuracy" in self.metric
+    def scale(self) -> int:
+        """IoU and accuracy are shown in percent."""
+        return 100 if "IoU" in self.metric or "accuracy" in self.metric else 1
 
     def number(self, value: float) -> str:
-        """The value as printed: IoU and accuracy in percent, nothing for NaN."""
-        return "" if math.isnan(value) else f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
+        """The value as printed, nothing for NaN."""
+        return "" if math.isnan(value) else f"{100 * value:.1f}" if self.scale == 100 else f"{value:.4g}"
 
     @property
     def title(self) -> str:
-        return f"{self.metric} (%)" if self.percent else self.metric
+        return f"{self.metric} (%)" if self.scale == 100 else self.metric
 
 
 def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
@@ -63,7 +61,7 @@ def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
     The metric is :data:`BEST`, or a column of the runs' ``metrics.csv``, of which the last value counts; raises
     ProtosegError where a run's log has none such.
     """
-    keys = [key for key in sweep.swept if key != SEED]
+    keys = [key for key in sweep.swept if key != "seed"]
     names = short_names(sweep.swept)
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in sweep.jobs:

@@ -75,13 +75,13 @@ def heat_figure(comparison: Comparison) -> Figure | None:
     x, y = grid_keys[:2]
     columns, rows = (sorted(key.values, key=float) for key in (x, y))
     figure, panels = _panels(settings, [key for key in keys if key not in (x, y)], 1.6 + 0.8 * len(columns))
-    means = [_scaled(comparison, setting.mean) for setting in settings]
+    means = [comparison.scale * setting.mean for setting in settings]
     low, high = min(means), max(means)
     for axes, members in panels:
         grid = np.full((len(rows), len(columns)), np.nan)
         for setting in members:
             i, j = rows.index(y.of(setting)), columns.index(x.of(setting))
-            grid[i, j] = _scaled(comparison, setting.mean)
+            grid[i, j] = comparison.scale * setting.mean
             color = "white" if grid[i, j] < low + 0.6 * (high - low) else "black"
             axes.text(j, i, comparison.number(setting.mean), ha="center", va="center", color=color)
         axes.set_facecolor("0.9")
@@ -141,13 +141,13 @@ def _draw(
     from matplotlib.transforms import ScaledTranslation
 
     aside = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
-    means = np.array([_scaled(comparison, setting.mean) for setting in settings])
-    stds = np.nan_to_num([_scaled(comparison, setting.std) for setting in settings])
+    means = np.array([comparison.scale * setting.mean for setting in settings])
+    stds = np.nan_to_num([comparison.scale * setting.std for setting in settings])
     axes.errorbar(places, means, stds, marker="o", markersize=5, capsize=3, transform=aside, **style)
     # matplotlib does not count what is shifted when it chooses the limits of the axes.
     axes.update_datalim([*zip(places, means - stds, strict=True), *zip(places, means + stds, strict=True)])
     for place, setting in zip(places, settings, strict=True):
-        scores = [_scaled(comparison, score) for score in setting.scores]
+        scores = [comparison.scale * score for score in setting.scores]
         if len(scores) > 1:
             at = [place] * len(scores)
             axes.plot(at, scores, ".", color=style["color"], alpha=0.5, markersize=6, transform=aside)
@@ -172,7 +172,3 @@ def _label(axes: Axes, x: _Key) -> None:
     if len(numbers) <= 10:
         axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
         axes.set_xticks([], minor=True)
-
-
-def _scaled(comparison: Comparison, score: float) -> float:
-    return 100 * score if comparison.percent else score

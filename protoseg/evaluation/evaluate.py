@@ -38,7 +38,6 @@ def evaluate(
     device: torch.device | str,
     save: Sequence[str] = SAVES,
     max_overlays: int | None = None,
-    classes: Sequence[str] | None = None,
     subsets: Mapping[str, Sequence[str]] | None = None,
     observe: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
 ) -> dict[str, Any]:
@@ -53,7 +52,6 @@ def evaluate(
         dataloader: its data set lists its files in ``samples``, (image, mask) paths.
         save: which pictures to write, out of ``SAVES``.
         max_overlays: write overlays and panels of the first so many images only; None: of all.
-        classes: names of the classes that enter the means; None: all.
         subsets: further means of the IoU, see :func:`protoseg.evaluation.metrics.subset_means`.
         observe: is given each image's name, photo, truth and prediction, on the CPU and without padding.
 
@@ -61,7 +59,7 @@ def evaluate(
         What ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
 
     Raises:
-        ProtosegError: model, data and label space do not fit, a name in ``save`` or ``classes`` is unknown, or a
+        ProtosegError: model, data and label space do not fit, a name in ``save`` is unknown, or a
             file cannot be read or written.
     """
     check_model(model, label_space)
@@ -70,7 +68,7 @@ def evaluate(
     paths = [str(sample[0]) for sample in cast(Any, dataloader.dataset).samples]
     names, pictures = output_names(paths), PictureWriter(Path(output), label_space, save)
     left = math.inf if max_overlays is None else math.ceil(max_overlays / world_size())
-    metrics = SegmentationMetrics(label_space, classes).to(device)
+    metrics = SegmentationMetrics(label_space).to(device)
     started, done = time.perf_counter(), 0
     with evaluating(model.to(device)), progress_bar() as progress:
         task = progress.add_task("evaluating", total=len(range(rank(), len(paths), world_size())), rate="")
@@ -91,7 +89,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     result |= {
         "label_space": label_space.name,
-        "classes_in_means": list(classes or label_space.classes),
+        "classes_in_means": list(label_space.classes),
         "num_images": len(paths),
         "inference": predictor.settings(),
         "device": str(device),

@@ -14,7 +14,7 @@ class Scores(TypedDict):
     """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count.
 
     Attributes:
-        mIoU, mean_accuracy: means over the chosen classes that occur, in truth or prediction, or in the truth.
+        mIoU, mean_accuracy: means over the classes that occur, in truth or prediction, or in the truth.
         pixel_accuracy, fw_IoU: share of all counted pixels that are right; IoU weighted by the classes' true pixels.
         IoU, accuracy, confusion: of each class, fp64 ``c``, the latter its recall; int64 ``c c``. NaN is the IoU of a
             class neither in the truth nor in the prediction, and the accuracy of one not in the truth.
@@ -61,16 +61,15 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return counts[:ignored_cell].view(num_classes, num_classes)
 
 
-def scores(confusion: Tensor, subset: Sequence[int] | None = None) -> Scores:
-    """All metrics of a confusion matrix ``c c``; ``subset`` names the class ids that enter the two means."""
+def scores(confusion: Tensor) -> Scores:
+    """All metrics of a confusion matrix ``c c``."""
     confusion = confusion.cpu()  # not every device has fp64
-    chosen = slice(None) if subset is None else list(subset)
     counts = confusion.double()
     hit, true = counts.diagonal(), counts.sum(1)
     iou, accuracy = hit / (true + counts.sum(0) - hit), hit / true
     return Scores(
-        mIoU=iou[chosen].nanmean().item(),
-        mean_accuracy=accuracy[chosen].nanmean().item(),
+        mIoU=iou.nanmean().item(),
+        mean_accuracy=accuracy.nanmean().item(),
         pixel_accuracy=(hit.sum() / true.sum()).item(),
         fw_IoU=(true / true.sum() * iou.nan_to_num(0.0)).sum().item(),
         IoU=iou,
@@ -93,29 +92,20 @@ class SegmentationMetrics(Metric):
     """Confusion matrix summed over batches and ranks, and the ``Scores`` computed from it.
 
     As the state is a sum of counts, the numbers do not depend on the batch size or on the number of ranks.
-
-    Args:
-        label_space: the classes.
-        classes: names of those that enter mIoU and mean accuracy; all if None. Pixels of the others still count as
-            truth and as wrong predictions. Raises ProtosegError for unknown names, or none at all.
     """
 
     full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
     confusion: Tensor
 
-    def __init__(self, label_space: LabelSpace, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, label_space: LabelSpace) -> None:
         super().__init__()
-        self.label_space = label_space
-        self.subset = None if classes is None else label_space.ids(classes, "metrics")
         c = label_space.num_classes
         self.add_state("confusion", torch.zeros(c, c, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, pred: Tensor, label: Tensor) -> None:
         """Count a batch: int64 class ids ``b h w`` (any shape), and labels of the same shape."""
-        self.confusion += confusion_matrix(pred, label, self.label_space.num_classes)
+        self.confusion += confusion_matrix(pred, label, len(self.confusion))
 
     def compute(self) -> Scores:
         """The ``Scores`` over everything counted, on all ranks."""
-        return scores(self.confusion, self.subset)
+        return scores(self.confusion)

@@ -20,10 +20,10 @@ def world_size() -> int:
 
 
 @torch.no_grad()
-def all_reduce_(tensor: Tensor) -> Tensor:
-    """Sum ``tensor`` over all ranks in place and return it."""
+def all_reduce_(tensor: Tensor, operation: str = "SUM") -> Tensor:
+    """Sum ``tensor`` over all ranks (or take the ``MIN``, ``MAX`` of them) in place and return it."""
     if is_distributed():
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
     return tensor
 
 

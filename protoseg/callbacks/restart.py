@@ -11,11 +11,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.callbacks import Checkpoint
-from torch import Tensor
 
-from protoseg.distributed import is_distributed
+from protoseg.distributed import all_reduce_, is_distributed
 from protoseg.lightning import allow_steps, batches_begun, epoch_ended, log_by_global_step, loops_state, validate_now
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -113,7 +111,7 @@ class Restart(Checkpoint):
         self._leave()
         batches: Any = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         common = torch.tensor([float(n) for n in batches], device=trainer.strategy.root_device)
-        self._common = [int(n) for n in _reduce(common, dist.ReduceOp.MIN)]
+        self._common = [int(n) for n in all_reduce_(common, "MIN")]
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -165,7 +163,7 @@ class Restart(Checkpoint):
         if not is_distributed():
             return self.request.received
         received = torch.tensor(float(self.request.received or 0), device=trainer.strategy.root_device)
-        return int(_reduce(received, dist.ReduceOp.MAX)) or None
+        return int(all_reduce_(received, "MAX")) or None
 
 
 class StepNumber(pl.Callback):
@@ -173,9 +171,3 @@ class StepNumber(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         log_by_global_step(trainer)
-
-
-def _reduce(tensor: Tensor, operation: Any) -> Tensor:
-    if is_distributed():
-        dist.all_reduce(tensor, operation)
-    return tensor

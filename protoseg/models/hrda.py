@@ -208,15 +208,12 @@ class HRDASegmentor(Segmentor):
         rows, columns = (
             window_starts(length, side, max(1, side // 2)) for length, side in zip(grid, cells, strict=True)
         )
-        corners = list(product(rows, columns))
         total = at_least_fp32(image).new_zeros(batch, self.num_classes, *grid)
-        count = total.new_zeros(grid)
-        for y, x in corners:
-            count[y : y + cells[0], x : x + cells[1]] += 1
+        count = total.new_zeros(batch, 1, *grid)
         # zeros are the mean colour, which is also what the encoder is padded with
         image = pad_to_multiple(image, stride)
         window = (cells[0] * stride, cells[1] * stride)
-        windows = [(i, y, x) for y, x in corners for i in range(batch)]
+        windows = [(i, y, x) for y, x in product(rows, columns) for i in range(batch)]
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
             chunk = windows[first : first + WINDOWS_AT_ONCE]
             crops = [
@@ -225,5 +222,7 @@ class HRDASegmentor(Segmentor):
             ]
             logits = self._decode(self._encode(torch.stack(crops), self.encoder), window).logits
             for (i, y, x), part in zip(chunk, logits, strict=True):
-                total[i, :, y : y + cells[0], x : x + cells[1]] += part
+                place = (i, slice(None), slice(y, y + cells[0]), slice(x, x + cells[1]))
+                total[place] += part
+                count[place] += 1
         return total / count

@@ -39,7 +39,6 @@ class Segmentor(nn.Module):
         encoder: maps, finest first, see ``protoseg.models.encoders.Encoder``.
         decoder: ``(channels, strides) -> module`` with ``out_channels`` and ``stride``.
         head: ``(in_channels, num_classes) ->`` a :class:`protoseg.nn.Head`.
-        num_classes: number of classes.
         auxiliary: ``(channels, strides, num_classes) -> module`` that turns the maps into class logits; training only.
         align_corners: how logits go to pixels. False keeps every cell on its own pixels whatever the image's size;
             True is what the released ProtoSeg does.

@@ -163,13 +163,6 @@ def no_download(name: str, error: Exception) -> ProtosegError:
     )
 
 
-def _downloaded(name: str, options: dict[str, Any]) -> State:
-    try:
-        return timm.create_model(name, pretrained=True, **options).state_dict()
-    except Exception as error:  # the hub's clients raise whatever their transport raises
-        raise no_download(name, error) from error
-
-
 def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
     """Apply timm's own conversion of published files (old or foreign names) where the model's family has one."""
     if state.keys() == model.state_dict().keys():
@@ -222,6 +215,10 @@ def load_timm_weights(
     elif packaged is not None:
         where, state = f"packaged file {packaged}", lite_to_timm(read_weights(packaged), classifier)
     else:
-        where, state = f"download of {name}", _downloaded(name, options)
+        where = f"download of {name}"
+        try:
+            state = timm.create_model(name, pretrained=True, **options).state_dict()
+        except Exception as error:  # the hub's clients raise whatever their transport raises
+            raise no_download(name, error) from error
     check_match(state, expected, names, where)
     features.load_state_dict({names[key]: value for key, value in state.items() if key in names})

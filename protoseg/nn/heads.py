@@ -30,19 +30,15 @@ class Head(nn.Module, ABC):
     A segmentor makes it by ``(in_channels, num_classes)``.
 
     Attributes:
-        num_classes: number of classes.
         embedding_dim: channels of ``SegOutput.embeddings``.
         memory: the prototypes of its classes, None where it has none.
     """
 
-    num_classes: int
-    embedding_dim: int
     memory: PrototypeMemory | None
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
         super().__init__()
-        self.num_classes, self.embedding_dim = num_classes, embedding_dim
-        self.memory = None
+        self.num_classes, self.embedding_dim, self.memory = num_classes, embedding_dim, None
 
     @abstractmethod
     def forward(self, features: Tensor) -> SegOutput:
@@ -57,8 +53,6 @@ class PrototypeHead(Head):
     """Non-parametric classifier: a pixel's class is that of its nearest prototype (ProtoSeg, Eq. 5 and 6).
 
     Args:
-        in_channels: channels of the decoder's map.
-        num_classes: number of classes.
         num_prototypes: K, prototypes per class.
         embedding_dim: channels of the embedding; ``in_channels`` by default.
         logits: ``temperature`` (class scores / temperature; no learned parameter, whatever the number of classes) or

@@ -31,19 +31,12 @@ class ProtosegError(ValueError):
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``.
+    """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``."""
 
-    Attributes:
-        name: short name, e.g. ``"camvid"``.
-        classes: class names; the position is the train id.
-        colors: one RGB colour (0 to 255) per class.
-        things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    things: tuple[str, ...] = ()
+    name: str  # short, e.g. ``"camvid"``
+    classes: tuple[str, ...]  # names; the position is the train id
+    colors: tuple[tuple[int, int, int], ...]  # one RGB colour (0 to 255) per class
+    things: tuple[str, ...] = ()  # names of the countable classes (car, person, …); the others are "stuff"
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.colors):
@@ -78,43 +71,26 @@ class LabelSpace:
 
 
 class Batch(NamedTuple):
-    """A collated batch. Images of different sizes are padded at the bottom and right to the largest.
+    """A collated batch. Images of different sizes are padded at the bottom and right to the largest."""
 
-    Attributes:
-        image: uint8 RGB, ``b 3 h w``, not normalised (the model does that with its encoder's statistics).
-        label: int64 train ids, ``b h w``, ``IGNORE_INDEX`` where unlabelled or padded.
-        size: int64, ``b 2``: height and width of each image before padding.
-        name: path of each image file, for messages and for naming outputs.
-    """
-
-    image: Tensor
-    label: Tensor
-    size: Tensor
-    name: list[str]
+    image: Tensor  # uint8 RGB, ``b 3 h w``, not normalised (the model does that with its encoder's statistics)
+    label: Tensor  # int64 train ids, ``b h w``, ``IGNORE_INDEX`` where unlabelled or padded
+    size: Tensor  # int64, ``b 2``: height and width of each image before padding
+    name: list[str]  # path of each image file, for messages and for naming outputs
 
 
 class AdaptationBatch(NamedTuple):
-    """What one step of domain adaptation sees: labelled source images and target images without labels.
-
-    Attributes:
-        source: labelled.
-        target: every label is ``IGNORE_INDEX``: the files are not even opened in training.
-    """
+    """What one step of domain adaptation sees: labelled source images and target images without labels."""
 
     source: Batch
-    target: Batch
+    target: Batch  # every label is ``IGNORE_INDEX``: the files are not even opened in training
 
 
 class Detail(NamedTuple):
-    """Class logits of HRDA's high-resolution crop, before the fusion.
+    """Class logits of HRDA's high-resolution crop, before the fusion."""
 
-    Attributes:
-        logits: ``b c h w`` on the grid of the model's stride.
-        box: top, left, height and width of the crop in pixels of the image.
-    """
-
-    logits: Tensor
-    box: tuple[int, int, int, int]
+    logits: Tensor  # ``b c h w`` on the grid of the model's stride
+    box: tuple[int, int, int, int]  # top, left, height and width of the crop in pixels of the image
 
 
 class Similarities(Protocol):
@@ -144,22 +120,12 @@ class Similarities(Protocol):
 
 
 class SegOutput(NamedTuple):
-    """What a ``Segmentor`` returns. The grid ``h w`` is the decoder's (usually a quarter of the image).
+    """What a ``Segmentor`` returns. The grid ``h w`` is the decoder's (usually a quarter of the image)."""
 
-    Attributes:
-        logits: class logits, ``b c h w``.
-        embeddings: ``b d h w``; unit length for prototype heads.
-        similarities: cosine of each pixel to each prototype, pixels flattened; None for heads without prototypes.
-        features: the encoder's maps, finest first.
-        auxiliary: class logits of the auxiliary head (training only), or None.
-        detail: of multi-resolution models (training only), or None.
-        align_corners: how the logits go to pixels, see :func:`protoseg.functional.resize.upsample_logits`.
-    """
-
-    logits: Tensor
-    embeddings: Tensor
-    similarities: Similarities | None = None
-    features: list[Tensor] | None = None
-    auxiliary: Tensor | None = None
-    detail: Detail | None = None
-    align_corners: bool = False
+    logits: Tensor  # class logits, ``b c h w``
+    embeddings: Tensor  # ``b d h w``; unit length for prototype heads
+    similarities: Similarities | None = None  # cosine of each pixel to each prototype, pixels flattened
+    features: list[Tensor] | None = None  # the encoder's maps, finest first
+    auxiliary: Tensor | None = None  # class logits of the auxiliary head; training only
+    detail: Detail | None = None  # of multi-resolution models; training only
+    align_corners: bool = False  # how the logits go to pixels, see :func:`protoseg.functional.resize.upsample_logits`

@@ -26,16 +26,11 @@ from protoseg.types import IGNORE_INDEX, LabelSpace
 
 
 class Activation(NamedTuple):
-    """What the prototypes of one class make of an image.
-
-    Attributes:
-        cosines: of every pixel to each prototype of the class, ``k H W``.
-        assignment: number of the nearest of these where the class is predicted, elsewhere -1, int64 ``H W``.
-    """
+    """What the prototypes of one class make of an image."""
 
     class_id: int
-    cosines: Tensor
-    assignment: Tensor
+    cosines: Tensor  # of every pixel to each prototype of the class, ``k H W``
+    assignment: Tensor  # number of the nearest of these where the class is predicted, elsewhere -1, int64 ``H W``
 
     @property
     def shares(self) -> Tensor:

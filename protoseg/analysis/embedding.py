@@ -21,15 +21,11 @@ if TYPE_CHECKING:
 
 
 class EmbeddingSample(NamedTuple):
-    """Embeddings of pixels, drawn at random, the same number of every class where there are so many.
+    """Embeddings of pixels, drawn at random, the same number of every class where there are so many."""
 
-    Unit vectors ``n d``; their true class (where the images came without labels, the predicted one) and the place of
-    their image in the stream, int64 ``n``.
-    """
-
-    embeddings: Tensor
-    label: Tensor
-    image: Tensor
+    embeddings: Tensor  # unit vectors ``n d``
+    label: Tensor  # int64 ``n``: true class; where the images came without labels, the predicted one
+    image: Tensor  # int64 ``n``: place of the image in the stream
 
 
 class EmbeddingCollector:

@@ -18,22 +18,15 @@ _GAP, _NAME_WIDTH = 6, 88
 
 
 class Patch(NamedTuple):
-    """A place that takes a prototype.
+    """A place that takes a prototype."""
 
-    Attributes:
-        cosine: of the embedding there to the prototype.
-        image, name: place of the image in the stream, and its path.
-        y, x, label: pixel of the image, and its true class or the ignored one.
-        picture: the photo around the pixel, uint8 ``PATCH_PIXELS PATCH_PIXELS 3``; white beyond the image's border.
-    """
-
-    cosine: float
-    image: int
-    name: str
+    cosine: float  # of the embedding there to the prototype
+    image: int  # its place in the stream
+    name: str  # its path
     y: int
     x: int
-    label: int
-    picture: Picture
+    label: int  # true class of the pixel, or the ignored one
+    picture: Picture  # the photo around it, uint8 ``PATCH_PIXELS PATCH_PIXELS 3``; white beyond the image's border
 
 
 class PatchCollector:

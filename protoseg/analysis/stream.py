@@ -20,20 +20,14 @@ from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Simila
 
 
 class Scene(NamedTuple):
-    """One image and the model's output for it. The grid ``h w`` is the output's, of ``stride`` pixels a cell.
+    """One image and the model's output for it. The grid ``h w`` is the output's."""
 
-    Attributes:
-        number, name: place in the stream, and path of the image.
-        image, label: uint8 RGB, ``3 H W``; int64 ``H W``, class ids or the ignored one.
-        output: of a batch of one.
-    """
-
-    number: int
-    name: str
-    image: Tensor
-    label: Tensor
-    output: SegOutput
-    stride: int
+    number: int  # place in the stream
+    name: str  # path of the image
+    image: Tensor  # uint8 RGB, ``3 H W``
+    label: Tensor  # int64 ``H W``, class ids or the ignored one
+    output: SegOutput  # of a batch of one
+    stride: int  # pixels per cell of the grid
 
     @property
     def size(self) -> tuple[int, int]:

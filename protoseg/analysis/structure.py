@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
 from protoseg.evaluation.pictures import MANY_CLASSES, class_tables, empty_figure, figure_name, name_bars
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,19 +25,12 @@ _COSINES: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
 
 
 class Occupancy(NamedTuple):
-    """Cells of the grid for which each prototype is the nearest of its class.
+    """Cells of the grid for which each prototype is the nearest of its class, int64."""
 
-    Attributes:
-        true: among the cells that truly are of the class, int64 ``c k``.
-        predicted: among those predicted as the class, int64 ``c k``.
-        most_cells: most cells predicted right as each class in one image, int64 ``c``.
-        example: index of that image in the stream, int64 ``c``; -1 where there is none.
-    """
-
-    true: Tensor
-    predicted: Tensor
-    most_cells: Tensor
-    example: Tensor
+    true: Tensor  # ``c k``: among the cells that truly are of the class
+    predicted: Tensor  # ``c k``: among those predicted as the class
+    most_cells: Tensor  # ``c``: most cells predicted right as each class in one image
+    example: Tensor  # ``c``: index of that image in the stream; -1 where there is none
 
     def share(self, counts: Tensor) -> Tensor:
         """``true`` or ``predicted`` as shares of each class, fp64 ``c k``; NaN for a class without a cell."""
@@ -60,11 +53,10 @@ class OccupancyCollector:
 
     def update(self, scene: Scene) -> None:
         c, k = self.shape
-        label, prediction, labelled = scene.cell_label, scene.cell_prediction, scene.labelled
-        everywhere = torch.ones_like(labelled)
-        for row, (ids, counted) in enumerate([(label, labelled), (prediction, everywhere)]):
+        prediction = scene.cell_prediction
+        for row, ids in enumerate((scene.cell_label, prediction)):
             nearest = ids * k + scene.cosines.own(ids).argmax(1)
-            self.counts[row] += torch.bincount(nearest[counted].cpu(), minlength=c * k)
+            self.counts[row] += torch.bincount(nearest[ids != IGNORE_INDEX].cpu(), minlength=c * k)
         right = prediction[prediction == scene.cell_class]
         cells = torch.bincount(right.cpu(), minlength=c)
         self.example = self.example.where(cells <= self.most_cells, scene.number)

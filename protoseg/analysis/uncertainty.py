@@ -31,18 +31,12 @@ Array = npt.NDArray[np.float64]
 
 
 class PixelUncertainty(NamedTuple):
-    """Prediction and certainty of every pixel of an image, each ``H W``; the last two are None without prototypes.
+    """Prediction and certainty of every pixel of an image, each ``H W``; the last two are None without prototypes."""
 
-    Attributes:
-        prediction, log_odds: the likeliest class, int64, and log(p / (1 - p)) of its softmax probability p.
-        margin: cosine of the nearest class minus that of the runner-up, in [0, 2].
-        distance: 1 minus the cosine to the nearest prototype of all, in [0, 2].
-    """
-
-    prediction: Tensor
-    log_odds: Tensor
-    margin: Tensor | None
-    distance: Tensor | None
+    prediction: Tensor  # the likeliest class, int64
+    log_odds: Tensor  # log(p / (1 - p)) of its softmax probability p
+    margin: Tensor | None  # cosine of the nearest class minus that of the runner-up, in [0, 2]
+    distance: Tensor | None  # 1 minus the cosine to the nearest prototype of all, in [0, 2]
 
     @property
     def confidence(self) -> Tensor:
@@ -76,14 +70,11 @@ def _best_and_rest(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Calibration(NamedTuple):
-    """Pixels by confidence, in ``CALIBRATION_BINS`` equal steps from 0 to 1 (Guo et al., arXiv 1706.04599).
+    """Pixels by confidence, in ``CALIBRATION_BINS`` equal steps from 0 to 1 (Guo et al., arXiv 1706.04599)."""
 
-    Of each bin how many, their mean confidence and the share of right ones; NaN in an empty bin.
-    """
-
-    pixels: Array
-    confidence: Array
-    accuracy: Array
+    pixels: Array  # of each bin how many
+    confidence: Array  # their mean; NaN in an empty bin
+    accuracy: Array  # the share of right ones; NaN in an empty bin
 
     @property
     def ece(self) -> float:
@@ -93,18 +84,12 @@ class Calibration(NamedTuple):
 
 
 class ErrorDetection(NamedTuple):
-    """How well a measure of certainty tells right pixels from wrong ones.
+    """How well a measure of certainty tells right pixels from wrong ones."""
 
-    Attributes:
-        measure: name out of ``RANGES``.
-        right, wrong: pixels in each bin of certainty, least certain first.
-        calibration: where the measure is a probability.
-    """
-
-    measure: str
-    right: Array
-    wrong: Array
-    calibration: Calibration | None = None
+    measure: str  # name out of ``RANGES``
+    right: Array  # pixels in each bin of certainty, least certain first
+    wrong: Array  # as well
+    calibration: Calibration | None = None  # where the measure is a probability
 
     @property
     def pixels(self) -> int:

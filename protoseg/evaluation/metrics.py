@@ -11,22 +11,15 @@ from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 
 class Scores(TypedDict):
-    """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count.
+    """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count."""
 
-    Attributes:
-        mIoU, mean_accuracy: means over the classes that occur, in truth or prediction, or in the truth.
-        pixel_accuracy, fw_IoU: share of all counted pixels that are right; IoU weighted by the classes' true pixels.
-        IoU, accuracy, confusion: of each class, fp64 ``c``, the latter its recall; int64 ``c c``. NaN is the IoU of a
-            class neither in the truth nor in the prediction, and the accuracy of one not in the truth.
-    """
-
-    mIoU: float
-    mean_accuracy: float
-    pixel_accuracy: float
-    fw_IoU: float
-    IoU: Tensor
-    accuracy: Tensor
-    confusion: Tensor
+    mIoU: float  # mean over the classes that occur in truth or prediction
+    mean_accuracy: float  # mean over the classes that occur in the truth
+    pixel_accuracy: float  # share of all counted pixels that are right
+    fw_IoU: float  # IoU weighted by the classes' true pixels
+    IoU: Tensor  # fp64 ``c``; NaN for a class neither in the truth nor in the prediction
+    accuracy: Tensor  # fp64 ``c``: recall; NaN for a class not in the truth
+    confusion: Tensor  # int64 ``c c``, rows are the truth
 
 
 def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:

@@ -26,23 +26,14 @@ INITS = ("features", "random")
 
 
 class Observation(NamedTuple):
-    """Pixels of one micro-batch for a memory.
-
-    Attributes:
-        memory: that they are for.
-        embeddings: unit vectors, ``n d``.
-        own: their scores for the prototypes of their own class (cosines), ``n k``.
-        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
-        correct: whether the pixel's class is predicted right, bool ``n``.
-        member: the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none.
-    """
+    """Pixels of one micro-batch for a memory."""
 
     memory: PrototypeMemory
-    embeddings: Tensor
-    own: Tensor
-    label: Tensor
-    correct: Tensor
-    member: Tensor
+    embeddings: Tensor  # unit vectors, ``n d``
+    own: Tensor  # their scores for the prototypes of their own class (cosines), ``n k``
+    label: Tensor  # int64 ``n``, ``IGNORE_INDEX`` where unlabelled
+    correct: Tensor  # whether the pixel's class is predicted right, bool ``n``
+    member: Tensor  # the prototype each belongs to by the clustering of this micro-batch, flat index ``n``; -1: none
 
 
 class PrototypeMemory(nn.Module):

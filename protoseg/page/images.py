@@ -44,17 +44,12 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
 
 
 class WorstImage(NamedTuple):
-    """An image and its scores.
+    """An image and its scores, in 0 to 1."""
 
-    Attributes:
-        mIoU, accuracy: over the classes in its truth or its prediction, and share of right pixels, both in 0 to 1.
-        name, tiles: path; photo, truth, prediction and errors as ``data:`` URIs, by title.
-    """
-
-    mIoU: float
-    accuracy: float
-    name: str
-    tiles: dict[str, str]
+    mIoU: float  # over the classes in its truth or its prediction
+    accuracy: float  # share of right pixels
+    name: str  # path
+    tiles: dict[str, str]  # photo, truth, prediction and errors as ``data:`` URIs, by title
 
 
 class WorstImages:

@@ -21,18 +21,12 @@ _MAP_WIDTH, _PHOTO_WIDTH, _PATCH_WIDTH = 240, 400, 80
 
 
 class PrototypeReport(NamedTuple):
-    """The parts of the page, as plain values and ``data:`` URIs.
+    """The parts of the page, as plain values and ``data:`` URIs."""
 
-    Attributes:
-        classes: by class id, entries of :func:`protoseg.analysis.structure.describe`.
-        drawn: of the classes that are drawn, ``id``, the ``entry``, ``photo``, ``assignment`` and their ``prototypes``.
-        figures, colors: occupancy and cosines, by title; of the numbers of the prototypes, as CSS.
-    """
-
-    classes: list[dict[str, Any]]
-    drawn: list[dict[str, Any]]
-    figures: dict[str, str]
-    colors: list[str]
+    classes: list[dict[str, Any]]  # by class id, entries of :func:`protoseg.analysis.structure.describe`
+    drawn: list[dict[str, Any]]  # of some classes ``id``, ``entry``, ``photo``, ``assignment`` and ``prototypes``
+    figures: dict[str, str]  # occupancy and cosines, by title
+    colors: list[str]  # of the numbers of the prototypes, as CSS
 
 
 def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> PrototypeReport:

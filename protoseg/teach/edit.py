@@ -27,21 +27,14 @@ class Memory(NamedTuple):
 
 @dataclass
 class ClassEdit:
-    """A change of a checkpoint's classes (those of the new label space); a file of its own (:func:`write_edit`).
-
-    Attributes:
-        rows: for each new class its place among the old ones; -1, -2, … for the first, second, … row of ``new``.
-        new: for each network of the checkpoint (student, teacher) the memory of the classes that are new or changed.
-        relabel: how labels of data that has the old classes are to be read: {class: the class that it became, or None}.
-        base: fingerprint of the networks whose embeddings the prototypes belong to.
-    """
+    """A change of a checkpoint's classes (those of the new label space); a file of its own (:func:`write_edit`)."""
 
     classes: list[str]
     colors: list[list[int]]
-    rows: list[int]
-    new: dict[str, Memory]
-    relabel: dict[str, str | None] = field(default_factory=dict)
-    base: str = ""
+    rows: list[int]  # of each class its place among the old ones; -1, -2, … for the first, second, … row of ``new``
+    new: dict[str, Memory]  # by network (student, teacher) the memory of the classes that are new or changed
+    relabel: dict[str, str | None] = field(default_factory=dict)  # how labels are read: {old class: new one, or None}
+    base: str = ""  # fingerprint of the networks whose embeddings the prototypes belong to
 
 
 def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:

@@ -27,18 +27,13 @@ Entry = tuple[str, tuple[int, int, int], int]
 
 
 class NewClass(NamedTuple):
-    """What was found of one class in one network (``student`` or ``teacher``).
-
-    Attributes:
-        pixels, distinct: cells of the grid that its prototypes were made of, and how many of these differ, at most K.
-        turned: how far they were turned away from other classes, 0 to 1; see ``functional.class_prototypes``.
-    """
+    """What was found of one class in one network."""
 
     name: str
-    network: str
-    pixels: int
-    distinct: int
-    turned: float
+    network: str  # ``student`` or ``teacher``
+    pixels: int  # cells of the grid that its prototypes were made of
+    distinct: int  # how many of these differ, at most K
+    turned: float  # how far they were turned away from other classes, 0 to 1; see ``functional.class_prototypes``
 
 
 def add_classes(

@@ -34,18 +34,12 @@ class Score(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What :func:`trial` found.
+    """What :func:`trial` found."""
 
-    Attributes:
-        before, trained: of the checkpoint as it is, with the class's pixels ignored; of one trained with it, if given.
-        added: number of images -> a score for every draw of so many.
-        images: images of the training split that show the class, and of the validation split.
-    """
-
-    before: Score
-    added: dict[int, list[Score]]
-    trained: Score | None
-    images: tuple[int, int]
+    before: Score  # of the checkpoint as it is, with the class's pixels ignored
+    added: dict[int, list[Score]]  # number of images -> a score for every draw of so many
+    trained: Score | None  # of a checkpoint trained with the class, if given
+    images: tuple[int, int]  # of the training split that show the class, and of the validation split
 
 
 def trial(

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS_ACROSS = 4
-Panel = tuple["Axes", list[Setting]]
-
 
 class _Key(NamedTuple):
     """A swept key: its place among a setting's values (-1: none), its name, what it takes, whether all are numbers."""
@@ -55,7 +52,7 @@ def score_figure(comparison: Comparison) -> Figure:
             # Error bars that hide one another tell nothing: side by side, some points apart.
             shift = (i - (len(line.values) - 1) / 2) * (4 if x.numeric else 11)
             style = {"color": f"C{i}", "label": label, "linestyle": x.numeric * "-"}
-            _draw(axes, comparison, drawn, [x.place(setting) for setting in drawn], shift, style)
+            _draw(axes, comparison, drawn, x, shift, style)
         tidy(axes)
         _label(axes, x)
     panels[0][0].set_ylabel(figure_text(comparison.title))
@@ -113,13 +110,13 @@ def _is_number(value: str) -> bool:
 
 def _panels(
     settings: Sequence[Setting], keys: Sequence[_Key], width: float, legend: bool = False
-) -> tuple[Figure, list[Panel]]:
+) -> tuple[Figure, list[tuple[Axes, list[Setting]]]]:
     """A chart for each combination of the keys' values, with its settings; one chart where there is no key."""
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
         groups.setdefault(", ".join(f"{key.name} = {key.of(setting)}" for key in keys), []).append(setting)
-    across = max(1, min(PANELS_ACROSS, len(groups)))
-    down = max(1, -(-len(groups) // across))
+    across = min(4, len(groups))
+    down = -(-len(groups) // across)
     figure = empty_figure(0.5 + width * across + 2.2 * legend, 3.8 * down)
     charts = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     for axes, title in zip(charts, groups, strict=False):
@@ -130,17 +127,13 @@ def _panels(
 
 
 def _draw(
-    axes: Axes,
-    comparison: Comparison,
-    settings: Sequence[Setting],
-    places: Sequence[float],
-    shift: float,
-    style: dict[str, Any],
+    axes: Axes, comparison: Comparison, settings: Sequence[Setting], x: _Key, shift: float, style: dict[str, Any]
 ) -> None:
     """One line: means with error bars and the scores behind them, ``shift`` points aside."""
     from matplotlib.transforms import ScaledTranslation
 
     aside = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    places = [x.place(setting) for setting in settings]
     means = np.array([comparison.scale * setting.mean for setting in settings])
     stds = np.nan_to_num([comparison.scale * setting.std for setting in settings])
     axes.errorbar(places, means, stds, marker="o", markersize=5, capsize=3, transform=aside, **style)

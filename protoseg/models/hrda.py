@@ -18,8 +18,6 @@ from protoseg.types import Detail, ProtosegError, SegOutput, Similarities
 CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
 WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depend on it
 
-Box = tuple[int, int, int, int]
-
 
 def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, int]) -> Tensor:
     """(1 - a) context + a detail where the detail lies, the context elsewhere (HRDA, arXiv 2204.13132, Sec. 3.2).
@@ -189,7 +187,7 @@ class HRDASegmentor(Segmentor):
         crop = image[..., top : top + height, left : left + width]
         return Detail(self._decode(self._encode(crop, self.encoder), (height, width)).logits, box)
 
-    def _random_box(self, size: tuple[int, int]) -> Box:
+    def _random_box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         if any(detail > side for detail, side in zip(self.detail_size, size, strict=True)):
             raise ProtosegError(
                 f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}; set "

@@ -14,18 +14,13 @@ class ClassQueues(nn.Module):
         num_classes, length, dim: ``c``, ``L`` and ``d`` of the queues.
         per_step: the most embeddings that one :meth:`push` writes per class, over all ranks.
 
-    Attributes:
-        features: ``c L d``; the first ``fill`` of each class are in use.
-        pointer: slot of each class that is written next, int64 ``c``.
-        fill: slots in use, int64 ``c``.
-
     Raises:
         ProtosegError: sizes below 1, or ``per_step`` larger than the queue.
     """
 
-    features: Tensor
-    pointer: Tensor
-    fill: Tensor
+    features: Tensor  # ``c L d``; the first ``fill`` of each class are in use
+    pointer: Tensor  # slot of each class that is written next, int64 ``c``
+    fill: Tensor  # slots in use, int64 ``c``
 
     def __init__(self, num_classes: int, length: int, dim: int, per_step: int) -> None:
         super().__init__()
@@ -68,10 +63,9 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def draw(self, *size: int) -> tuple[Tensor, Tensor]:
-        """Embeddings from each class's own queue, with replacement.
+        """Embeddings from each class's own queue, with replacement: ``c *size d``, and whether they exist, ``c *size``.
 
-        Returns:
-            features ``c *size d`` and whether they exist, bool ``c *size`` (False for all of an empty queue).
+        Those of an empty queue do not.
         """
         shape = (len(self.fill), *size)
         row = torch.arange(shape[0], device=self.fill.device).view(-1, *[1] * len(size)).expand(shape)
@@ -79,11 +73,7 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def draw_others(self, size: int) -> tuple[Tensor, Tensor]:
-        """For each class, embeddings from the queues of the other classes, each other class equally likely.
-
-        Returns:
-            features ``c size d`` and whether they exist, bool ``c size``.
-        """
+        """From queues of other classes, each equally likely: ``c size d``, and whether they exist, bool ``c size``."""
         classes = len(self.fill)
         other = (self.fill > 0) & ~torch.eye(classes, dtype=torch.bool, device=self.fill.device)
         # The j-th other class, j uniform: the first at which the running count of others reaches j + 1.

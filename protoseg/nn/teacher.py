@@ -26,14 +26,11 @@ class EMATeacher(AveragedModel):
         model: the student; copied.
         alpha: largest momentum, in [0, 1).
 
-    Attributes:
-        n_averaged: states averaged so far, the initial one included: t + 1 after optimizer step t.
-
     Raises:
         ProtosegError: ``alpha`` outside [0, 1).
     """
 
-    n_averaged: Tensor
+    n_averaged: Tensor  # states averaged so far, the initial one included: t + 1 after optimizer step t
 
     def __init__(self, model: nn.Module, alpha: float = 0.999) -> None:
         if not 0 <= alpha < 1:

@@ -61,15 +61,10 @@ def expect(condition: bool, wanted: str, got: Any) -> None:
 
 
 class TargetPixels(NamedTuple):
-    """The teacher's word on the pixels of the mixed images, on the model's grid, flattened to ``n``.
+    """The teacher's word on the pixels of the mixed images, on the model's grid, flattened to ``n``."""
 
-    Attributes:
-        label: its class; ``IGNORE_INDEX`` where the mixed image does not show the target or where it counts nothing.
-        confidence: the probability it gives that class.
-    """
-
-    label: Tensor
-    confidence: Tensor
+    label: Tensor  # its class; ``IGNORE_INDEX`` where the mixed image does not show the target or it counts nothing
+    confidence: Tensor  # the probability it gives that class
 
 
 def target_label(target: Target, mixed: Mixed) -> Tensor:

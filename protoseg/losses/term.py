@@ -13,71 +13,45 @@ from protoseg.types import LabelSpace, SegOutput
 
 @dataclass(frozen=True)
 class Seen:
-    """Images with labels that the model under training has seen.
+    """Images with labels that the model under training has seen."""
 
-    Attributes:
-        output: the model's output on its own grid.
-        label: train ids at full resolution, int64 ``b H W``.
-        stride: pixels per cell of the model's grid.
-        clustering: prototype of each grid pixel; None for heads without prototypes.
-        image: what the model saw, ``b 3 H W``; None where no term asks for it.
-    """
-
-    output: SegOutput
-    label: Tensor
-    stride: int
-    clustering: Clustering | None = None
-    image: Tensor | None = None
+    output: SegOutput  # on the model's own grid
+    label: Tensor  # train ids at full resolution, int64 ``b H W``
+    stride: int  # pixels per cell of the model's grid
+    clustering: Clustering | None = None  # prototype of each grid pixel; None for heads without prototypes
+    image: Tensor | None = None  # what the model saw, ``b 3 H W``; None where no term asks for it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Seen):
     """Mixed images: parts of labelled ones pasted on target images, with the labels of both.
 
-    Attributes:
-        pasted: pixels that come from the labelled image, bool ``b H W``. The others show the target image of the same
-            index at the same place.
-        weight: of every pixel in the cross-entropy, fp32 ``b H W``.
+    Pixels that are not pasted show the target image of the same index at the same place.
     """
 
-    pasted: Tensor
-    weight: Tensor
+    pasted: Tensor  # pixels that come from the labelled image, bool ``b H W``
+    weight: Tensor  # of every pixel in the cross-entropy, fp32 ``b H W``
 
 
 @dataclass(frozen=True)
 class Target:
-    """Unlabelled images and what the teacher says of them.
+    """Unlabelled images and what the teacher says of them."""
 
-    Attributes:
-        image: as the teacher saw them, uint8 ``b 3 H W``.
-        label: its likeliest class, int64 ``b H W``; ``IGNORE_INDEX`` in rows that are left out.
-        confidence: the probability it gives that class, fp32 ``b H W``.
-        quality: share of pixels (of all ranks) with a confidence of at least the threshold, a scalar in [0, 1].
-        teacher: its output on its grid (no gradient).
-    """
-
-    image: Tensor
-    label: Tensor
-    confidence: Tensor
-    quality: Tensor
-    teacher: SegOutput
+    image: Tensor  # as the teacher saw them, uint8 ``b 3 H W``
+    label: Tensor  # its likeliest class, int64 ``b H W``; ``IGNORE_INDEX`` in rows that are left out
+    confidence: Tensor  # the probability it gives that class, fp32 ``b H W``
+    quality: Tensor  # share of pixels (of all ranks) with a confidence of at least the threshold, a scalar in [0, 1]
+    teacher: SegOutput  # its output on its grid (no gradient)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step after its forward passes. Parts that a method does not have are None.
+    """A training step after its forward passes. Parts that a method does not have are None."""
 
-    Attributes:
-        model: what is trained (for terms with a forward pass of their own).
-        labelled: its output on labelled images: of adaptation, the source's.
-        mixed: its output on mixed images.
-        target: the unlabelled images.
-    """
-
-    model: nn.Module
-    labelled: Seen
-    mixed: Mixed | None = None
-    target: Target | None = None
+    model: nn.Module  # what is trained (for terms with a forward pass of their own)
+    labelled: Seen  # its output on labelled images: of adaptation, the source's
+    mixed: Mixed | None = None  # its output on mixed images
+    target: Target | None = None  # the unlabelled images
 
 
 class Term(nn.Module, ABC):

@@ -34,7 +34,8 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
     counts = confusion.numpy()
     write_json(output / "metrics.json", result)
     write_file(output / "table.csv", lambda path: write_csv(path, _csv_rows(result)))
-    write_file(output / "table.md", lambda path: path.write_text(_markdown(result), encoding="utf-8"))
+    text = f"{markdown_table(_HEADER, _percent_rows(result))}\n\n{_overall(result)}, {result['num_images']} images\n"
+    write_file(output / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     write_file(output / "confusion.npy", lambda path: np.save(path, counts))
     named = [[name, *row] for name, row in zip(label_space.classes, counts.tolist(), strict=True)]
     header = ["true \\ predicted", *label_space.classes]
@@ -100,7 +101,3 @@ def _overall(result: dict[str, Any]) -> str:
     subsets = [key for key in result if key.startswith("mIoU_")]
     keys = ("mIoU", *subsets, "pixel_accuracy", "mean_accuracy", "fw_IoU")
     return " · ".join(f"{key} {_percent(result[key])} %" for key in keys)
-
-
-def _markdown(result: dict[str, Any]) -> str:
-    return f"{markdown_table(_HEADER, _percent_rows(result))}\n\n{_overall(result)}, {result['num_images']} images\n"

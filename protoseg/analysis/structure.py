@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -89,7 +88,7 @@ def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> lis
     """
     prototypes = prototypes.cpu()
     within, means = prototypes @ prototypes.mT, within_class_cosine(prototypes)
-    between, nearest = nearest_class_cosine(prototypes).fill_diagonal_(-math.inf).max(1)
+    between, nearest = nearest_class_cosine(prototypes).fill_diagonal_(-torch.inf).max(1)
     alone = label_space.num_classes == 1
     entries = []
     for i, name in enumerate(label_space.classes):

@@ -115,10 +115,9 @@ class ErrorDetection(NamedTuple):
 
     def risk_coverage(self) -> tuple[Array, Array]:
         """Share of pixels kept, and the share of wrong ones among them, as less and less certain ones are let in."""
-        pixels, wrong = (self.right + self.wrong)[::-1], self.wrong[::-1]
-        kept = np.cumsum(pixels)
-        held = pixels > 0
-        return kept[held] / kept[-1], np.cumsum(wrong)[held] / kept[held]
+        pixels, wrong, before = self._from_surest()
+        held, kept = pixels > 0, before + pixels
+        return kept[held] / self.pixels, np.cumsum(wrong)[held] / kept[held]
 
     @property
     def aurc(self) -> float:

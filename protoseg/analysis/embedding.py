@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ from protoseg.evaluation.pictures import MANY_CLASSES, Picture, empty_figure, fi
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -112,7 +110,9 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
         axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
     present = np.unique(found.label).tolist()
     for i in present[:MANY_CLASSES]:
-        _name(axes, np.median(found.points[found.label == i], axis=0), label_space.classes[i], size=9)
+        x, y = np.median(found.points[found.label == i], axis=0)
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
+        axes.text(x, y, figure_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
     axes.set_axis_off()
     stars_text = ", stars the prototypes" if found.stars is not None else ""
     axes.set_title(f"t-SNE of the embeddings: dots are pixels{stars_text}", fontsize=12)
@@ -171,13 +171,11 @@ def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
     axes.scatter(x[p:], y[p:], s=7, c=colors[p:], linewidths=0)
     axes.scatter(x[:p], y[:p], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
     for i in plane.label[:p].unique().tolist():
-        _name(axes, plane.places[:p][plane.label[:p] == i].mean(0).tolist(), space.classes[i], size=8)
+        own = (plane.label[:p] == i).numpy()
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "edgecolor": "none"}
+        axes.text(
+            x[:p][own].mean(), y[:p][own].mean(), figure_name(space.classes[i]), fontsize=8, ha="center", bbox=box
+        )
     axes.set(xticks=[], yticks=[])
     axes.set_title("prototypes (circles) and pixels of one image: principal components", fontsize=11)
     return figure_picture(figure)
-
-
-def _name(axes: Axes, place: Sequence[float], name: str, size: int) -> None:
-    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
-    x, y = place
-    axes.text(x, y, figure_name(name), fontsize=size, ha="center", va="center", bbox=box, zorder=4)

@@ -42,11 +42,17 @@ Source = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image."""
+    """What a model says of an image.
 
-    labels: npt.NDArray[np.uint8 | np.uint16]  # class ids ``h w``; uint16 of more than 255 classes
-    confidence: npt.NDArray[np.float32]  # probability of these, ``h w``
-    image: Tensor  # uint8 (or float in [0, 1]) RGB, ``3 h w``
+    Attributes:
+        labels, confidence: class ids, ``h w``, uint8, or uint16 of more than 255 classes; probability, fp32 ``h w``.
+        image: uint8 (or float in [0, 1]) RGB, ``3 h w``.
+        label_space: classes and colours.
+    """
+
+    labels: npt.NDArray[np.uint8 | np.uint16]
+    confidence: npt.NDArray[np.float32]
+    image: Tensor
     label_space: LabelSpace
 
     @property

@@ -27,10 +27,15 @@ def projection(in_channels: int, out_channels: int) -> nn.Sequential:
 class Head(nn.Module, ABC):
     """From the decoder's map to class logits; the base of all heads.
 
-    A segmentor makes it by ``(in_channels, num_classes)``. Embeddings have ``embedding_dim`` channels.
+    A segmentor makes it by ``(in_channels, num_classes)``.
+
+    Attributes:
+        embedding_dim: channels of ``SegOutput.embeddings``.
+        memory: the prototypes of its classes, None where it has none.
     """
 
-    memory: PrototypeMemory | None  # the prototypes of its classes
+    embedding_dim: int
+    memory: PrototypeMemory | None
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
         super().__init__()

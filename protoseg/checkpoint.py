@@ -11,7 +11,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from protoseg.archive import read_archive
-from protoseg.files import write_file
+from protoseg.files import existing_checkpoint, write_file
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}
@@ -62,8 +62,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A dictionary of tensors and plain values; raises ProtosegError for a file that is not there or not to be read."""
-    if not Path(path).is_file():
-        raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
+    existing_checkpoint(path)
     try:
         content = read_archive(path, map_location, mmap)
     except ProtosegError as error:

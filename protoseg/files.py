@@ -13,6 +13,12 @@ _PARTIAL = ".partial"
 _LONGEST = 255  # bytes of a file's name, on all common disks
 
 
+def existing_checkpoint(path: str | Path) -> None:
+    """Raise ProtosegError where no file is at ``path``: the look that a command line may take before torch is there."""
+    if not Path(path).is_file():
+        raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
+
+
 def with_ending(path: Path, ending: str) -> Path:
     """The path with ``ending`` after its name. Of a name too long for a disk the rest is replaced by a hash of it."""
     name = os.fsencode(path.name)

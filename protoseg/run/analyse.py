@@ -22,17 +22,15 @@ from protoseg.checkpoint import check_same_classes
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
 from protoseg.evaluation.tables import write_json
 from protoseg.files import with_ending, write_file
-from protoseg.run.config import composed, named
 from protoseg.run.evaluate import image_loader, open_checkpoint
-from protoseg.text import Terminal, override
+from protoseg.text import Terminal
 from protoseg.types import LabelSpace, ProtosegError
 
 _TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}
 
 
 def prototypes(
-    checkpoint: str | None,
-    overrides: Sequence[str],
+    cfg: DictConfig,
     out: Path,
     images: int | None,
     patches: int,
@@ -45,7 +43,6 @@ def prototypes(
     ``structure.json``, ``within.png``, ``between.png``, ``occupancy.png``, ``patches/CLASS.jpg``,
     ``activations/CLASS.jpg`` (in the image with most pixels of the class), ``embedding.png``.
     """
-    cfg = _config(checkpoint, overrides, images)
     trained = open_checkpoint(cfg)
     model, space = trained.model, trained.label_space
     vectors = prototype_memory(model).prototypes
@@ -101,15 +98,12 @@ def _prototype_row(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def uncertainty(
-    checkpoint: str | None, overrides: Sequence[str], out: Path, images: int | None, softmax: Path | None, maps: int
-) -> None:
+def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | None, maps: int) -> None:
     """Write ``uncertainty.json``, ``uncertainty.png`` and ``maps/IMAGE.jpg`` for the validation images."""
-    cfg = _config(checkpoint, overrides, images)
     trained = open_checkpoint(cfg)
     twin = None
     if softmax is not None:
-        twin = open_checkpoint(_config(checkpoint, overrides, images, override("ckpt_path", softmax)))
+        twin = open_checkpoint(cfg, ckpt_path=softmax)
         check_same_classes(softmax, twin.label_space, trained.label_space)
     collector = UncertaintyCollector()
     with image_loader(cfg, trained, images) as loader:
@@ -140,18 +134,15 @@ def uncertainty(
     terminal.say(f"Results: {out}")
 
 
-def adaptation(
-    checkpoint: str | None, overrides: Sequence[str], out: Path, images: int | None, source_only: Path, panels: int
-) -> None:
+def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path, panels: int) -> None:
     """Write ``adaptation.json``, ``confusion.png``, ``iou.png`` and ``panels/IMAGE.jpg`` for the target's images."""
-    cfg = _config(checkpoint, overrides, images, "network=student")
-    student = open_checkpoint(cfg)
+    student = open_checkpoint(cfg, network="student")
     space = student.label_space
-    before = open_checkpoint(_config(checkpoint, overrides, images, override("ckpt_path", source_only)))
+    before = open_checkpoint(cfg, ckpt_path=source_only)
     check_same_classes(source_only, before.label_space, space)
     models = {"source only": before.model, "student": student.model}
     if "teacher" in student.file.networks:
-        models["teacher"] = open_checkpoint(_config(checkpoint, overrides, images, "network=teacher")).model
+        models["teacher"] = open_checkpoint(cfg, network="teacher").model
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, images) as loader:
         drawn = _spread(len(loader.dataset), panels)  # type: ignore[arg-type]
@@ -174,16 +165,6 @@ def adaptation(
     terminal = Terminal()
     terminal.table("On the target", ("network", "mIoU (%)", "mean accuracy (%)", "pixel accuracy (%)"), rows)
     terminal.say(f"Results: {out}")
-
-
-def _config(checkpoint: str | None, overrides: Sequence[str], images: int | None, *more: str) -> DictConfig:
-    """The composed ``evaluate.yaml`` for a checkpoint that stands first, or among the overrides."""
-    overrides = [*named([checkpoint, *overrides] if checkpoint else overrides, ("ckpt_path",)), *more]
-    if not any(override.startswith("ckpt_path=") for override in overrides):
-        raise ProtosegError("expected a checkpoint, got none; give RUN/checkpoints/best.ckpt")
-    if images is not None and images < 1:
-        raise ProtosegError(f"--images: expected at least 1 image, got {images}")
-    return composed("evaluate", overrides)
 
 
 def _spread(total: int, count: int) -> set[int]:

@@ -1,10 +1,10 @@
 """What ``protoseg analyse`` does with a checkpoint: its prototypes, errors and adaptation in tables and pictures."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig
 from PIL import Image
@@ -50,6 +50,7 @@ def prototypes(
     ids = space.ids(classes, "--class") if classes else None
     occupancy, nearest = OccupancyCollector(c, k), PatchCollector(c, k, patches)
     embeddings = EmbeddingCollector(max(1, pixels // c))
+    console = Console(stderr=True)
     parts: dict[str, Collector] = {"patches": nearest, "embedding": embeddings}
     with image_loader(cfg, trained, images, training=True) as loader:
         collect(scenes(model, loader), occupancy, *(part for name, part in parts.items() if name not in skip))
@@ -64,18 +65,18 @@ def prototypes(
         write_file(out / "occupancy.png", occupancy_figure(found, space, ids).savefig)
         if "patches" not in skip:
             best = nearest.compute().found
-            for i in _drawing(ids, "patches"):
+            for i in track(ids, "patches", console=console):
                 sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
                 _save(out / "patches" / _class_file(i, space), sheet)
         if "activations" not in skip:
-            for i in _drawing([i for i in ids if found.example[i] >= 0], "activations"):
-                sample: Any = loader.dataset[int(found.example[i])]
-                image, label, name = sample
+            there = [i for i in ids if found.example[i] >= 0]
+            for i in track(there, "activations", console=console):
+                image, label, name = cast(Any, loader.dataset[int(found.example[i])])
                 scene = look(model, image, label, name=name)
                 panel = activation_panel(image, activation(model, scene, i), space)
                 _save(out / "activations" / _class_file(i, space), panel)
     if "embedding" not in skip:
-        with Console(stderr=True).status("t-SNE"):
+        with console.status("t-SNE"):
             places = embedding_map(embeddings.compute(), vectors)
         write_file(out / "embedding.png", embedding_figure(places, space).savefig)
     terminal = Terminal()
@@ -86,16 +87,12 @@ def prototypes(
 
 
 def _prototype_row(entry: dict[str, Any]) -> list[str]:
-    double = ", ".join(f"{a} = {b}" for a, b, _ in entry["duplicates"][:4])
-    return [
-        entry["name"],
-        str(entry["cells"]),
-        "–" if entry["effective"] is None else f"{entry['effective']:.1f}",
-        "–" if entry["mean_cosine"] is None else f"{entry['mean_cosine']:.2f}",
-        ", ".join(map(str, entry["dead"])),
-        f"{double} …" if len(entry["duplicates"]) > 4 else double,
-        "–" if entry["nearest_class"] is None else f"{entry['nearest_class']} ({entry['nearest_cosine']:.2f})",
-    ]
+    effective = "–" if entry["effective"] is None else f"{entry['effective']:.1f}"
+    cosine = "–" if entry["mean_cosine"] is None else f"{entry['mean_cosine']:.2f}"
+    nearest = "–" if entry["nearest_class"] is None else f"{entry['nearest_class']} ({entry['nearest_cosine']:.2f})"
+    dead, double = ", ".join(map(str, entry["dead"])), ", ".join(f"{a} = {b}" for a, b, _ in entry["duplicates"][:4])
+    more = " …" if len(entry["duplicates"]) > 4 else ""
+    return [entry["name"], str(entry["cells"]), effective, cosine, dead, double + more, nearest]
 
 
 def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | None, maps: int) -> None:
@@ -170,10 +167,6 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
 def _spread(total: int, count: int) -> set[int]:
     """Numbers of the images that get a picture, ``count`` of ``total``."""
     return {i * total // max(count, 1) for i in range(count)}
-
-
-def _drawing(ids: Sequence[int], title: str) -> Iterable[int]:
-    return track(ids, title, console=Console(stderr=True))
 
 
 def _class_file(i: int, space: LabelSpace) -> str:

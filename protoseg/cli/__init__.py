@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import CONFIG_DIR, named
+from protoseg.run.config import CONFIG_DIR, check_values, named, split_choices
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.run.launch import run_name
 from protoseg.run.multirun import report
@@ -46,6 +47,12 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
 
     def job(cfg: DictConfig) -> float | None:
         try:
+            choices, values = split_choices(HydraConfig.get().overrides.task)
+            if values:
+                loader = GlobalHydra.instance().config_loader()
+                check_values(
+                    values, cfg, loader.load_configuration(HydraConfig.get().job.config_name, choices, RunMode.RUN)
+                )
             return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:

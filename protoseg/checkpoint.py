@@ -10,8 +10,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
+from protoseg import __version__
 from protoseg.archive import read_archive
-from protoseg.files import write_file
+from protoseg.files import existing_checkpoint, write_file
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}
@@ -35,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise (refusal if isinstance(refusal, OSError) else OSError(str(error))) from None
 
         sizes: list[int] = []
-        apply_to_collection(checkpoint, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
+        apply_to_collection(checkpoint, Tensor, lambda tensor: sizes.append(tensor.nbytes))
         write_file(Path(path), save, sum(sizes))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
@@ -62,13 +63,19 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A dictionary of tensors and plain values; raises ProtosegError for a file that is not there or not to be read."""
-    if not Path(path).is_file():
-        raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
+    existing_checkpoint(path)
     try:
         content = read_archive(path, map_location, mmap)
     except ProtosegError as error:
         raise ProtosegError(f"checkpoint {error}") from error
     return content if isinstance(content, dict) else {}
+
+
+def own_part(config: dict[str, Any] | None, space: LabelSpace) -> dict[str, Any]:
+    """What a checkpoint holds under ``protoseg``: the run's resolved config, and the classes."""
+    colors = [list(color) for color in space.colors]
+    label_space = {"name": space.name, "classes": list(space.classes), "colors": colors}
+    return {"version": __version__, "config": config, "label_space": label_space}
 
 
 def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:

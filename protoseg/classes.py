@@ -1,6 +1,6 @@
 """``python -m protoseg.classes``: the earlier door to ``protoseg teach``."""
 
-from protoseg.cli.teach import main
+from protoseg.cli.tool import run_tool
 
 if __name__ == "__main__":
-    main()
+    run_tool("teach")

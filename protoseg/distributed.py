@@ -1,5 +1,6 @@
 """Rank, world size, sum and concatenation over ranks; all of them do nothing without a process group."""
 
+import os
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @torch.no_grad()

@@ -13,6 +13,12 @@ _PARTIAL = ".partial"
 _LONGEST = 255  # bytes of a file's name, on all common disks
 
 
+def existing_checkpoint(path: str | Path) -> None:
+    """Raise ProtosegError where no file is at ``path``: the look that a command line may take before torch is there."""
+    if not Path(path).is_file():
+        raise ProtosegError(f"checkpoint: no file at {path}; give ckpt_path=RUN/checkpoints/best.ckpt")
+
+
 def with_ending(path: Path, ending: str) -> Path:
     """The path with ``ending`` after its name. Of a name too long for a disk the rest is replaced by a hash of it."""
     name = os.fsencode(path.name)
@@ -30,13 +36,7 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def disk_refusal(error: OSError, place: Path, wanted: int = 0) -> str:
-    """Why the disk refuses, with what is free and what was ``wanted`` (bytes) where it is full, and what to do.
-
-    Args:
-        error: what the system said.
-        place: the file or folder to write; it need not be there.
-        wanted: bytes, if known.
-    """
+    """Why a file or folder cannot be written at ``place``; of a full disk what is free, and ``wanted`` (bytes)."""
     reason = (error.strerror or str(error)).strip()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next((parent for parent in place.absolute().parents if parent.is_dir()), Path.cwd())
@@ -48,17 +48,10 @@ def disk_refusal(error: OSError, place: Path, wanted: int = 0) -> str:
 
 
 def write_file(path: Path, save: Callable[[Path], object], size: int = 0) -> None:
-    """Let ``save`` write a file beside ``path``, then put it in place.
+    """Let ``save`` write a file beside ``path``, at the path that it is given, then put it in place; makes the folder.
 
-    A killed run or a full disk leaves an earlier file whole.
-
-    Args:
-        path: of the file; its folder is made if it is missing.
-        save: is given the path to write to.
-        size: bytes that the file will have, for the message; 0 if unknown.
-
-    Raises:
-        ProtosegError: the disk refuses; an earlier file at ``path`` is untouched.
+    A killed run or a full disk leaves an earlier file whole. ``size``: bytes that the file will have, for the message,
+    0 if unknown. Raises ProtosegError: the disk refuses.
     """
     # The suffix stays last: NumPy and matplotlib go by it.
     partial = with_ending(path.with_name(f".{path.stem}"), f".{os.getpid()}{_PARTIAL}{path.suffix}")

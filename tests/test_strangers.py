@@ -23,7 +23,7 @@ from PIL import Image
 import protoseg
 from protoseg import notebook
 from protoseg.checkpoint import AtomicCheckpointIO
-from protoseg.cli import analyse, teach
+from protoseg.cli.tool import run_tool
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
@@ -106,9 +106,9 @@ def save(content: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _command(main: Callable[[list[str]], None], *arguments: object) -> None:
+def _command(tool: str, *arguments: object) -> None:
     try:
-        main([str(argument) for argument in arguments])
+        run_tool(tool, [str(argument) for argument in arguments])
     except SystemExit as error:
         if error.code:
             raise ProtosegError("told on the terminal") from None
@@ -127,27 +127,27 @@ DOORS: dict[str, Door] = {
         configure("evaluate", f"ckpt_path={ckpt}", "mode=predict", f"images={images / 'images'}", output=out)
     ),
     "analysis prototypes": lambda ckpt, images, out, configure: _command(
-        analyse.main, "prototypes", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--skip", "activations",
+        "analyse", "prototypes", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--skip", "activations",
         "--skip", "patches", "--skip", "embedding", "--out", out,
     ),
     "analysis uncertainty": lambda ckpt, images, out, configure: _command(
-        analyse.main, "uncertainty", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--out", out
+        "analyse", "uncertainty", f"ckpt_path={ckpt}", "num_workers=0", "--images", 1, "--out", out
     ),
     "analysis adaptation": lambda ckpt, images, out, configure: _command(
-        analyse.main, "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
+        "analyse", "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
         "--out", out,
     ),
     "classes add": lambda ckpt, images, out, configure: _command(
-        teach.main, "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
+        "teach", "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
         out / "new.ckpt",
     ),
     "classes remove": lambda ckpt, images, out, configure: _command(
-        teach.main, "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"
+        "teach", "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"
     ),
     "classes merge": lambda ckpt, images, out, configure: _command(
-        teach.main, "merge", ckpt, "--name", "Car", "--name", "Tree", "--into", "x", "--out", out / "new.ckpt"
+        "teach", "merge", ckpt, "--name", "Car", "--name", "Tree", "--into", "x", "--out", out / "new.ckpt"
     ),
-    "classes show": lambda ckpt, images, out, configure: _command(teach.main, "show", ckpt),
+    "classes show": lambda ckpt, images, out, configure: _command("teach", "show", ckpt),
     "notebook": lambda ckpt, images, out, configure: notebook.open_run(ckpt, limit=1),
     "export": lambda ckpt, images, out, configure: export(str(ckpt), out / "model.onnx", None, "student", []),
     "resume": lambda ckpt, images, out, configure: run_training(

@@ -1,6 +1,6 @@
-"""``python -m protoseg.analysis``: see ``protoseg.cli.analyse``."""
+"""``python -m protoseg.analysis``: see ``protoseg.cli``."""
 
-from protoseg.cli.analyse import main
+from protoseg.cli.tool import run_tool
 
 if __name__ == "__main__":
-    main()
+    run_tool("analyse")

@@ -2,14 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from protoseg.run.config import CONFIG_DIR, named
+from protoseg.files import existing_checkpoint
+from protoseg.run.config import CONFIG_DIR, check_values, named, split_choices
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.run.launch import run_name
 from protoseg.run.multirun import report
@@ -27,9 +30,9 @@ def train() -> None:
         sys.exit(1)
 
 
-def evaluate() -> None:
-    """Entry of ``evaluate.py`` and ``protoseg-evaluate``."""
-    sys.argv[1:] = named(sys.argv[1:], ("ckpt_path",))
+def evaluate(places: Sequence[str] = ("ckpt_path",)) -> None:
+    """Entry of ``evaluate.py`` and ``protoseg-evaluate``; ``places``: keys of words without ``KEY=``."""
+    sys.argv[1:] = named(sys.argv[1:], places)
     _run("evaluate", _evaluate)
 
 
@@ -38,10 +41,18 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if (name := run_name()) is not None:
         os.environ["PROTOSEG_RUN_NAME"] = name  # for the folders in conf/train.yaml
+    program = Path(sys.argv[0]).name
+    os.environ["PROTOSEG_COMMAND"] = f"python {program}" if program.endswith(".py") else program  # for --help
     failed: list[Exception] = []
 
     def job(cfg: DictConfig) -> float | None:
         try:
+            choices, values = split_choices(HydraConfig.get().overrides.task)
+            if values:
+                loader = GlobalHydra.instance().config_loader()
+                check_values(
+                    values, cfg, loader.load_configuration(HydraConfig.get().job.config_name, choices, RunMode.RUN)
+                )
             return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -58,12 +69,15 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
 
 
 def _train(cfg: DictConfig) -> float | None:
+    if cfg.resume not in (None, "auto"):
+        existing_checkpoint(cfg.resume)  # before torch, which takes seconds
     from protoseg.run.jobs import run_job
 
     return run_job(cfg)
 
 
 def _evaluate(cfg: DictConfig) -> float | None:
+    existing_checkpoint(cfg.ckpt_path)
     from protoseg.run.evaluate import run_evaluation
 
     return run_evaluation(cfg)

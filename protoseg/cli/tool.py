@@ -1,46 +1,95 @@
-"""The frame of the command-line tools: commands that take settings as ``KEY=VALUE`` beside their options."""
+"""The command-line tools of ``commands.yaml``: options, and settings as ``KEY=VALUE`` beside them."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
+from protoseg.files import existing_checkpoint
+from protoseg.run.config import composed, named
 from protoseg.run.errors import run_with_clear_errors
+from protoseg.types import ProtosegError
+
+COMMANDS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf-8"))
+"""By name; what the keys mean is written in that file."""
 
 
-def call(run: str, settings: Mapping[str, Any], config_name: str) -> None:
-    """Import ``run``, a function as ``module:name``, and call it; exit code 1 and one message at wrong input."""
-    run_with_clear_errors(lambda: resolve_name(run)(**settings), config_name)
+def run_tool(name: str, arguments: Sequence[str] | None = None) -> None:
+    """``protoseg NAME …``; exit code 1 and one message at wrong input, exit code 2 at words that are no options."""
+    entry = COMMANDS[name]
+    parser = ArgumentParser(prog=f"protoseg {name}", description=entry["description"])
+    if "commands" in entry:
+        commands = parser.add_subparsers(metavar="COMMAND", required=True)
+        for each, of in entry["commands"].items():
+            example = f"example: protoseg {name} {each} {of['example']}"
+            command = commands.add_parser(each, help=of["text"], description=of["text"], epilog=example)
+            command.set_defaults(run=of.get("run", f"{entry['run']}:{each}"))
+            _add_options(command, {key: entry["options"][key] for key in of.get("uses", ())} | of.get("options", {}))
+    else:
+        parser.set_defaults(run=entry["run"])
+        _add_options(parser, entry["options"])
+    options, overrides = parser.parse_known_args(arguments)
+    # argparse does not find overrides that follow an option.
+    if overrides and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in overrides)):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    settings = vars(options)
+    if overrides:
+        settings["overrides"] += overrides
+    run_with_clear_errors(lambda: _call(settings, entry), entry["config"])
 
 
-class Tool:
-    """``protoseg NAME COMMAND …``; what a command runs is imported when it is called, for torch takes seconds."""
-
-    def __init__(self, name: str, description: str, config_name: str) -> None:
-        self.name, self.config_name = name, config_name  # the file of conf/ that a misspelt override is compared with
-        self.parser = ArgumentParser(prog=f"protoseg {name}", description=description)
-        self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(self, name: str, run: str, text: str, example: str) -> ArgumentParser:
-        """Add a command; ``run``, a function as ``module:name``, gets its options by their names."""
-        example = f"example: protoseg {self.name} {name} {example}"
-        parser: ArgumentParser = self._commands.add_parser(name, help=text, description=text, epilog=example)
-        parser.set_defaults(run=run)
-        return parser
-
-    def main(self, arguments: Sequence[str] | None) -> None:
-        """Parse the command line and run its command; exit code 1 and one message at wrong input."""
-        options, overrides = self.parser.parse_known_args(arguments)
-        # argparse does not find overrides that follow an option.
-        if overrides and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in overrides)):
-            self.parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-        settings = vars(options)
-        if overrides:
-            settings["overrides"] += overrides
-        call(settings.pop("run"), settings, self.config_name)
+def _add_options(parser: ArgumentParser, options: Mapping[str, dict[str, Any]]) -> None:
+    for name, given in options.items():
+        of_type: dict[str, Any] = {"type": _TYPES[given["type"]]} if "type" in given else {}
+        parser.add_argument(name, **{**given, **of_type})
 
 
-def add_trust(command: ArgumentParser) -> None:
-    """Let a command that opens a checkpoint take ``--trust MODULE``."""
-    text = "module whose classes the checkpoint may build besides: your own, or one that you have read"
-    command.add_argument("--trust", action="append", default=[], metavar="MODULE", help=text)
+def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
+    """Check the names that were given, then import the command's function, and with it torch, which takes seconds."""
+    run = settings.pop("run")
+    if "places" in entry and "overrides" in settings:
+        words = settings.pop("overrides")
+        for option, key in entry["places"].items():
+            words = named([settings[option], *words] if settings[option] else words, (key,))
+            if not any(word.startswith(f"{key}=") for word in words):
+                raise ProtosegError(f"expected a {option}, got none; give RUN/checkpoints/best.ckpt")
+        for option in ("images", "count"):
+            if (number := settings.get(option)) is not None and number < 1:
+                raise ProtosegError(f"--{option}: expected at least 1 image, got {number}")
+        settings["cfg"] = composed(entry["config"], words)
+    said = [settings.get(option) for option in ("checkpoint", "softmax", "source_only", "trained")]
+    if "cfg" in settings and settings.pop("checkpoint", None) is not None:
+        said[0] = settings["cfg"].ckpt_path
+    for path in said:
+        if path is not None and not Path(path).is_dir() and not str(path).startswith("hf://"):
+            existing_checkpoint(path)
+    resolve_name(run)(**settings)
+
+
+def _sides(form: str, text: str) -> tuple[int, int]:
+    first, _, second = text.lower().partition("x")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise ArgumentTypeError(f"expected {form}, got {text!r}")
+    return int(first), int(second)
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) < 256 for part in parts):
+        raise ArgumentTypeError(f"expected three numbers from 0 to 255, e.g. 0,0,142, got {text!r}")
+    red, green, blue = map(int, parts)
+    return red, green, blue
+
+
+_TYPES = {
+    "int": int,
+    "float": float,
+    "path": Path,
+    "height x width": partial(_sides, "HEIGHTxWIDTH, e.g. 512x1024"),
+    "width x height": partial(_sides, "WIDTHxHEIGHT, e.g. 640x480"),
+    "color": _color,
+}

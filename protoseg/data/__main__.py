@@ -1,6 +1,6 @@
-"""``python -m protoseg.data``: see ``protoseg.cli.data``."""
+"""``python -m protoseg.data``: see ``protoseg.cli``."""
 
-from protoseg.cli.data import main
+from protoseg.cli.tool import run_tool
 
 if __name__ == "__main__":
-    main()
+    run_tool("data")

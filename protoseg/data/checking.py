@@ -16,6 +16,7 @@ from protoseg.data.files import read_image
 from protoseg.data.loading import seed_worker
 from protoseg.data.pairing import collect_faults
 from protoseg.data.statistics import in_threads, spread
+from protoseg.distributed import usable_cores
 from protoseg.types import ProtosegError
 
 _WORKERS_FROM = 64
@@ -70,11 +71,10 @@ def _fails(read: Callable[[], object]) -> list[str]:
 
 def check_samples(dataset: SegmentationDataset) -> Iterator[Checked]:
     """``check_sample`` of each sample in turn, read by as many processes as there are cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader: DataLoader[Any] = DataLoader(
         _Faults(dataset),
         batch_size=_BATCH,
-        num_workers=cores if len(dataset) >= _WORKERS_FROM else 0,
+        num_workers=usable_cores() if len(dataset) >= _WORKERS_FROM else 0,
         collate_fn=list,
         worker_init_fn=partial(seed_worker, seed=0, rank=0),
     )

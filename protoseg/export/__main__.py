@@ -1,5 +1,5 @@
 """Door to the command line: ``python -m protoseg.export``."""
 
-from protoseg.cli.export import main
+from protoseg.cli.tool import run_tool
 
-main()
+run_tool("export")

@@ -1,10 +1,10 @@
 """What ``protoseg analyse`` does with a checkpoint: its prototypes, errors and adaptation in tables and pictures."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig
 from PIL import Image
@@ -22,17 +22,15 @@ from protoseg.checkpoint import check_same_classes
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
 from protoseg.evaluation.tables import write_json
 from protoseg.files import with_ending, write_file
-from protoseg.run.config import composed, named
 from protoseg.run.evaluate import image_loader, open_checkpoint
-from protoseg.text import Terminal, override
+from protoseg.text import Terminal
 from protoseg.types import LabelSpace, ProtosegError
 
 _TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}
 
 
 def prototypes(
-    checkpoint: str | None,
-    overrides: Sequence[str],
+    cfg: DictConfig,
     out: Path,
     images: int | None,
     patches: int,
@@ -45,7 +43,6 @@ def prototypes(
     ``structure.json``, ``within.png``, ``between.png``, ``occupancy.png``, ``patches/CLASS.jpg``,
     ``activations/CLASS.jpg`` (in the image with most pixels of the class), ``embedding.png``.
     """
-    cfg = _config(checkpoint, overrides, images)
     trained = open_checkpoint(cfg)
     model, space = trained.model, trained.label_space
     vectors = prototype_memory(model).prototypes
@@ -53,6 +50,7 @@ def prototypes(
     ids = space.ids(classes, "--class") if classes else None
     occupancy, nearest = OccupancyCollector(c, k), PatchCollector(c, k, patches)
     embeddings = EmbeddingCollector(max(1, pixels // c))
+    console = Console(stderr=True)
     parts: dict[str, Collector] = {"patches": nearest, "embedding": embeddings}
     with image_loader(cfg, trained, images, training=True) as loader:
         collect(scenes(model, loader), occupancy, *(part for name, part in parts.items() if name not in skip))
@@ -67,18 +65,18 @@ def prototypes(
         write_file(out / "occupancy.png", occupancy_figure(found, space, ids).savefig)
         if "patches" not in skip:
             best = nearest.compute()
-            for i in _drawing(ids, "patches"):
+            for i in track(ids, "patches", console=console):
                 sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
                 _save(out / "patches" / _class_file(i, space), sheet)
         if "activations" not in skip:
-            for i in _drawing([i for i in ids if found.example[i] >= 0], "activations"):
-                sample: Any = loader.dataset[int(found.example[i])]
-                image, label, name = sample
+            there = [i for i in ids if found.example[i] >= 0]
+            for i in track(there, "activations", console=console):
+                image, label, name = cast(Any, loader.dataset[int(found.example[i])])
                 scene = look(model, image, label, name=name)
                 panel = activation_panel(image, activation(model, scene, i), space)
                 _save(out / "activations" / _class_file(i, space), panel)
     if "embedding" not in skip:
-        with Console(stderr=True).status("t-SNE"):
+        with console.status("t-SNE"):
             places = embedding_map(embeddings.compute(), vectors)
         write_file(out / "embedding.png", embedding_figure(places, space).savefig)
     terminal = Terminal()
@@ -89,27 +87,20 @@ def prototypes(
 
 
 def _prototype_row(entry: dict[str, Any]) -> list[str]:
-    double = ", ".join(f"{a} = {b}" for a, b, _ in entry["duplicates"][:4])
-    return [
-        entry["name"],
-        str(entry["cells"]),
-        "–" if entry["effective"] is None else f"{entry['effective']:.1f}",
-        "–" if entry["mean_cosine"] is None else f"{entry['mean_cosine']:.2f}",
-        ", ".join(map(str, entry["dead"])),
-        f"{double} …" if len(entry["duplicates"]) > 4 else double,
-        "–" if entry["nearest_class"] is None else f"{entry['nearest_class']} ({entry['nearest_cosine']:.2f})",
-    ]
+    effective = "–" if entry["effective"] is None else f"{entry['effective']:.1f}"
+    cosine = "–" if entry["mean_cosine"] is None else f"{entry['mean_cosine']:.2f}"
+    nearest = "–" if entry["nearest_class"] is None else f"{entry['nearest_class']} ({entry['nearest_cosine']:.2f})"
+    dead, double = ", ".join(map(str, entry["dead"])), ", ".join(f"{a} = {b}" for a, b, _ in entry["duplicates"][:4])
+    more = " …" if len(entry["duplicates"]) > 4 else ""
+    return [entry["name"], str(entry["cells"]), effective, cosine, dead, double + more, nearest]
 
 
-def uncertainty(
-    checkpoint: str | None, overrides: Sequence[str], out: Path, images: int | None, softmax: Path | None, maps: int
-) -> None:
+def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | None, maps: int) -> None:
     """Write ``uncertainty.json``, ``uncertainty.png`` and ``maps/IMAGE.jpg`` for the validation images."""
-    cfg = _config(checkpoint, overrides, images)
     trained = open_checkpoint(cfg)
     twin = None
     if softmax is not None:
-        twin = open_checkpoint(_config(checkpoint, overrides, images, override("ckpt_path", softmax)))
+        twin = open_checkpoint(cfg, ckpt_path=softmax)
         check_same_classes(softmax, twin.label_space, trained.label_space)
     collector = UncertaintyCollector()
     with image_loader(cfg, trained, images) as loader:
@@ -140,18 +131,15 @@ def uncertainty(
     terminal.say(f"Results: {out}")
 
 
-def adaptation(
-    checkpoint: str | None, overrides: Sequence[str], out: Path, images: int | None, source_only: Path, panels: int
-) -> None:
+def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path, panels: int) -> None:
     """Write ``adaptation.json``, ``confusion.png``, ``iou.png`` and ``panels/IMAGE.jpg`` for the target's images."""
-    cfg = _config(checkpoint, overrides, images, "network=student")
-    student = open_checkpoint(cfg)
+    student = open_checkpoint(cfg, network="student")
     space = student.label_space
-    before = open_checkpoint(_config(checkpoint, overrides, images, override("ckpt_path", source_only)))
+    before = open_checkpoint(cfg, ckpt_path=source_only)
     check_same_classes(source_only, before.label_space, space)
     models = {"source only": before.model, "student": student.model}
     if "teacher" in student.file.networks:
-        models["teacher"] = open_checkpoint(_config(checkpoint, overrides, images, "network=teacher")).model
+        models["teacher"] = open_checkpoint(cfg, network="teacher").model
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, images) as loader:
         drawn = _spread(len(loader.dataset), panels)  # type: ignore[arg-type]
@@ -176,23 +164,9 @@ def adaptation(
     terminal.say(f"Results: {out}")
 
 
-def _config(checkpoint: str | None, overrides: Sequence[str], images: int | None, *more: str) -> DictConfig:
-    """The composed ``evaluate.yaml`` for a checkpoint that stands first, or among the overrides."""
-    overrides = [*named([checkpoint, *overrides] if checkpoint else overrides, ("ckpt_path",)), *more]
-    if not any(override.startswith("ckpt_path=") for override in overrides):
-        raise ProtosegError("expected a checkpoint, got none; give RUN/checkpoints/best.ckpt")
-    if images is not None and images < 1:
-        raise ProtosegError(f"--images: expected at least 1 image, got {images}")
-    return composed("evaluate", overrides)
-
-
 def _spread(total: int, count: int) -> set[int]:
     """Numbers of the images that get a picture, ``count`` of ``total``."""
     return {i * total // max(count, 1) for i in range(count)}
-
-
-def _drawing(ids: Sequence[int], title: str) -> Iterable[int]:
-    return track(ids, title, console=Console(stderr=True))
 
 
 def _class_file(i: int, space: LabelSpace) -> str:

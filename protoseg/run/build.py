@@ -7,7 +7,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from protoseg.data import SegmentationDataModule, limit_pixels
+from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
 from protoseg.losses import Term
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
@@ -17,7 +17,7 @@ from protoseg.types import LabelSpace, ProtosegError
 PROTOTYPE_TERMS = ("ppc", "ppd")
 
 
-def build_datamodule(cfg: DictConfig) -> SegmentationDataModule:
+def build_datamodule(cfg: DictConfig) -> SegmentationDataModule | AdaptationDataModule:
     """The DataModule; no file is looked at before its ``setup``."""
     limit_pixels(cfg.max_pixels)
     return instantiate(cfg.data)

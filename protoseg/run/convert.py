@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
-from protoseg import __version__
 from protoseg.archive import Unread, read_foreign
-from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO
+from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO, own_part
 from protoseg.files import write_file
 from protoseg.models.build import build_model
 from protoseg.models.published import KINDS, Kind
 from protoseg.models.weights import listed_keys, unwrapped
+from protoseg.run.build import plain
 from protoseg.run.config import composed
 from protoseg.text import Terminal, command, override
 from protoseg.types import LabelSpace, ProtosegError
@@ -60,9 +60,9 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
             "encoder=NAME, another kind is a file of mappings in protoseg/models/published"
         )
     where = f"convert: {file}, {kind.name if kind else 'weights of an encoder'}"
-    if kind is None or kind.encoder_only:
-        _write_encoder(kind, state, file, out, overrides)
-        return kind
+    if kind is None:
+        _write_encoder(state, _composed(overrides), file, out)
+        return None
     try:
         renamed, left = kind.renamed(state)
         settings = kind.settings(renamed)
@@ -71,6 +71,10 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
             f"{where}: expected all of that network, got a part or another form of it ({error})"
         ) from error
     cfg = _composed([*settings, *overrides])
+    if kind.encoder_only:
+        encoder = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}
+        _write_encoder(encoder, cfg, file, out)
+        return kind
     space: LabelSpace = instantiate(cfg.data).label_space
     _check_classes(renamed, classes, space, where)
     with torch.device("meta"):
@@ -80,14 +84,8 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         cfg.encoder.mean, cfg.encoder.std = list(model.encoder.mean), list(model.encoder.std)
     checkpoint = {
         "state_dict": {NETWORKS["student"] + name: tensor for name, tensor in fitted.items()},
-        "protoseg": {
-            "version": __version__,
-            "config": OmegaConf.to_container(cfg, resolve=True),
-            "label_space": {
-                "name": space.name, "classes": list(space.classes), "colors": [list(color) for color in space.colors]
-            },
-        },
-    }  # fmt: skip
+        "protoseg": own_part(plain(cfg), space),
+    }
     AtomicCheckpointIO().save_checkpoint(checkpoint, out)
     return kind
 
@@ -188,16 +186,8 @@ def _plain(shape: Sequence[int]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _write_encoder(
-    kind: Kind | None, state: dict[str, Tensor], file: Path, out: Path, overrides: Sequence[str]
-) -> None:
+def _write_encoder(state: dict[str, Tensor], cfg: DictConfig, file: Path, out: Path) -> None:
     """Write a file for ``encoder.weights=``, if the encoder loads it."""
-    settings: list[str] = []
-    if kind is not None:
-        renamed, _ = kind.renamed(state)
-        settings = kind.settings(renamed)
-        state = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}
-    cfg = _composed([*settings, *overrides])
 
     def save(partial: Path) -> None:
         torch.save(state, partial)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, limit_pixels
+from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
 from protoseg.data.export import export_predictions
 from protoseg.data.labelled import label_notes, nothing_labelled
@@ -35,7 +34,7 @@ from protoseg.evaluation.pictures import (
 )
 from protoseg.files import write_file
 from protoseg.losses.segmentation import balanced_class_weights
-from protoseg.run.config import composed
+from protoseg.run.build import build_datamodule
 from protoseg.text import Terminal, command, override, say
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
@@ -44,9 +43,9 @@ _COLUMNS, _WIDTH, _GAP = 2, 420, 8
 """Of a sheet: pairs in a row, width of a picture, and pixels between two."""
 
 
-def info(data: str, overrides: Sequence[str], out: Path) -> None:
+def info(cfg: DictConfig, data: str, out: Path) -> None:
     """Print images, sizes and class frequencies of both splits; write ``DATA_classes.png``."""
-    datasets = _datasets(_load(_config(data, overrides)))
+    datasets = _datasets(build_datamodule(cfg))
     sizes_of = {title: image_sizes(dataset) for title, dataset in datasets.items()}
     terminal = Terminal()
     rows = []
@@ -85,9 +84,9 @@ def info(data: str, overrides: Sequence[str], out: Path) -> None:
     terminal.say(f"Picture: {path}")
 
 
-def check(data: str, overrides: Sequence[str]) -> None:
+def check(cfg: DictConfig, data: str) -> None:
     """List the faults of both splits, one a line; exit code 1 if there is any."""
-    total = sum(_check(splits) for splits in _parts(_load(_config(data, overrides))))
+    total = sum(_check(splits) for splits in _parts(build_datamodule(cfg)))
     if total:
         say(f"{total} fault{'s' if total > 1 else ''} found")
         sys.exit(1)
@@ -125,11 +124,9 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
     return len(found)
 
 
-def show(data: str, overrides: Sequence[str], count: int, out: Path) -> None:
+def show(cfg: DictConfig, data: str, count: int, out: Path) -> None:
     """Write ``DATA_SPLIT.jpg`` for both splits."""
-    if count < 1:
-        raise ProtosegError(f"--count: expected at least 1 image, got {count}")
-    for title, dataset in _datasets(_load(_config(data, overrides))).items():
+    for title, dataset in _datasets(build_datamodule(cfg)).items():
         path = out / f"{data}_{title.replace(' ', '_')}.jpg"
         write_file(path, partial(Image.fromarray(_sheet(dataset, count)).save, format="JPEG", quality=90))
         say(f"Picture: {path}")
@@ -157,9 +154,9 @@ def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
     return np.concatenate([*rows, legend(dataset.label_space, width, shown)])
 
 
-def stats(data: str, overrides: Sequence[str]) -> None:
+def stats(cfg: DictConfig, data: str) -> None:
     """Make (where missing) and print the class statistics that training reads."""
-    found = _load(_config(data, overrides)).class_statistics()
+    found = build_datamodule(cfg).class_statistics()
     temperature, pixels, total = RareClasses.temperature, found.pixels, found.pixels.sum()
     probability = rare_class_probability(pixels, temperature)
     weights = balanced_class_weights(torch.from_numpy(pixels / total))
@@ -175,10 +172,9 @@ def stats(data: str, overrides: Sequence[str]) -> None:
     terminal.say(f"File: {found.path or 'none could be written'}")
 
 
-def pack_data(data: str, overrides: Sequence[str], to: Path) -> None:
+def pack_data(cfg: DictConfig, data: str, to: Path) -> None:
     """Pack both splits into the folder ``to``, and say what it takes."""
-    config = _config(data, overrides)
-    datamodule, root = _load(config), config.get("root")
+    datamodule, root = build_datamodule(cfg), cfg.data.get("root")
     if not isinstance(datamodule, SegmentationDataModule) or root is None:
         raise ProtosegError(
             f"pack: expected a data set with a folder of its own (data.root), got {data!r}: pack the source "
@@ -208,20 +204,6 @@ def render(
             progress.update(task, completed=done)
     again = command("data=folder", override("data.root", out))
     say(f"{count} pictures and label maps in {out}: train with {again}")
-
-
-def _config(data: str, overrides: Sequence[str]) -> DictConfig:
-    """The composed section ``data``; its ``max_pixels`` holds from now on."""
-    config = composed("train", [f"data={data}", *overrides])
-    limit_pixels(config.max_pixels)
-    section: DictConfig = config.data
-    return section
-
-
-def _load(config: DictConfig) -> SegmentationDataModule | AdaptationDataModule:
-    """The DataModule; no file is looked at yet."""
-    datamodule: SegmentationDataModule | AdaptationDataModule = instantiate(config)
-    return datamodule
 
 
 def _parts(

@@ -70,12 +70,13 @@ class Trained(NamedTuple):
     predictor: Predictor  # as configured, else as trained
 
 
-def open_checkpoint(cfg: DictConfig) -> Trained:
-    """The checkpoint at ``cfg.ckpt_path`` with ``cfg.network``, both as of ``evaluate.yaml``; ProtosegError if bad."""
+def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str | None = None) -> Trained:
+    """What ``evaluate.yaml`` names, unless another checkpoint or network is given; ProtosegError if bad."""
     limit_pixels(cfg.max_pixels)
-    file = open_file(cfg.ckpt_path, cfg.trust)
+    file = open_file(ckpt_path or cfg.ckpt_path, cfg.trust)
     predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
-    return Trained(file, file.label_space, file.model(cfg.network).to(choose_device(cfg.device)), predictor)
+    model = file.model(network or cfg.network).to(choose_device(cfg.device))
+    return Trained(file, file.label_space, model, predictor)
 
 
 def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:

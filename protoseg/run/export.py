@@ -14,11 +14,7 @@ TOLERANCE = 1e-3
 
 
 def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: str, trust: Sequence[str]) -> None:
-    """Export, compare, and say what came out.
-
-    Raises:
-        ProtosegError: see ``export_onnx``; or the file computes something else than the model.
-    """
+    """Export, compare, and say what came out; raises as ``export_onnx``, or where the file computes something else."""
     require("onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
     terminal = Terminal()
     trained = load(checkpoint, device="cpu", network=network, trust=trust)

@@ -44,8 +44,7 @@ def reserve(default: str, section: DictConfig) -> str:
 def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
     """See that a run about to start in ``folder`` destroys none that is there; with ``overwrite``, remove that.
 
-    Raises:
-        ProtosegError: a run is there, and it is neither to go on nor to be overwritten; or ``resume`` is no name.
+    Raises ProtosegError: a run is there, and it is neither to go on nor to be overwritten; or ``resume`` is no name.
     """
     if not isinstance(resume, str | None):
         raise ProtosegError(f"resume: expected auto, null or a checkpoint, got {resume!r}")

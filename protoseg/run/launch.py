@@ -19,9 +19,8 @@ def launch(cfg: DictConfig) -> float:
     Several devices of one machine get a process each, which reads the resolved config from the job's folder. Where
     ``torchrun`` or SLURM has started a process per device, each trains; nothing more is started.
 
-    Raises:
-        ProtosegError: wrong input, more devices than there are, or a worker that died.
-        Stopped: a signal asked the training to stop. Under SLURM it is queued again if the signal was SIGUSR1.
+    Raises ProtosegError: wrong input, more devices than there are, or a worker that died; Stopped: by a signal. Under
+    SLURM the job is queued again if that was SIGUSR1.
     """
     from protoseg.callbacks.restart import Stopped
     from protoseg.run.train import quiet_known_warnings, run_training
@@ -69,7 +68,7 @@ def requested_devices(cfg: DictConfig) -> tuple[int, int]:
     from lightning_fabric.plugins.environments import LightningEnvironment
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from protoseg.run.workers import usable_cores
+    from protoseg.distributed import usable_cores
 
     silent = {"logger": False, "callbacks": None, "enable_checkpointing": False, "enable_progress_bar": False}
     try:

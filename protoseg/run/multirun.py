@@ -74,9 +74,8 @@ def own_folder(config: DictConfig) -> Iterator[None]:
 def start(config: DictConfig) -> None:
     """Compose every job of a multirun and write its plan; a folder that has one already is continued.
 
-    Raises:
-        ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
-            that is running, or several processes that were started from outside.
+    Raises ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
+    that is running, or several processes that were started from outside.
     """
     global _folder
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not first_process():
@@ -234,22 +233,16 @@ def compare(folder: Path, out: Path | None, metric: str | None) -> None:
 
     ``out`` is the sweep's folder unless given, ``metric`` a column of the runs' logs, else the best val/mIoU.
     """
-    from protoseg.analysis.sweep import (
-        BEST,
-        compare_settings,
-        print_missing,
-        print_settings,
-        write_figures,
-        write_tables,
-    )
+    from protoseg.analysis import sweep as tables
 
     sweep = read_sweep(folder)
-    comparison = compare_settings(sweep, metric or BEST)
+    comparison = tables.compare_settings(sweep, metric or tables.BEST)
     if not any(setting.scores for setting in comparison.settings):
         states = _states(sweep.jobs) or "none begun"
         raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
     terminal = Terminal()
-    print_settings(sweep, comparison, terminal)
-    print_missing(sweep, terminal)
-    for path in [*write_tables(sweep, comparison, out or folder), *write_figures(comparison, out or folder)]:
+    tables.print_settings(sweep, comparison, terminal)
+    tables.print_missing(sweep, terminal)
+    out = out or folder
+    for path in [*tables.write_tables(sweep, comparison, out), *tables.write_figures(comparison, out)]:
         terminal.say(f"Written: {path}")

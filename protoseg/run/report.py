@@ -40,7 +40,8 @@ class Report:
         prototypes, views = None, []
         if trained.model.head.memory is not None:
             prototypes, facts["prototypes"] = self._prototypes()
-            views = self._views()
+            with image_loader(self.cfg, self.trained, VIEWS) as loader:
+                views = [pixel_view(scene) for scene in scenes(trained.model, loader, "images to click")]
         run, path = checkpoint.absolute().parent.parent, output / "report.html"
         title, confusion = f"{result['label_space']}: {run.name}", np.load(output / "confusion.npy")
         log = run if (run / "logs" / "metrics.csv").is_file() else None
@@ -62,10 +63,6 @@ class Report:
                 say(f"report: patches come from the judged images: {error}", stderr=True)
             found = prototype_report(self.trained.model, loader, self.trained.label_space)
             return found, f"looked at in {len(cast(Any, loader.dataset))} {kind} images"
-
-    def _views(self) -> list[dict[str, Any]]:
-        with image_loader(self.cfg, self.trained, VIEWS) as loader:
-            return [pixel_view(scene) for scene in scenes(self.trained.model, loader, "images to click")]
 
 
 def _words(settings: dict[str, Any]) -> str:

@@ -44,9 +44,7 @@ from protoseg.types import ProtosegError
 def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
     """Train as configured, as one of the processes if there are several; returns the best validation mIoU.
 
-    Raises:
-        ProtosegError: wrong input; see the message.
-        Stopped: one of ``stop_signals`` was received, by any of the processes, or Ctrl-C.
+    Raises ProtosegError: wrong input; Stopped: any of the processes received one of ``stop_signals``, or Ctrl-C.
     """
     with StopRequest(stop_signals) as request:
         return _train(cfg, request)

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing import ProcessFailure, RunProcsRe
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from protoseg.callbacks.restart import Stopped, StopRequest
+from protoseg.distributed import usable_cores
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
@@ -31,11 +32,8 @@ _OF_INPUT = f"{ProtosegError.__name__}: "
 def run_workers(cfg: DictConfig, devices: int) -> float:
     """Train in ``devices`` processes on this machine, started again up to ``cfg.max_restarts`` times where one dies.
 
-    The first shares this process's terminal, the others write logs into the job's folder ``workers``.
-
-    Raises:
-        ProtosegError: as a worker raised it; or a worker died: which, how, and where its log lies.
-        Stopped: this process received SIGTERM, SIGUSR1 or Ctrl-C.
+    The first shares this process's terminal, the others write logs into the job's folder ``workers``. Raises
+    ProtosegError as a worker did, or of a worker that died: which, how, and where its log lies; Stopped by a signal.
     """
     folder = Path(cfg.paths.output).absolute() / "workers"
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
@@ -97,10 +95,6 @@ def _attempt(folder: Path, devices: int, threads: int | None, attempt: int) -> R
     return outcome
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _send(signum: signal.Signals, processes: Iterable[int]) -> None:
     for process in processes:
         with suppress(ProcessLookupError):  # it has ended
@@ -113,8 +107,8 @@ def describe(outcome: RunProcsResult) -> tuple[str, bool]:
     message = _recorded(failure)
     if message.startswith(_OF_INPUT):
         return message.removeprefix(_OF_INPUT), True
-    died = f"was killed by {failure.signal_name()}"
-    how = died if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
+    killed = failure.exitcode < 0
+    how = f"was killed by {failure.signal_name()}" if killed else f"ended with exit code {failure.exitcode}"
     hint = ", often for want of memory" if failure.exitcode == -signal.SIGKILL else ""
     log = f"its log is {outcome.stderrs[rank]}" if outcome.stderrs[rank] else "its output is above"
     return (

@@ -1,6 +1,6 @@
-"""``python -m protoseg.teach``: see ``protoseg.cli.teach``."""
+"""``python -m protoseg.teach``: see ``protoseg.cli``."""
 
-from protoseg.cli.teach import main
+from protoseg.cli.tool import run_tool
 
 if __name__ == "__main__":
-    main()
+    run_tool("teach")

@@ -93,7 +93,9 @@ class AdaptationModule(SegmentationModule):
 
     def training_step(self, batch: AdaptationBatch, batch_idx: int) -> dict[str, Any]:
         source, target = batch
-        self._zero_gradients(batch_idx)
+        if self.separate_backward and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
 
         # The statistics that student and teacher will be judged by are those of mixed images, nearer to the target.
         with unmoved_statistics(self.model) if self.terms else nullcontext():
@@ -137,11 +139,6 @@ class AdaptationModule(SegmentationModule):
         seen, observations = self.see(mixture.image, mixture.label, mixture.reliable)
         parts = {field.name: getattr(seen, field.name) for field in fields(seen)}
         return Mixed(**parts, pasted=mixture.pasted, weight=mixture.weight), observations
-
-    def _zero_gradients(self, batch_idx: int) -> None:
-        if self.separate_backward and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            for optimizer in self.trainer.optimizers:
-                optimizer.zero_grad()
 
     def _maybe_backward(self, loss: Tensor) -> Tensor:
         """With ``separate_backward``: the gradients of ``loss`` now; its value is kept, for the sum."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from protoseg import __version__
 from protoseg.callbacks.progress import PrototypeMemoryCallback
+from protoseg.checkpoint import own_part
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.predictor import Predictor
@@ -198,8 +198,7 @@ class SegmentationModule(pl.LightningModule):
     ) -> dict[str, Any]:
         """What ``training_step`` returns: the whole loss, logged, and what callbacks show; notes what is to move.
 
-        Raises:
-            ProtosegError: on a CPU, a loss that is not finite; on a GPU that is told before the next step.
+        Raises ProtosegError on a CPU: a loss that is not finite; on a GPU that is told before the next step.
         """
         self.log("train/loss", loss.detach(), prog_bar=True)
         # Summed over ranks, so that all stop together: one that raised alone would leave the others waiting for it.
@@ -211,11 +210,7 @@ class SegmentationModule(pl.LightningModule):
         return {"loss": loss, **more}
 
     def judge_loss(self) -> None:
-        """Stop at the loss of the last step if it was not finite; a step later, so that the device is not waited for.
-
-        Raises:
-            ProtosegError: it was not; names the step and its files.
-        """
+        """Raise ProtosegError if the last step's loss was not finite; a step later: the device is not waited for."""
         if self._unjudged is None:
             return
         (wrong, values, files, step), self._unjudged = self._unjudged, None
@@ -233,16 +228,12 @@ class SegmentationModule(pl.LightningModule):
         self.judge_loss()
 
     def _observe(self, observations: list[Observation]) -> None:
-        """Keep what the memories are to see at the end of the optimizer step.
-
-        Where K > 1, accumulated micro-batches wait for the last of their step and are clustered together; else they are
-        added up at once, which needs no memory.
-        """
-        waits = any(observation.memory.balances for observation in observations)
-        if observations and waits:
+        """Keep accumulated micro-batches for the end of their step where memories cluster (K > 1); else add them up."""
+        if any(observation.memory.balances for observation in observations):
             self._waiting.append(observations)
-        for observation in () if waits else observations:
-            observation.memory.observe_accumulated([observation])
+        else:
+            for observation in observations:
+                observation.memory.observe_accumulated([observation])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here and not in a hook, so that a checkpoint of this step holds what moved with it.
@@ -295,15 +286,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.judge_loss()
-        checkpoint["protoseg"] = {
-            "version": __version__,
-            "config": self.config,
-            "label_space": {
-                "name": self.label_space.name,
-                "classes": list(self.label_space.classes),
-                "colors": [list(color) for color in self.label_space.colors],
-            },
-        }
+        checkpoint["protoseg"] = own_part(self.config, self.label_space)
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -37,10 +37,8 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
     """Check what Lightning would take as it is, and take out what is known better here; changes ``checkpoint``.
 
     Left out: the schedule, which :func:`renew` computes, paths of checkpoints (see
-    :func:`protoseg.callbacks.checkpoint.own_state`), and the place in a loader, which the DataModule keeps.
-
-    Raises:
-        ProtosegError: counts that are none, or no place in the data.
+    :func:`protoseg.callbacks.checkpoint.own_state`), and the place in a loader, which the DataModule keeps. Raises
+    ProtosegError: counts that are none, or no place in the data.
     """
     loops, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
     known = loops_state(trainer)
@@ -50,10 +48,10 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
         raise _damaged(f"global_step {step!r}, and {done!r} steps of the optimizer")
     loops["state_dict"] = {}
     checkpoint["lr_schedulers"] = []
-    name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
-    if trainer.datamodule is not None and name not in checkpoint:  # type: ignore[attr-defined]
-        raise _damaged(f"no place in the training data ({name})")
-    if trainer.datamodule is not None:  # type: ignore[attr-defined]
+    if (datamodule := trainer.datamodule) is not None:  # type: ignore[attr-defined]
+        name = type(datamodule).__qualname__
+        if name not in checkpoint:
+            raise _damaged(f"no place in the training data ({name})")
         place, each = checkpoint[name], trainer.accumulate_grad_batches
         for part in [place[key] for key in ("source", "target") if key in place] or [place]:
             seen = part.get("batches")
@@ -74,9 +72,7 @@ def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, 
     """Let a restored optimizer follow its settings again, and a new schedule as it is after ``step`` steps.
 
     A restored one has the settings of the run before. Where they are the same, so are the learning rate's bits.
-
-    Raises:
-        ProtosegError: moments that do not fit the parameters.
+    Raises ProtosegError: moments that do not fit the parameters.
     """
     for parameter, state in optimizer.state.items():
         if not isinstance(parameter, Tensor):

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.cli.analyse import main
+from protoseg.cli.tool import run_tool
 from protoseg.run.build import build_datamodule, build_module
 from tests.conftest import TINY
 
@@ -39,7 +39,7 @@ def test_prototypes(save: Callable[..., Path], tmp_path: Path, capsys: pytest.Ca
     path, out = save("it's a model.ckpt", *TINY), tmp_path / "out"
     asked = ["--images", "3", "--out", str(out), "--class", "Road", "--class", "Car", "num_workers=0", "--pixels", "60"]
     quoted = str(path).replace("'", "\\'")
-    main(["prototypes", f"ckpt_path='{quoted}'", *asked])
+    run_tool("analyse", ["prototypes", f"ckpt_path='{quoted}'", *asked])
     shown = capsys.readouterr().out
     assert "Prototypes of each class" in shown
     classes = json.loads((out / "structure.json").read_text())["classes"]
@@ -57,7 +57,7 @@ def test_uncertainty_of_twins(save: Callable[..., Path], tmp_path: Path, capsys:
     softmax = ("head=parametric", "loss=parametric", *WITHOUT_HEAD)
     paths = [save("p.ckpt", *TINY), save("s.ckpt", *softmax)]
     asked = ["--images", "4", "--maps", "2", "--out", str(tmp_path / "out"), "data=streets", "data.dataset.style=dusk"]
-    main(["uncertainty", f"ckpt_path={paths[0]}", "--softmax", str(paths[1]), *asked, "num_workers=0"])
+    run_tool("analyse", ["uncertainty", f"ckpt_path={paths[0]}", "--softmax", str(paths[1]), *asked, "num_workers=0"])
     assert "confidence of" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
     assert set(found) == {
@@ -70,7 +70,7 @@ def test_uncertainty_of_twins(save: Callable[..., Path], tmp_path: Path, capsys:
 def test_adaptation(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapted, before = save("a.ckpt", *ADAPT), save("b.ckpt", "seed=1", *ADAPT)
     asked = ["--images", "3", "--panels", "2", "--out", str(tmp_path / "out"), "num_workers=0"]
-    main(["adaptation", f"ckpt_path={adapted}", "--source-only", str(before), *asked])
+    run_tool("analyse", ["adaptation", f"ckpt_path={adapted}", "--source-only", str(before), *asked])
     assert "teacher" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "adaptation.json").read_text())
     assert list(found) == ["source only", "student", "teacher"]
@@ -83,7 +83,7 @@ def test_adaptation(save: Callable[..., Path], tmp_path: Path, capsys: pytest.Ca
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        run_tool("analyse", arguments)
     assert stopped.value.code == 1
     return capsys.readouterr().err
 

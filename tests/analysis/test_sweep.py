@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from protoseg.analysis.sweep import compare_settings, markdown
 from protoseg.analysis.sweep_figures import heat_figure, score_figure
-from protoseg.cli.analyse import main
+from protoseg.cli.tool import run_tool
 from protoseg.job_records import Job, Sweep, read_sweep, write_job, write_manifest
 from protoseg.run.multirun import compare
 from protoseg.types import ProtosegError
@@ -58,7 +58,7 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_files_of_an_unfinished_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(tmp_path / "sweep", {"head.num_prototypes": [1, 10], "seed": [0, 1]}, [0.5, 0.6, 0.7])
-    main(["sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")])
+    run_tool("analyse", ["sweep", str(tmp_path / "sweep"), "--out", str(tmp_path / "out")])
     with open(tmp_path / "out" / "table.csv", newline="") as file:
         one, ten = csv.DictReader(file)
     assert (float(one["mean"]), one["n"], one["jobs"], one["seconds"]) == (0.55, "2", "2", "15.0")

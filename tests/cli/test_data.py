@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.data import FORMATS, main
+from protoseg.cli.tool import COMMANDS, run_tool
 from protoseg.data import CAMVID, export
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_statistics_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["stats", "camvid", f"paths.data={data}"])
+    run_tool("data", ["stats", "camvid", f"paths.data={data}"])
     shown = capsys.readouterr().out
     assert "camvid: 2 training masks" in shown
     rows = table_rows(shown)
@@ -53,17 +53,17 @@ def test_statistics_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]
     (file,) = (data / "camvid").glob("protoseg_statistics_train_camvid_*.json")
     assert f"File: {file}" in shown
     before = file.stat().st_mtime_ns
-    main(["stats", "camvid", f"paths.data={data}"])
+    run_tool("data", ["stats", "camvid", f"paths.data={data}"])
     assert file.stat().st_mtime_ns == before
 
 
 def test_statistics_of_adaptation_are_the_sources(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["stats", "camvid_day_to_dusk", f"paths.data={data}", "data.source.dataset.sequences=[0006R0]"])
+    run_tool("data", ["stats", "camvid_day_to_dusk", f"paths.data={data}", "data.source.dataset.sequences=[0006R0]"])
     assert "camvid_day_to_dusk: 1 training masks" in capsys.readouterr().out
 
 
 def test_info_counts_both_splits_and_draws_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["info", "camvid", "--out", str(data / "out"), f"paths.data={data}"])
+    run_tool("data", ["info", "camvid", "--out", str(data / "out"), f"paths.data={data}"])
     rows = table_rows(capsys.readouterr().out)
     assert ["train", "2", "2", "10 x 10 (2)"] in rows
     assert ["val", "1", "1", "10 x 10 (1)"] in rows
@@ -82,7 +82,7 @@ def test_info_of_a_target_does_not_open_its_training_masks(data: Path, capsys: p
         mask.write_bytes(b"not to be read")
     parts = ["data.source.train_split=val", "data.target.val_split=val"]
     drives = ["data.source.dataset.sequences=null", "data.target.dataset.sequences=null"]
-    main(["info", "camvid_day_to_dusk", f"paths.data={data}", *parts, *drives, "--out", str(data)])
+    run_tool("data", ["info", "camvid_day_to_dusk", f"paths.data={data}", *parts, *drives, "--out", str(data)])
     rows = table_rows(capsys.readouterr().out)
     assert ["target train", "2", "0", "10 x 10 (2)"] in rows
     assert ["0", "Sky", "stuff", "100.000", "1", "100.000", "1"] in rows
@@ -92,12 +92,12 @@ def test_info_names_a_file_that_is_no_image(data: Path, capsys: pytest.CaptureFi
     bad = data / "camvid" / "train" / "0001TP_000001.png"
     bad.write_bytes(b"x")
     with pytest.raises(SystemExit):
-        main(["info", "camvid", f"paths.data={data}"])
+        run_tool("data", ["info", "camvid", f"paths.data={data}"])
     assert f"image {bad}: expected an image file" in capsys.readouterr().err
 
 
 def test_show_writes_a_sheet_of_images_and_overlays(data: Path) -> None:
-    main(["show", "camvid", "--count", "2", "--out", str(data / "out"), f"paths.data={data}"])
+    run_tool("data", ["show", "camvid", "--count", "2", "--out", str(data / "out"), f"paths.data={data}"])
     sheet = np.asarray(Image.open(data / "out" / "camvid_train.jpg")).astype(int)
     assert (data / "out" / "camvid_val.jpg").is_file()
     centres = [sheet[200, 8 + i * 428 + 210] for i in range(4)]
@@ -109,12 +109,12 @@ def test_show_writes_a_sheet_of_images_and_overlays(data: Path) -> None:
 
 def test_show_of_no_image(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["show", "camvid", "--count", "0", f"paths.data={data}"])
+        run_tool("data", ["show", "camvid", "--count", "0", f"paths.data={data}"])
     assert "--count: expected at least 1 image, got 0" in capsys.readouterr().err
 
 
 def test_check_of_sound_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", "camvid", f"paths.data={data}"])
+    run_tool("data", ["check", "camvid", f"paths.data={data}"])
     assert capsys.readouterr().out.splitlines() == [
         "train: 2 images and 2 masks read",
         "note: the 2 masks of train hold no pixel of 'Sky', 'Building', 'Pole', 'Sidewalk', 'Tree' and 4 more: check "
@@ -129,7 +129,9 @@ def test_nothing_labelled_is_a_fault(data: Path, capsys: pytest.CaptureFixture[s
     assert cv2.imwrite(str(data / "camvid" / "valannot" / "0016E5_000001.png"), np.full((10, 10), 11, np.uint8))
     for command in ("check", "info"):
         with pytest.raises(SystemExit):
-            main([command, "camvid", f"paths.data={data}", *(["--out", str(data)] if command == "info" else [])])
+            run_tool(
+                "data", [command, "camvid", f"paths.data={data}", *(["--out", str(data)] if command == "info" else [])]
+            )
         shown = "".join(capsys.readouterr())
         assert "split 'val': expected labelled pixels, got 1 masks in which every pixel is ignored" in shown
 
@@ -139,7 +141,7 @@ def test_check_lists_all_faults_and_ends_with_1(data: Path, capsys: pytest.Captu
     (camvid / "train" / "0001TP_000001.png").write_bytes(b"")
     (camvid / "valannot" / "0016E5_000001.png").unlink()
     with pytest.raises(SystemExit) as stop:
-        main(["check", "camvid", f"paths.data={data}"])
+        run_tool("data", ["check", "camvid", f"paths.data={data}"])
     assert stop.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train: 2 images and 2 masks read"
@@ -152,7 +154,7 @@ def test_check_of_a_missing_split_goes_on_with_the_other(data: Path, capsys: pyt
     shutil.rmtree(data / "camvid" / "train")
     (data / "camvid" / "valannot" / "0016E5_000001.png").write_bytes(b"")
     with pytest.raises(SystemExit):
-        main(["check", "camvid", f"paths.data={data}"])
+        run_tool("data", ["check", "camvid", f"paths.data={data}"])
     shown = capsys.readouterr().out
     assert f"{data / 'camvid' / 'train'}, which does not exist" in shown
     assert "valannot/0016E5_000001.png" in shown
@@ -163,19 +165,20 @@ def test_export(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = data / "labels" / "berlin"
     labels.mkdir(parents=True)
     Image.fromarray(np.arange(19, dtype=np.uint8)[None]).save(labels / "berlin_000000_000019_leftImg8bit.png")
-    main(["export", "cityscapes", str(data / "labels"), str(data / "out")])
+    run_tool("data", ["export", "cityscapes", str(data / "labels"), str(data / "out")])
     assert f"1 files for cityscapes: {data / 'out'}" in capsys.readouterr().out
     assert np.asarray(Image.open(data / "out" / "berlin_000000_000019_pred_labelIds.png"))[0, :3].tolist() == [7, 8, 11]
 
 
 def test_the_command_offers_the_benchmarks_there_are() -> None:
-    assert tuple(export.FORMATS) == FORMATS
+    options = COMMANDS["data"]["commands"]["export"]["options"]
+    assert [*export.FORMATS] == options["benchmark"]["choices"]
 
 
 @pytest.mark.parametrize("arguments", [["info", "camvid", "--bogus", "a=b"], ["export", "ade20k", "a", "b", "c=d"]])
 def test_unknown_options_end_with_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        run_tool("data", arguments)
     assert stop.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
 
@@ -190,7 +193,7 @@ def test_unknown_options_end_with_the_usage(arguments: list[str], capsys: pytest
 )
 def test_wrong_input_is_one_message(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["stats", *arguments])
+        run_tool("data", ["stats", *arguments])
     assert stop.value.code == 1
     error = capsys.readouterr().err
     assert message in error

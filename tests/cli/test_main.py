@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from protoseg import __version__, cli
-from protoseg.cli.main import COMMANDS, main
+from protoseg.cli.main import main
+from protoseg.cli.tool import COMMANDS
 from protoseg.run.config import named
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     said = capsys.readouterr().out
-    assert all(f"  {name} " in said and text in said for name, text in COMMANDS.items())
+    assert all(f"  {name} " in said and entry["summary"] in said for name, entry in COMMANDS.items())
     main(["--version"])
     assert capsys.readouterr().out == f"protoseg {__version__}\n"
 
@@ -51,8 +54,7 @@ def test_tools_answer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_place_means(words: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr(sys, "argv", ["protoseg"])
-    for door in ("train", "evaluate"):
-        monkeypatch.setattr(cli, door, lambda: seen.append(sys.argv[1:]))
+    monkeypatch.setattr(cli, "_run", lambda *_: seen.append(sys.argv[1:]))
     main(words)
     assert seen == [expected]
 
@@ -69,17 +71,70 @@ def test_earlier_doors(door: str) -> None:
     assert "usage:" in ran.stdout
 
 
-def test_every_tool_has_its_module() -> None:
-    for name in set(COMMANDS) - {"train", "evaluate", "predict", "report", "render"}:
-        assert callable(import_module(f"protoseg.cli.{name}").main)
+TOOLS = [(name, entry, of) for name, entry in COMMANDS.items() for of in entry.get("commands", {"": entry}).items()]
 
 
-@pytest.mark.parametrize("tool", ["data", "teach", "analyse", "export", "main"])
-def test_help_does_not_wait_for_torch(tool: str) -> None:
+@pytest.mark.parametrize(("name", "entry", "of"), [tool for tool in TOOLS if "run" in tool[1]])
+def test_a_function_takes_the_options_of_its_command(name: str, entry: dict, of: tuple[str, dict]) -> None:
+    command, own = of
+    function = resolve_name(own.get("run", f"{entry['run']}:{command}"))
+    options = {key: entry["options"][key] for key in own.get("uses", ())} | own.get("options", {})
+    given = {option.get("dest", key.lstrip("-").replace("-", "_")) for key, option in options.items()}
+    if "places" in entry and "overrides" in given:
+        given = given - {"overrides", "checkpoint"} | {"cfg"}
+    inspect.signature(function).bind(**dict.fromkeys(given))
+
+
+@pytest.mark.parametrize("words", [["data"], ["teach"], ["analyse"], ["export"], ["data", "info"], []])
+def test_help_does_not_wait_for_torch(words: list[str]) -> None:
     code = (
-        f"import sys; from protoseg.cli.{tool} import main\n"
-        "try: main(['--help'])\n"
+        "import sys; from protoseg.cli.main import main\n"
+        f"try: main([*{words}, '--help'])\n"
         "finally: assert not {'torch', 'cv2', 'numpy'} & sys.modules.keys()"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate", "none.ckpt"], "no file at none.ckpt"),
+        (["train", "resume=none.ckpt"], "no file at none.ckpt"),
+        (["export", "none.ckpt", "a.onnx"], "no file at none.ckpt"),
+        (["teach", "show", "none.ckpt"], "no file at none.ckpt"),
+        (["analyse", "uncertainty", "none.ckpt"], "no file at none.ckpt"),
+        (["data", "info", "camvd"], "unknown data 'camvd'. Did you mean 'camvid'?"),
+    ],
+)
+def test_a_wrong_name_is_told_before_torch_is_imported(words: list[str], message: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from protoseg.cli.main import main\n"
+        f"try: main({words})\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Error" not in result.stderr
+
+
+def test_help_prints_the_command_that_was_used(tmp_path: Path) -> None:
+    for words, command in (
+        (["-m", "protoseg", "train"], "protoseg train"),
+        ([str(ROOT / "train.py")], "python train.py"),
+    ):
+        result = subprocess.run(
+            [sys.executable, *words, "--help"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert f"  {command} experiment=camvid_prototype " in result.stdout

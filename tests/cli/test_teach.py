@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
-from protoseg.cli.teach import main
+from protoseg.cli.tool import run_tool
 from protoseg.data import CAMVID, SegmentationDataModule, Streets
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
@@ -60,7 +60,7 @@ def cars(tmp_path: Path) -> tuple[Path, Path]:
 
 def call(*arguments: object) -> None:
     """The command line, as one would type it; a string may be several words of it."""
-    main([word for part in arguments for word in (part.split() if isinstance(part, str) else [str(part)])])
+    run_tool("teach", [word for part in arguments for word in (part.split() if isinstance(part, str) else [str(part)])])
 
 
 def classes(path: Path) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protoseg.cli.convert import main
+from protoseg.cli.tool import run_tool
 from protoseg.run.convert import convert
 from protoseg.types import ProtosegError
 
@@ -69,7 +69,7 @@ def test_misfit(change: Callable[[State], State], said: str, state: State, tmp_p
     file, out = tmp_path / "a.pth", tmp_path / "a.ckpt"
     torch.save({"state_dict": change(state)}, file)
     with pytest.raises(SystemExit):
-        main([str(file), str(out)])
+        run_tool("convert", [str(file), str(out)])
     message = capsys.readouterr().err
     assert re.search(said, message)
     assert message.count("\n") == 1, "one line"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import protoseg
-from protoseg.cli.convert import main
+from protoseg.cli.tool import run_tool
 from protoseg.functional.resize import upsample_logits
 from protoseg.run.evaluate import run_evaluation
 
@@ -47,7 +47,7 @@ def test_golden_network(
     expected = golden(kind)
     file, out, image = tmp_path / "latest.pth", tmp_path / "out.ckpt", tmp_path / "image.png"
     torch.save({"state_dict": published_state(kind), "meta": {"epoch": 1, "best": np.float64(0.5)}}, file)
-    main([str(file), str(out), *settings])
+    run_tool("convert", [str(file), str(out), *settings])
     assert "evaluate.py" in capsys.readouterr().out
 
     logits = logits_of(kind, out, torch.from_numpy(expected["image"]).permute(2, 0, 1)[None])

@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
-from protoseg.cli.data import main
+from protoseg.cli.tool import run_tool
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
 from protoseg.data.checking import check_samples, listing_faults
 from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table
@@ -170,16 +170,16 @@ def test_packed_copy(ade20k_full: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_tools_show_what_fits_on_a_screen(ade20k_full: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = f"data.root={ade20k_full}", str(ade20k_full / "out")
-    main(["stats", "ade20k_full", root])
+    run_tool("data", ["stats", "ade20k_full", root])
     shown = capsys.readouterr().out
     assert "807 more" in shown
     assert len(shown.splitlines()) < 150
-    main(["info", "ade20k_full", root, "--out", out])
+    run_tool("data", ["info", "ade20k_full", root, "--out", out])
     shown = capsys.readouterr().out
     assert "847 classes of the label space 'ade20k_full'" in shown
     assert "807 more" in shown
-    main(["show", "ade20k_full", root, "--count", "2", "--out", out])
+    run_tool("data", ["show", "ade20k_full", root, "--count", "2", "--out", out])
     sheets = [Image.open(ade20k_full / "out" / f"ade20k_full_{split}.jpg") for split in ("train", "val")]
     assert all(max(sheet.size) < 10000 for sheet in sheets)
-    main(["check", "ade20k_full", root])
+    run_tool("data", ["check", "ade20k_full", root])
     assert "no faults" in capsys.readouterr().out

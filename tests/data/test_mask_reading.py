@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.data import main
+from protoseg.cli.tool import run_tool
 from protoseg.data import LabelledFolder
 from protoseg.data.decoding import largest_deep_value
 from protoseg.data.files import read_image
@@ -169,7 +169,7 @@ def test_every_pixel_is_read_right(tmp_path: Path, name: str, capsys: pytest.Cap
         samples = samples_of(root / "masks" / file).tolist()
         expected = [[meaning[tuple(s) if len(s) > 1 else s[0]] for s in row] for row in samples]
         assert label.tolist() == expected
-    main(["check", "folder", f"data.root={root}"])
+    run_tool("data", ["check", "folder", f"data.root={root}"])
     assert "masks are read as: " in capsys.readouterr().out
 
 
@@ -235,7 +235,7 @@ def test_what_could_be_read_wrongly_is_refused(tmp_path: Path, name: str, capsys
     with pytest.raises(ProtosegError, match=message):
         labels(root)
     with pytest.raises(SystemExit):
-        main(["check", "folder", f"data.root={root}"])
+        run_tool("data", ["check", "folder", f"data.root={root}"])
 
 
 def test_splits_and_samples_agree(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_empty_masks_say_nothing_and_all_others_are_asked(tmp_path: Path, monkey
 def test_a_packed_copy_is_read_the_same(tmp_path: Path) -> None:
     masks = mask(0, 3, depth=2), mask(0, 1, depth=1), mask((1, 255), (2, 255), kind=GREY_ALPHA), mask(0, 1)
     root = folder(tmp_path / "a", "classes: [a, b, c, d]", *masks)
-    main(["pack", "folder", f"data.root={root}", "--to", str(tmp_path / "b")])
+    run_tool("data", ["pack", "folder", f"data.root={root}", "--to", str(tmp_path / "b")])
     before, after = labels(root), labels(tmp_path / "b")
     assert all(np.array_equal(after[name], label) for name, label in before.items())
     assert before["0.png"][0].tolist() == [0, 3]
@@ -280,11 +280,11 @@ def test_images_of_16_bits(tmp_path: Path, bits: int, capsys: pytest.CaptureFixt
     values = np.array([[0, top // 3], [top // 2, top]])
     for path in (root / "images").iterdir():
         write_png(path, np.repeat(values, 2, 0), depth=16)
-    main(["check", "folder", f"data.root={root}"])
+    run_tool("data", ["check", "folder", f"data.root={root}"])
     told = f"values up to {top} (e.g. " in (shown := capsys.readouterr().out)
     assert told == (bits < 16) == (f"set data.dataset.image_range=[0,{top}]" in shown)
     ranged = LabelledFolder(root, root / "classes.yaml", image_range=[0, top])
-    main(["check", "folder", f"data.root={root}", f"data.dataset.image_range=[0,{top}]"])
+    run_tool("data", ["check", "folder", f"data.root={root}", f"data.dataset.image_range=[0,{top}]"])
     assert "image_range" not in capsys.readouterr().out
     assert ranged.read(0)[0][..., 0].tolist() == np.repeat(np.round(values * 255 / top), 2, 0).tolist()
     plain = LabelledFolder(root, root / "classes.yaml")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from protoseg.cli.data import main
+from protoseg.cli.tool import run_tool
 from protoseg.data import GTA5, CamVid, SegmentationDataset, Synthia
 from protoseg.data.packing import encode_png, pack, packed_png
 from protoseg.types import ProtosegError
@@ -91,7 +91,7 @@ def test_a_turned_image_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_the_command(camvid: Path, tmp_path_factory: pytest.TempPathFactory, capsys: Any) -> None:
     output = tmp_path_factory.mktemp("packed")
-    main(["pack", "camvid", "--to", str(output), f"data.root={camvid}"])
+    run_tool("data", ["pack", "camvid", "--to", str(output), f"data.root={camvid}"])
     assert f"train on it with data.root={output}" in capsys.readouterr().out
     assert same_samples(CamVid(camvid, "val"), CamVid(output, "val"))
 
@@ -110,5 +110,5 @@ def test_wrong_input(camvid: Path, tmp_path_factory: pytest.TempPathFactory, cap
         pack([data], camvid, elsewhere / "out")
     for name in ("streets", "streets_day_to_dusk"):
         with pytest.raises(SystemExit):
-            main(["pack", name, "--to", str(elsewhere)])
+            run_tool("data", ["pack", name, "--to", str(elsewhere)])
         assert "expected a data set with a folder of its own" in capsys.readouterr().err

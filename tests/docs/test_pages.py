@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from protoseg import cli
 from protoseg.cli import tool
-from protoseg.cli.main import COMMANDS, main
+from protoseg.cli.main import main
+from protoseg.cli.tool import COMMANDS
 from protoseg.run.resuming import RULES, SAID, SILENT
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.data import main
+from protoseg.cli.tool import COMMANDS, run_tool
 from protoseg.data import CAMVID, LabelledFolder
 from protoseg.data.label_spaces import CITYSCAPES
 from protoseg.render import RenderSettings, labels, mesh, render_dataset, render_sample, vehicles
@@ -159,7 +159,7 @@ class TestDrawing:
     def test_files(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "söme where"
         arguments = ["render", "--size", "160x120", "--seed", "4", "--workers", "2", str(out)]
-        main([*arguments, "--count", "2"])
+        run_tool("data", [*arguments, "--count", "2"])
         assert str(out) in capsys.readouterr().out
         drawn = {path.name: path.read_bytes() for path in out.rglob("*.*") if path.suffix in (".jpg", ".png")}
         assert sorted(drawn) == [f"{i:06}.{end}" for i in range(2) for end in ("jpg", "png")]
@@ -186,7 +186,7 @@ class TestDrawing:
         assert set(np.unique(read)) <= {*range(11), 255}
 
         with pytest.raises(SystemExit):
-            main(["render", "--size", "160x120", "--seed", "5", str(out)])
+            run_tool("data", ["render", "--size", "160x120", "--seed", "5", str(out)])
         assert "expected pictures of style day, width 160, height 120, seed 5" in capsys.readouterr().err
 
 
@@ -221,7 +221,7 @@ def test_other_peoples_folder_is_left_alone(tmp_path: Path) -> None:
 def test_without_panda3d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("protoseg.render.writing.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stop:
-        main(["render", str(tmp_path / "out")])
+        run_tool("data", ["render", str(tmp_path / "out")])
     assert stop.value.code == 1
     assert "pip install 'protoseg[render]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -230,7 +230,6 @@ def test_without_panda3d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_the_command_offers_what_there_is() -> None:
     """The command repeats the names, so as not to import the renderer for ``--help``."""
-    from protoseg.cli import data
-
-    assert data.STYLES == STYLES
-    assert set(data.LABELS) == set(labels.FORMATS)
+    options = COMMANDS["data"]["commands"]["render"]["options"]
+    assert options["--style"]["choices"] == [*STYLES]
+    assert set(options["--labels"]["choices"]) == set(labels.FORMATS)

@@ -15,7 +15,7 @@ from protoseg.data.decoding import check_pixels, check_regular
 from protoseg.data.files import read_mask
 from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
 from protoseg.data.masks import Color, labels_of_colors, labels_of_ids
-from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, other_formats, pair
+from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pair
 from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]
@@ -123,41 +123,42 @@ class LayoutDataset(SegmentationDataset):
     def _pairs(
         self, root: Path, images: Patterns, masks: Patterns | None, words: Mapping[str, str], names: list[str] | None
     ) -> list[FilePair]:
-        found, place, expected = self._found(root, images, words)
-        folders, expected, labels = [place], f"images ({expected})", None
+        found, folder, where = self._found(root, images, words)
+        labels, folders = None, [folder]
         if masks is not None:
-            labels, place, named = self._found(root, masks, words)
-            for key in [k for k in labels if k.endswith(CONVERTED) and k.removesuffix(CONVERTED) in labels]:
+            labels, folder, there = self._found(root, masks, words)
+            for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
                 del labels[key]
-            folders, expected = [*folders, place], f"{expected} and masks ({named})"
-        if not found and not labels:
-            got = "; ".join(filter(None, map(other_formats, folders))) or "none"
-            raise ProtosegError(f"{self.name}: {' and '.join(map(str, folders))}: expected {expected}, got {got}")
-        where = f"{self.name}: {root}, {expected}"
+            if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
+                pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
+                others = self._found(root, pictures, words)[0]
+                labels |= {key: path for key, path in others.items() if key in found and key not in labels}
+            folders, where = [*folders, folder], f"{where} and {there}"
+        where = f"{self.name}: {where}"
         if names is not None:
             keys = {name: _key(name, found) for name in names}
             if missing := [name for name, key in keys.items() if key is None]:
                 shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-                fault(f"{where}: expected the images of {self.lists or 'the split'}, got none of {shown}")
+                source = self.lists[0] if self.lists else f"split {words['split']!r}"
+                fault(f"{where}: expected the {len(keys)} images that {source} names, got none of {shown}: add them")
             found = {key: found[key] for key in keys.values() if key is not None}
             labels = None if labels is None else {key: labels[key] for key in found if key in labels}
         return pair(found, labels, where, folders)
 
     def _found(self, root: Path, patterns: Patterns, words: Mapping[str, str]) -> tuple[dict[str, Path], Path, str]:
-        """The files by what the stars stand for, the folder of the first pattern that is there, and the patterns."""
-        filled = [_filled(pattern, words) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
+        filled = [_filled(pattern, words) for pattern in _each(patterns)]
         places = [(root / folder, rest) for folder, rest in map(_cut, filled)]
         there = [(folder, rest) for folder, rest in places if folder.is_dir()]
-        shown = ", ".join(filled)
         if not there:
-            check_folder(places[0][0], self.name, f"Read are {shown} in {root}. {self.source}")
+            check_folder(places[0][0], self.name, f"Read are {', '.join(filled)} in {root}. {self.source}")
         files: dict[str, Path] = {}
         for folder, rest in there:
             files = matching(folder, rest, self.skip) | files
-        return files, there[0][0], shown
+        return files, there[0][0], f"{', '.join(filled)} in {there[0][0]}"
 
     def _beginning(self, samples: list[FilePair], sequences: str | Sequence[str]) -> list[FilePair]:
-        prefixes = (sequences,) if isinstance(sequences, str) else tuple(sequences)
+        prefixes = tuple(_each(sequences))
         names = [image.name for image, _ in samples]
         for prefix in prefixes or ("",):
             if not prefix or not any(name.startswith(prefix) for name in names):
@@ -197,6 +198,10 @@ def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, P
     found = {path: expression.fullmatch(path.relative_to(folder).as_posix()) for path in paths}
     keys = {path: "".join(match.groups()) for path, match in found.items() if match}
     return by_key(keys, keys.__getitem__)
+
+
+def _each(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _cut(pattern: str) -> tuple[str, str]:

@@ -41,6 +41,7 @@ class PublicDataset(LayoutDataset):
         layout = LAYOUTS[cls.__name__]
         cls.label_space, cls.id_table, _ = described_classes(layout["classes"], layout.get("ids", "id"))
         cls.splits, cls.source = tuple(layout["splits"]), layout["source"]
+        cls.__doc__ = f"{cls.__doc__}\n\n{cls.source}"
 
     def __init__(
         self,

@@ -86,17 +86,15 @@ class LayoutDataset(SegmentationDataset):
             self.source = source
         if split not in splits:
             raise ProtosegError(f"{name}: expected a split out of {', '.join(splits)}, got {split!r}")
-        place, listed = splits[split] if isinstance(splits, Mapping) else split, None
-        if not isinstance(place, str):
-            place, listed = split, list(place)
+        place = splits[split] if isinstance(splits, Mapping) else split
+        names = None if isinstance(place, str) else place
         samples: list[FilePair] = []
         for words in _combinations(name, choices or {}, chosen):
-            words["split"] = place
-            if lists is not None:
-                self.lists = [Path(root) / _filled(lists, words)]
-                listed = read_names(self.lists[0], None if "{split}" in lists else place)
-            wanted = None if not labels or split in unlabelled else masks
-            samples += self._pairs(Path(root), images, wanted, words, listed)
+            words["split"] = place if isinstance(place, str) else split
+            self.lists = [] if lists is None else [Path(root) / _filled(lists, words)]
+            shared = lists is not None and "{split}" not in lists
+            wanted = masks if labels and split not in unlabelled else None
+            samples += self._pairs(Path(root), images, wanted, words, names, shared)
         samples = [sample for sample in samples if sample[0].stem not in leave_out]
         super().__init__(samples if sequences is None else self._beginning(samples, sequences), split)
 
@@ -121,8 +119,15 @@ class LayoutDataset(SegmentationDataset):
         return labels_of_colors(mask, found._replace(clear=None), self.colors, self.id_table.dtype)
 
     def _pairs(
-        self, root: Path, images: Patterns, masks: Patterns | None, words: Mapping[str, str], names: list[str] | None
+        self,
+        root: Path,
+        images: Patterns,
+        masks: Patterns | None,
+        words: Mapping[str, str],
+        names: Sequence[str] | None,
+        shared: bool,
     ) -> list[FilePair]:
+        """The pairs of one combination of ``words``, of ``names`` or of a list, which may be of all splits."""
         found, folder, where = self._found(root, images, words)
         labels, folders = None, [folder]
         if masks is not None:
@@ -135,6 +140,8 @@ class LayoutDataset(SegmentationDataset):
                 labels |= {key: path for key, path in others.items() if key in found and key not in labels}
             folders, where = [*folders, folder], f"{where} and {there}"
         where = f"{self.name}: {where}"
+        if self.lists:
+            names = read_names(self.lists[0], words["split"] if shared else None)
         if names is not None:
             keys = {name: _key(name, found) for name in names}
             if missing := [name for name, key in keys.items() if key is None]:
@@ -178,7 +185,10 @@ def described_classes(classes: str, ids: str) -> tuple[LabelSpace, Ids, Mapping[
     known = sorted(path.stem for path in _TABLES.glob("*.tsv"))
     if classes not in known:
         raise ProtosegError(f"classes: expected one of {', '.join(known)}, or a file FILE.yaml, got {classes!r}")
-    return read_classes(classes), read_ids(classes, "id" if ids == "color" else ids), read_colors(classes)
+    try:
+        return read_classes(classes), read_ids(classes, "id" if ids == "color" else ids), read_colors(classes)
+    except (KeyError, ValueError):
+        raise ProtosegError(f"ids: expected a column of {classes!r} with ids, or color, got {ids!r}") from None
 
 
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:

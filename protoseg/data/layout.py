@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
-from protoseg.data.class_file import read_class_file
+from protoseg.data.class_file import class_file, read_class_file
 from protoseg.data.dataset import CONVERTED, FilePair, SegmentationDataset, check_folder
 from protoseg.data.decoding import check_pixels, check_regular
 from protoseg.data.files import read_mask
@@ -19,6 +20,7 @@ from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pa
 from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]
+Classes = str | Mapping[str, Any]
 _TABLES = Path(__file__).parent / "label_spaces"
 
 
@@ -34,7 +36,7 @@ class LayoutDataset(SegmentationDataset):
         split: one of ``splits``.
         labels: False lists the images alone.
         images, masks: patterns, e.g. ``leftImg8bit/{split}/**/*_leftImg8bit.png``; masks also of MATLAB files.
-        classes: a table of ``label_spaces`` by its name, or a file (``read_class_file``).
+        classes: a table of ``label_spaces`` by its name, or a file of classes (``read_class_file``), or its content.
         ids: the column of that table with the ids in the masks; ``color``: masks hold the colours of the classes.
         splits: their names, or name: what stands for ``{split}``, or name: the list of its images.
         unlabelled: the splits without masks.
@@ -62,7 +64,7 @@ class LayoutDataset(SegmentationDataset):
         *,
         images: Patterns,
         masks: Patterns,
-        classes: str,
+        classes: Classes,
         ids: str = "id",
         splits: Sequence[str] | Mapping[str, str | Sequence[str]] = ("train", "val"),
         unlabelled: Sequence[str] = (),
@@ -77,7 +79,7 @@ class LayoutDataset(SegmentationDataset):
         name: str = "data set",
         **chosen: Any,
     ) -> None:
-        self.label_space, self.id_table, colors = described_classes(classes, ids)
+        self.label_space, self.id_table, colors = described_classes(classes, ids, name)
         self.colors = colors if ids == "color" else {}
         self.name, self.variable, self.skip = name, variable, skip
         if channel is not None:
@@ -100,9 +102,8 @@ class LayoutDataset(SegmentationDataset):
 
     @classmethod
     def space(cls, **options: Any) -> LabelSpace | None:
-        if "classes" not in options:
-            return super().space()
-        return described_classes(options["classes"], options.get("ids", "id"))[0]
+        said = {key: options[key] for key in ("classes", "ids", "name") if key in options}
+        return described_classes(**said)[0] if "classes" in said else super().space()
 
     def read_label(self, index: int) -> Ids:
         mask = self.samples[index][1]
@@ -177,14 +178,19 @@ class LayoutDataset(SegmentationDataset):
         return [sample for sample in samples if sample[0].name.startswith(prefixes)]
 
 
-def described_classes(classes: str, ids: str) -> tuple[LabelSpace, Ids, Mapping[Color, int]]:
-    """Label space, train id of each id, and label of each colour, of a table or a file; raises ProtosegError."""
+def described_classes(
+    classes: Classes, ids: str = "id", name: str = "data set"
+) -> tuple[LabelSpace, Ids, Mapping[Color, int]]:
+    """Label space, train id of each id, and label of each colour; raises ProtosegError."""
+    setting = "data.dataset.classes"
+    if not isinstance(classes, str):
+        content = OmegaConf.to_container(OmegaConf.create({"name": name, **classes}))
+        return class_file(content, Path(setting))[:3]
     if classes.endswith((".yaml", ".yml")):
-        file = read_class_file(classes)
-        return file.label_space, file.table, file.colors
+        return read_class_file(classes)[:3]
     known = sorted(path.stem for path in _TABLES.glob("*.tsv"))
     if classes not in known:
-        raise ProtosegError(f"classes: expected one of {', '.join(known)}, or a file FILE.yaml, got {classes!r}")
+        raise ProtosegError(f"{setting}: expected one of {', '.join(known)}, or a file FILE.yaml, got {classes!r}")
     try:
         return read_classes(classes), read_ids(classes, "id" if ids == "color" else ids), read_colors(classes)
     except (KeyError, ValueError):

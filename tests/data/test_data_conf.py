@@ -86,3 +86,8 @@ def test_pair_reads_both_ends(camvid: Path) -> None:
     day_to_dusk.setup("fit")
     assert len(day_to_dusk.source.train_dataset()) == 200
     assert len(day_to_dusk.target.train_dataset()) == 120
+
+
+def test_the_docs_list_every_data_set() -> None:
+    pages = "".join((CONF.parent / "docs" / page).read_text() for page in ("data.md", "recipes.md", "own_data.md"))
+    assert [name for name in NAMES if f"`{name}`" not in pages and f"`data={name}" not in pages] == []

@@ -13,7 +13,7 @@ import pytest
 import scipy.io
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
@@ -202,7 +202,8 @@ def test_settings_that_are_wrong(settings: dict[str, Any], message: str, tmp_pat
 
 def test_a_strangers_data_set_is_one_yaml(tmp_path: Path) -> None:
     """Of ``docs/extending.md``: no class, the classes in a file of theirs, ids or colours as they say."""
-    (tmp_path / "classes.yaml").write_text("classes: {bog: [1, 2, 3], rock: [4, 5, 6]}\nids: {bog: 7, rock: [8, 9]}\n")
+    classes = {"classes": {"bog": [1, 2, 3], "rock": [4, 5, 6]}, "ids": {"bog": 7, "rock": [8, 9]}}
+    OmegaConf.save(OmegaConf.create(classes), tmp_path / "classes.yaml")
     colors = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
     for split in ("first", "second"):
         for folder, ids in (("north", [[7, 8], [9, 255]]), ("south", [[9, 9], [7, 7]])):
@@ -227,6 +228,12 @@ def test_a_strangers_data_set_is_one_yaml(tmp_path: Path) -> None:
     assert [image.parent.name for image, _ in south.samples] == ["south"]
     assert south.read(0)[1].tolist() == [[0, 0], [0, 0]]
     assert LayoutDataset.space(**described) == data.label_space
+    inside = LayoutDataset(tmp_path, masks="{split}/{site}/*_id.png", **{**described, "classes": classes})
+    assert np.array_equal(inside.read(1)[1], data.read(1)[1])
+    with pytest.raises(
+        ProtosegError, match=r"data.dataset.classes: expected ids: .* for every class, got \{'bog': 1\}"
+    ):
+        LayoutDataset.space(classes={**classes, "ids": {"bog": 1}})
 
 
 def test_patterns(tmp_path: Path) -> None:

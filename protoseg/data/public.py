@@ -6,7 +6,7 @@ others are described where they are configured, in ``conf/data``.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
@@ -37,11 +37,14 @@ class PublicDataset(LayoutDataset):
         ProtosegError: as ``LayoutDataset``.
     """
 
+    layout: ClassVar[dict[str, Any]]
+
     def __init_subclass__(cls) -> None:
-        layout = LAYOUTS[cls.__name__]
-        cls.label_space, cls.id_table, _ = described_classes(layout["classes"], layout.get("ids", "id"))
-        cls.splits, cls.source = tuple(layout["splits"]), layout["source"]
-        cls.__doc__ = f"{cls.__doc__}\n\n{cls.source}"
+        if cls.__name__ in LAYOUTS:  # else a subclass of one of these
+            cls.layout = {"name": cls.__name__, **LAYOUTS[cls.__name__]}
+            cls.label_space, cls.id_table, _ = described_classes(cls.layout["classes"], cls.layout.get("ids", "id"))
+            cls.splits, cls.source = tuple(cls.layout["splits"]), cls.layout["source"]
+            cls.__doc__ = f"{cls.__doc__}\n\n{cls.source}"
 
     def __init__(
         self,
@@ -51,8 +54,7 @@ class PublicDataset(LayoutDataset):
         labels: bool = True,
         **chosen: Any,
     ) -> None:
-        name = type(self).__name__
-        super().__init__(root, split, labels, sequences=sequences, name=name, **{**LAYOUTS[name], **chosen})
+        super().__init__(root, split, labels, sequences=sequences, **{**self.layout, **chosen})
 
 
 class ACDC(PublicDataset):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from protoseg.data import CAMVID, GTA5, LayoutDataset, SegmentationDataModule
+from protoseg.data import CAMVID, CITYSCAPES, GTA5, Cityscapes, LayoutDataset, SegmentationDataModule
 from protoseg.data.checking import listing_faults
 from protoseg.data.label_spaces import column, read_classes, read_colors, read_ids
 from protoseg.data.layout import matching, read_names
@@ -234,6 +234,22 @@ def test_a_strangers_data_set_is_one_yaml(tmp_path: Path) -> None:
         ProtosegError, match=r"data.dataset.classes: expected ids: .* for every class, got \{'bog': 1\}"
     ):
         LayoutDataset.space(classes={**classes, "ids": {"bog": 1}})
+
+
+def test_a_subclass_of_a_public_data_set(cityscapes: Path) -> None:
+    class Mine(Cityscapes):
+        """Cityscapes of one city, with another setting of its layout."""
+
+        def __init__(self, root: Path, split: str = "train") -> None:
+            super().__init__(root, split, ["ulm"], masks="gtFine/{split}/**/*_gtFine_instanceIds.png", ids="train")
+
+    (sample,) = Mine(cityscapes).samples
+    assert [path.name for path in sample if path] == [
+        "ulm_000000_000019_leftImg8bit.png",
+        "ulm_000000_000019_gtFine_instanceIds.png",
+    ]
+    assert Mine.space() is CITYSCAPES
+    assert "cityscapes-dataset.com" in str(Cityscapes.__doc__)
 
 
 def test_patterns(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class LayoutDataset(SegmentationDataset):
             if missing := [name for name, key in keys.items() if key is None]:
                 shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
                 source = self.lists[0] if self.lists else f"split {words['split']!r}"
-                fault(f"{where}: expected the {len(keys)} images that {source} names, got none of {shown}: add them")
+                fault(f"{where}: expected {len(keys)} images of {source}, got none of {shown}: add them or name others")
             found = {key: found[key] for key in keys.values() if key is not None}
             labels = None if labels is None else {key: labels[key] for key in found if key in labels}
         return pair(found, labels, where, folders)

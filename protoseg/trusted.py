@@ -47,7 +47,7 @@ _DECODER = Slot((*_names("protoseg.models.decoders", *_DECODERS), "protoseg.mode
 _DATASET = Slot(
     _names(
         "protoseg.data", "ACDC", "ADE20K", "ADE20KFull", "COCOStuff", "CamVid", "Cityscapes", "DarkZurich", "GTA5",
-        "LabelledFolder", "Streets", "Synthia",
+        "LabelledFolder", "LayoutDataset", "Streets", "Synthia",
     ),
     Dataset,
     partial=True,  # else its files would be looked at before anybody asks for them

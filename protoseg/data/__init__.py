@@ -1,13 +1,7 @@
 """Label spaces, data sets, augmentation and the DataModules."""
 
 from protoseg.data.adaptation import AdaptationDataModule
-from protoseg.data.ade20k import ADE20K, ADE20KFull
-from protoseg.data.adverse import ACDC, DarkZurich
-from protoseg.data.builtin import Streets
-from protoseg.data.camvid import CamVid
-from protoseg.data.cityscapes import GTA5, Cityscapes, Synthia
 from protoseg.data.class_file import ClassFile, read_class_file
-from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
 from protoseg.data.decoding import limit_pixels
@@ -22,6 +16,19 @@ from protoseg.data.label_spaces import (
     SYNTHIA_13,
     SYNTHIA_16,
 )
+from protoseg.data.layout import LayoutDataset
 from protoseg.data.own import ImageFolder, LabelledFolder
+from protoseg.data.public import (
+    ACDC,
+    ADE20K,
+    GTA5,
+    ADE20KFull,
+    CamVid,
+    Cityscapes,
+    COCOStuff,
+    DarkZurich,
+    Streets,
+    Synthia,
+)
 from protoseg.data.rare_classes import RareClasses
 from protoseg.data.transforms import TrainTransform

@@ -80,6 +80,11 @@ def read_class_file(path: str | Path) -> ClassFile:
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise _wrong(path, "YAML", " ".join(str(error).split())) from error
+    return class_file(content, path)
+
+
+def class_file(content: Any, path: Path) -> ClassFile:
+    """What ``read_class_file`` makes of the content of a file; ``path`` is for its messages."""
     if not isinstance(content, dict) or not set(content) <= set(_KEYS):
         raise _wrong(path, f"the keys {', '.join(_KEYS)}", content if not isinstance(content, dict) else [*content])
     colors = _classes(path, content.get("classes"))

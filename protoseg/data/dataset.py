@@ -18,14 +18,15 @@ from protoseg.data.files import Channel, read_image, read_label
 from protoseg.data.label_spaces import Ids
 from protoseg.data.label_spaces.tables import file_ignored, ignored_in
 from protoseg.data.masks import Color
-from protoseg.data.pairing import by_key, by_stem, list_images, pair, stem_in, stems_of_masks
+from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data.mask_reading import MaskReading
 
 FilePair = tuple[Path, "Path | None"]
-_CONVERTED = "_labelTrainIds"  # of masks that DAFormer's and mmsegmentation's converters write beside the originals
+CONVERTED = "_labelTrainIds"
+"""End of the names of masks that DAFormer's and mmsegmentation's converters write beside the originals."""
 
 
 class Sample(NamedTuple):
@@ -63,18 +64,20 @@ class SegmentationDataset(Dataset[Sample]):
         turn: whether images are turned as EXIF says; else they are read as they are stored.
         image_range: the values of images of 16 bits that become black and white; None: the high 8 bits.
         notes: sentences about how the files were found, told by ``check`` and before a training.
+        lists: files that say which images are in the split.
     """
 
     label_space: LabelSpace
     id_table: Ids
-    id_channel: ClassVar[Channel | None] = None
+    id_channel: Channel | None = None
     colors: Mapping[Color, int] = MappingProxyType({})
     mask_reading: MaskReading | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
-    source: ClassVar[str] = ""
+    source: str = ""
     turn: bool = True
     image_range: Range | None = None
     notes: Sequence[str] = ()
+    lists: Sequence[Path] = ()
 
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:
         self.samples = list(samples)
@@ -149,13 +152,7 @@ class SegmentationDataset(Dataset[Sample]):
     @classmethod
     def check_folder(cls, folder: Path) -> None:
         """Raise ProtosegError, with the public source and the value to set, unless ``folder`` exists."""
-        if not folder.is_dir():
-            raise ProtosegError(
-                f"{cls.__name__}: expected the folder {folder.absolute()}, which does not exist. {cls.source} "
-                "If you have it elsewhere, set data.root=FOLDER (domain adaptation: data.source.root and "
-                "data.target.root; evaluate.py: root=FOLDER), or the environment variable PROTOSEG_DATA to the folder "
-                "that holds all data sets"
-            )
+        check_folder(folder, cls.__name__, cls.source)
 
     @classmethod
     def pair_folders(cls, images: Path, masks: Path | None) -> list[FilePair]:
@@ -169,25 +166,17 @@ class SegmentationDataset(Dataset[Sample]):
             return pair(found, None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
         labels = stems_of_masks(masks, found)
-        for key in [key for key in labels if key.endswith(_CONVERTED) and key.removesuffix(_CONVERTED) in labels]:
+        for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
             del labels[key]
         return pair(found, labels, f"{cls.__name__}: {images} and {masks}", (images, masks))
 
-    @classmethod
-    def pair_trees(
-        cls, images: Path, image_end: str, masks: Path | None, mask_end: str, skip: str | None = None
-    ) -> list[FilePair]:
-        """Pair the images under one folder with the masks under another by their paths there.
 
-        ``STEM`` + ``image_end`` belongs to ``STEM`` + ``mask_end``. Without ``masks``, the images alone. Folders whose
-        names begin with ``skip`` are not looked into.
-
-        Raises:
-            ProtosegError: a folder that is missing, or files that do not pair up.
-        """
-        cls.check_folder(images)
-        if masks is None:
-            return pair(by_stem(images, image_end, skip), None, where=f"{cls.__name__}: {images}")
-        cls.check_folder(masks)
-        where = f"{cls.__name__}: {images} and {masks}"
-        return pair(by_stem(images, image_end, skip), by_stem(masks, mask_end, skip), where, (images, masks))
+def check_folder(folder: Path, name: str, source: str) -> None:
+    """Raise ProtosegError unless a folder of the data set ``name`` exists; ``source`` says where it comes from."""
+    if not folder.is_dir():
+        raise ProtosegError(
+            f"{name}: expected the folder {folder.absolute()}, which does not exist. {source} "
+            "If you have it elsewhere, set data.root=FOLDER (domain adaptation: data.source.root and "
+            "data.target.root; evaluate.py: root=FOLDER), or the environment variable PROTOSEG_DATA to the folder "
+            "that holds all data sets"
+        )

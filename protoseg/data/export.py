@@ -9,15 +9,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from protoseg.data.ade20k import ADE20K
-from protoseg.data.adverse import ACDC, DarkZurich
-from protoseg.data.cityscapes import Cityscapes
-from protoseg.data.coco_stuff import COCOStuff
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.files import read_label
 from protoseg.data.label_spaces import UNKNOWN_ID, Ids, file_ids, id_table
 from protoseg.data.label_spaces.tables import FILE_IGNORED
 from protoseg.data.pairing import list_images
+from protoseg.data.public import ACDC, ADE20K, Cityscapes, COCOStuff, DarkZurich
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 

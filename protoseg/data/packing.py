@@ -25,7 +25,7 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     """Copy the images and masks of ``datasets`` to the same places under another folder, PNGs re-encoded.
 
     Images are stored without compression, masks with little, both without PNG's filters: inflating and unfiltering is
-    most of the time that decoding takes. Other files (JPEGs, class files and lists in ``root`` itself) are copied.
+    most of the time that decoding takes. Other files (JPEGs, class files, lists of splits) are copied.
     Files that are there already are kept, so that a run that was stopped goes on.
 
     Args:
@@ -44,6 +44,7 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     files = {path: 1 for dataset in datasets for _, path in dataset.samples if path is not None}
     files |= {path: 0 for dataset in datasets for path, _ in dataset.samples}
     files |= {path: -1 for path in root.iterdir() if path.is_file() and path not in files}
+    files |= {path: -1 for dataset in datasets for path in dataset.lists}
     jobs = list(files.items())
 
     def run(index: int) -> int:

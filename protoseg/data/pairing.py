@@ -27,8 +27,10 @@ _PROBES, _ENDS = 16, 32  # images looked at, and names compared with each, to fi
 Ends = tuple[str, str]
 
 
-def list_images(folder: Path, recursive: bool = False, skip: str | None = None) -> list[Path]:
-    """The files of ``IMAGE_SUFFIXES`` (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``.
+def list_images(
+    folder: Path, recursive: bool = False, skip: str | None = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> list[Path]:
+    """The files of ``suffixes`` (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``.
 
     Subfolders whose names begin with ``skip`` are not looked into.
 
@@ -37,7 +39,7 @@ def list_images(folder: Path, recursive: bool = False, skip: str | None = None) 
     Raises:
         ProtosegError: a link leads back to a folder that it lies in.
     """
-    return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in suffixes)
 
 
 def other_formats(place: Path) -> str:
@@ -74,15 +76,6 @@ def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]
         if other is not path:
             fault(f"expected one file per name, got {other} and {path}: move one of them elsewhere")
     return files
-
-
-def by_stem(folder: Path, end: str, skip: str | None = None) -> dict[str, Path]:
-    """The images under ``folder``, subfolders included, whose names end in ``end``, by their path there without it.
-
-    ``.PNG`` ends as ``.png`` does; ``skip`` as in ``list_images``.
-    """
-    found = (path for path in list_images(folder, recursive=True, skip=skip) if path.name.lower().endswith(end.lower()))
-    return by_key(found, lambda path: path.relative_to(folder).as_posix()[: -len(end)])
 
 
 def pair(

@@ -16,9 +16,10 @@ from protoseg.run.build import build_datamodule, build_model, build_module, inst
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))
-FILES = [file for file in FILES if file.parent.name != "experiment"]  # these with every pair, below
+# Experiments with every pair, below; data sets in tests/data/test_data_conf.py, without the rest of the config.
+FILES = [file for file in FILES if file.parent.name not in ("experiment", "data")]
 MODEL_GROUPS = {
-    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "data", "debug",
+    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "debug",
 }  # fmt: skip
 RECIPES = sorted((CONF / "experiment").glob("[!_]*.yaml"))
 HEAD = ("Source", "Expected", "Hardware", "Run", "Pairs")
@@ -53,8 +54,6 @@ def is_needed(group: str, name: str) -> list[str]:
         return ["encoder=hrnet_w18"]
     if group == "contrast" and name != "none":
         return ["method=dacs"]
-    if (group, name) == ("data", "folder"):
-        return ["data.dataset.classes=tests/data/classes.yaml"]  # there is no model without classes
     return []
 
 

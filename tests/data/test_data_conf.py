@@ -6,13 +6,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule
+from protoseg.trusted import checked_sections
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(p.stem for p in (CONF / "data").glob("[!_]*.yaml"))
 PAIRS = [name for name in NAMES if "_to_" in name]
+CLASSES = {
+    **{"ade20k": 150, "ade20k_full": 847, "coco_stuff": 171, "camvid": 11, "loveda": 7, "potsdam": 6, "vaihingen": 6},
+    **{"voc2012": 21, "sbd": 21, "pascal_context": 59, "pascal_context_60": 60, "vistas": 65, "vistas_v2": 116},
+    **{"idd": 26, "idd_cityscapes": 19, "vistas_cityscapes": 19, "bdd100k": 19, "foggy_cityscapes": 19, "kitti": 19},
+}
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -22,12 +28,12 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "folder"])
 def test_instantiates_without_data(name: str) -> None:
-    data = instantiate(composed(name))
+    cfg = composed(name)
+    data = instantiate(cfg)
     assert isinstance(data, AdaptationDataModule if name in PAIRS else SegmentationDataModule)
     assert data.seed == 3
-    assert data.label_space.num_classes == {"ade20k": 150, "ade20k_full": 847, "coco_stuff": 171}.get(
-        name, data.label_space.num_classes
-    )
+    assert data.label_space.num_classes == CLASSES.get(name, data.label_space.num_classes)
+    assert checked_sections({"data": OmegaConf.to_container(cfg, resolve=True)}, ["data"])  # a checkpoint may build it
 
 
 def test_own_folder_needs_its_file_of_classes(folder: Path) -> None:
@@ -80,3 +86,8 @@ def test_pair_reads_both_ends(camvid: Path) -> None:
     day_to_dusk.setup("fit")
     assert len(day_to_dusk.source.train_dataset()) == 200
     assert len(day_to_dusk.target.train_dataset()) == 120
+
+
+def test_the_docs_list_every_data_set() -> None:
+    pages = "".join((CONF.parent / "docs" / page).read_text() for page in ("data.md", "recipes.md", "own_data.md"))
+    assert [name for name in NAMES if f"`{name}`" not in pages and f"`data={name}" not in pages] == []

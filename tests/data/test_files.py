@@ -11,7 +11,7 @@ from PIL import Image
 
 from protoseg.data.files import read_image, read_label
 from protoseg.data.label_spaces import CAMVID_IDS
-from protoseg.data.pairing import by_key, by_stem, list_images, pair
+from protoseg.data.pairing import by_key, list_images, pair
 from protoseg.data.statistics import image_size
 from protoseg.types import ProtosegError
 
@@ -190,10 +190,3 @@ def test_images_alone() -> None:
     assert pair({"b": Path("1"), "a": Path("2")}, None, "x") == [(Path("2"), None), (Path("1"), None)]
     with pytest.raises(ProtosegError, match=r"here: expected images \([^)]*\), got none"):
         pair({}, None, "here")
-
-
-def test_by_stem(tmp_path: Path) -> None:
-    for name in ("a/x_rgb.png", "b/x_rgb.png", "b/x_other.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert by_stem(tmp_path, "_rgb.png") == {"a/x": tmp_path / "a/x_rgb.png", "b/x": tmp_path / "b/x_rgb.png"}

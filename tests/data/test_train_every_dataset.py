@@ -13,6 +13,7 @@ from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from tests.conftest import TINY
 from tests.data.helpers import DATASETS
+from tests.data.layout_trees import TREES, fabricate, overrides
 
 # Images of 32 x 24: their coarsest map is one pixel, of which FPN's GroupNorm can make nothing.
 SMALL = [
@@ -39,6 +40,18 @@ def test_two_steps(name: str, request: pytest.FixtureRequest, configure: Callabl
     root = request.getfixturevalue(name)
     run_training(configure("train", *SMALL, f"data={name}", f"data.root={root}", *SPLITS.get(name, [])))
     assert (root / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TREES)
+def test_two_steps_and_evaluation_of_a_layout(name: str, tmp_path: Path, configure: Callable[..., DictConfig]) -> None:
+    splits = [split for split in fabricate(name, tmp_path) if split in ("train", "val")]
+    settings = [f"data={TREES[name].config or name}", f"data.root={tmp_path}", *overrides(name)]
+    settings += [f"data.train_split={splits[0]}", f"data.val_split={splits[-1]}"]
+    run_training(configure("train", *SMALL, *settings))
+    checkpoint, output = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "evaluated"
+    run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", "num_workers=0", "device=cpu", output=output))
+    assert (output / "metrics.json").is_file()
 
 
 def test_evaluation_of_ones_own_folder_from_the_checkpoint_alone(

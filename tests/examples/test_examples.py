@@ -14,6 +14,7 @@ from PIL import Image
 
 import protoseg
 from protoseg.checkpoint import read_checkpoint
+from protoseg.run.build import build_datamodule
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
@@ -131,3 +132,18 @@ def test_each_is_one_file_and_one_yaml() -> None:
             str(p.relative_to(EXAMPLES / name)) for p in (EXAMPLES / name).rglob("*") if p.suffix in (".py", ".yaml")
         }
         assert files == {f"{name}.py", f"conf/{example.group}/{name}.yaml"}
+
+
+def test_a_data_set_without_a_class_reads_what_the_class_reads(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., DictConfig]
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "pets")
+    by_class, by_layout = (
+        build_datamodule(configure("train", f"hydra.searchpath=['file://{EXAMPLES / name / 'conf'}']", f"data={name}"))
+        for name in ("pets", "pets_layout")
+    )
+    assert by_class.label_space == by_layout.label_space
+    for split in ("trainval", "test"):
+        read = [part._make(root=pets, split=split) for part in (by_class, by_layout)]
+        assert read[0].samples == read[1].samples
+        assert all(np.array_equal(read[0].read(i)[1], read[1].read(i)[1]) for i in range(2))

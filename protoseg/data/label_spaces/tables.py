@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +40,6 @@ def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
     """The 256-entry table ``file id -> train id``; ids not in ``train_ids`` give ``UNKNOWN_ID``, 255 stays ignored."""
     table = np.full(256, UNKNOWN_ID, dtype=np.uint8)
     table[FILE_IGNORED] = FILE_IGNORED
-    for file_id, train_id in train_ids.items():
-        table[file_id] = train_id
-    return table
-
-
-def wide_id_table(train_ids: Mapping[int, int], length: int) -> NDArray[np.uint16]:
-    """The same for label spaces of more than 255 classes: ids from 0 to ``length - 1`` not in it are ignored."""
-    table = np.full(length, WIDE_FILE_IGNORED, dtype=np.uint16)
     for file_id, train_id in train_ids.items():
         table[file_id] = train_id
     return table
@@ -140,22 +133,55 @@ def _names(names: Iterable[object]) -> str:
 
 @cache
 def _rows(name: str) -> list[dict[str, str]]:
+    """The lines of ``NAME.tsv``: first those without a name, which are of what is ignored, then the classes."""
     with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+        rows = list(csv.DictReader((line for line in file if not line.startswith("#")), delimiter="\t"))
+    return sorted(rows, key=lambda row: row["name"] != "")
 
 
 def column(name: str, title: str) -> dict[str, str | None]:
     """What a column of ``NAME.tsv`` says of each class; None where it is empty."""
-    return {row["name"]: row[title] or None for row in _rows(name)}
+    return {row["name"]: row[title] or None for row in _rows(name) if row["name"]}
 
 
-def read_classes(name: str) -> tuple[LabelSpace, dict[int, int]]:
-    """Label space, and file id -> train id, of ``NAME.tsv`` beside this file, in the order of its lines."""
+@cache
+def read_classes(name: str) -> LabelSpace:
+    """The classes of ``NAME.tsv`` beside this file, in the order of its lines."""
+    rows = [row for row in _rows(name) if row["name"]]
+    things = tuple(row["name"] for row in rows if row["kind"] == "thing")
+    return LabelSpace(name, tuple(row["name"] for row in rows), tuple(map(_color, rows)), things)
+
+
+def read_ids(name: str, title: str = "id") -> NDArray[Any]:
+    """The table ``file id -> train id`` of a column of ``NAME.tsv``, whose cells are numbers and ranges (``2 5-7``).
+
+    Ids that no cell has are unknown; 255 is ignored.
+    """
     rows = _rows(name)
-    space = LabelSpace(
-        name,
-        classes=tuple(row["name"] for row in rows),
-        colors=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in rows),
-        things=tuple(row["name"] for row in rows if row["kind"] == "thing"),
-    )
-    return space, {int(row["id"]): train_id for train_id, row in enumerate(rows)}
+    void_rows = sum(not row["name"] for row in rows)
+    labels: dict[int, int] = {}
+    for train_id, row in enumerate(rows, -void_rows):
+        for low, _, high in (part.partition("-") for part in row[title].split()):
+            labels |= dict.fromkeys(range(int(low), int(high or low) + 1), train_id)
+    dtype = np.uint8 if len(rows) - void_rows < UNKNOWN_ID else np.uint16
+    void = np.iinfo(dtype).max
+    table: NDArray[Any] = np.full(max(FILE_IGNORED, *labels) + 1, void - 1, dtype)
+    table[FILE_IGNORED] = void
+    for file_id, train_id in labels.items():
+        table[file_id] = train_id if train_id >= 0 else void
+    return table
+
+
+def read_colors(name: str) -> dict[tuple[int, int, int], int]:
+    """The label of each colour in ``NAME.tsv``: train ids, and 255 for those that are ignored."""
+    rows = _rows(name)
+    void_rows = sum(not row["name"] for row in rows)
+    return {
+        _color(row): train_id if train_id >= 0 else FILE_IGNORED
+        for train_id, row in enumerate(rows, -void_rows)
+        if row["red"]
+    }
+
+
+def _color(row: Mapping[str, str]) -> tuple[int, int, int]:
+    return int(row["red"]), int(row["green"]), int(row["blue"])

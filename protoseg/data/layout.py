@@ -1,0 +1,301 @@
+"""Data sets whose layout is described by patterns of file names: a table in place of code."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from protoseg.data.class_file import class_file, read_class_file
+from protoseg.data.dataset import CONVERTED, FilePair, SegmentationDataset, check_folder
+from protoseg.data.decoding import check_pixels, check_regular
+from protoseg.data.files import read_mask
+from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
+from protoseg.data.masks import Color, labels_of_colors, labels_of_ids
+from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pair
+from protoseg.types import LabelSpace, ProtosegError
+
+Patterns = str | Sequence[str]
+Classes = str | Mapping[str, Any]
+_TABLES = Path(__file__).parent / "label_spaces"
+
+
+class LayoutDataset(SegmentationDataset):
+    """Images and masks found by patterns below a folder, so that a data set is one YAML (``docs/extending.md``).
+
+    In patterns ``*`` is any text inside a name, ``**/`` any folders, ``.*`` any suffix of images that is read. An image
+    and a mask belong together where their stars stand for the same. ``{split}`` and the names of ``choices`` are
+    replaced. Of several patterns all are searched, the first before the others. Upper and lower case are one.
+
+    Args:
+        root: the folder.
+        split: one of ``splits``.
+        labels: False lists the images alone.
+        images, masks: patterns, e.g. ``leftImg8bit/{split}/**/*_leftImg8bit.png``; masks also of MATLAB files.
+        classes: a table of ``label_spaces`` by its name, or a file of classes (``read_class_file``), or its content.
+        ids: the column of that table with the ids in the masks; ``color``: masks hold the colours of the classes.
+        splits: their names, or name: what stands for ``{split}``, or name: the list of its images.
+        unlabelled: the splits without masks.
+        lists: file with the names of a split's images, in the first column of its lines. If all splits are in one file,
+            the names begin with the split.
+        choices: what other words in braces may be; each is an argument of its own: one, several, or None for all.
+        sequences: keep the images whose file name begins with one of these; None keeps all.
+        leave_out: names without suffix of images that are left out.
+        skip: folders whose names begin so are not looked into.
+        channel: of the ids in masks that have several.
+        variable: of the ids in MATLAB files, with dots between the fields of structures.
+        source: where the data set comes from and under which terms, for the message when it is absent.
+        name: for messages.
+        **chosen: values of ``choices``.
+
+    Raises:
+        ProtosegError: an unknown split, choice or table, or files that are missing or do not pair up.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        labels: bool = True,
+        *,
+        images: Patterns,
+        masks: Patterns,
+        classes: Classes,
+        ids: str = "id",
+        splits: Sequence[str] | Mapping[str, str | Sequence[str]] = ("train", "val"),
+        unlabelled: Sequence[str] = (),
+        lists: str | None = None,
+        choices: Mapping[str, Sequence[Any] | Mapping[Any, str]] | None = None,
+        sequences: str | Sequence[str] | None = None,
+        leave_out: Sequence[str] = (),
+        skip: str | None = None,
+        channel: int | None = None,
+        variable: str = "",
+        source: str = "",
+        name: str = "data set",
+        **chosen: Any,
+    ) -> None:
+        self.label_space, self.id_table, colors = described_classes(classes, ids, name)
+        self.colors = colors if ids == "color" else {}
+        self.name, self.variable, self.skip = name, variable, skip
+        if channel is not None:
+            self.id_channel = channel
+        if source:
+            self.source = source
+        if split not in splits:
+            raise ProtosegError(f"{name}: expected a split out of {', '.join(splits)}, got {split!r}")
+        place = splits[split] if isinstance(splits, Mapping) else split
+        names = None if isinstance(place, str) else place
+        samples: list[FilePair] = []
+        for words in _combinations(name, choices or {}, chosen):
+            words["split"] = place if isinstance(place, str) else split
+            self.lists = [] if lists is None else [Path(root) / _filled(lists, words)]
+            shared = lists is not None and "{split}" not in lists
+            wanted = masks if labels and split not in unlabelled else None
+            samples += self._pairs(Path(root), images, wanted, words, names, shared)
+        samples = [sample for sample in samples if sample[0].stem not in leave_out]
+        super().__init__(samples if sequences is None else self._beginning(samples, sequences), split)
+
+    @classmethod
+    def space(cls, **options: Any) -> LabelSpace | None:
+        said = {key: options[key] for key in ("classes", "ids", "name") if key in options}
+        return described_classes(**said)[0] if "classes" in said else super().space()
+
+    def read_label(self, index: int) -> Ids:
+        mask = self.samples[index][1]
+        if mask is not None and mask.suffix.lower() == ".mat":
+            return labels_of_ids(mask, read_matlab(mask, self.variable), self.id_table)
+        if mask is None or not self.colors:
+            return super().read_label(index)
+        found = read_mask(mask)
+        if found.kind not in ("colour", "palette"):
+            raise ProtosegError(
+                f"mask {mask}: expected the colours of the classes, got {found.kind} values: choose the masks of the "
+                "release, or set data.dataset.ids to the ids that these hold"
+            )
+        return labels_of_colors(mask, found._replace(clear=None), self.colors, self.id_table.dtype)
+
+    def _pairs(
+        self,
+        root: Path,
+        images: Patterns,
+        masks: Patterns | None,
+        words: Mapping[str, str],
+        names: Sequence[str] | None,
+        shared: bool,
+    ) -> list[FilePair]:
+        """The pairs of one combination of ``words``, of ``names`` or of a list, which may be of all splits."""
+        found, folder, where = self._found(root, images, words)
+        labels, folders = None, [folder]
+        if masks is not None:
+            labels, folder, there = self._found(root, masks, words)
+            for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
+                del labels[key]
+            if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
+                pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
+                others = self._found(root, pictures, words)[0]
+                labels |= {key: path for key, path in others.items() if key in found and key not in labels}
+            folders, where = [*folders, folder], f"{where} and {there}"
+        where = f"{self.name}: {where}"
+        if self.lists:
+            names = read_names(self.lists[0], words["split"] if shared else None)
+        if names is not None:
+            keys = {name: _key(name, found) for name in names}
+            if missing := [name for name, key in keys.items() if key is None]:
+                shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+                source = self.lists[0] if self.lists else f"split {words['split']!r}"
+                fault(f"{where}: expected {len(keys)} images of {source}, got none of {shown}: add them or name others")
+            found = {key: found[key] for key in keys.values() if key is not None}
+            labels = None if labels is None else {key: labels[key] for key in found if key in labels}
+        return pair(found, labels, where, folders)
+
+    def _found(self, root: Path, patterns: Patterns, words: Mapping[str, str]) -> tuple[dict[str, Path], Path, str]:
+        """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
+        filled = [_filled(pattern, words) for pattern in _each(patterns)]
+        places = [(root / folder, rest) for folder, rest in map(_cut, filled)]
+        there = [(folder, rest) for folder, rest in places if folder.is_dir()]
+        if not there:
+            check_folder(places[0][0], self.name, f"Read are {', '.join(filled)} in {root}. {self.source}")
+        files: dict[str, Path] = {}
+        for folder, rest in there:
+            files = matching(folder, rest, self.skip) | files
+        return files, there[0][0], f"{', '.join(filled)} in {there[0][0]}"
+
+    def _beginning(self, samples: list[FilePair], sequences: str | Sequence[str]) -> list[FilePair]:
+        prefixes = tuple(_each(sequences))
+        names = [image.name for image, _ in samples]
+        for prefix in prefixes or ("",):
+            if not prefix or not any(name.startswith(prefix) for name in names):
+                known = ", ".join(sorted({name.split("_")[0] for name in names}))
+                raise ProtosegError(
+                    f"{self.name}: expected sequences of {samples[0][0].parent} ({known}), got {prefix!r}, which no "
+                    "image begins with: correct data.dataset.sequences (null keeps all)"
+                )
+        return [sample for sample in samples if sample[0].name.startswith(prefixes)]
+
+
+def described_classes(
+    classes: Classes, ids: str = "id", name: str = "data set"
+) -> tuple[LabelSpace, Ids, Mapping[Color, int]]:
+    """Label space, train id of each id, and label of each colour; raises ProtosegError."""
+    setting = "data.dataset.classes"
+    if not isinstance(classes, str):
+        content = OmegaConf.to_container(OmegaConf.create({"name": name, **classes}))
+        return class_file(content, Path(setting))[:3]
+    if classes.endswith((".yaml", ".yml")):
+        return read_class_file(classes)[:3]
+    known = sorted(path.stem for path in _TABLES.glob("*.tsv"))
+    if classes not in known:
+        raise ProtosegError(f"{setting}: expected one of {', '.join(known)}, or a file FILE.yaml, got {classes!r}")
+    try:
+        return read_classes(classes), read_ids(classes, "id" if ids == "color" else ids), read_colors(classes)
+    except (KeyError, ValueError):
+        raise ProtosegError(f"ids: expected a column of {classes!r} with ids, or color, got {ids!r}") from None
+
+
+def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
+    """The files whose paths in ``folder`` are as the pattern says, by what its stars stand for.
+
+    Raises:
+        ProtosegError: two files for which they stand for the same.
+    """
+    any_suffix = pattern.endswith(".*")
+    escaped = re.escape(pattern.removesuffix(".*"))
+    expression = re.compile(
+        escaped.replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)") + (r"\.[^./]+" if any_suffix else ""),
+        re.IGNORECASE,
+    )
+    suffixes = IMAGE_SUFFIXES if any_suffix else (Path(pattern).suffix.lower(),)
+    paths = list_images(folder, recursive="/" in pattern, skip=skip, suffixes=suffixes)
+    found = {path: expression.fullmatch(path.relative_to(folder).as_posix()) for path in paths}
+    keys = {path: "".join(match.groups()) for path, match in found.items() if match}
+    return by_key(keys, keys.__getitem__)
+
+
+def _each(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _cut(pattern: str) -> tuple[str, str]:
+    """The folder that a pattern begins with, and what follows."""
+    parts = pattern.split("/")
+    fixed = len(list(takewhile(lambda part: "*" not in part, parts[:-1])))
+    return "/".join(parts[:fixed]), "/".join(parts[fixed:])
+
+
+def _filled(pattern: str, words: Mapping[str, str]) -> str:
+    for name, text in words.items():
+        pattern = pattern.replace(f"{{{name}}}", text)
+    return pattern
+
+
+def _combinations(
+    name: str, choices: Mapping[str, Sequence[Any] | Mapping[Any, str]], chosen: Mapping[str, Any]
+) -> Iterator[dict[str, str]]:
+    """Every combination of the values chosen, by the words that they stand for."""
+    if unknown := chosen.keys() - choices.keys():
+        raise ProtosegError(
+            f"{name}: expected settings out of {', '.join(choices) or 'none'}, got {', '.join(unknown)}"
+        )
+    texts: list[list[str]] = []
+    for option, offered in choices.items():
+        known = {str(key): str(offered[key] if isinstance(offered, Mapping) else key) for key in offered}
+        value = chosen.get(option)
+        one = isinstance(value, str | int | float)
+        wanted = list(known) if value is None else [str(value)] if one else [str(v) for v in value]
+        if not wanted or not set(wanted) <= known.keys():
+            got = repr(value) if one else ", ".join(wanted) or "none"
+            raise ProtosegError(
+                f"{name}: expected {'a ' if one else ''}{option} out of {', '.join(known)}, got {got}: correct "
+                f"data.dataset.{option}{'' if one else ' (null keeps all)'}"
+            )
+        texts.append([known[key] for key in wanted])
+    return (dict(zip(choices, values, strict=True)) for values in product(*texts))
+
+
+def _key(name: str, found: Mapping[str, Path]) -> str | None:
+    """The file that a list means: by its name, or by the end of a path."""
+    parts = name.split("/")
+    return next((key for i in range(len(parts)) if (key := "/".join(parts[i:])) in found), None)
+
+
+def read_names(path: Path, start: str | None = None) -> list[str]:
+    """The first column of a list of images, without suffixes; with ``start`` only what is in that folder.
+
+    Raises:
+        ProtosegError: no such file, or one that is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProtosegError(
+            f"{path}: expected the list of a split's images, got none that can be read ({error})"
+        ) from error
+    names = [line.split()[0].strip("/") for line in lines if line.strip()]
+    names = [name.removesuffix(end) if (end := Path(name).suffix).lower() in IMAGE_SUFFIXES else name for name in names]
+    return names if start is None else [name for name in names if name.startswith(f"{start}/")]
+
+
+def read_matlab(path: Path, variable: str) -> NDArray[Any]:
+    """Ids ``h w`` of a MATLAB file (to version 7.2); raises ProtosegError where there are none."""
+    from scipy.io import loadmat  # which albumentations needs, too
+
+    try:
+        check_regular(path)
+        found: Any = loadmat(path, simplify_cells=True)
+        for field in variable.split("."):
+            found = found[field]
+        ids = np.asarray(found)
+        if ids.ndim != 2 or ids.dtype.kind not in "ui":
+            raise ValueError(f"it is {ids.dtype} of {ids.ndim} dimensions")
+    except Exception as error:  # whatever scipy meets in a file that is none
+        raise ProtosegError(
+            f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got another ({error}): unpack "
+            "it again"
+        ) from error
+    check_pixels(f"mask {path}", ids.shape[1], ids.shape[0])
+    return ids

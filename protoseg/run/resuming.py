@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("data.validate_source data.*crop_size* data.*scale* data.*photometric data.*max_class_share", SAID),
     ("data data.* seed", DRAWN),
     # Model: what has no state.
-    ("encoder.pretrained encoder.weights encoder.grad_checkpointing encoder.drop_path_rate decoder.dropout", SAID),
+    ("encoder.grad_checkpointing encoder.drop_path_rate decoder.dropout", SAID),
     ("head.temperature head.momentum head.momentum_warmup head.assignment head.epsilon head.rounds", SAID),
     ("encoder.* decoder.* segmentor.* head.* auxiliary auxiliary.*", ENCODED),
     # Terms and methods: numbers that are read at every step.
@@ -80,7 +80,8 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
     """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
 
     The checkpoint may be a stranger's: its config is compared and printed, and nothing else. ProtosegError where a
-    change cannot be taken over. ``only``: sections to look at; none are all.
+    change cannot be taken over. ``only``: sections to look at, but not at
+    where an encoder's first weights came from; none are all.
     """
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):
@@ -96,7 +97,8 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
     said, refused = [], []
     for key in dict.fromkeys([*now, *old]):
         was, is_now = old.get(key, "null"), now.get(key, "null")
-        if was == is_now or (rule := rule_of(key)) == SILENT or (only and key.partition(".")[0] not in only):
+        passed = only and (key.partition(".")[0] not in only or key in ("encoder.pretrained", "encoder.weights"))
+        if was == is_now or passed or (rule := rule_of(key)) == SILENT:
             continue
         change = f"{_short(key)} {_short(was)} -> {_short(is_now)}"
         said.append(change) if rule == SAID else refused.append(f"{change} ({rule})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from protoseg.run.config import composed
@@ -106,15 +107,49 @@ def tables() -> str:
     return "\n".join(lines)
 
 
+def released() -> dict[str, dict[str, Any]]:
+    """Values of the released codes, by recipe and key."""
+    return yaml.safe_load(PAGE.with_name("released.yaml").read_text())
+
+
+def differences() -> dict[tuple[str, str], tuple[Any, Any]]:
+    """By recipe and key where ours is another value: the released one, and ours (None where there is no such key)."""
+    found = {}
+    for recipe, values in released().items():
+        config = composed("train", [f"experiment={recipe}", "paths.output=."])
+        for key, there in values.items():
+            here = OmegaConf.select(config, key)
+            if (list(here) if OmegaConf.is_list(here) else here) != there:
+                found[recipe, key] = (there, here)
+    return found
+
+
+def comparison() -> str:
+    """What was compared with the released codes, and what differs, as Markdown."""
+    found = differences()
+    lines = ["## Against the released codes", "", "| recipe | values compared | agree | differ |", "|---|---|---|---|"]
+    for recipe, values in released().items():
+        other = [
+            f"`{key}`: **there {there}**, here {here}" for (name, key), (there, here) in found.items() if name == recipe
+        ]
+        lines.append(f"| `{recipe}` | {len(values)} | {len(values) - len(other)} | {'; '.join(other) or '–'} |")
+    return "\n".join([*lines, ""])
+
+
 def head(recipe: str) -> str:
     """What a recipe says of the figure to expect."""
     lines = (NAMES / f"{recipe}.yaml").read_text().splitlines()
     return next(line.removeprefix("# Expected: ") for line in lines if line.startswith("# Expected: "))
 
 
+def written() -> str:
+    """All that is below the mark."""
+    return comparison() + "\n" + tables()
+
+
 def main() -> None:
     """Write the page anew below its mark."""
-    PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "\n" + tables())
+    PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "\n" + written())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from protoseg.types import IGNORE_INDEX
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 BLUR_KERNEL = 9  # covers four standard deviations of the widest blur
 BLUR_SIGMA = (0.15, 1.15)
@@ -40,6 +40,15 @@ def paste(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return source.where(mask, target)
 
 
+def check_colours(where: str, jitter: float = 0.2, jitter_probability: float = 0.8, **flags: bool) -> None:
+    """Raise ProtosegError for arguments of :func:`strong_transform` that make no sense, or that it does not have."""
+    if jitter < 0 or not 0 <= jitter_probability <= 1 or not {"blur", "kornia"} >= flags.keys():
+        raise ProtosegError(
+            f"{where}: expected jitter of at least 0, jitter_probability in [0, 1], blur and kornia, got {jitter}, "
+            f"{jitter_probability} and {', '.join(flags) or 'nothing else'}"
+        )
+
+
 def strong_transform(
     image: Tensor, jitter: float = 0.2, jitter_probability: float = 0.8, blur: bool = True, kornia: bool = False
 ) -> Tensor:
@@ -63,10 +72,8 @@ def kornia_jitter(image: Tensor, shifts: list[float], order: list[int]) -> Tenso
     colour = image.float() / 255
     for step in order:
         shift = shifts[step]
-        if step == 0:
-            colour = (colour + shift).clamp(0, 1)
-        elif step == 1:
-            colour = (colour * (1 + shift)).clamp(0, 1)
+        if step < 2:
+            colour = (colour * (1 + shift) if step else colour + shift).clamp(0, 1)
         elif step == 2:  # HSV at the same hue and value: what a channel lacks to the largest grows with the saturation
             value, least = colour.amax(0), colour.amin(0)
             colour = value - (value - colour) * (value / (value - least).clamp_min(1e-8)).clamp_max(1 + shift)

@@ -1,13 +1,13 @@
 """Moves of an adaptation step that a config may replace: callables that ``AdaptationModule`` is given."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
+from protoseg.functional.mixing import check_colours, class_mix_mask, paste, strong_transform
 from protoseg.losses import Target
-from protoseg.types import IGNORE_INDEX, Batch, ProtosegError
+from protoseg.types import IGNORE_INDEX, Batch
 
 
 class Mixture(NamedTuple):
@@ -36,31 +36,19 @@ class ClassMix:
     arguments and result.
 
     Args:
-        jitter, jitter_probability, blur, kornia: see :func:`protoseg.functional.mixing.strong_transform`.
         of_batch, ignored: see :func:`protoseg.functional.mixing.class_mix_mask`.
         target_weight: 1, or 0.8 in the released code of PGPC.
+        colours: of :func:`protoseg.functional.mixing.strong_transform`.
 
     Raises:
         ProtosegError: values that make no sense.
     """
 
     def __init__(
-        self,
-        jitter: float = 0.2,
-        jitter_probability: float = 0.8,
-        blur: bool = True,
-        kornia: bool = False,
-        of_batch: bool = False,
-        ignored: bool = False,
-        target_weight: float = 1.0,
+        self, of_batch: bool = False, ignored: bool = False, target_weight: float = 1.0, **colours: Any
     ) -> None:
-        if jitter < 0 or not 0 <= jitter_probability <= 1:
-            raise ProtosegError(
-                f"method.mix: expected jitter of at least 0 and jitter_probability in [0, 1], got {jitter} and "
-                f"{jitter_probability}"
-            )
-        self.colours = (jitter, jitter_probability, blur, kornia)
-        self.choice, self.target_weight = (of_batch, ignored), target_weight
+        check_colours("method.mix", **colours)
+        self.choice, self.target_weight, self.colours = (of_batch, ignored), target_weight, colours
 
     def mask(self, label: Tensor, num_classes: int) -> Tensor:
         """Pixels to paste, bool ``b H W``, of images with these labels ``b H W``."""
@@ -77,7 +65,7 @@ class ClassMix:
         """
         pasted = self.mask(labelled.label, num_classes)
         image = paste(pasted, labelled.image, target.image)
-        image = strong_transform(image, *self.colours)
+        image = strong_transform(image, **self.colours)
         weight = (self.target_weight * target.quality).expand(pasted.shape)
         reliable = target.label.where(target.confidence >= threshold, IGNORE_INDEX)
         return Mixture(

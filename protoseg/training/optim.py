@@ -1,6 +1,8 @@
 """Parameter groups (encoder and decoder learning rates, no decay for norms) and the poly schedule by steps."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -10,9 +12,13 @@ from protoseg.types import ProtosegError
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, encoder_lr: float, weight_decay: float, no_decay: Sequence[str] | None = None
+    model: nn.Module,
+    lr: float,
+    encoder_lr: float | None = None,
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Up to four named groups: encoder / decoder, each with and without weight decay.
+    """Up to four named groups: encoder / decoder, each with and without weight decay; ``encoder_lr`` is ``lr`` if None.
 
     ``model`` is a ``Segmentor``, or a LightningModule that holds one and perhaps loss terms with parameters, which go
     with the decoder. Not decayed are parameters with one axis (norm scales, biases); or, with ``no_decay``, those with
@@ -24,27 +30,26 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         name = name.removeprefix("model.")
-        part, rate = ("encoder", encoder_lr) if name.startswith("encoder.") else ("decoder", lr)
+        part = "encoder" if name.startswith("encoder.") else "decoder"
+        rate = lr if encoder_lr is None or part == "decoder" else encoder_lr
         spared = parameter.ndim <= 1 if no_decay is None else any(word in name for word in no_decay)
         new = {"params": [], "lr": rate, "weight_decay": 0.0 if spared else weight_decay}
         groups.setdefault(f"{part}_no_decay" if spared else part, new)["params"].append(parameter)
     return [{"name": name, **group} for name, group in groups.items()]
 
 
-def build_optimizer(
-    model: nn.Module,
-    optimizer: Callable[..., Optimizer],
-    lr: float,
-    encoder_lr: float | None = None,
-    weight_decay: float = 0.0,
-    no_decay: Sequence[str] | None = None,
-) -> Optimizer:
-    """The given optimizer class over :func:`parameter_groups`; ``encoder_lr`` is ``lr`` unless given."""
-    return optimizer(parameter_groups(model, lr, lr if encoder_lr is None else encoder_lr, weight_decay, no_decay))
+def build_optimizer(model: nn.Module, optimizer: Callable[..., Optimizer], **groups: Any) -> Optimizer:
+    """The given optimizer class over :func:`parameter_groups`, whose arguments ``groups`` are."""
+    return optimizer(parameter_groups(model, **groups))
 
 
 def poly_factor(
-    step: int, total_steps: int, power: float, warmup_steps: int, warmup_start: float, warmup_times_poly: bool = False
+    step: int,
+    total_steps: int,
+    power: float = 0.9,
+    warmup_steps: int = 0,
+    warmup_start: float = 1e-6,
+    warmup_times_poly: bool = False,
 ) -> float:
     """Learning-rate factor at ``step``: linear from ``warmup_start`` to 1, then (1 - t)^power to 0 at the end.
 
@@ -56,15 +61,8 @@ def poly_factor(
     return warm * (1 - min(progress, 1.0)) ** power
 
 
-def poly_schedule(
-    optimizer: Optimizer,
-    total_steps: int,
-    power: float = 0.9,
-    warmup_steps: int = 0,
-    warmup_start: float = 1e-6,
-    warmup_times_poly: bool = False,
-) -> LambdaLR:
-    """The field's poly schedule, counted in optimizer steps, with linear warm-up; see :func:`poly_factor`.
+def poly_schedule(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, **factor: Any) -> LambdaLR:
+    """The field's poly schedule, counted in optimizer steps, with linear warm-up; the rest as of :func:`poly_factor`.
 
     Raises:
         ProtosegError: warm-up as long as the whole training.
@@ -73,5 +71,4 @@ def poly_schedule(
         raise ProtosegError(
             f"schedule.warmup_steps: expected fewer than trainer.max_steps={total_steps}, got {warmup_steps}"
         )
-    rest = (total_steps, power, warmup_steps, warmup_start, warmup_times_poly)
-    return LambdaLR(optimizer, lambda step: poly_factor(step, *rest))
+    return LambdaLR(optimizer, partial(poly_factor, total_steps=total_steps, warmup_steps=warmup_steps, **factor))

@@ -178,4 +178,4 @@ def test_masked_images_have_the_mixed_ones_colours(configure: Configure) -> None
     module: Any = build_module(
         configure("train", *DACS[:-1], "method=mic", "method.mix.jitter=0.1", "method.mix.blur=false"), CAMVID
     )
-    assert module.terms["masked"].colours == (0.1, 0.8, False, False)
+    assert module.terms["masked"].colours == {"jitter": 0.1, "jitter_probability": 0.8, "blur": False, "kornia": False}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from protoseg.run.config import composed
 
@@ -70,6 +71,12 @@ TABLES = {
 """By title: recipes, and what a row shows of each."""
 
 
+@cache
+def recipe_config(name: str) -> DictConfig:
+    """A recipe, composed."""
+    return composed("train", [f"experiment={name}", "paths.output=."])
+
+
 def shown(value: Any) -> str:
     """A value as a cell."""
     if OmegaConf.is_list(value):
@@ -95,7 +102,7 @@ def tables() -> str:
     """All tables, as Markdown."""
     lines = []
     for title, (recipes, rows) in TABLES.items():
-        configs = [composed("train", [f"experiment={name}", "paths.output=."]) for name in recipes]
+        configs = [recipe_config(name) for name in recipes]
         lines += [
             f"## {title}",
             "",
@@ -116,7 +123,7 @@ def differences() -> dict[tuple[str, str], tuple[Any, Any]]:
     """By recipe and key where ours is another value: the released one, and ours (None where there is no such key)."""
     found = {}
     for recipe, values in released().items():
-        config = composed("train", [f"experiment={recipe}", "paths.output=."])
+        config = recipe_config(recipe)
         for key, there in values.items():
             here = OmegaConf.select(config, key)
             if (list(here) if OmegaConf.is_list(here) else here) != there:

@@ -140,11 +140,10 @@ class PixelToPixelContrast(PixelContrast):
     def _on(self, images: Seen, weight: Tensor | None) -> Tensor:
         maps = [at_least_fp32(feature) for feature in images.output.features or []]
         expect(bool(maps), "a model that returns its encoder's maps", "none")
-        how = {"mode": "bilinear", "align_corners": self.align_corners}
-        features = torch.cat([F.interpolate(m, self.size, **how) for m in maps], 1)
+        maps = [F.interpolate(m, self.size, mode="bilinear", align_corners=self.align_corners) for m in maps]
         label = self._resize(images.label)
         weight = None if weight is None else self._resize(weight)
-        return pixel_to_pixel(features, label, weight, self.temperature, self.released_order)
+        return pixel_to_pixel(torch.cat(maps, 1), label, weight, self.temperature, self.released_order)
 
     def _resize(self, x: Tensor) -> Tensor:
         """The value at the centre of every cell; ids up to 255 are exact in fp32."""

@@ -109,8 +109,8 @@ def table(rows: Sequence[Judged]) -> Table:
     """Expected, got and difference, in percent of mIoU."""
     out = Table("file", "data", "expected", "got", "difference", "whose figure, or why none")
     for row in rows:
-        both = row.expected is not None and row.got is not None
-        numbers = [row.expected, row.got, row.got - row.expected if both else None]
+        difference = None if row.expected is None or row.got is None else row.got - row.expected
+        numbers = [row.expected, row.got, difference]
         signs = ("{:.2f}", "{:.2f}", "{:+.2f}")
         cells = ["–" if x is None else sign.format(x) for sign, x in zip(signs, numbers, strict=True)]
         out.add_row(row.file, row.data, *cells, row.note)

@@ -61,7 +61,7 @@ SLOTS: dict[str, Slot] = {
     "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), partial=False),
     "decoder": _DECODER,
     "segmentor": Slot(_names("protoseg.models", "Segmentor", "HRDASegmentor"), parts={"attention": _DECODER}),
-    "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead"), Head),
+    "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead", "AtrousHead"), Head),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
     "inference": Slot(("protoseg.evaluation.predictor.Predictor",), object, partial=False),
     "data": Slot(

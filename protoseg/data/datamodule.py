@@ -42,7 +42,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         val_batch_size: evaluation samples per batch; has no influence on any result.
         num_workers: loader processes; has no influence on any result.
         timeout: seconds that a batch of these is waited for.
-        crop_size, scale, photometric, max_class_share: augmentation, see ``TrainTransform``.
+        crop_size, scale, photometric, max_class_share, aspect, brightness: augmentation, see ``TrainTransform``.
         rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
         train_split, val_split: names of the splits.
@@ -76,6 +76,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         relabel: Mapping[str, str | None] | None = None,
         timeout: float = TIMEOUT,
         exif: str = "apply",
+        aspect: Sequence[float] = (1.0, 1.0),
+        brightness: int = 0,
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
@@ -102,7 +104,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.turn = exif == "apply"
         self.rare_classes = rare_classes
         self.label_space = _label_space(dataset)
-        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
+        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, aspect, brightness)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}

@@ -1,5 +1,6 @@
 """Training augmentation on albumentations: scale, crop, flip, colour. Evaluation changes nothing."""
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -41,14 +42,17 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
 
     # Set after construction: albumentations 2 checks the arguments of __init__ against a schema of their own.
     scale: tuple[float, float] = (1, 1)
+    aspect: tuple[float, float] = (1, 1)
     max_class_share: float | None = None
     wanted: Wanted | None = None
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         label = data["mask"]
-        if self.scale != (1, 1):
+        if (self.scale, self.aspect) != ((1, 1), (1, 1)):
             factor = self.py_random.uniform(*self.scale)
-            height, width = (max(1, int(side * factor)) for side in label.shape)
+            wider = 1 if self.aspect == (1, 1) else math.sqrt(self.py_random.uniform(*self.aspect))
+            height, width = (int(label.shape[0] * factor / wider), int(label.shape[1] * factor * wider))
+            height, width = max(1, height), max(1, width)
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
         return {"label": label, **self._draw(label)}
 
@@ -121,7 +125,9 @@ class TrainTransform:
     Args:
         crop_size: height and width of the result.
         scale: range of the factor by which the image is scaled before cropping.
+        aspect: range of the factor of the image's width by its height, at the same area; 1 keeps it.
         photometric: distort brightness, contrast, saturation and hue.
+        brightness: of 255, up to as much is added or taken away everywhere; beside ``photometric``.
         max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
 
     Raises:
@@ -134,21 +140,29 @@ class TrainTransform:
         scale: Sequence[float] = (0.5, 2.0),
         photometric: bool = True,
         max_class_share: float | None = None,
+        aspect: Sequence[float] = (1.0, 1.0),
+        brightness: int = 0,
     ) -> None:
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ProtosegError(f"crop_size: expected [height, width] in pixels, got {list(crop_size)}")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ProtosegError(f"scale: expected [low, high] with 0 < low <= high, got {list(scale)}")
+        for name, span in (("scale", scale), ("aspect", aspect)):
+            if len(span) != 2 or not 0 < span[0] <= span[1]:
+                raise ProtosegError(f"{name}: expected [low, high] with 0 < low <= high, got {list(span)}")
+        if not 0 <= brightness <= 255:
+            raise ProtosegError(f"brightness: expected 0 to 255, got {brightness}")
         if max_class_share is not None and not 0 < max_class_share <= 1:
             raise ProtosegError(f"max_class_share: expected a share in (0, 1] or null, got {max_class_share}")
         self.crop_size = (int(crop_size[0]), int(crop_size[1]))
         self._crop = ScaledCrop(*self.crop_size, pad_if_needed=True, pad_position="random", fill=PAD_IMAGE)
         self._crop.scale = (float(scale[0]), float(scale[1]))
+        self._crop.aspect = (float(aspect[0]), float(aspect[1]))
         self._crop.max_class_share = max_class_share
         steps: list[Any] = [self._crop, A.HorizontalFlip(p=0.5)]
         if photometric:  # last: the crop is usually smaller than the image
             steps += [_jitter(brightness=BRIGHTNESS), _jitter(contrast=CONTRAST)]
             steps += [_jitter(saturation=SATURATION), _jitter(hue=HUE)]
+        if brightness:
+            steps.append(A.RandomBrightnessContrast(brightness / 255, 0, p=1))
         self._compose = A.Compose(steps)
 
     def __call__(

@@ -4,26 +4,29 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from protoseg.types import IGNORE_INDEX
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 BLUR_KERNEL = 9  # covers four standard deviations of the widest blur
 BLUR_SIGMA = (0.15, 1.15)
 
 
-def class_mix_mask(label: Tensor, num_classes: int) -> Tensor:
+def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, ignored: bool = False) -> Tensor:
     """Pixels of half of the classes of each image (rounded up), chosen at random: bool ``b H W``.
 
-    ClassMix (Olsson et al., arXiv 2007.07936). The released DACS code takes the ignored label for a class that may be
-    pasted; here it never is.
+    ClassMix (Olsson et al., arXiv 2007.07936).
 
     Args:
         label: int64 ``b H W``, ``IGNORE_INDEX`` where unlabelled.
         num_classes: number of classes.
+        of_batch: choose, for each image, from the classes of all images, as DAFormer's released code does (not DACS's).
+        ignored: take the ignored label for a class that may be pasted, as the released codes do.
     """
     b = len(label)
     ids = label.where(label != IGNORE_INDEX, num_classes).flatten(1)
     present = torch.zeros(b, num_classes + 1, dtype=torch.bool, device=label.device).scatter_(1, ids, True)
-    present[:, num_classes] = False
+    if of_batch:
+        present = present.any(0).repeat(b, 1)
+    present[:, num_classes] &= ignored
     # A random rank among the classes present: absent ones come last.
     key = torch.rand(b, num_classes + 1, device=label.device).where(present, 2.0)
     rank = key.argsort(1).argsort(1)
@@ -37,23 +40,59 @@ def paste(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return source.where(mask, target)
 
 
-def strong_transform(image: Tensor, jitter: float = 0.2, jitter_probability: float = 0.8, blur: bool = True) -> Tensor:
+def check_colours(where: str, jitter: float = 0.2, jitter_probability: float = 0.8, **flags: bool) -> None:
+    """Raise ProtosegError for arguments of :func:`strong_transform` that make no sense, or that it does not have."""
+    if jitter < 0 or not 0 <= jitter_probability <= 1 or not {"blur", "kornia"} >= flags.keys():
+        raise ProtosegError(
+            f"{where}: expected jitter of at least 0, jitter_probability in [0, 1], blur and kornia, got {jitter}, "
+            f"{jitter_probability} and {', '.join(flags) or 'nothing else'}"
+        )
+
+
+def strong_transform(
+    image: Tensor, jitter: float = 0.2, jitter_probability: float = 0.8, blur: bool = True, kornia: bool = False
+) -> Tensor:
     """Colour jitter and Gaussian blur, drawn anew for every image: uint8 ``b 3 H W`` to the same.
 
     The strengths of DACS and DAFormer: brightness, contrast, saturation and hue by up to ``jitter``, in four of five
-    images; a blur of sigma 0.15 to 1.15 in every second one.
+    images; a blur of sigma 0.15 to 1.15 in every second one. ``kornia``: by the formulas of :func:`kornia_jitter`.
     """
-    return torch.stack([_transform_one(one, jitter, jitter_probability, blur) for one in image])
+    return torch.stack([_transform_one(one, jitter, jitter_probability, blur, kornia) for one in image])
 
 
-def _transform_one(image: Tensor, jitter: float, jitter_probability: float, blur: bool) -> Tensor:
+def kornia_jitter(image: Tensor, shifts: list[float], order: list[int]) -> Tensor:
+    """Colour jitter of kornia 0.5, which the released codes of DAFormer, HRDA and MIC use: uint8 ``3 H W`` to the same.
+
+    Brightness is added, contrast is a factor about black, saturation a factor of that of HSV, each clamped to [0, 1].
+
+    Args:
+        shifts: of brightness, contrast, saturation (from a factor of 1) and hue (of the whole circle).
+        order: of these four, by their numbers.
+    """
+    colour = image.float() / 255
+    for step in order:
+        shift = shifts[step]
+        if step < 2:
+            colour = (colour * (1 + shift) if step else colour + shift).clamp(0, 1)
+        elif step == 2:  # HSV at the same hue and value: what a channel lacks to the largest grows with the saturation
+            value, least = colour.amax(0), colour.amin(0)
+            colour = value - (value - colour) * (value / (value - least).clamp_min(1e-8)).clamp_max(1 + shift)
+        else:
+            colour = TF.adjust_hue(colour, max(-0.5, min(0.5, shift)))
+    return (colour * 255).round().to(image.dtype)
+
+
+def _transform_one(image: Tensor, jitter: float, jitter_probability: float, blur: bool, kornia: bool) -> Tensor:
     draw = torch.rand(7).tolist()  # on the CPU: these steer which kernels run
     if draw[0] < jitter_probability and jitter > 0:
-        brightness, contrast, saturation, hue = (jitter * (2 * x - 1) for x in draw[1:5])
-        image = TF.adjust_brightness(image, 1 + brightness)
-        image = TF.adjust_contrast(image, 1 + contrast)
-        image = TF.adjust_saturation(image, 1 + saturation)
-        image = TF.adjust_hue(image, max(-0.5, min(0.5, hue)))
+        shifts = [jitter * (2 * x - 1) for x in draw[1:5]]
+        if kornia:
+            image = kornia_jitter(image, shifts, torch.randperm(4).tolist())
+        else:
+            image = TF.adjust_brightness(image, 1 + shifts[0])
+            image = TF.adjust_contrast(image, 1 + shifts[1])
+            image = TF.adjust_saturation(image, 1 + shifts[2])
+            image = TF.adjust_hue(image, max(-0.5, min(0.5, shifts[3])))
     if blur and draw[5] < 0.5:
         sigma = BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draw[6]
         image = TF.gaussian_blur(image, [BLUR_KERNEL, BLUR_KERNEL], [sigma, sigma])

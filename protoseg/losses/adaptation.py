@@ -25,14 +25,17 @@ class MixedCrossEntropy(Term):
     Args:
         weight: 1 in the paper.
         class_weights: None (paper), or as of :class:`CrossEntropy`: a further factor for every pixel.
+        all_pixels: as of :class:`CrossEntropy`.
     """
 
     needs = ("mixed",)
     uses_labelled_graph = False
 
-    def __init__(self, weight: float = 1.0, class_weights: str | Sequence[float] | None = None) -> None:
+    def __init__(
+        self, weight: float = 1.0, class_weights: str | Sequence[float] | None = None, all_pixels: bool = False
+    ) -> None:
         super().__init__(weight)
-        self.class_weights = class_weights
+        self.class_weights, self.all_pixels = class_weights, all_pixels
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         self.of_class = CrossEntropy(class_weights=self.class_weights)
@@ -44,7 +47,8 @@ class MixedCrossEntropy(Term):
         assert weights is not None
         of_class = weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
         output, weight = mixed.output, mixed.weight * of_class
-        return weighted_cross_entropy_on_grid(output.logits, mixed.label, weight, mixed.stride, output.align_corners)
+        how = (mixed.stride, output.align_corners, self.all_pixels)
+        return weighted_cross_entropy_on_grid(output.logits, mixed.label, weight, *how)
 
 
 class FeatureDistance(Term):

@@ -111,6 +111,7 @@ class PixelToPixelContrast(PixelContrast):
         weight: 1 as released.
         temperature: 1 as released.
         size: height and width of the map, 65 x 65 as released.
+        align_corners: how features come to that size: True as released.
         released_order: see :func:`protoseg.functional.contrast.pixel_to_pixel`.
     """
 
@@ -119,12 +120,13 @@ class PixelToPixelContrast(PixelContrast):
         weight: float = 1.0,
         temperature: float = 1.0,
         size: Sequence[int] = (65, 65),
+        align_corners: bool = False,
         released_order: bool = False,
     ) -> None:
         super().__init__(weight, temperature)
         expect(len(size) == 2 and min(size) >= 1, "size as height and width", tuple(size))
         self.size = (int(size[0]), int(size[1]))
-        self.released_order = released_order
+        self.align_corners, self.released_order = align_corners, released_order
 
     def contrast(self, step: Step) -> Tensor:
         loss = self._on(step.labelled, None)
@@ -133,10 +135,10 @@ class PixelToPixelContrast(PixelContrast):
     def _on(self, images: Seen, weight: Tensor | None) -> Tensor:
         maps = [at_least_fp32(feature) for feature in images.output.features or []]
         expect(bool(maps), "a model that returns its encoder's maps", "none")
-        features = torch.cat([F.interpolate(m, self.size, mode="bilinear", align_corners=False) for m in maps], 1)
+        maps = [F.interpolate(m, self.size, mode="bilinear", align_corners=self.align_corners) for m in maps]
         label = self._resize(images.label)
         weight = None if weight is None else self._resize(weight)
-        return pixel_to_pixel(features, label, weight, self.temperature, self.released_order)
+        return pixel_to_pixel(torch.cat(maps, 1), label, weight, self.temperature, self.released_order)
 
     def _resize(self, x: Tensor) -> Tensor:
         """The value at the centre of every cell; ids up to 255 are exact in fp32."""

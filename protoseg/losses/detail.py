@@ -26,10 +26,12 @@ def crop_to_box(pixels: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     return pixels[:, top : top + height, left : left + width]
 
 
-def weighted_detail_cross_entropy(detail: Detail, label: Tensor, weight: Tensor, stride: int) -> Tensor:
+def weighted_detail_cross_entropy(
+    detail: Detail, label: Tensor, weight: Tensor, stride: int, all_pixels: bool
+) -> Tensor:
     """Cross-entropy of the detail crop on labels and pixel weights of the whole image, both ``b H W``."""
     label, weight = crop_to_box(label, detail.box), crop_to_box(weight, detail.box)
-    return weighted_cross_entropy_on_grid(detail.logits, label, weight, stride)
+    return weighted_cross_entropy_on_grid(detail.logits, label, weight, stride, all_pixels=all_pixels)
 
 
 class DetailCrossEntropy(CrossEntropy):
@@ -49,7 +51,11 @@ class MixedDetailCrossEntropy(Term):
     needs = ("mixed",)
     uses_labelled_graph = False
 
+    def __init__(self, weight: float = 1.0, all_pixels: bool = False) -> None:
+        super().__init__(weight)
+        self.all_pixels = all_pixels
+
     def forward(self, step: Step) -> Tensor:
         assert step.mixed is not None
-        mixed = step.mixed
-        return weighted_detail_cross_entropy(detail_of(mixed.output), mixed.label, mixed.weight, mixed.stride)
+        mixed, detail = step.mixed, detail_of(step.mixed.output)
+        return weighted_detail_cross_entropy(detail, mixed.label, mixed.weight, mixed.stride, self.all_pixels)

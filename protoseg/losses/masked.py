@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from protoseg.functional.masking import mask_image, random_patch_mask
-from protoseg.functional.mixing import strong_transform
+from protoseg.functional.mixing import check_colours, strong_transform
 from protoseg.losses.detail import weighted_detail_cross_entropy
 from protoseg.losses.segmentation import weighted_cross_entropy_on_grid
 from protoseg.losses.term import Step, Term
@@ -24,7 +24,8 @@ class MaskedImageConsistency(Term):
         ratio: share of hidden patches, 0.7 in the paper.
         detail_weight: of the detail crop's cross-entropy, the fused logits having the rest; models with a detail crop
             (HRDA) only.
-        jitter, jitter_probability, blur: see :func:`protoseg.functional.mixing.strong_transform`.
+        all_pixels: as of :class:`protoseg.losses.CrossEntropy`.
+        colours: of :func:`protoseg.functional.mixing.strong_transform`.
 
     Raises:
         ProtosegError: a ratio outside [0, 1] or a block size below 1.
@@ -39,14 +40,14 @@ class MaskedImageConsistency(Term):
         block_size: int = 64,
         ratio: float = 0.7,
         detail_weight: float = 0.1,
-        jitter: float = 0.2,
-        jitter_probability: float = 0.8,
-        blur: bool = True,
+        all_pixels: bool = False,
+        **colours: Any,
     ) -> None:
         super().__init__(weight)
         random_patch_mask(0, (1, 1), block_size, ratio)  # refuses wrong settings now, not at the first step
         self.block_size, self.ratio, self.detail_weight = block_size, ratio, detail_weight
-        self.colours = (jitter, jitter_probability, blur)
+        check_colours("method.terms.masked", **colours)
+        self.colours, self.all_pixels = colours, all_pixels
 
     def forward(self, step: Step) -> Tensor:
         assert step.target is not None
@@ -54,10 +55,11 @@ class MaskedImageConsistency(Term):
         image, label = step.target.image, step.target.label
         height, width = image.shape[-2:]
         visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
-        output: SegOutput = student(mask_image(strong_transform(image, *self.colours), visible, student.mean))
+        output: SegOutput = student(mask_image(strong_transform(image, **self.colours), visible, student.mean))
         weight = step.target.quality.expand(label.shape)
-        loss = weighted_cross_entropy_on_grid(output.logits, label, weight, student.stride, output.align_corners)
+        how = (student.stride, output.align_corners, self.all_pixels)
+        loss = weighted_cross_entropy_on_grid(output.logits, label, weight, *how)
         if output.detail is None:
             return loss
-        detail = weighted_detail_cross_entropy(output.detail, label, weight, student.stride)
+        detail = weighted_detail_cross_entropy(output.detail, label, weight, student.stride, self.all_pixels)
         return (1 - self.detail_weight) * loss + self.detail_weight * detail

@@ -45,8 +45,11 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 100_000,
+    all_pixels: bool = False,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
+
+    With ``all_pixels`` the sum is divided by the number of pixels, the ignored among them, as in mmsegmentation.
 
     Args:
         logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
@@ -58,25 +61,27 @@ def cross_entropy(
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
     if ohem_threshold is not None:
         weight = weight * hard_pixels(losses.detach(), ohem_threshold, ohem_min_kept)
-    return mean_over_ranks((losses * weight).sum(), weight.sum())
+    return mean_over_ranks((losses * weight).sum(), (torch.ones_like(weight) if all_pixels else weight).sum())
 
 
-def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, all_pixels: bool = False) -> Tensor:
     """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
+
+    ``all_pixels`` as in :func:`cross_entropy`.
 
     Args:
         logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled; weight: ``b h w``.
     """
     losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
-    return mean_over_ranks((losses * weight).sum(), (label != IGNORE_INDEX).sum())
+    return mean_over_ranks((losses * weight).sum(), ((label != IGNORE_INDEX) | all_pixels).sum())
 
 
 def weighted_cross_entropy_on_grid(
-    logits: Tensor, label: Tensor, weight: Tensor, stride: int, align_corners: bool = False
+    logits: Tensor, label: Tensor, weight: Tensor, stride: int, align_corners: bool = False, all_pixels: bool = False
 ) -> Tensor:
     """The same for logits on a grid of ``stride``, upsampled to the labels' and weights' ``b H W``."""
     full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
-    return weighted_cross_entropy(full, label, weight)
+    return weighted_cross_entropy(full, label, weight, all_pixels)
 
 
 class CrossEntropy(Term):
@@ -88,6 +93,7 @@ class CrossEntropy(Term):
             set; counted once at the start of training).
         ohem_threshold: keep only pixels whose true class has a lower probability than this; None is off.
         ohem_min_kept: but at least this many pixels of a batch.
+        all_pixels: divide by the number of all pixels, not of the labelled ones.
 
     Raises:
         ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
@@ -101,6 +107,7 @@ class CrossEntropy(Term):
         class_weights: str | Sequence[float] | None = None,
         ohem_threshold: float | None = None,
         ohem_min_kept: int = 100_000,
+        all_pixels: bool = False,
     ) -> None:
         super().__init__(weight)
         self.needs_frequencies = class_weights == "balanced"
@@ -108,7 +115,7 @@ class CrossEntropy(Term):
         if isinstance(given, str):
             raise ProtosegError(f"class_weights: expected null, 'balanced' or numbers (one per class), got {given!r}")
         self.register_buffer("class_weights", None if given is None else torch.tensor([float(w) for w in given]))
-        self.ohem_threshold, self.ohem_min_kept = ohem_threshold, ohem_min_kept
+        self.options = (ohem_threshold, ohem_min_kept, all_pixels)
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         classes = label_space.num_classes
@@ -132,7 +139,7 @@ class CrossEntropy(Term):
     def on_labels(self, logits: Tensor, label: Tensor, stride: int, align_corners: bool = False) -> Tensor:
         """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
         full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
-        return cross_entropy(full, label, self.class_weights, self.ohem_threshold, self.ohem_min_kept)
+        return cross_entropy(full, label, self.class_weights, *self.options)
 
 
 class AuxiliaryCrossEntropy(CrossEntropy):

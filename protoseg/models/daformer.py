@@ -6,15 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from protoseg.models.decoders import conv_bn_relu
 from protoseg.types import ProtosegError
-
-
-def _conv_bn_relu(
-    in_channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1
-) -> nn.Sequential:
-    padding = kernel // 2 * dilation
-    conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class SeparableASPP(nn.Module):
@@ -27,14 +20,14 @@ class SeparableASPP(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(self._branch(in_channels, out_channels, d) for d in dilations)
-        self.bottleneck = _conv_bn_relu(len(dilations) * out_channels, out_channels, 3)
+        self.bottleneck = conv_bn_relu(len(dilations) * out_channels, out_channels, 3)
 
     @staticmethod
     def _branch(in_channels: int, out_channels: int, dilation: int) -> nn.Sequential:
-        pointwise = _conv_bn_relu(in_channels, out_channels, 1)
+        pointwise = conv_bn_relu(in_channels, out_channels, 1)
         if dilation == 1:
             return pointwise
-        return nn.Sequential(_conv_bn_relu(in_channels, in_channels, 3, dilation, groups=in_channels), pointwise)
+        return nn.Sequential(conv_bn_relu(in_channels, in_channels, 3, dilation, groups=in_channels), pointwise)
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.bottleneck(torch.cat([branch(feature) for branch in self.branches], dim=1))

@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from protoseg.types import ProtosegError
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """A convolution that keeps the size of the map, BatchNorm, ReLU."""
+    padding = kernel // 2 * dilation
+    conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
@@ -108,7 +112,7 @@ class SegFormerDecoder(nn.Module):
         super().__init__()
         self.decoder = SmpSegFormer(encoder_channels=[3, 0, *channels], segmentation_channels=width)
         if embedding_norm:
-            self.decoder.mlp_stage = nn.ModuleList(_conv_bn_relu(c, width, 1) for c in reversed(channels))
+            self.decoder.mlp_stage = nn.ModuleList(conv_bn_relu(c, width, 1) for c in reversed(channels))
         self.out_channels, self.stride = width, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -184,8 +188,8 @@ class FCNDecoder(nn.Module):
             raise ProtosegError(f"in_index: expected one of the encoder's {len(channels)} maps, got {in_index}")
         self.in_index = in_index
         widths = [channels[in_index]] + [width] * num_convs
-        self.convs = nn.Sequential(*(_conv_bn_relu(a, b) for a, b in pairwise(widths)))
-        self.join = _conv_bn_relu(channels[in_index] + widths[-1], width) if concat_input else None
+        self.convs = nn.Sequential(*(conv_bn_relu(a, b) for a, b in pairwise(widths)))
+        self.join = conv_bn_relu(channels[in_index] + widths[-1], width) if concat_input else None
         self.dropout = nn.Dropout2d(dropout)
         self.out_channels, self.stride = width if concat_input else widths[-1], strides[in_index]
 
@@ -210,7 +214,7 @@ class HRNetDecoder(nn.Module):
         super().__init__()
         self.align_corners = align_corners
         self.out_channels, self.stride = sum(channels), strides[0]
-        self.fuse = nn.Sequential(_conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
+        self.fuse = nn.Sequential(conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[-2:]

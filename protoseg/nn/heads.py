@@ -1,6 +1,7 @@
 """From the decoder's map to class logits: by nearest prototype, or by a learned softmax classifier (its twin)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -133,6 +134,24 @@ class ParametricHead(Head):
         """``b in_channels h w`` to logits ``b c h w`` and embeddings ``b d h w`` (not of unit length)."""
         embeddings = self.projection(features)
         return SegOutput(logits=at_least_fp32(self.classifier(torch.relu(embeddings))), embeddings=embeddings)
+
+
+class AtrousHead(Head):
+    """DeepLabV2's classifier: 3 x 3 convolutions of several dilations from the map to the classes, added up.
+
+    Chen et al., arXiv 1606.00915: dilations 6, 12, 18, 24. AdaptSegNet's code, which DACS's and many others took over,
+    adds up the first two alone.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, dilations: Sequence[int] = (6, 12)) -> None:
+        super().__init__(num_classes, in_channels)
+        convs = (nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in dilations)
+        self.branches = nn.ModuleList(convs)
+
+    def forward(self, features: Tensor) -> SegOutput:
+        """``b in_channels h w`` to logits ``b c h w``; the embeddings are the features themselves."""
+        logits = torch.stack([at_least_fp32(branch(features)) for branch in self.branches]).sum(0)
+        return SegOutput(logits=logits, embeddings=features)
 
 
 class LinearHead(Head):

@@ -7,9 +7,10 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from protoseg.checkpoint import NETWORKS, read_checkpoint
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
 from protoseg.losses import Term
-from protoseg.models.build import build_model
+from protoseg.models.build import build_model, wrong_input
 from protoseg.models.segmentor import Segmentor
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
@@ -56,6 +57,17 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     if cfg.compile:
         compile_networks(module)
     return module
+
+
+def load_weights(module: nn.Module, path: str) -> None:
+    """Let every network of a new training (student and teacher) begin as the student of a checkpoint."""
+    prefix = NETWORKS["student"]
+    state = read_checkpoint(path)["state_dict"].items()
+    weights = {name.removeprefix(prefix): tensor for name, tensor in state if name.startswith(prefix)}
+    for part in module.modules():
+        if isinstance(part, Segmentor):
+            with wrong_input(f"resume={path}", RuntimeError):
+                part.load_state_dict(weights)
 
 
 def compile_networks(module: nn.Module) -> None:

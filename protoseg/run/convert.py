@@ -137,7 +137,7 @@ def _network(named: Mapping[str, Any], network: str, file: Path) -> dict[str, An
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
     """The resolved config of a training that nobody ran."""
-    return composed("train", ["encoder.pretrained=false", "paths.output=.", *overrides])
+    return composed("train", ["paths.output=.", *overrides])
 
 
 def _check_classes(state: Mapping[str, Tensor], said: Sequence[str], space: LabelSpace, where: str) -> None:

@@ -1,11 +1,14 @@
 """What a run goes on from, and which of its settings may change meanwhile."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, open_dict
+
+from protoseg.trusted import checked_sections
 from protoseg.types import ProtosegError
 
 ENCODED = "the checkpoint's weights are of the model it was trained with"
@@ -18,12 +21,14 @@ RULES: tuple[tuple[str, str], ...] = (
     # How fast, how long, what is written and shown: read anew at every start.
     ("optimizer._target_ optimizer.optimizer._target_", "the checkpoint's state is of another optimizer"),
     ("optimizer.optimizer.amsgrad optimizer.optimizer.centered", "the checkpoint's state has other moments"),
+    ("optimizer.no_decay", "the checkpoint's state is of other groups of parameters"),
     ("optimizer.* schedule.*", SAID),
     ("trainer.accumulate_grad_batches", "steps and batches would be counted otherwise"),
     ("trainer.* callbacks callbacks.* logger logger.* inference.* paths.*", SAID),
     ("threads compile max_restarts max_pixels", SAID),
     # Data: how images are read and changed, not which.
     ("data.*num_workers data.*val_batch_size data.*root data.*timeout data.*val_split data.*max_pixels", SAID),
+    ("data.*aspect data.*brightness", SAID),
     ("data.*dataset.classes", SAID),  # a file; what it names is compared
     ("data.validate_source data.*crop_size* data.*scale* data.*photometric data.*max_class_share", SAID),
     ("data data.* seed", DRAWN),
@@ -35,7 +40,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("method.mix.*", SAID),
     ("*class_weights* *.classes*", STORED),
     ("*._target_ *.dim *.num_prototypes *.queue_length", "its state would not fit, or not follow"),
-    ("loss.*.weight loss.*.temperature loss.*.ohem_threshold loss.*.ohem_min_kept", SAID),
+    ("loss.*.weight loss.*.temperature loss.*.ohem_threshold loss.*.ohem_min_kept loss.*.all_pixels", SAID),
     ("contrast.* method.terms.*.* method.source_terms.*.*", SAID),
     ("method.alpha method.threshold method.ignore_top method.ignore_bottom", SAID),
     ("method.separate_backward method.subsets*", SAID),
@@ -71,11 +76,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.ckpt") if not path.name.startswith("."))
 
 
-def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any]) -> str:
+def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any], only: Sequence[str] = ()) -> str:
     """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
 
     The checkpoint may be a stranger's: its config is compared and printed, and nothing else. ProtosegError where a
-    change cannot be taken over.
+    change cannot be taken over. ``only``: sections to look at, but not at
+    where an encoder's first weights came from; none are all.
     """
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):
@@ -91,7 +97,8 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
     said, refused = [], []
     for key in dict.fromkeys([*now, *old]):
         was, is_now = old.get(key, "null"), now.get(key, "null")
-        if was == is_now or (rule := rule_of(key)) == SILENT:
+        passed = only and (key.partition(".")[0] not in only or key in ("encoder.pretrained", "encoder.weights"))
+        if was == is_now or passed or (rule := rule_of(key)) == SILENT:
             continue
         change = f"{_short(key)} {_short(was)} -> {_short(is_now)}"
         said.append(change) if rule == SAID else refused.append(f"{change} ({rule})")
@@ -102,6 +109,14 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
             f"{', '.join(refused[:8])}{more}. Set them back, or start a new run"
         )
     return ", ".join(said)
+
+
+def take_input(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
+    """Normalise images as the network of a checkpoint does, where ``cfg`` leaves that to the encoder."""
+    said = checked_sections(checkpoint["protoseg"]["config"] or {}, ["encoder"])["encoder"] or {}
+    with open_dict(cfg.encoder):
+        for key in ("mean", "std"):
+            cfg.encoder[key] = cfg.encoder.get(key) or said.get(key)
 
 
 def rule_of(key: str) -> str:

@@ -31,13 +31,14 @@ from protoseg.files import remove_partial_files
 from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
 from protoseg.run.allocator import keep_freed_memory
-from protoseg.run.build import build_datamodule, build_module, instances, plain
+from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain
 from protoseg.run.multirun import first_process
-from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished
+from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
 from protoseg.text import Terminal, command, override, say
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
+from protoseg.trusted import NETWORK
 from protoseg.types import ProtosegError
 
 
@@ -61,18 +62,23 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     cfg = cfg.copy()
     cfg.resume = checkpoint_to_resume(cfg.resume, last)
     rank_zero_only(remove_partial_files)(last.parent)
-    datamodule = build_datamodule(cfg)
+    datamodule, start = build_datamodule(cfg), None
     if cfg.resume is not None:
         # Before anything is built; the trainer will read the file in full.
         checkpoint = read_checkpoint(cfg.resume, mmap=True)
         check_same_classes(cfg.resume, checkpoint_label_space(checkpoint), datamodule.label_space)
-        changed = changed_settings(cfg.resume, checkpoint, plain(cfg))
-        if is_finished(checkpoint, cfg.trainer.max_steps):
+        if "loops" not in checkpoint:  # published weights, of no training that could go on
+            start, cfg.resume = cfg.resume, None
+            take_input(cfg, checkpoint)
+        changed = changed_settings(start or cfg.resume, checkpoint, plain(cfg), NETWORK if start else ())
+        if start is None and is_finished(checkpoint, cfg.trainer.max_steps):
             return show_finished(cfg, checkpoint, last, changed)
         if changed:
             rank_zero_only(say)(f"resumed with changed settings: {changed}")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
     module = build_module(cfg, datamodule.label_space)
+    if start is not None:
+        load_weights(module, start)
     check_data_suit_method(datamodule, module)
     # Written row by row: what is held back, a kill would take.
     log = CSVLogger(output, name="", version=unused_name(output, "logs"), flush_logs_every_n_steps=1)

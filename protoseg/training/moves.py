@@ -1,13 +1,13 @@
 """Moves of an adaptation step that a config may replace: callables that ``AdaptationModule`` is given."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
+from protoseg.functional.mixing import check_colours, class_mix_mask, paste, strong_transform
 from protoseg.losses import Target
-from protoseg.types import IGNORE_INDEX, Batch, ProtosegError
+from protoseg.types import IGNORE_INDEX, Batch
 
 
 class Mixture(NamedTuple):
@@ -31,28 +31,28 @@ class Mixture(NamedTuple):
 class ClassMix:
     """Pastes half of the labelled image's classes on the target image; colour jitter and blur (DACS, arXiv 2007.08702).
 
-    Pasted pixels weigh 1, target pixels as much as the pseudo-labels' quality. A mix of one's own, named by
-    ``method.mix._target_``, is a subclass that pastes other pixels (:meth:`mask`), or any callable with the same
+    Pasted pixels weigh 1, target pixels ``target_weight`` times the pseudo-labels' quality. A mix of one's own, named
+    by ``method.mix._target_``, is a subclass that pastes other pixels (:meth:`mask`), or any callable with the same
     arguments and result.
 
     Args:
-        jitter, jitter_probability, blur: see :func:`protoseg.functional.mixing.strong_transform`.
+        of_batch, ignored: see :func:`protoseg.functional.mixing.class_mix_mask`.
+        target_weight: 1, or 0.8 in the released code of PGPC.
+        colours: of :func:`protoseg.functional.mixing.strong_transform`.
 
     Raises:
         ProtosegError: values that make no sense.
     """
 
-    def __init__(self, jitter: float = 0.2, jitter_probability: float = 0.8, blur: bool = True) -> None:
-        if jitter < 0 or not 0 <= jitter_probability <= 1:
-            raise ProtosegError(
-                f"method.mix: expected jitter of at least 0 and jitter_probability in [0, 1], got {jitter} and "
-                f"{jitter_probability}"
-            )
-        self.jitter, self.jitter_probability, self.blur = jitter, jitter_probability, blur
+    def __init__(
+        self, of_batch: bool = False, ignored: bool = False, target_weight: float = 1.0, **colours: Any
+    ) -> None:
+        check_colours("method.mix", **colours)
+        self.choice, self.target_weight, self.colours = (of_batch, ignored), target_weight, colours
 
     def mask(self, label: Tensor, num_classes: int) -> Tensor:
         """Pixels to paste, bool ``b H W``, of images with these labels ``b H W``."""
-        return class_mix_mask(label, num_classes)
+        return class_mix_mask(label, num_classes, *self.choice)
 
     def __call__(self, labelled: Batch, target: Target, num_classes: int, threshold: float) -> Mixture:
         """Mix image i with target image i.
@@ -65,12 +65,13 @@ class ClassMix:
         """
         pasted = self.mask(labelled.label, num_classes)
         image = paste(pasted, labelled.image, target.image)
-        image = strong_transform(image, self.jitter, self.jitter_probability, self.blur)
+        image = strong_transform(image, **self.colours)
+        weight = (self.target_weight * target.quality).expand(pasted.shape)
         reliable = target.label.where(target.confidence >= threshold, IGNORE_INDEX)
         return Mixture(
             image=image,
             label=paste(pasted, labelled.label, target.label),
             reliable=paste(pasted, labelled.label, reliable),
             pasted=pasted,
-            weight=paste(pasted, torch.ones_like(target.confidence), target.quality.expand(pasted.shape)),
+            weight=paste(pasted, torch.ones_like(target.confidence), weight),
         )

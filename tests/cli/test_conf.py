@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
@@ -127,7 +128,7 @@ def test_a_recipe_composes_and_instantiates_with_every_pair(command: str, config
 def test_hrda_reads_every_pair_at_twice_the_scale(
     pair: str, source: float, target: float, configure: Callable[..., DictConfig]
 ) -> None:
-    for name, share in (("daformer", 0.5), ("hrda", 1), ("pgpc_hrda", 1)):
+    for name, share in (("daformer", 0.5), ("hrda", 1), ("pgpc_hrda", 1), ("hrda_ours", 1)):
         data = configure("train", f"experiment={name}", f"data={pair}").data
         assert (list(data.source.scale), list(data.target.scale)) == ([share * source] * 2, [share * target] * 2)
 
@@ -148,11 +149,16 @@ def test_the_oracle_is_taught_the_labels_of_the_target(configure: Callable[..., 
 
 
 def test_the_papers_setting(configure: Callable[..., DictConfig]) -> None:
-    cfg = configure("train", "experiment=cityscapes_hrnet_w48_prototype")
+    cfg = configure("train", "experiment=protoseg_hrnet_w48")
     assert (cfg.trainer.max_steps, cfg.optimizer.lr, cfg.head.num_prototypes) == (80_000, 0.01, 10)
     assert (cfg.head.momentum, cfg.head.momentum_warmup, cfg.head.init) == (0.999, 0, "random")
     assert (cfg.loss.ppc.weight, cfg.loss.ppd.weight) == (0.01, 0.001)
     assert cfg.data.batch_size * cfg.trainer.devices == 8
+    assert (cfg.loss.ppc.temperature, cfg.trainer.precision, cfg.head.assignment) == (1.0, "16-mixed", "released")
+    assert (list(cfg.data.aspect), cfg.data.photometric, cfg.data.brightness) == ([0.9, 1.1], False, 10)
+    assert (len(cfg.loss.ce.class_weights), list(cfg.optimizer.no_decay)) == (19, [])
+    grids = (cfg.encoder.fuse_align_corners, cfg.decoder.align_corners, cfg.segmentor.align_corners, cfg.head.row_norm)
+    assert grids == (True,) * 4
 
 
 @pytest.mark.parametrize("source", ["gta5", "synthia"])
@@ -170,9 +176,20 @@ def test_the_papers_adaptation_settings(source: str, configure: Callable[..., Di
     assert (cfg.encoder.variant, cfg.inference.mode, list(cfg.inference.scales)) == ("b5", "whole", [0.5])
     assert list(cfg.data.target.scale) == [0.5, 0.5]
 
-    dacs = configure("train", "experiment=dacs", pair)
+    assert (cfg.schedule.warmup_times_poly, list(cfg.optimizer.no_decay), cfg.loss.ce.all_pixels) == (
+        True,
+        ["norm"],
+        True,
+    )
+    assert (cfg.method.mix.kornia, cfg.method.mix.of_batch, cfg.method.mix.ignored) == (True,) * 3
+    assert cfg.method.terms.mixed.all_pixels
+
+    dacs = configure("train", "experiment=dacs_mit_b5", pair)
     assert dacs.data.rare_classes is None
     assert "source_terms" not in dacs.method
+    assert (dacs.method.alpha, dacs.method.ignore_top, dacs.method.ignore_bottom) == (0.99, 0, 0)
+    own = configure("train", "experiment=dacs", pair)
+    assert (own.optimizer.lr, own.optimizer.encoder_lr, own.trainer.max_steps) == (2.5e-3, 2.5e-4, 250_000)
     alone = configure("train", "experiment=source_only", pair)
     assert "terms" not in alone.method
 
@@ -185,12 +202,46 @@ def test_the_papers_adaptation_settings(source: str, configure: Callable[..., Di
     assert (hrda.inference.mode, list(hrda.inference.crop_size), list(hrda.inference.scales)) == (
         "slide", [1024, 1024], [1.0],
     )  # fmt: skip
-    assert hrda.contrast.temperature == 0.5
+    assert (hrda.contrast.temperature, list(hrda.contrast.size), hrda.contrast.align_corners) == (1.0, [65, 65], True)
+    assert (hrda.method.mix.target_weight, hrda.segmentor.released_fusion, hrda.trainer.max_steps) == (
+        0.8,
+        True,
+        40_000,
+    )
+    assert configure("train", "experiment=pgpc_daformer", pair).trainer.max_steps == 60_000
+    assert configure("train", "experiment=pgpc_ours", pair).contrast.temperature == 0.5
     if source == "synthia":
         assert [len(classes) for classes in hrda.method.subsets.values()] == [16, 13]
         assert hrda.callbacks.best.monitor == "val/mIoU_16"
     else:
         assert (hrda.method.subsets, hrda.callbacks.best.monitor) == ({}, "val/mIoU")
+
+
+@pytest.mark.parametrize("pair", ["acdc", "dark_zurich"])
+def test_hrda_leaves_out_no_border_of_other_cameras(pair: str, configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "experiment=hrda", f"data=cityscapes_to_{pair}")
+    assert (cfg.method.ignore_top, cfg.method.ignore_bottom) == (0, 0)
+
+
+def test_ours_take_back_what_is_released(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "experiment=hrda_ours", "data=gta5_to_cityscapes")
+    assert not any((cfg.loss.ce.all_pixels, cfg.loss.detail.all_pixels, cfg.method.terms.mixed_detail.all_pixels))
+    assert not any((cfg.method.mix.kornia, cfg.schedule.warmup_times_poly, cfg.segmentor.released_fusion))
+    assert cfg.optimizer.no_decay is None
+    mic = configure("train", "experiment=mic")
+    assert (mic.method.terms.masked.block_size, mic.method.terms.masked.ratio) == (64, 0.7)
+    assert mic.method.terms.masked.kornia
+
+
+@pytest.mark.parametrize("network", ["fcn_resnet101", "upernet_swin_base", "segformer_b4"])
+def test_the_twin_of_a_released_network_builds(network: str, configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", f"experiment=protoseg_{network}", "head=linear", "encoder.pretrained=false")
+    if "variant" in cfg.encoder:
+        cfg.encoder.variant = "b0"
+    with torch.device("meta"):  # quick to build
+        assert build_model(cfg, 150).head.memory is None
+    losses = {name for name, term in cfg.loss.items() if term}
+    assert losses == {"ce"} | ({"auxiliary"} if cfg.auxiliary else set())
 
 
 def test_the_network_of_daformer_has_the_papers_parameters(configure: Callable[..., DictConfig]) -> None:

@@ -141,6 +141,19 @@ def test_photometric_changes_colours_only() -> None:
     assert changed > 15
 
 
+def test_released_brightness_alone_and_aspect() -> None:
+    """ProtoSeg's: one shift of at most 10 for all channels; width by height times 0.9 to 1.1 at the same area."""
+    image, label = np.full((40, 60, 3), 100, np.uint8), np.zeros((40, 60), np.uint8)
+    shift = TrainTransform((40, 60), (1, 1), photometric=False, brightness=10)
+    shifts = {tuple(np.unique(shift(image, label, seed)[0]).tolist()) for seed in range(60)}
+    assert all(len(values) == 1 and abs(values[0] - 100) <= 10 for values in shifts)
+    assert len(shifts) > 10
+    stretched = TrainTransform((200, 300), (1, 1), photometric=False, aspect=(0.81, 0.81))
+    out = stretched(image, label, 0)[1] == 0
+    rows, columns = int(out.any(1).sum()), int(out.any(0).sum())
+    assert (rows, columns) == (int(40 / 0.9), int(60 * 0.9))
+
+
 def test_largest_class_share_against_a_loop() -> None:
     label = LABEL.copy()
     label[:20] = FILE_IGNORED

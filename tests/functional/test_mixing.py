@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import colorsys
+
+import pytest
 import torch
 
-from protoseg.functional.mixing import class_mix_mask, paste, strong_transform
+from protoseg.functional.mixing import class_mix_mask, kornia_jitter, paste, strong_transform
 
 
 def labels() -> torch.Tensor:
@@ -38,6 +41,66 @@ def test_images_choose_apart() -> None:
     torch.manual_seed(0)
     mask = class_mix_mask(torch.arange(4).repeat(50, 1, 1), 4)
     assert len(mask.unique(dim=0)) > 1
+
+
+def test_released_choice_is_from_all_images_and_takes_the_ignored_label_for_a_class() -> None:
+    label = torch.tensor([[[0, 0, -1]], [[1, 2, 3]]])
+    seen = set()
+    for seed in range(200):
+        torch.manual_seed(seed)
+        mask = class_mix_mask(label, 5, of_batch=True, ignored=True)
+        ones = [set(label[i][mask[i]].tolist()) for i in range(2)]
+        seen |= ones[0] | ones[1]
+        # three of the five labels of both images (0, 1, 2, 3 and ignored): of them at most two lie in one image …
+        assert len(ones[0]) <= 2
+        assert len(ones[1]) <= 3
+    assert seen == {-1, 0, 1, 2, 3}
+    torch.manual_seed(0)
+    empty = [class_mix_mask(label, 5, of_batch=True, ignored=True)[0].any().item() for _ in range(200)]
+    # … and the first is pasted nothing of with both of its labels left out: 3 choices of 10
+    assert not all(empty)
+    alone = [class_mix_mask(label, 5, ignored=True)[0].sum().item() for _ in range(50)]
+    assert set(alone) == {1, 2}  # one of its two labels: void, of one pixel, or class 0, of two
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_kornias_jitter_by_its_formula(order: list[int]) -> None:
+    """kornia 0.5: v + b; v * c; and in HSV s * s', h + 2 pi h'; each clamped. Here pixel by pixel, with colorsys."""
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image[:, 0, 0] = 128  # grey, which has no hue
+    b, c, s, h = shifts = [0.17, -0.13, 0.2, -0.09]
+
+    def saturate(rgb: list[float]) -> list[float]:
+        hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
+        return list(colorsys.hsv_to_rgb(hue, min(1.0, saturation * (1 + s)), value))
+
+    def turn(rgb: list[float]) -> list[float]:
+        hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
+        return list(colorsys.hsv_to_rgb((hue + h) % 1, saturation, value))
+
+    steps = [
+        lambda rgb: [min(1.0, max(0.0, v + b)) for v in rgb],
+        lambda rgb: [min(1.0, max(0.0, v * (1 + c))) for v in rgb],
+        saturate,
+        turn,
+    ]
+    out = kornia_jitter(image, shifts, order)
+    for y in range(5):
+        for x in range(7):
+            rgb = (image[:, y, x] / 255).tolist()
+            for step in order:
+                rgb = steps[step](rgb)
+            assert (out[:, y, x].float() - 255 * torch.tensor(rgb)).abs().max() < 0.51
+
+
+def test_kornias_jitter_moves_the_mean_twice_as_far_as_ours() -> None:
+    image = torch.full((400, 3, 4, 4), 128, dtype=torch.uint8)
+    torch.manual_seed(0)
+    spread = [
+        strong_transform(image, 0.2, 1.0, False, kornia).float().mean((1, 2, 3)).std().item() / 255
+        for kornia in (False, True)
+    ]
+    assert spread[1] > 1.5 * spread[0]
 
 
 def test_paste() -> None:

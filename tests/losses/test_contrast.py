@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from torch import Tensor, nn
 
-from protoseg.losses.contrast import embed
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.losses import Seen, Step
+from protoseg.losses.contrast import PixelToPixelContrast, embed
+from protoseg.types import IGNORE_INDEX, ProtosegError, SegOutput
 from tests.losses.contrast_case import CONF, MANY, PRESETS, Case, cells, make, target_cells, warm
 
 
@@ -176,6 +177,25 @@ def test_embeddings_have_unit_length_also_of_half_precision_features() -> None:
     embeddings = embed(projection, torch.randn(5, 4, 6, dtype=torch.bfloat16))
     assert embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=2), torch.ones(5, 4))
+
+
+def test_released_features_are_resized_corner_on_corner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value i of 5 lies at i * 3 / 4 of 4 cells; ours are at (i + 1/2) * 4 / 5 - 1/2."""
+    seen: list[torch.Tensor] = []
+
+    def keep(features: torch.Tensor, *_: Any) -> torch.Tensor:
+        seen.append(features)
+        return features.sum()
+
+    monkeypatch.setattr("protoseg.losses.contrast.pixel_to_pixel", keep)
+    map_ = torch.arange(4.0).expand(1, 1, 4, 4)
+    output = SegOutput(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), features=[map_])
+    for align_corners in (True, False):
+        term = PixelToPixelContrast(size=(5, 5), align_corners=align_corners)
+        term(Step(torch.nn.Identity(), Seen(output, torch.zeros(1, 16, 16, dtype=torch.long), 4)))
+    index = torch.arange(5.0)
+    torch.testing.assert_close(seen[0][0, 0, 0], index * 3 / 4)
+    torch.testing.assert_close(seen[1][0, 0, 0], ((index + 0.5) * 4 / 5 - 0.5).clamp(0, 3))
 
 
 def test_none_has_no_target() -> None:

@@ -44,6 +44,17 @@ def test_cross_entropy_against_torch(weights: list[float] | None) -> None:
     torch.testing.assert_close(cross_entropy(logits, label, tensor), expected)
 
 
+def test_all_pixels_divides_by_the_ignored_ones_too() -> None:
+    """mmsegmentation's: the mean over all pixels of a loss that is 0 where the label is ignored."""
+    logits, label = logits_and_label()
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    plain = F.cross_entropy(logits, label, weights, ignore_index=-1, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, label, weights, all_pixels=True), plain.mean())
+    pixel = torch.rand(label.shape, dtype=torch.float64)
+    unweighted = F.cross_entropy(logits, label, ignore_index=-1, reduction="none")
+    torch.testing.assert_close(weighted_cross_entropy(logits, label, pixel, True), (pixel * unweighted).mean())
+
+
 def test_all_pixels_ignored_is_zero_not_nan() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     value = cross_entropy(logits, torch.full((1, 4, 4), -1))

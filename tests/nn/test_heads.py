@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from protoseg.functional.prototypes import cluster
-from protoseg.nn import ParametricHead, PrototypeHead, PrototypeMemory
+from protoseg.nn import AtrousHead, ParametricHead, PrototypeHead, PrototypeMemory
 from protoseg.types import ProtosegError
 
 
@@ -158,6 +158,17 @@ def test_update_between_forward_and_backward() -> None:
 def test_bad_memory(arguments: dict, message: str) -> None:
     with pytest.raises(ProtosegError, match=message):
         PrototypeMemory(**{"num_classes": 2, "num_prototypes": 2, "dim": 4, **arguments})
+
+
+def test_atrous_head_adds_up_its_convolutions() -> None:
+    """As AdaptSegNet's code: those of dilation 6 and 12, straight to the classes."""
+    torch.manual_seed(0)
+    head, features = AtrousHead(4, 3), torch.randn(1, 4, 20, 30)
+    first, second = (
+        F.conv2d(features, conv.weight, conv.bias, padding=d, dilation=d)
+        for conv, d in zip(head.branches, (6, 12), strict=True)
+    )
+    torch.testing.assert_close(head(features).logits, first + second)
 
 
 def test_bad_head() -> None:

@@ -17,7 +17,7 @@ from protoseg.nn import PrototypeMemory
 from protoseg.run.build import build_module
 from protoseg.run.train import run_training
 from protoseg.training.moves import ClassMix, Mixture
-from protoseg.types import Batch, ProtosegError
+from protoseg.types import Batch, ProtosegError, SegOutput
 from tests.conftest import TINY
 
 Configure = Callable[..., DictConfig]
@@ -147,6 +147,15 @@ def test_nothing_moves_after_an_overflow(configure: Configure, monkeypatch: pyte
     assert module._waiting == []
 
 
+def test_target_pixels_weigh_pgpcs_share_of_their_quality() -> None:
+    """Pasted pixels 1, the others 0.8 times the share of sure pixels."""
+    label, image = torch.tensor([[[0, 0, 1, 1]]]), torch.zeros(1, 3, 1, 4, dtype=torch.uint8)
+    said = Target(image, torch.ones_like(label), torch.ones(1, 1, 4), torch.tensor(0.5), SegOutput(image, image))
+    batch = Batch(image, label, torch.tensor([[1, 4]]), [""])
+    mixture = ClassMix(jitter=0, blur=False, target_weight=0.8)(batch, said, 2, 0.968)
+    torch.testing.assert_close(mixture.weight, torch.where(mixture.pasted, 1.0, 0.4))
+
+
 class PasteNothing(ClassMix):
     """A mix of one's own."""
 
@@ -169,4 +178,4 @@ def test_masked_images_have_the_mixed_ones_colours(configure: Configure) -> None
     module: Any = build_module(
         configure("train", *DACS[:-1], "method=mic", "method.mix.jitter=0.1", "method.mix.blur=false"), CAMVID
     )
-    assert module.terms["masked"].colours == (0.1, 0.8, False)
+    assert module.terms["masked"].colours == {"jitter": 0.1, "jitter_probability": 0.8, "blur": False, "kornia": False}

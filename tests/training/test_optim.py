@@ -44,6 +44,32 @@ def test_poly_by_hand() -> None:
     assert poly_factor(12, 10, 0.9, 2, 0.1) == 0
 
 
+def test_released_groups_are_told_by_words_in_the_names() -> None:
+    net = nn.Module()
+    net.encoder = nn.ModuleDict({"norm1": nn.LayerNorm(4), "fc": nn.Linear(4, 4)})
+    net.decoder = nn.BatchNorm2d(4)
+    decay = {
+        name: {g["name"]: sum(p.numel() for p in g["params"]) for g in parameter_groups(net, 1.0, 0.1, 0.01, words)}
+        for name, words in (("daformer", ["norm"]), ("protoseg", []))
+    }
+    assert decay["daformer"] == {
+        "encoder_no_decay": 8,
+        "encoder": 16 + 4,
+        "decoder": 8,
+    }  # a bias is decayed, a BatchNorm too
+    assert decay["protoseg"] == {"encoder": 28, "decoder": 8}
+
+
+def test_mmcvs_warmup_is_a_factor_of_poly_over_all_steps() -> None:
+    """mmcv 1.3: poly(t) * (1 - (1 - t / warmup) * (1 - ratio)); DAFormer's numbers."""
+    total, warmup, ratio = 40_000, 1500, 1e-6
+    for step in (0, 1, 750, 1499, 1500, 20_000, 39_999):
+        k = 1 - (1 - step / warmup) * (1 - ratio) if step < warmup else 1
+        assert poly_factor(step, total, 1.0, warmup, ratio, True) == pytest.approx((1 - step / total) * k, abs=1e-12)
+    ours = poly_factor(1500, total, 1.0, warmup, ratio)
+    assert ours / poly_factor(1500, total, 1.0, warmup, ratio, True) == pytest.approx(1.039, abs=1e-3)
+
+
 def test_schedule_drives_every_group() -> None:
     optimizer = build_optimizer(model(), torch.optim.SGD, lr=1.0, encoder_lr=0.1)
     schedule = poly_schedule(optimizer, total_steps=4, power=1.0)

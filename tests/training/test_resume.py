@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from torch.testing import assert_close
 
 from protoseg.callbacks import Throughput
 from protoseg.callbacks.restart import Restart, StopRequest
@@ -313,3 +314,25 @@ def test_the_best_of_several_checkpoints_is_best(
     assert run_to(4) == (["best-000002.ckpt", "best-000004.ckpt", "best.ckpt", "last.ckpt"], 2)
     assert run_to(5) == (["best-000002.ckpt", "best-000005.ckpt", "best.ckpt", "last.ckpt"], 2)
     assert run_to(6) == (["best-000002.ckpt", "best-000006.ckpt", "best.ckpt", "last.ckpt"], 6)
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_weights_alone(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """As ``protoseg convert`` writes them: student and teacher begin there, at step 0, with its normalisation."""
+    small = (*TINY, "experiment=small_dacs", "head=prototype", "trainer.max_steps=1", "threads=1")
+    run_training(configure("train", *small, output=tmp_path / "a"))
+    saved = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)
+    weights = {name: value for name, value in saved["state_dict"].items() if name.startswith("model.")}
+    saved["protoseg"]["config"]["encoder"] |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "weights": "there.pth"}
+    torch.save({"state_dict": weights, "protoseg": saved["protoseg"]}, tmp_path / "alone.ckpt")
+
+    still = ("optimizer.lr=0", "optimizer.encoder_lr=0", "optimizer.weight_decay=0", f"resume={tmp_path}/alone.ckpt")
+    run_training(configure("train", *small, *still, "method.alpha=0.9", "data.batch_size=1", output=tmp_path / "b"))
+    after = torch.load(tmp_path / "b/checkpoints/last.ckpt", weights_only=True)
+    assert after["global_step"] == 1
+    assert after["protoseg"]["config"]["encoder"]["mean"] == [0.4, 0.5, 0.6]
+    for network in ("model.", "teacher.module."):
+        for name in ("model.head.projection.3.weight", "model.encoder.model.conv_stem.weight"):
+            assert_close(after["state_dict"][name.replace("model.", network, 1)], weights[name])
+    with pytest.raises(ProtosegError, match=r"head\.logits temperature -> layernorm .* Set them back"):
+        run_training(configure("train", *small, *still, "head.logits=layernorm", output=tmp_path / "c"))

@@ -29,8 +29,7 @@ def _coarsest_first(state: State) -> State:
 
 
 def _settings(state: State) -> list[str]:
-    recipe = ["experiment=hrda", "data=gta5_to_cityscapes", "segmentor.released_fusion=true"]
-    return [*recipe, *mit_settings(state)]
+    return ["experiment=hrda", "data=gta5_to_cityscapes", *mit_settings(state)]
 
 
 HRDA = Kind("HRDA or MIC", "decode_head.head.fuse_layer.bottleneck.conv.weight", _RULES, _settings, _coarsest_first)

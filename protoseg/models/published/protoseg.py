@@ -41,14 +41,10 @@ def _mend(state: State) -> State:
 def _settings(state: State) -> list[str]:
     classes, prototypes, _ = state["head.memory.prototypes"].shape
     return [
-        "experiment=cityscapes_hrnet_w48_prototype",
+        "experiment=protoseg_hrnet_w48",
         f"data={BENCHMARKS.get(classes, 'cityscapes')}",
         *hrnet_settings(state),
         f"head.num_prototypes={prototypes}",
-        "encoder.fuse_align_corners=true",
-        "decoder.align_corners=true",
-        "segmentor.align_corners=true",
-        "head.row_norm=true",
         "++encoder.mean=[0.406,0.456,0.485]",
         "++encoder.std=[0.225,0.224,0.229]",
     ]

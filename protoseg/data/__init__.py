@@ -8,6 +8,7 @@ from protoseg.data.camvid import CamVid
 from protoseg.data.cityscapes import GTA5, Cityscapes, Synthia
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.coco_stuff import COCOStuff
+from protoseg.data.concat import ConcatDataModule
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
 from protoseg.data.decoding import limit_pixels

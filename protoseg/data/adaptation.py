@@ -1,5 +1,7 @@
 """The DataModule of domain adaptation: labelled source images and unlabelled target images, in step."""
 
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from protoseg import distributed
 from protoseg.data.datamodule import SegmentationDataModule, check_same_stream
 from protoseg.data.loading import Loader, PairedLoader
 from protoseg.data.rare_classes import RareClasses
@@ -66,7 +69,12 @@ class AdaptationDataModule(pl.LightningDataModule):
         self.validate_source = validate_source
         # Apart for every seed, and from one another.
         self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)
-        self.target = target(**shared, seed=2 * seed + 1, labels=False)
+        self.target = target(**shared, seed=2 * seed + 1, labels=False, label_space=self.source.label_space)
+        if validate_source and self.target.val_split is None:
+            raise ProtosegError(
+                "data.validate_source: expected a target that is validated too, got data.target.val_split=null: set "
+                "that to a split with masks, or validate_source=false"
+            )
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
         self._train_loader: PairedLoader | None = None
@@ -77,7 +85,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         return self.target.label_space
 
     @property
-    def val_split(self) -> str:
+    def val_split(self) -> str | None:
         return self.target.val_split
 
     @property
@@ -94,6 +102,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         if stage == "fit":
             for part in self._parts:
                 part.prepare_training()
+            self._tell_of_shared_images()
         if stage in ("fit", "validate"):
             for part in self._validated():
                 part.prepare_validation()
@@ -105,10 +114,10 @@ class AdaptationDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The target's, or with ``validate_source`` the target's and the source's."""
-        loaders = [part.val_dataloader() for part in self._validated()]
+        loaders: list[Any] = [part.val_dataloader() for part in self._validated()]
         return loaders if self.validate_source else loaders[0]
 
-    def eval_dataloader(self, split: str) -> Loader:
+    def eval_dataloader(self, split: str | None) -> Loader:
         """The target's; see ``SegmentationDataModule.eval_dataloader``."""
         return self.target.eval_dataloader(split)
 
@@ -143,6 +152,18 @@ class AdaptationDataModule(pl.LightningDataModule):
 
     def _validated(self) -> list[SegmentationDataModule]:
         return [self.target, self.source] if self.validate_source else [self.target]
+
+    def _tell_of_shared_images(self) -> None:
+        of_source, of_target = (
+            {os.path.realpath(image) for image, _ in part.train_dataset().samples} for part in self._parts
+        )
+        if distributed.rank() == 0 and (shared := sorted(of_source & of_target)):
+            warnings.warn(
+                f"data: expected a target of other images than the source, got {len(shared)} of {len(of_target)} "
+                f"that the source has with their labels ({shared[0]}, …): scores on them are no measure of adaptation; "
+                "set data.source.root and data.target.root",
+                stacklevel=2,
+            )
 
     def _end_workers(self) -> None:
         # Lightning does so for loaders it knows.

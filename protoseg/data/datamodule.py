@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -45,13 +46,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         crop_size, scale, photometric, max_class_share: augmentation, see ``TrainTransform``.
         rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
-        train_split, val_split: names of the splits.
+        train_split, val_split: names of the splits; without ``val_split`` nothing is validated.
         root: folder of the data; None leaves it to ``dataset``.
         labels: False trains on images alone: no training mask is opened, or need be there, and every label is
             the ignored one. Evaluation is not changed.
         relabel: classes to read otherwise: {class: null to ignore it, or the name of the class that it becomes}, see
             ``label_spaces.relabelled``.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
+        label_space: the classes of images that have none of their own.
 
     Raises:
         ProtosegError: values that make no sense; later, data that is missing or bad.
@@ -70,12 +72,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         rare_classes: RareClasses | None = None,
         seed: int = 0,
         train_split: str = "train",
-        val_split: str = "val",
+        val_split: str | None = "val",
         root: str | None = None,
         labels: bool = True,
         relabel: Mapping[str, str | None] | None = None,
         timeout: float = TIMEOUT,
         exif: str = "apply",
+        label_space: LabelSpace | None = None,
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
@@ -101,7 +104,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.labels = labels
         self.turn = exif == "apply"
         self.rare_classes = rare_classes
-        self.label_space = _label_space(dataset)
+        self.label_space = _label_space(dataset, label_space)
+        self.scale, self.max_class_share = scale, max_class_share
         self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
@@ -121,14 +125,24 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.label_space = label_space
         self._datasets.clear()
 
-    def dataset(self, split: str, labels: bool = True) -> SegmentationDataset:
-        """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
+    def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
+        """The data set of ``split``, made at the first call.
+
+        Raises:
+            ProtosegError: its files are not in order; or no split, as where nothing is validated.
+        """
+        if split is None:
+            raise ProtosegError(
+                "data: expected a split with masks to judge by, got none (val_split=null): nothing is known of how "
+                "right predictions on this data are; name a split with masks (split=NAME; in training "
+                "data.target.val_split=NAME), or look at predictions: mode=predict images=FOLDER"
+            )
         key = (split, labels)
         if key not in self._datasets:
             dataset = self._make(split=split) if labels else _without_labels(self._make, split)
             if self._mapping is not None:
                 dataset.map_classes(self.label_space, self._mapping)
-            dataset.turn = self.turn
+            dataset.label_space, dataset.turn, dataset.transform = self.label_space, self.turn, self.transform
             self._datasets[key] = dataset
         return self._datasets[key]
 
@@ -163,10 +177,11 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def prepare_validation(self) -> None:
         """The part of ``setup`` for the validation split."""
-        dataset = self.dataset(self.val_split)
-        _tell(dataset)
-        if self.trainer is not None and self.trainer.limit_val_batches != 0:
-            check_validation_labels(dataset)
+        limit = None if self.trainer is None else self.trainer.limit_val_batches
+        if self.val_split is not None and limit != 0:
+            _tell(self.dataset(self.val_split))
+            if limit is not None:
+                check_validation_labels(self.dataset(self.val_split))
 
     def train_dataloader(self) -> Loader:
         """One pass over this loader is the whole training: ``max_steps * accumulate_grad_batches`` batches.
@@ -176,19 +191,20 @@ class SegmentationDataModule(pl.LightningDataModule):
                 few pixels for rare-class sampling.
         """
         dataset = self.train_dataset()
-        rank, world = distributed.rank(), distributed.world_size()
+        place = (distributed.rank(), distributed.world_size(), self._start)
         sampler = StepBatchSampler(
-            len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, rank, world, self._start
+            len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, *place, dataset.shares
         )
         height, width = self.transform.crop_size
         check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
         draw = None if self.rare_classes is None else RareClassDraw(self.class_statistics(), self.rare_classes)
-        return self._loader(Augmented(dataset, self.transform, draw), batch_sampler=sampler)
+        return self._loader(Augmented(dataset, draw), batch_sampler=sampler)
 
-    def val_dataloader(self) -> Loader:
-        return self.eval_dataloader(self.val_split)
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """That of ``val_split``; none where nothing is validated."""
+        return [] if self.val_split is None else self.eval_dataloader(self.val_split)
 
-    def eval_dataloader(self, split: str) -> Loader:
+    def eval_dataloader(self, split: str | None) -> Loader:
         """Every image of ``split`` once, over all ranks, unchanged; images of different sizes are padded to one."""
         dataset = self.dataset(split)
         rank, world = distributed.rank(), distributed.world_size()
@@ -213,11 +229,11 @@ class SegmentationDataModule(pl.LightningDataModule):
             ProtosegError: no pixel is labelled, or a mask is bad.
         """
         counts = self.class_statistics()
-        if counts.pixels.sum() == 0:
+        if counts.drawn.sum() == 0:
             raise ProtosegError(
                 f"split {self.train_split!r}: expected labelled pixels, got {len(counts.names)} void masks"
             )
-        return torch.from_numpy(counts.pixels / counts.pixels.sum()).float()
+        return torch.from_numpy(counts.drawn / counts.drawn.sum()).float()
 
     def state_dict(self) -> dict[str, Any]:
         """How many training batches the model has seen, and what their content depends on."""
@@ -243,11 +259,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
     def _stream(self) -> dict[str, Any]:
+        dataset = self.train_dataset()
         return {
             "batch_size": self.batch_size,
             "seed": self.seed,
             "world_size": distributed.world_size(),
-            "num_samples": len(self.train_dataset()),
+            "num_samples": len(dataset),
+            "shares": [list(share) for share in dataset.shares] or None,
             "rare_classes": None if self.rare_classes is None else asdict(self.rare_classes),
         }
 
@@ -259,7 +277,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 def _tell(dataset: SegmentationDataset) -> None:
     """Warn of files that are left out, of how masks were found, and of images that EXIF turns among a few."""
     if distributed.rank() == 0:
-        for note in filter(None, (*dataset.notes, turned_images(dataset, spread(len(dataset), 64)))):
+        looks = ((*part.notes, turned_images(part, spread(len(part), 64))) for part in dataset.parts or [dataset])
+        for note in filter(None, chain.from_iterable(looks)):
             warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 
 
@@ -290,13 +309,13 @@ def _without_labels(make: Callable[..., SegmentationDataset], split: str) -> Seg
     return dataset
 
 
-def _label_space(dataset: Callable[..., SegmentationDataset]) -> LabelSpace:
-    """The label space of a data set class or a partial of one, found without calling it."""
+def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace | None) -> LabelSpace:
+    """The label space of a data set class or a partial of one, found without calling it, or ``other``."""
     keywords = dataset.keywords if isinstance(dataset, partial) else {}
     target = dataset.func if isinstance(dataset, partial) else dataset
     known = isinstance(target, type) and issubclass(target, SegmentationDataset)
     own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
-    space = keywords.get("label_space", own)
+    space = keywords.get("label_space", own) or other
     if not isinstance(space, LabelSpace):
         raise ProtosegError(
             f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}: set the "

@@ -13,6 +13,8 @@ from protoseg.data.decoding import checked_range
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import (
     IMAGE_SUFFIXES,
+    Naming,
+    apart,
     by_image,
     by_key,
     list_images,
@@ -40,8 +42,8 @@ class LabelledFolder(SegmentationDataset):
 
     ``docs/data.md`` has the formats that are read. Masks hold ids, or the colours of the classes: ``mask_reading``
     finds out which, once for all splits. Folders may be called otherwise (``image``, ``labels``, ``annotations``, …, in
-    any case), and names of masks may have a constant end more or another (``1_image.jpg`` and ``1_mask.png``). The
-    splits are, whichever is there:
+    any case), and names of masks may begin or end otherwise (``1_image.jpg`` and ``1_mask.png``). Images, or images and
+    masks, may lie in the folder itself. The splits are, whichever is there:
 
     - subfolders: ``images/train``, ``masks/train``, ``images/val``, …, or ``train/images``, ``train/masks``, …;
       ``Training``, ``valid``, ``validation``, ``val2017`` are the same in other words, and other folders are splits
@@ -55,13 +57,15 @@ class LabelledFolder(SegmentationDataset):
 
     Args:
         root: the folder that holds all this.
-        classes: the file of the classes, or what ``read_class_file`` gave.
+        classes: the file of the classes, or what ``read_class_file`` gave; None for images alone, which then have no
+            classes of their own.
         split: ``train``, ``val``, ``test``, or the name of a subfolder or a list.
         val_share: share of the images that are ``val`` where the split is drawn.
         split_seed: seed of that draw.
-        labels: False lists the images alone.
+        labels: False lists the images alone; where there are no masks all of them, and where there are lists, but not
+            of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
-        mask_suffix: how the names of masks end, where every image has several.
+        mask_suffix: how the names of masks end (or begin), where every image has several.
         image_range: the values of images of 16 bits that become black and white, e.g. ``[0, 4095]`` for 12 bits;
             without it the high 8 bits are read.
 
@@ -72,15 +76,15 @@ class LabelledFolder(SegmentationDataset):
     """
 
     @classmethod
-    def space(cls, **options: Any) -> LabelSpace:
-        return _class_file(options["classes"]).label_space
+    def space(cls, **options: Any) -> LabelSpace | None:
+        return None if options["classes"] is None else _class_file(options["classes"]).label_space
 
     source = "It is a folder of your own, with images/, masks/ and classes.yaml (see docs/data.md)."
 
     def __init__(
         self,
         root: str | Path,
-        classes: str | Path | ClassFile,
+        classes: str | Path | ClassFile | None,
         split: str = "train",
         val_share: float = 0.2,
         split_seed: int = 0,
@@ -95,29 +99,53 @@ class LabelledFolder(SegmentationDataset):
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)
         self.check_folder(root)
-        file = _class_file(classes)
-        self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
-        self.mask_suffix, self._mask_end = mask_suffix, ""
-        self._mask_ends: tuple[str, ...] = ("",)
-
-        def find(place: Path) -> tuple[Path, Path | None]:
-            return _find(place, "images", images, _IMAGES), _find(place, "masks", masks, _MASKS) if labels else None
-
-        places = {name: place for name, place in _splits(root).items() if _named(place, images, _IMAGES)}
+        if classes is not None:
+            file = _class_file(classes)
+            self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
+        elif labels:
+            raise ProtosegError(
+                f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none: set it"
+            )
+        self._labels, self._images, self._masks, self._suffix = labels, images, masks, mask_suffix
+        self._naming = Naming()
+        in_root = _named(root, images, _IMAGES)
+        places = {
+            name: place
+            for name, place in _splits(root).items()
+            if _named(place, images, _IMAGES) or not (in_root or images or not list_images(place))
+        }
         lists = _splits(root, ".txt", split)
-        if places and (lists or _named(root, images, _IMAGES)):
+        if places and (lists or in_root):
             raise _two_kinds(root, next(iter(places.values())), next(iter(lists.values()), "images beside it"))
         if places:
-            samples = self._pairs(*find(_chosen(places, split, root)))
+            samples = self._pairs(*self._find(_chosen(places, split, root)))
         else:
-            samples = self._split_inside(*find(root), lists, split, val_share, split_seed)
+            samples = self._split_inside(*self._find(root), lists, split, val_share, split_seed)
         super().__init__(samples, split)
-        of_all_splits = [f for place in places.values() or [root] for f in _named(place, masks, _MASKS) if labels]
-        found = [path for folder in of_all_splits for path in list_images(folder, recursive=True)]
-        ends = sorted(self._mask_ends, key=len)
-        kind = [path for path in found if [e for e in ends if path.stem.endswith(e)][-1:] == [self._mask_end]]
         if labels:
-            self.mask_reading = MaskReading(kind, file)
+            found = [path for place in places.values() or [root] for path in self._all_masks(place)]
+            self.mask_reading = MaskReading([path for path in found if self._naming.is_mask(path)], file)
+
+    def _find(self, place: Path) -> tuple[Path, Path | None]:
+        """The folders of images and of masks, which may be one; images may lie in ``place`` itself."""
+        flat = self._images is None and not _named(place, None, _IMAGES) and bool(list_images(place))
+        images = place if flat else _one(place, "images", self._images, _IMAGES)
+        self._flat = place if flat else None
+        masks = _named(place, self._masks, _MASKS)
+        if not masks and self._masks is None and apart(self._files(images), self._suffix, self._labels)[1]:
+            return images, images
+        return images, _one(place, "masks", self._masks, _MASKS) if self._labels else next(iter(masks), None)
+
+    def _files(self, images: Path) -> list[Path]:
+        return list_images(images, recursive=images != self._flat)
+
+    def _all_masks(self, place: Path) -> list[Path]:
+        """The masks of a place, of all splits in it, whatever is wrong with these."""
+        folders = _named(place, self._masks, _MASKS)
+        if not folders:
+            images = _named(place, self._images, _IMAGES)
+            return apart(list_images(images[0], recursive=True) if images else list_images(place), self._suffix)[1]
+        return [path for folder in folders for path in list_images(folder, recursive=True)]
 
     def _split_inside(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
@@ -129,9 +157,9 @@ class LabelledFolder(SegmentationDataset):
         if folders:
             place = _chosen(folders, split, images)
             return self._pairs(place, masks and _splits(masks, also=split).get(_split_name(split), masks / place.name))
-        if lists:
-            return self._pairs(images, masks, _listed(images, lists, split))
-        samples = self._pairs(images, masks)
+        samples = self._pairs(images, masks, lists, split)
+        if lists or masks is None:
+            return samples
         for image, _ in samples:
             for name in image.relative_to(images).parts[:-1]:
                 if _LIKE_SPLIT.search(name):
@@ -142,28 +170,30 @@ class LabelledFolder(SegmentationDataset):
                     )
         return _drawn(samples, images, split, val_share, seed)
 
-    def _pairs(self, images: Path, masks: Path | None, keys: list[str] | None = None) -> list[FilePair]:
-        """Images and masks by their paths in the folders; only ``keys`` if given."""
+    def _pairs(
+        self, images: Path, masks: Path | None, lists: Mapping[str, Path] | None = None, split: str = ""
+    ) -> list[FilePair]:
+        """Images and masks by their paths in the folders; with ``lists`` only those of ``split``."""
         self.check_folder(images)
-        found = _images(images)
-        left_out = [
-            f"{folder}: left out {told}" for folder in (images, masks) if folder and (told := other_formats(folder))
-        ]
-        if masks is None:
-            self.notes = left_out
-            return pair(found if keys is None else {key: found[key] for key in keys}, None, f"{images}", (images,))
+        files, others = self._files(images), list[Path]()
+        folders = (images,) if masks in (None, images) else (images, masks)
+        self.notes = [f"{place}: left out {told}" for place in folders if (told := other_formats(place))]
+        if masks == images:
+            files, others = apart(files, self._suffix, self._labels)
+        found = by_key(files, lambda path: stem_in(images, path))
+        keys = _keys(found, images, lists, split, not self._labels) if lists else list(found)
+        chosen = {key: found[key] for key in keys}
+        if masks is None or not self._labels:
+            self.notes += [f"{images}: left out {len(others)} masks ({others[0].name}, …)"] if others else []
+            return pair(chosen, None, f"{images}", folders)
         self.check_folder(masks)
-        where = f"{images} and {masks}"
-        labels, ends, self._mask_ends = by_image(
-            found, stems_of_masks(masks, found, recursive=True), where, self.mask_suffix
-        )
-        self._mask_end = ends[1]
-        named = [f"{where}: the mask of NAME{ends[0]} is NAME{ends[1]}"] if any(ends) else []
-        self.notes = [*left_out, *named]
-        if keys is not None:
-            found = {key: found[key] for key in keys}
+        where = " and ".join(map(str, folders))
+        others = others if masks == images else list_images(masks, recursive=True)
+        labels, self._naming = by_image(found, stems_of_masks(masks, others, found), where, self._suffix)
+        self.notes += [f"{where}: {self._naming}"] if str(self._naming) else []
+        if lists:
             labels = {key: labels[key] for key in keys if key in labels}
-        return pair(found, labels, where, (images, masks))
+        return pair(chosen, labels, where, folders)
 
 
 def _split_name(name: str) -> str:
@@ -201,7 +231,7 @@ def _named(place: Path, chosen: str | None, names: tuple[str, ...]) -> list[Path
     return sorted(path for path in place.iterdir() if path.name.lower() in names and path.is_dir())
 
 
-def _find(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> Path:
+def _one(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> Path:
     """The folder of images or of masks; of several the one with files that are read."""
     found = _named(place, chosen, names)
     found = [path for path in found if list_images(path, recursive=True)] if len(found) > 1 else found
@@ -227,18 +257,14 @@ def _class_file(classes: str | Path | ClassFile) -> ClassFile:
     return classes if isinstance(classes, ClassFile) else read_class_file(classes)
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    return by_key(list_images(folder, recursive=True), lambda path: stem_in(folder, path))
-
-
-def _listed(images: Path, lists: Mapping[str, Path], split: str) -> list[str]:
-    """The images of the list of ``split``; all lists are read, to find images that are in two."""
-    if split not in lists:
+def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], split: str, rest: bool) -> list[str]:
+    """The images of the list of ``split``, or with ``rest``, where there is none, those of no list; all are read."""
+    if split not in lists and not rest:
         raise ProtosegError(
             f"expected a list of the images of split {split!r}, got only {', '.join(p.name for p in lists.values())} "
             f"in {images.parent}: add {split}.txt, or choose data.train_split and data.val_split among these"
         )
-    known, wanted = _images(images), []
+    wanted = []
     seen: dict[str, str] = {}
     for name, path in lists.items():
         for number, line in enumerate(_lines(path), start=1):
@@ -252,7 +278,7 @@ def _listed(images: Path, lists: Mapping[str, Path], split: str) -> list[str]:
                 raise ProtosegError(f"{where}: expected every image once, got {key!r}, as in {seen[key]}: remove one")
             seen[key] = where
             wanted += [key] if name == split else []
-    return wanted
+    return wanted if split in lists else [key for key in known if key not in seen]
 
 
 def _lines(path: Path) -> list[str]:

@@ -47,7 +47,8 @@ class RareClassDraw:
 
     def __init__(self, statistics: ClassStatistics, options: RareClasses) -> None:
         counts = statistics.counts
-        self.probability = rare_class_probability(statistics.pixels, options.temperature)
+        self.probability = rare_class_probability(statistics.drawn, options.temperature)
+        self.weights = statistics.weights
         self.images = [np.flatnonzero(column > options.min_pixels) for column in counts.T]
         self.crop_pixels = options.min_pixels * options.min_crop_ratio
         empty = [c for c in np.flatnonzero(self.probability) if not len(self.images[c])]
@@ -63,4 +64,7 @@ class RareClassDraw:
         """Index of an image, and the class that its crop is to hold."""
         random = np.random.default_rng((seed, 1))  # the augmentation draws from ``seed`` itself
         train_id = int(random.choice(len(self.probability), p=self.probability))
-        return int(random.choice(self.images[train_id])), Wanted(train_id, self.crop_pixels)
+        images, weights = self.images[train_id], None
+        if self.weights is not None:
+            weights = self.weights[images] / self.weights[images].sum()
+        return int(random.choice(images, p=weights)), Wanted(train_id, self.crop_pixels)

@@ -1,11 +1,14 @@
 """Which sample goes where: an endless, resumable stream for training, a plain share of the indices for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from protoseg.types import ProtosegError
+
+_WEIGHTED_EPOCH = 1000  # positions at least
 
 
 def sample_seed(seed: int, position: int) -> int:
@@ -27,6 +30,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: base seed, not negative.
         rank, world: this process and how many there are.
         start: number of the first batch to give.
+        shares: size and weight of the consecutive parts of the data set. In an epoch, each part then has a share of the
+            positions by its weight, taken from shuffled passes over that part, one after the other without a border.
 
     Raises:
         ProtosegError: no samples, or a batch size or seed that makes no sense.
@@ -41,6 +46,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world: int = 1,
         start: int = 0,
+        shares: Sequence[tuple[int, float]] = (),
     ) -> None:
         if num_samples < 1 or batch_size < 1 or seed < 0:
             raise ProtosegError(
@@ -54,6 +60,10 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world = world
         self.start = start
+        # Of short epochs, rounding would change the weights.
+        total, length = sum(weight for _, weight in shares), max(num_samples, _WEIGHTED_EPOCH)
+        self.quotas = [(size, max(1, round(length * weight / total))) for size, weight in shares]
+        self.epoch_length = sum(quota for _, quota in self.quotas) or num_samples
 
     def __len__(self) -> int:
         return self.num_batches
@@ -65,11 +75,22 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
             first = (batch * self.world + self.rank) * self.batch_size
             items = []
             for position in range(first, first + self.batch_size):
-                if position // self.num_samples != epoch:
-                    epoch = position // self.num_samples
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples).tolist()
-                items.append((order[position % self.num_samples], sample_seed(self.seed, position)))
+                if position // self.epoch_length != epoch:
+                    epoch = position // self.epoch_length
+                    order = np.random.default_rng((self.seed, epoch)).permutation(self._drawn(epoch)).tolist()
+                items.append((order[position % self.epoch_length], sample_seed(self.seed, position)))
             yield items
+
+    def _drawn(self, epoch: int) -> NDArray[np.int64]:
+        """The samples of an epoch, in no order."""
+        found, first = [], 0
+        for part, (size, quota) in enumerate(self.quotas):
+            start = epoch * quota
+            passes = range(start // size, (start + quota - 1) // size + 1)
+            order = [np.random.default_rng((self.seed, part, number)).permutation(size) for number in passes]
+            found.append(first + np.concatenate(order)[start % size :][:quota])
+            first += size
+        return np.concatenate(found) if found else np.arange(self.num_samples)
 
 
 class RankSampler(Sampler[int]):

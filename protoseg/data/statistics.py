@@ -39,12 +39,19 @@ class ClassStatistics:
         names: the images, as paths in the folder that holds the data.
         counts: int64 ``n c``, pixels of each class in the mask of each image, at its full size.
         path: the file that keeps all this; None if it could not be written.
+        weights: how often training draws each image, relative to the others, ``n``; None: all as often.
     """
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
     counts: NDArray[np.int64]
     path: Path | None = None
+    weights: NDArray[np.float64] | None = None
+
+    @property
+    def drawn(self) -> NDArray[Any]:
+        """Pixels of each class in all images as training draws them, ``c``, in any unit."""
+        return self.pixels if self.weights is None else np.asarray(self.weights @ self.counts)
 
     @property
     def pixels(self) -> NDArray[np.int64]:
@@ -52,7 +59,7 @@ class ClassStatistics:
         return np.asarray(self.counts.sum(axis=0))
 
 
-def rare_class_probability(pixels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+def rare_class_probability(pixels: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """DAFormer's probability to draw each class (arXiv 2111.14887, Section 3.2): softmax over them of (1 - f) / T.
 
     Args:
@@ -85,6 +92,8 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     Raises:
         ProtosegError: an image without mask, or a mask that is bad.
     """
+    if dataset.parts:
+        return _joined(dataset, [class_statistics(part) for part in dataset.parts])
     names, places = _names_and_places(dataset)
     classes, stamps = dataset.label_space.classes, _stamps(dataset)
     rows, kept = _kept(places, classes, names, stamps)
@@ -104,10 +113,21 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
 
 def kept_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
     """The statistics of a data set if they were counted before, and kept; no mask is opened."""
+    if dataset.parts:
+        kept = [kept_statistics(part) for part in dataset.parts]
+        return None if None in kept else _joined(dataset, [found for found in kept if found is not None])
     names, places = _names_and_places(dataset)
     classes = dataset.label_space.classes
     rows, path = _kept(places, classes, names, _stamps(dataset))
     return ClassStatistics(classes, names, _stacked(rows, classes), path) if len(rows) == len(names) else None
+
+
+def _joined(dataset: SegmentationDataset, found: Sequence[ClassStatistics]) -> ClassStatistics:
+    """Those of the parts of a data set as one, with the weights by which its images are drawn."""
+    names, counts = [name for part in found for name in part.names], np.concatenate([part.counts for part in found])
+    weights = [np.full(size, weight / size) for size, weight in dataset.shares]
+    drawn = np.concatenate(weights) if weights else None
+    return ClassStatistics(dataset.label_space.classes, tuple(names), counts, found[0].path, drawn)
 
 
 def _stacked(rows: Mapping[int, NDArray[np.int64]], classes: Sequence[str]) -> NDArray[np.int64]:

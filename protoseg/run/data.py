@@ -16,7 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, limit_pixels
+from protoseg.data import (
+    AdaptationDataModule,
+    ConcatDataModule,
+    RareClasses,
+    SegmentationDataModule,
+    SegmentationDataset,
+    limit_pixels,
+)
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
 from protoseg.data.export import export_predictions
 from protoseg.data.labelled import label_notes, nothing_labelled
@@ -161,8 +168,8 @@ def stats(data: str, overrides: Sequence[str]) -> None:
     """Make (where missing) and print the class statistics that training reads."""
     found = _load(_config(data, overrides)).class_statistics()
     temperature, pixels, total = RareClasses.temperature, found.pixels, found.pixels.sum()
-    probability = rare_class_probability(pixels, temperature)
-    weights = balanced_class_weights(torch.from_numpy(pixels / total))
+    probability = rare_class_probability(found.drawn, temperature)
+    weights = balanced_class_weights(torch.from_numpy(found.drawn / found.drawn.sum()))
     rows = []
     for name, ids in _class_rows(found.classes, pixels):
         counts = found.counts[:, ids]
@@ -238,7 +245,10 @@ def _parts(
 
 
 def _splits(part: SegmentationDataModule, title: str, validated: bool) -> dict[str, Callable[[], SegmentationDataset]]:
-    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated else {})
+    if isinstance(part, ConcatDataModule):
+        found = [_splits(one, f"{title}{name} ", validated) for name, one in part.parts.items()]
+        return {title: make for splits in found for title, make in splits.items()}
+    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated and part.val_split else {})
     return {f"{title}{split}": partial(part.dataset, split, labels) for split, labels in labels.items()}
 
 

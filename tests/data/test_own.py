@@ -177,7 +177,7 @@ def test_labels_folder_and_both(folder: Path) -> None:
 
 def test_missing_folders(folder: Path) -> None:
     shutil.rmtree(folder / "masks")
-    assert len(load(folder, labels=False)) == 4
+    assert len(load(folder, labels=False)) == 5  # without masks, nothing to draw a split for
     with pytest.raises(
         ProtosegError, match=r"expected one folder of masks \(masks, .*\), got images: set data\.dataset\.masks=NAME"
     ):

@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import SegmentationDataset
@@ -17,28 +18,21 @@ _OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "ma
 
 
 class Concatenation(SegmentationDataset):
-    """The samples of several data sets of the same classes, one after the other, each read as its own data set does.
+    """The samples of data sets of the same classes, one after the other, each read as its own data set reads it.
 
-    Args:
-        parts: the data sets.
-        split: any name.
-        weights: how often each is drawn in training, relative to the others; None: as often as it has images.
+    ``weights`` say how often each is drawn in training, relative to the others; none: as often as it has images.
     """
 
-    def __init__(
-        self, parts: Sequence[SegmentationDataset], split: str, weights: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[SegmentationDataset], split: str, weights: Sequence[float]) -> None:
         super().__init__([sample for part in parts for sample in part.samples], split)
-        self.parts, self.label_space = parts, parts[0].label_space
-        self.shares = [] if weights is None else [(len(part), w) for part, w in zip(parts, weights, strict=True)]
-        self._ends = np.cumsum([len(part) for part in parts])
+        self.parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self.shares = [(len(part), weight) for part, weight in zip(parts, weights, strict=False)]
 
     def locate(self, index: int) -> tuple[SegmentationDataset, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        part = self.parts[number]
-        return part.locate(index - int(self._ends[number]) + len(part))
+        part = self.parts[number := int(np.searchsorted(self._ends, index, side="right"))]
+        return part, index - int(self._ends[number]) + len(part)
 
-    def read(self, index: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Ids]:
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
         part, index = self.locate(index)
         return part.read(index)
 
@@ -50,8 +44,8 @@ class Concatenation(SegmentationDataset):
 class ConcatDataModule(SegmentationDataModule):
     """Trains on all its parts, and validates on those that have a ``val_split``, all their pixels together.
 
-    Statistics, and with them rare-class sampling and class weights, are those of all parts; with ``weights``, of images
-    as they are drawn. Each part is read, scaled and split as it says itself; crops, batches, … are given here.
+    Class counts, and with them rare-class sampling and class weights, are of all parts, with ``weights`` of images as
+    they are drawn. Each part is split, read and scaled as it says itself; crops, batches, … are given here.
 
     Args:
         parts: by name.
@@ -71,18 +65,25 @@ class ConcatDataModule(SegmentationDataModule):
         photometric: bool = True,
         **options: Any,
     ) -> None:
-        if wrong := _OF_PARTS & options.keys():
+        if wrong := sorted(_OF_PARTS & options.keys()):
             raise ProtosegError(f"data: expected {', '.join(wrong)} of each part (data.parts.NAME), got it for all")
         if not parts:
             raise ProtosegError("data.parts: expected data sets, got none: add e.g. +data@data.parts.NAME=camvid")
+        given = {} if weights is None else dict(weights)
+        good = all(isinstance(weight, (int, float)) and isfinite(weight) and weight > 0 for weight in given.values())
+        if not good or (weights is not None and given.keys() != parts.keys()):
+            raise ProtosegError(
+                f"data.weights: expected a number above 0 for each of the parts {', '.join(parts)}, got "
+                f"{', '.join(f'{name}: {weight}' for name, weight in given.items()) or 'none'}: to leave a part out, "
+                "take it from data.parts"
+            )
         self.parts = dict(parts)
         for part in self.parts.values():
             part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share)
-        space = _joined_classes(self.parts)
-        dataset = partial(_concatenated, self.parts, _checked(weights, self.parts))
-        splits: dict[str, Any] = {"val_split": "val" if any(p.val_split for p in self.parts.values()) else None}
-        options.setdefault("label_space", space)
-        super().__init__(dataset, crop_size=crop_size, photometric=photometric, **splits, **options)
+        dataset = partial(_concatenated, self.parts, [float(given[name]) for name in parts if given])
+        options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None
+        options["label_space"] = _joined_classes(self.parts)
+        super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options)
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         for part in self.parts.values():
@@ -92,39 +93,27 @@ class ConcatDataModule(SegmentationDataModule):
 
 
 def _concatenated(
-    parts: Mapping[str, SegmentationDataModule], weights: Sequence[float] | None, split: str, labels: bool = True
+    parts: Mapping[str, SegmentationDataModule], weights: Sequence[float], split: str, labels: bool = True
 ) -> Concatenation:
     """The split of all parts that have it, ``train`` and ``val`` being what each part calls so."""
     own = [{"train": part.train_split, "val": part.val_split}.get(split, split) for part in parts.values()]
     found = [part.dataset(name, labels) for part, name in zip(parts.values(), own, strict=True) if name is not None]
-    return Concatenation(found, split, weights if len(found) == len(parts) else None)
+    return Concatenation(found, split, weights)
 
 
 def _joined_classes(parts: Mapping[str, SegmentationDataModule]) -> LabelSpace:
     """The classes of the first part, as which all others are read, by their names."""
-    (first, space), *others = ((name, part.label_space) for name, part in parts.items())
-    for name, other in others:
-        if set(other.classes) != set(space.classes):
-            alone = {first: set(space.classes) - set(other.classes), name: set(other.classes) - set(space.classes)}
-            got = " and ".join(
-                f"{', '.join(sorted(classes))} only in {key}" for key, classes in alone.items() if classes
-            )
+    first, space = next((name, part.label_space) for name, part in parts.items())
+    for name, part in parts.items():
+        alone = {
+            first: {*space.classes} - {*part.label_space.classes},
+            name: {*part.label_space.classes} - {*space.classes},
+        }
+        if got := [f"{', '.join(sorted(classes))} only in {key}" for key, classes in alone.items() if classes]:
             raise ProtosegError(
-                f"data.parts: expected the same classes in all parts, got {got}: set data.parts.NAME.relabel="
-                "{CLASS: null}, or to the class that it becomes"
+                f"data.parts: expected the same classes in all parts, got {' and '.join(got)}: set "
+                "data.parts.NAME.relabel={CLASS: null}, or to the class that it becomes"
             )
-        if other.classes != space.classes:
-            parts[name].map_classes(space, {c: c for c in space.classes})
+        if part.label_space.classes != space.classes:
+            part.map_classes(space, {c: c for c in space.classes})
     return space
-
-
-def _checked(weights: Mapping[str, float] | None, parts: Mapping[str, Any]) -> list[float] | None:
-    if weights is None:
-        return None
-    good = all(isinstance(w, (int, float)) and isfinite(w) and w > 0 for w in weights.values())
-    if not good or weights.keys() != parts.keys():
-        raise ProtosegError(
-            f"data.weights: expected a number above 0 for each of the parts {', '.join(parts)}, got "
-            f"{', '.join(f'{name}: {w}' for name, w in weights.items())}: to leave a part out, take it from data.parts"
-        )
-    return [float(weights[name]) for name in parts]

@@ -24,7 +24,7 @@ from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
 from protoseg.data.labelled import check_training_labels, check_validation_labels
 from protoseg.data.loading import Augmented, Loader
 from protoseg.data.rare_classes import RareClassDraw, RareClasses
-from protoseg.data.samplers import RankSampler, StepBatchSampler
+from protoseg.data.samplers import StepBatchSampler
 from protoseg.data.starving import TIMEOUT, check_shared_memory
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
@@ -216,7 +216,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
         check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
-        return self._loader(dataset, sampler=RankSampler(len(dataset), rank, world), batch_size=self.val_batch_size)
+        return self._loader(dataset, sampler=range(rank, len(dataset), world), batch_size=self.val_batch_size)
 
     def class_statistics(self) -> ClassStatistics:
         """Pixels of each class in each training mask; see ``statistics.class_statistics``, also for what is raised."""

@@ -89,6 +89,14 @@ def label_notes(
     return notes
 
 
+def split_notes(title: str, dataset: SegmentationDataset, pixels: NDArray[np.int64], ignored: float) -> list[str]:
+    """Lines for ``check`` and ``info``: how the masks of a split are read, and what is odd (see ``label_notes``)."""
+    looked = f"the {sum(mask is not None for _, mask in dataset.samples)} masks of {title}"
+    notes = label_notes(dataset.label_space, pixels, ignored, looked) if pixels.any() else []
+    reading = [f"{title}: masks are read as: {dataset.mask_reading}"] if dataset.mask_reading else []
+    return [*reading, *(f"note: {note}" for note in notes)]
+
+
 def check_validation_labels(dataset: SegmentationDataset) -> None:
     """Raise ProtosegError unless some pixel can be judged by; masks are read until one is found that has such."""
     if not _any_labelled(dataset, None):

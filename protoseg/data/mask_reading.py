@@ -120,6 +120,11 @@ class MaskReading:
         if not _is_settled(used, file, self.readings):
             used += used_values_of(masks, sorted(set(range(len(masks))) - set(first)))
             self.readings = decide(used, file)
+        # One mask of each sort, for those that were not looked at.
+        self._examples = {
+            (u.kind, evidence(u, file), 1 in (u.ids or ()), _top(u.kind) in (u.ids or ())): (path, u)
+            for path, u in used
+        }
 
     def __str__(self) -> str:
         return ", ".join(self._words(kind, reading) for kind, reading in self.readings.items()) or "not read"
@@ -144,14 +149,9 @@ class MaskReading:
                 another way than those of the other masks.
         """
         mask = read_mask(path)
-        reading = self.readings.get(mask.kind) or decide([(path, used_values(mask))], self.file)[mask.kind]
-        mixable = mask.kind == "palette" or any(r == g == b > 0 for r, g, b in self.file.colors)
-        if reading == IDS and mixable and evidence(used_values(mask), self.file) == COLORS:
-            raise ProtosegError(
-                f"mask {path}: expected ids, as in other {mask.kind} masks, got values that are colours of classes as "
-                "well: if 255 is no class add void: [255] to the file of classes, or keep such masks in a folder of "
-                "their own"
-            )
+        reading = self.readings.get(mask.kind)
+        if reading != COLORS:  # there, what is no colour of a class is refused
+            reading = decide([*self._examples.values(), (path, used_values(mask))], self.file)[mask.kind]
         ids = None if reading == COLORS else mask.ids
         if ids is None:
             return self._clear(path, mask, labels_of_colors(path, mask, colors, table.dtype), table)

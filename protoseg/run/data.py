@@ -26,7 +26,7 @@ from protoseg.data import (
 )
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
 from protoseg.data.export import export_predictions
-from protoseg.data.labelled import label_notes, nothing_labelled
+from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack
 from protoseg.data.statistics import class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation.pictures import (
@@ -82,11 +82,8 @@ def info(data: str, overrides: Sequence[str], out: Path) -> None:
         if not each.counts.any():
             raise nothing_labelled(datasets[title])
         total = sum(width * height * count for (width, height), count in sizes_of[title].items())
-        ignored, looked = 1 - each.pixels.sum() / total, f"the {len(each.names)} masks of {title}"
-        for note in label_notes(space, each.pixels, ignored, looked):
-            terminal.say(f"note: {note}")
-        if datasets[title].mask_reading:
-            terminal.say(f"{title}: masks are read as: {datasets[title].mask_reading}")
+        for line in split_notes(title, datasets[title], each.pixels, 1 - each.pixels.sum() / total):
+            terminal.say(line)
     path = out / f"{data}_classes.png"
     write_file(path, bars_figure(shares, space, f"{data}: share of the labelled pixels").savefig)
     terminal.say(f"Picture: {path}")
@@ -118,12 +115,9 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
     found = list(dict.fromkeys(found))  # splits may list the same folder
     for title, dataset in datasets.items():
         say(f"{title}: {len(dataset)} images and {_masks(dataset)} masks read")
-        if dataset.mask_reading:
-            say(f"{title}: masks are read as: {dataset.mask_reading}")
-        pixels, looked = counted[title], f"the {_masks(dataset)} masks of {title}"
-        if pixels[:-1].any():
-            for note in label_notes(dataset.label_space, pixels[:-1], pixels[-1] / pixels.sum(), looked):
-                say(f"note: {note}")
+        pixels = counted[title]
+        for line in split_notes(title, dataset, pixels[:-1], pixels[-1] / max(1, pixels.sum())):
+            say(line)
     looks = ((*data.notes, turned_images(data), deep_images(data)) for data in datasets.values())
     for note in dict.fromkeys(note for notes in looks for note in notes if note):
         say(f"note: {note}")

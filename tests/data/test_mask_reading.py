@@ -252,7 +252,7 @@ def test_a_mask_that_was_not_looked_at_is_not_read_by_chance(tmp_path: Path) -> 
     path = data.samples[0][1]
     assert path is not None
     write_png(path, **mask(0, 255))
-    with pytest.raises(ProtosegError, match=rf"mask {path}: expected ids, as in other grey masks"):
+    with pytest.raises(ProtosegError, match=rf"expected ids in all grey masks .*, got colours in {path} and ids in"):
         data.read_label(0)
 
 

@@ -31,19 +31,17 @@ class Checked(NamedTuple):
 
 def check_sample(dataset: SegmentationDataset, index: int) -> Checked:
     """What is wrong with one image and its mask: unreadable, of two sizes, unknown ids."""
-    num_classes = dataset.label_space.num_classes
+    num_classes, masked = dataset.label_space.num_classes, dataset.samples[index][1] is not None
     pixels, found = np.zeros(num_classes + 1, np.int64), []
     # ``read`` ends at a bad image; its mask may be bad as well.
-    for read in (lambda: dataset.read(index)[1], lambda: dataset.read_label(index)):
+    for read in (lambda: dataset.read(index)[1], lambda: dataset.read_label(index))[: 1 + masked]:
         try:
             label = read()
         except ProtosegError as error:
             found.append(str(error))
         else:
-            if not found:
+            if masked and not found:
                 pixels += np.bincount(np.minimum(label, num_classes).ravel(), minlength=num_classes + 1)
-            break
-        if dataset.samples[index][1] is None:
             break
     return Checked([*dict.fromkeys(found)], pixels)
 

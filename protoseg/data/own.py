@@ -132,7 +132,7 @@ class LabelledFolder(SegmentationDataset):
         images = place if flat else _one(place, "images", self._images, _IMAGES)
         self._flat = place if flat else None
         masks = _named(place, self._masks, _MASKS)
-        if not masks and self._masks is None and apart(self._files(images), self._suffix, self._labels)[1]:
+        if not masks and self._masks is None and apart(self._files(images), self._suffix)[1]:
             return images, images
         return images, _one(place, "masks", self._masks, _MASKS) if self._labels else next(iter(masks), None)
 
@@ -179,7 +179,7 @@ class LabelledFolder(SegmentationDataset):
         folders = (images,) if masks in (None, images) else (images, masks)
         self.notes = [f"{place}: left out {told}" for place in folders if (told := other_formats(place))]
         if masks == images:
-            files, others = apart(files, self._suffix, self._labels)
+            files, others = apart(files, self._suffix)
         found = by_key(files, lambda path: stem_in(images, path))
         keys = _keys(found, images, lists, split, not self._labels) if lists else list(found)
         chosen = {key: found[key] for key in keys}
@@ -193,7 +193,7 @@ class LabelledFolder(SegmentationDataset):
         self.notes += [f"{where}: {self._naming}"] if str(self._naming) else []
         if lists:
             labels = {key: labels[key] for key in keys if key in labels}
-        return pair(chosen, labels, where, folders)
+        return pair(chosen, labels, where, (images, masks))
 
 
 def _split_name(name: str) -> str:

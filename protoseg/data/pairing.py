@@ -163,11 +163,11 @@ def stems_of_masks(folder: Path, paths: Iterable[Path], images: Mapping[str, Pat
     return masks
 
 
-def apart(paths: Sequence[Path], suffix: str | None, guess: bool = True) -> tuple[list[Path], list[Path]]:
+def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[Path]]:
     """Images and masks that lie in one folder, told apart by their names.
 
-    Masks end or begin in ``suffix``, or else in a word for them (``1_mask.png``, ``gt-1.png``), or, with ``guess``, are
-    the other file beside a JPEG of the same name (``1.jpg`` and ``1.png``).
+    Masks end or begin in ``suffix``, or else in a word for them (``1_mask.png``, ``gt-1.png``), or are the other file
+    beside a JPEG of the same name (``1.jpg`` and ``1.png``).
     """
 
     def named_so(path: Path) -> bool:
@@ -176,7 +176,7 @@ def apart(paths: Sequence[Path], suffix: str | None, guess: bool = True) -> tupl
         return suffix is None and bool(_MASK_NAME.search(path.stem))
 
     masks = {path for path in paths if named_so(path)}
-    if guess and not masks:
+    if not masks:
         photos = {path.with_suffix("") for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
         masks = {p for p in paths if p.suffix.lower() not in _JPEG_SUFFIXES and p.with_suffix("") in photos}
     return [path for path in paths if path not in masks], [path for path in paths if path in masks]

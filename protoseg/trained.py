@@ -115,9 +115,8 @@ class TrainedFile:
 
         data = part(self.content["protoseg"]["config"], "data")
         judged = part(data, "target") or data
-        parts = part(judged, "parts")
-        datasets = [part(each, "dataset") for each in (parts.values() if isinstance(parts, dict) else [judged])]
-        found = {checked_range(part(dataset, "image_range")) for dataset in datasets} - {None}
+        parts = part(judged, "parts") or {"": judged}
+        found = {checked_range(part(part(parts[name], "dataset"), "image_range")) for name in parts} - {None}
         if len(found) > 1:
             raise ProtosegError(f"checkpoint {self.path}: expected one image_range in data.parts, got {found}")
         return next(iter(found), None)

@@ -25,8 +25,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         source, target: partials of ``SegmentationDataModule``. What both share is given below and overrules theirs.
         seed: base seed of the order and of the augmentation of both, which draw independently.
         mapping: where their classes differ: name of each source class -> name of a target class, or None for ignored;
-            or the name of such a mapping in ``label_spaces.MAPPINGS``. A target without classes of its own has the
-            source's.
+            or a name in ``label_spaces.MAPPINGS``. A target without classes of its own has the source's.
         rare_classes: draw the source images by rare-class sampling; None: in shuffled epochs.
         validate_source: validate on the source too, as the second loader.
         shared: of both, such as ``batch_size``, ``crop_size`` and ``num_workers``: each has as many.
@@ -57,8 +56,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         self.target = target(**shared, seed=2 * seed + 1, labels=False, label_space=self.source.label_space)
         if validate_source and self.target.val_split is None:
             raise ProtosegError(
-                "data.validate_source: expected a target that is validated too, got data.target.val_split=null: set "
-                "that to a split with masks, or validate_source=false"
+                "data.validate_source: expected a target that is validated too, got data.target.val_split=null: set it"
             )
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
@@ -139,13 +137,10 @@ class AdaptationDataModule(pl.LightningDataModule):
         return [self.target, self.source] if self.validate_source else [self.target]
 
     def _tell_of_shared_images(self) -> None:
-        of_source, of_target = (
-            {os.path.realpath(image) for image, _ in part.train_dataset().samples} for part in self._parts
-        )
-        if distributed.rank() == 0 and (shared := sorted(of_source & of_target)):
+        source, target = ({os.path.realpath(image) for image, _ in p.train_dataset().samples} for p in self._parts)
+        if distributed.rank() == 0 and (shared := sorted(source & target)):
             warnings.warn(
-                f"data: expected a target of other images than the source, got {len(shared)} of {len(of_target)} "
-                f"that the source has with their labels ({shared[0]}, …): scores on them are no measure of adaptation; "
-                "set data.source.root and data.target.root",
+                f"data: expected a target of other images than the source, got {len(shared)} of {len(target)} that the "
+                f"source has with their labels ({shared[0]}, …): set data.source.root and data.target.root",
                 stacklevel=2,
             )

@@ -1,7 +1,7 @@
 """Read every file of a data set and list all that is wrong with it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -109,13 +109,9 @@ def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:
     """Images that are listed twice, in one split or in two: the same file, also by way of a link."""
     seen: dict[str, str] = {}
     found = []
-    for split, path in _images(splits):
+    for split, path in ((split, image) for split, dataset in splits.items() for image, _ in dataset.samples):
         where = f"{split} ({path})"
         other = seen.setdefault(os.path.realpath(path), where)
         if other is not where:
             found.append(f"expected every image once, got the same file in {other} and {where}: remove one of them")
     return found
-
-
-def _images(splits: Mapping[str, SegmentationDataset]) -> Iterable[tuple[str, str]]:
-    return ((split, str(image)) for split, dataset in splits.items() for image, _ in dataset.samples)

@@ -18,15 +18,24 @@ _OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "ma
 
 
 class Concatenation(SegmentationDataset):
-    """The samples of data sets of the same classes, one after the other, each read as its own data set reads it.
+    """The samples of several data sets, one after the other, each read as its own data set reads it.
 
-    ``weights`` say how often each is drawn in training, relative to the others; none: as often as it has images.
+    Args:
+        parts: those of a ``ConcatDataModule``; ``train`` and ``val`` are what each of these calls so.
+        weights: of the parts; none: every sample is drawn as often as any other.
+        split, labels: as of other data sets.
     """
 
-    def __init__(self, parts: Sequence[SegmentationDataset], split: str, weights: Sequence[float]) -> None:
-        super().__init__([sample for part in parts for sample in part.samples], split)
-        self.parts, self._ends = parts, np.cumsum([len(part) for part in parts])
-        self.shares = [(len(part), weight) for part, weight in zip(parts, weights, strict=False)]
+    def __init__(
+        self, parts: Sequence[SegmentationDataModule], weights: Sequence[float], split: str, labels: bool = True
+    ) -> None:
+        own = [{"train": part.train_split, "val": part.val_split}.get(split, split) for part in parts]
+        self.parts = [part.dataset(name, labels) for part, name in zip(parts, own, strict=True) if name is not None]
+        super().__init__([sample for part in self.parts for sample in part.samples], split)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+        if weights and len(self.parts) == len(parts):
+            self.shares = [(len(part), weight) for part, weight in zip(self.parts, weights, strict=True)]
+            self.weights = np.concatenate([np.full(size, weight / size) for size, weight in self.shares])
 
     def locate(self, index: int) -> tuple[SegmentationDataset, int]:
         part = self.parts[number := int(np.searchsorted(self._ends, index, side="right"))]
@@ -80,7 +89,7 @@ class ConcatDataModule(SegmentationDataModule):
         self.parts = dict(parts)
         for part in self.parts.values():
             part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share)
-        dataset = partial(_concatenated, self.parts, [float(given[name]) for name in parts if given])
+        dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in parts if given])
         options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None
         options["label_space"] = _joined_classes(self.parts)
         super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options)
@@ -90,15 +99,6 @@ class ConcatDataModule(SegmentationDataModule):
             part.map_classes(label_space, mapping)
         self.label_space = label_space
         self._datasets.clear()
-
-
-def _concatenated(
-    parts: Mapping[str, SegmentationDataModule], weights: Sequence[float], split: str, labels: bool = True
-) -> Concatenation:
-    """The split of all parts that have it, ``train`` and ``val`` being what each part calls so."""
-    own = [{"train": part.train_split, "val": part.val_split}.get(split, split) for part in parts.values()]
-    found = [part.dataset(name, labels) for part, name in zip(parts.values(), own, strict=True) if name is not None]
-    return Concatenation(found, split, weights)
 
 
 def _joined_classes(parts: Mapping[str, SegmentationDataModule]) -> LabelSpace:

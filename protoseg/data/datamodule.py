@@ -21,7 +21,7 @@ from protoseg import distributed
 from protoseg.data.checking import turned_images
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
-from protoseg.data.labelled import check_training_labels, check_validation_labels
+from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
 from protoseg.data.loading import Augmented, Loader
 from protoseg.data.rare_classes import RareClassDraw, RareClasses
 from protoseg.data.samplers import StepBatchSampler
@@ -40,17 +40,15 @@ class SegmentationDataModule(pl.LightningDataModule):
     Args:
         dataset: data set class, or a partial of it, called with ``split=`` (and ``root=`` if given).
         batch_size: training samples per step and process.
-        val_batch_size: evaluation samples per batch; has no influence on any result.
-        num_workers: loader processes; has no influence on any result.
+        val_batch_size, num_workers: evaluation samples per batch, and loader processes; no result depends on them.
         timeout: seconds that a batch of these is waited for.
         crop_size, scale, photometric, max_class_share: augmentation, see ``TrainTransform``.
         rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
         train_split, val_split: names of the splits; without ``val_split`` nothing is validated.
         root: folder of the data; None leaves it to ``dataset``.
-        labels: False trains on images alone: no training mask is opened, or need be there, and every label is
-            the ignored one. Evaluation is not changed.
-        relabel: classes to read otherwise: {class: null to ignore it, or the name of the class that it becomes}, see
+        labels: False trains on images alone: no training mask is opened, or need be there. Evaluation is not changed.
+        relabel: classes to read otherwise: {class: null to ignore it, or the class that it becomes}, see
             ``label_spaces.relabelled``.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
         label_space: the classes of images that have none of their own.
@@ -85,25 +83,19 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ProtosegError(f"exif: expected apply or ignore, got {exif!r}")
         if timeout <= 0:
             raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
-        if batch_size < 1 or val_batch_size < 1 or num_workers < 0 or seed < 0:
+        if min(batch_size - 1, val_batch_size - 1, num_workers, seed) < 0:
             raise ProtosegError(
                 "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0, got "
                 f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
             )
-        if not labels and (max_class_share is not None or rare_classes is not None):
+        if not labels and (max_class_share, rare_classes) != (None, None):
             raise ProtosegError(
-                "expected no max_class_share and no rare_classes for a training without labels, got one of them: set "
-                "both to null"
+                "expected neither max_class_share nor rare_classes without labels, got one of them: set both to null"
             )
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers, self.timeout = num_workers, timeout
-        self.seed = seed
-        self.train_split = train_split
-        self.val_split = val_split
-        self.labels = labels
-        self.turn = exif == "apply"
-        self.rare_classes = rare_classes
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.num_workers, self.timeout, self.seed = num_workers, timeout, seed
+        self.train_split, self.val_split = train_split, val_split
+        self.labels, self.rare_classes, self.turn = labels, rare_classes, exif == "apply"
         self.label_space = _label_space(dataset, label_space)
         self.scale, self.max_class_share = scale, max_class_share
         self.transform = TrainTransform(crop_size, scale, photometric, max_class_share)
@@ -126,16 +118,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._datasets.clear()
 
     def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
-        """The data set of ``split``, made at the first call.
-
-        Raises:
-            ProtosegError: its files are not in order; or no split, as where nothing is validated.
-        """
+        """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
         if split is None:
             raise ProtosegError(
                 "data: expected a split with masks to judge by, got none (val_split=null): nothing is known of how "
-                "right predictions on this data are; name a split with masks (split=NAME; in training "
-                "data.target.val_split=NAME), or look at predictions: mode=predict images=FOLDER"
+                "right predictions are; name one (split=NAME), or look at them: mode=predict images=FOLDER"
             )
         key = (split, labels)
         if key not in self._datasets:
@@ -158,11 +145,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return dataset
 
     def setup(self, stage: str) -> None:
-        """Make the data sets of ``stage``; before a training, see that there is something to learn from.
-
-        Raises:
-            ProtosegError: as ``dataset``, ``check_training_labels`` and ``check_validation_labels``.
-        """
+        """Make the data sets of ``stage``; raises as these, and where there is nothing to learn from or to judge by."""
         if stage == "fit":
             self.prepare_training()
         if stage in ("fit", "validate"):
@@ -197,7 +180,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         )
         height, width = self.transform.crop_size
         check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
-        draw = None if self.rare_classes is None else RareClassDraw(self.class_statistics(), self.rare_classes)
+        rare = self.rare_classes
+        draw = None if rare is None else RareClassDraw(self.class_statistics(), rare, dataset.weights)
         return self._loader(Augmented(dataset, draw), batch_sampler=sampler)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -223,17 +207,16 @@ class SegmentationDataModule(pl.LightningDataModule):
         return class_statistics(self.train_dataset())
 
     def class_frequencies(self) -> Tensor:
-        """Share of each class among the labelled pixels of the training masks, float32 ``c``, sums to 1.
+        """Share of each class among the labelled pixels of training, as it draws masks, float32 ``c``, sums to 1.
 
         Raises:
             ProtosegError: no pixel is labelled, or a mask is bad.
         """
-        counts = self.class_statistics()
-        if counts.drawn.sum() == 0:
-            raise ProtosegError(
-                f"split {self.train_split!r}: expected labelled pixels, got {len(counts.names)} void masks"
-            )
-        return torch.from_numpy(counts.drawn / counts.drawn.sum()).float()
+        statistics, dataset = self.class_statistics(), self.train_dataset()
+        pixels = statistics.pixels if dataset.weights is None else dataset.weights @ statistics.counts
+        if pixels.sum() == 0:
+            raise nothing_labelled(dataset)
+        return torch.from_numpy(pixels / pixels.sum()).float()
 
     def state_dict(self) -> dict[str, Any]:
         """How many training batches the model has seen, and what their content depends on."""
@@ -243,11 +226,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return {"batches": consumed, **self._stream()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the batch after the last one seen.
-
-        Raises:
-            ProtosegError: the checkpoint's batches were drawn otherwise, so that the run could not continue.
-        """
+        """Continue at the batch after the last one seen; ProtosegError if those were drawn otherwise."""
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
         check_same_stream(state_dict, self._stream())
@@ -326,7 +305,7 @@ def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace 
 
 def _num_batches(trainer: pl.Trainer | None) -> int:
     if trainer is None or trainer.max_steps <= 0:
-        got = "no trainer" if trainer is None else f"max_steps={trainer.max_steps}"
+        got = trainer and f"max_steps={trainer.max_steps}"
         raise ProtosegError(f"training is counted in steps: expected a trainer with max_steps > 0, got {got}")
     _check_sampler_kept(trainer)
     limited = trainer.limit_train_batches not in (None, 1.0) or isinstance(trainer.limit_train_batches, int)

@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
         image_range: the values of images of 16 bits that become black and white; None: the high 8 bits.
         transform: how training augments its images; a DataModule sets it.
         parts: the data sets that it is put together from.
-        shares: size and weight of each of these, where training draws them by weight.
+        shares, weights: size and weight of each of these, and weight of each sample, where training draws by weight.
         notes: sentences about how the files were found, told by ``check`` and before a training.
     """
 
@@ -81,6 +81,7 @@ class SegmentationDataset(Dataset[Sample]):
     transform: TrainTransform | None = None
     parts: Sequence[SegmentationDataset] = ()
     shares: Sequence[tuple[int, float]] = ()
+    weights: NDArray[np.float64] | None = None
     notes: Sequence[str] = ()
 
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:

@@ -17,12 +17,6 @@ from protoseg.types import ProtosegError
 IDS, COLORS, BINARY = "ids", "colours", "binary"
 _SAMPLE = 256
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
-_WORDS = {
-    ("palette", IDS): "palette masks as ids (their indices)",
-    ("palette", COLORS): "palette masks by the colours of their indices",
-    ("colour", IDS): "colour masks as ids copied into red, green and blue",
-    ("colour", COLORS): "colour masks by their colours",
-}
 
 UsedBy = Sequence[tuple[Path, Used]]
 
@@ -127,14 +121,12 @@ class MaskReading:
         }
 
     def __str__(self) -> str:
-        return ", ".join(self._words(kind, reading) for kind, reading in self.readings.items()) or "not read"
-
-    def _words(self, kind: str, reading: str) -> str:
-        if reading == BINARY:
-            first, second = self.file.label_space.classes
-            return f"{kind} masks, 0 for {first!r} and {_top(kind)} for {second!r}"
-        other = f"{kind} masks as {'grey levels that are class colours' if reading == COLORS else 'ids'}"
-        return _WORDS.get((kind, reading), other)
+        first, *_, last = self.file.label_space.classes * 2
+        words = {IDS: "masks as ids", COLORS: "masks by the colours that they show"}
+        said = (
+            (k, words.get(r, f"masks, 0 for {first!r} and {_top(k)} for {last!r}")) for k, r in self.readings.items()
+        )
+        return ", ".join(map(" ".join, said)) or "not read"
 
     def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
         """The labels of one mask, ``h w``.
@@ -145,8 +137,8 @@ class MaskReading:
             colors: colour -> label.
 
         Raises:
-            ProtosegError: a file that cannot be read, values that stand for no class, or values that would be read in
-                another way than those of the other masks.
+            ProtosegError: a file that cannot be read, values that stand for no class or, beside the other masks, for
+                several.
         """
         mask = read_mask(path)
         reading = self.readings.get(mask.kind)
@@ -177,13 +169,12 @@ class MaskReading:
 
 def _is_settled(used: UsedBy, file: ClassFile, readings: Mapping[str, str]) -> bool:
     """Whether no other mask can change how they are read, but only be refused."""
-    for kind, reading in readings.items():
-        group = [values for _, values in used if values.kind == kind]
+
+    def settled(group: list[Used], reading: str) -> bool:
         ids = {int(file.table[i]) for values in group for i in values.ids or () if file.known(i)}
-        several = len(ids - {file.void}) > 1
-        if not any(evidence(values, file) for values in group) or (reading != COLORS and not several):
-            return False
-    return True
+        return any(evidence(v, file) for v in group) and (reading == COLORS or len(ids - {file.void}) > 1)
+
+    return all(settled([v for _, v in used if v.kind == kind], reading) for kind, reading in readings.items())
 
 
 def used_values_of(masks: Sequence[Path], indices: Sequence[int] | None = None) -> list[tuple[Path, Used]]:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,39 +41,30 @@ _LIKE_SPLIT = re.compile(
 class LabelledFolder(SegmentationDataset):
     """``images/`` and ``masks/`` with the same names, and ``classes.yaml`` (``read_class_file``).
 
-    ``docs/data.md`` has the formats that are read. Masks hold ids, or the colours of the classes: ``mask_reading``
-    finds out which, once for all splits. Folders may be called otherwise (``image``, ``labels``, ``annotations``, …, in
-    any case), and names of masks may begin or end otherwise (``1_image.jpg`` and ``1_mask.png``). Images, or images and
-    masks, may lie in the folder itself. The splits are, whichever is there:
+    ``docs/data.md`` has the layouts, names and formats that are read. Masks hold ids, or the colours of the classes:
+    ``mask_reading`` finds out which, once for all splits. The splits are, whichever is there:
 
-    - subfolders: ``images/train``, ``masks/train``, ``images/val``, …, or ``train/images``, ``train/masks``, …;
-      ``Training``, ``valid``, ``validation``, ``val2017`` are the same in other words, and other folders are splits
-      of their own names;
+    - subfolders: ``images/train``, ``masks/train``, …, or ``train/images``, ``train/masks``, …; ``Training``,
+      ``valid``, ``val2017`` are the same in other words, and other folders are splits of their own names;
     - lists: ``train.txt``, ``val.txt``, … beside ``images``, with the name of an image (its path in ``images``, with
       or without suffix) in each line;
     - else one drawn by chance: ``val_share`` of the images, always the same for one seed, are ``val``, the others
       ``train``. Frames of one video are better split by hand: neighbours on both sides flatter the result.
 
-    Licence and citation are your own.
-
     Args:
         root: the folder that holds all this.
-        classes: the file of the classes, or what ``read_class_file`` gave; None for images alone, which then have no
-            classes of their own.
+        classes: the file of the classes, or what ``read_class_file`` gave; None for images alone.
         split: ``train``, ``val``, ``test``, or the name of a subfolder or a list.
-        val_share: share of the images that are ``val`` where the split is drawn.
-        split_seed: seed of that draw.
+        val_share, split_seed: share of the images that are ``val`` where the split is drawn, and seed of that.
         labels: False lists the images alone; where there are no masks all of them, and where there are lists, but not
             of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
         mask_suffix: how the names of masks end (or begin), where every image has several.
-        image_range: the values of images of 16 bits that become black and white, e.g. ``[0, 4095]`` for 12 bits;
-            without it the high 8 bits are read.
+        image_range: the values of images of 16 bits that become black and white; without it the high 8 bits are read.
 
     Raises:
-        ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once; folders
-            that look like splits and are none; masks of which some hold ids and others colours, or which could be read
-            in two ways (``mask_reading.decide``).
+        ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks that
+            could be read in two ways (``mask_reading.decide``).
     """
 
     @classmethod
@@ -109,22 +101,22 @@ class LabelledFolder(SegmentationDataset):
         self._labels, self._images, self._masks, self._suffix = labels, images, masks, mask_suffix
         self._naming = Naming()
         in_root = _named(root, images, _IMAGES)
-        places = {
-            name: place
-            for name, place in _splits(root).items()
-            if _named(place, images, _IMAGES) or not (in_root or images or not list_images(place))
-        }
+        flat = not in_root and images is None
+        places = {n: p for n, p in _splits(root).items() if _named(p, images, _IMAGES) or (flat and list_images(p))}
         lists = _splits(root, ".txt", split)
         if places and (lists or in_root):
-            raise _two_kinds(root, next(iter(places.values())), next(iter(lists.values()), "images beside it"))
+            raise _two_kinds(root, places, lists)
         if places:
             samples = self._pairs(*self._find(_chosen(places, split, root)))
         else:
             samples = self._split_inside(*self._find(root), lists, split, val_share, split_seed)
         super().__init__(samples, split)
         if labels:
-            found = [path for place in places.values() or [root] for path in self._all_masks(place)]
-            self.mask_reading = MaskReading([path for path in found if self._naming.is_mask(path)], file)
+            found: list[Path] = []
+            for place in places.values() or [root]:
+                with suppress(ProtosegError):  # told when that split is read
+                    found += filter(self._naming.is_mask, self._listed(*self._find(place))[1])
+            self.mask_reading = MaskReading(found, file)
 
     def _find(self, place: Path) -> tuple[Path, Path | None]:
         """The folders of images and of masks, which may be one; images may lie in ``place`` itself."""
@@ -132,20 +124,16 @@ class LabelledFolder(SegmentationDataset):
         images = place if flat else _one(place, "images", self._images, _IMAGES)
         self._flat = place if flat else None
         masks = _named(place, self._masks, _MASKS)
-        if not masks and self._masks is None and apart(self._files(images), self._suffix)[1]:
+        if not masks and self._masks is None and self._listed(images, images)[1]:
             return images, images
         return images, _one(place, "masks", self._masks, _MASKS) if self._labels else next(iter(masks), None)
 
-    def _files(self, images: Path) -> list[Path]:
-        return list_images(images, recursive=images != self._flat)
-
-    def _all_masks(self, place: Path) -> list[Path]:
-        """The masks of a place, of all splits in it, whatever is wrong with these."""
-        folders = _named(place, self._masks, _MASKS)
-        if not folders:
-            images = _named(place, self._images, _IMAGES)
-            return apart(list_images(images[0], recursive=True) if images else list_images(place), self._suffix)[1]
-        return [path for folder in folders for path in list_images(folder, recursive=True)]
+    def _listed(self, images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
+        """The files of images and of masks; those of one folder are told apart."""
+        files = list_images(images, recursive=images != self._flat)
+        if masks == images:
+            return apart(files, self._suffix)
+        return files, list_images(masks, recursive=True) if masks else []
 
     def _split_inside(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
@@ -153,42 +141,39 @@ class LabelledFolder(SegmentationDataset):
         """The pairs of a split, told apart inside the folders of images and masks, by lists or by chance."""
         folders = _splits(images, also=split)
         if folders and (lists or list_images(images)):
-            raise _two_kinds(images, next(iter(folders.values())), next(iter(lists.values()), "images beside it"))
+            raise _two_kinds(images, folders, lists)
         if folders:
             place = _chosen(folders, split, images)
             return self._pairs(place, masks and _splits(masks, also=split).get(_split_name(split), masks / place.name))
         samples = self._pairs(images, masks, lists, split)
         if lists or masks is None:
             return samples
-        for image, _ in samples:
-            for name in image.relative_to(images).parts[:-1]:
-                if _LIKE_SPLIT.search(name):
-                    raise ProtosegError(
-                        f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got "
-                        f"{name}: set data.train_split and data.val_split to such folders in {images}, or write the "
-                        "names of the images into train.txt and val.txt"
-                    )
+        inside = (name for image, _ in samples for name in image.relative_to(images).parts[:-1])
+        if like := next(filter(_LIKE_SPLIT.search, inside), None):
+            raise ProtosegError(
+                f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got {like}: set "
+                f"data.train_split and data.val_split to such folders in {images}, or write the names of the images "
+                "into train.txt and val.txt"
+            )
         return _drawn(samples, images, split, val_share, seed)
 
     def _pairs(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path] | None = None, split: str = ""
     ) -> list[FilePair]:
         """Images and masks by their paths in the folders; with ``lists`` only those of ``split``."""
-        self.check_folder(images)
-        files, others = self._files(images), list[Path]()
+        masks = masks if self._labels or masks == images else None
         folders = (images,) if masks in (None, images) else (images, masks)
-        self.notes = [f"{place}: left out {told}" for place in folders if (told := other_formats(place))]
-        if masks == images:
-            files, others = apart(files, self._suffix)
+        for folder in folders:
+            self.check_folder(folder)
+        self.notes = [f"{folder}: left out {told}" for folder in folders if (told := other_formats(folder))]
+        files, others = self._listed(images, masks)
         found = by_key(files, lambda path: stem_in(images, path))
         keys = _keys(found, images, lists, split, not self._labels) if lists else list(found)
         chosen = {key: found[key] for key in keys}
         if masks is None or not self._labels:
             self.notes += [f"{images}: left out {len(others)} masks ({others[0].name}, …)"] if others else []
             return pair(chosen, None, f"{images}", folders)
-        self.check_folder(masks)
         where = " and ".join(map(str, folders))
-        others = others if masks == images else list_images(masks, recursive=True)
         labels, self._naming = by_image(found, stems_of_masks(masks, others, found), where, self._suffix)
         self.notes += [f"{where}: {self._naming}"] if str(self._naming) else []
         if lists:
@@ -246,10 +231,10 @@ def _one(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> 
     )
 
 
-def _two_kinds(where: Path, folder: Path, other: object) -> ProtosegError:
+def _two_kinds(where: Path, folders: Mapping[str, Path], lists: Mapping[str, Path]) -> ProtosegError:
+    folder, other = next(iter(folders.values())), next(iter(lists.values()), "images beside it")
     return ProtosegError(
-        f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one of "
-        "the two"
+        f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one"
     )
 
 
@@ -310,7 +295,7 @@ class ImageFolder(SegmentationDataset):
     Args:
         root: the folder, or a single image.
         label_space: the classes of the model that will see the images.
-        split: any name; kept so that the class is called as the other data sets are.
+        split: any name.
 
     Raises:
         ProtosegError: ``root`` is no folder and no image, or holds no image.

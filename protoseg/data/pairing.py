@@ -110,13 +110,10 @@ def pair(
         )
     if masks is None:
         return [(images[key], None) for key in sorted(images)]
-    for number, (what, missing) in enumerate(
-        (
-            ("image(s) without mask", sorted(images.keys() - masks.keys())),
-            ("mask(s) without image", sorted(masks.keys() - images.keys())),
-        )
+    for number, (what, here, there) in enumerate(
+        (("image(s) without mask", images, masks), ("mask(s) without image", masks, images))
     ):
-        if missing:
+        if missing := sorted(here.keys() - there.keys()):
             near = _namesakes(folders[1 - number], missing) if folders else {}
             expected = f"{where}: expected one mask per image, got"
             each = [f"{key} (beside {', '.join(near[key])})" if near.get(key) else key for key in missing]
@@ -126,13 +123,11 @@ def pair(
                 f"{expected} {len(missing)} {what}: {names}. {remedy}",
                 [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in each],
             )
-    pairs: list[tuple[Path, Path | None]] = []
-    for key in sorted(images.keys() & masks.keys()):
-        if masks[key].suffix.lower() in _JPEG_SUFFIXES:
-            fault(str(doubtful_mask(masks[key], f"a JPEG, {LOSSY}")))
-        else:
-            pairs.append((images[key], masks[key]))
-    return pairs
+    both = sorted(images.keys() & masks.keys())
+    jpegs = {key for key in both if masks[key].suffix.lower() in _JPEG_SUFFIXES}
+    for key in sorted(jpegs):
+        fault(str(doubtful_mask(masks[key], f"a JPEG, {LOSSY}")))
+    return [(images[key], masks[key]) for key in both if key not in jpegs]
 
 
 def _namesakes(folder: Path, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -150,17 +145,14 @@ def _beginning(ordered: Sequence[str], start: str, most: int) -> list[str]:
     return [*islice(chain(before, takewhile(lambda name: name.startswith(start), after)), most)]
 
 
-def stems_of_masks(folder: Path, paths: Iterable[Path], images: Mapping[str, Path]) -> dict[str, Path]:
+def stems_of_masks(folder: Path, paths: Sequence[Path], images: Mapping[str, Path]) -> dict[str, Path]:
     """The masks in ``folder`` by their path there without suffix; JPEGs only where an image has no other mask.
 
     ``pair`` refuses these with the reason; pictures of masks beside the masks are left out.
     """
-    found = [*paths]
-    masks = by_key((p for p in found if p.suffix.lower() not in _JPEG_SUFFIXES), lambda p: stem_in(folder, p))
-    for path in found:
-        if stem_in(folder, path) in images:
-            masks.setdefault(stem_in(folder, path), path)
-    return masks
+    jpegs = {path for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
+    masks = by_key((path for path in paths if path not in jpegs), lambda path: stem_in(folder, path))
+    return {stem_in(folder, path): path for path in jpegs if stem_in(folder, path) in images} | masks
 
 
 def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[Path]]:
@@ -175,7 +167,7 @@ def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[P
             return path.stem.endswith(suffix) or path.stem.startswith(suffix)
         return suffix is None and bool(_MASK_NAME.search(path.stem))
 
-    masks = {path for path in paths if named_so(path)}
+    masks = {*filter(named_so, paths)}
     if not masks:
         photos = {path.with_suffix("") for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
         masks = {p for p in paths if p.suffix.lower() not in _JPEG_SUFFIXES and p.with_suffix("") in photos}
@@ -183,13 +175,7 @@ def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[P
 
 
 class Naming(NamedTuple):
-    """How the names of masks follow from those of images, all alike but for a constant end, or beginning.
-
-    Attributes:
-        image, mask: the ends; of names read from behind where ``step`` is -1.
-        kinds: the ends of all kinds of masks.
-        step: 1, or -1: they are beginnings.
-    """
+    """The constant ends of the names of images, of their masks and of all kinds of masks; read from behind if -1."""
 
     image: str = ""
     mask: str = ""
@@ -221,8 +207,7 @@ def by_image(
     Args:
         images, masks: by their paths without suffix.
         where: begins the messages.
-        suffix: the end or beginning of the masks to read, of several that each image has.
-        key: of the config, by which that is set; "": it cannot be.
+        suffix, key: the end or beginning of the masks to read, of several kinds; and what sets it, if anything does.
 
     Raises:
         ProtosegError: each image has several masks and ``suffix`` is not what one kind of these has.

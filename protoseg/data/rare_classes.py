@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
@@ -40,15 +41,18 @@ class RareClassDraw:
     Args:
         statistics: of the images to draw from.
         options: see ``RareClasses``.
+        weights: how often each image is to be drawn, relative to the others, ``n``; None: all alike.
 
     Raises:
         ProtosegError: a class that occurs, but in no image with enough pixels.
     """
 
-    def __init__(self, statistics: ClassStatistics, options: RareClasses) -> None:
-        counts = statistics.counts
-        self.probability = rare_class_probability(statistics.drawn, options.temperature)
-        self.weights = statistics.weights
+    def __init__(
+        self, statistics: ClassStatistics, options: RareClasses, weights: NDArray[np.float64] | None = None
+    ) -> None:
+        counts, self.weights = statistics.counts, weights
+        pixels = statistics.pixels if weights is None else weights @ counts
+        self.probability = rare_class_probability(pixels, options.temperature)
         self.images = [np.flatnonzero(column > options.min_pixels) for column in counts.T]
         self.crop_pixels = options.min_pixels * options.min_crop_ratio
         empty = [c for c in np.flatnonzero(self.probability) if not len(self.images[c])]

@@ -39,19 +39,12 @@ class ClassStatistics:
         names: the images, as paths in the folder that holds the data.
         counts: int64 ``n c``, pixels of each class in the mask of each image, at its full size.
         path: the file that keeps all this; None if it could not be written.
-        weights: how often training draws each image, relative to the others, ``n``; None: all as often.
     """
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
     counts: NDArray[np.int64]
     path: Path | None = None
-    weights: NDArray[np.float64] | None = None
-
-    @property
-    def drawn(self) -> NDArray[Any]:
-        """Pixels of each class in all images as training draws them, ``c``, in any unit."""
-        return self.pixels if self.weights is None else np.asarray(self.weights @ self.counts)
 
     @property
     def pixels(self) -> NDArray[np.int64]:
@@ -63,7 +56,7 @@ def rare_class_probability(pixels: NDArray[Any], temperature: float) -> NDArray[
     """DAFormer's probability to draw each class (arXiv 2111.14887, Section 3.2): softmax over them of (1 - f) / T.
 
     Args:
-        pixels: count of each class, ``c``; f is its share of their sum.
+        pixels: count of each class in any unit, ``c``; f is its share of their sum.
         temperature: T; the smaller, the more the rarest class is preferred.
 
     Returns:
@@ -92,8 +85,6 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     Raises:
         ProtosegError: an image without mask, or a mask that is bad.
     """
-    if dataset.parts:
-        return _joined(dataset, [class_statistics(part) for part in dataset.parts])
     names, places = _names_and_places(dataset)
     classes, stamps = dataset.label_space.classes, _stamps(dataset)
     rows, kept = _kept(places, classes, names, stamps)
@@ -113,21 +104,10 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
 
 def kept_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
     """The statistics of a data set if they were counted before, and kept; no mask is opened."""
-    if dataset.parts:
-        kept = [kept_statistics(part) for part in dataset.parts]
-        return None if None in kept else _joined(dataset, [found for found in kept if found is not None])
     names, places = _names_and_places(dataset)
     classes = dataset.label_space.classes
     rows, path = _kept(places, classes, names, _stamps(dataset))
     return ClassStatistics(classes, names, _stacked(rows, classes), path) if len(rows) == len(names) else None
-
-
-def _joined(dataset: SegmentationDataset, found: Sequence[ClassStatistics]) -> ClassStatistics:
-    """Those of the parts of a data set as one, with the weights by which its images are drawn."""
-    names, counts = [name for part in found for name in part.names], np.concatenate([part.counts for part in found])
-    weights = [np.full(size, weight / size) for size, weight in dataset.shares]
-    drawn = np.concatenate(weights) if weights else None
-    return ClassStatistics(dataset.label_space.classes, tuple(names), counts, found[0].path, drawn)
 
 
 def _stacked(rows: Mapping[int, NDArray[np.int64]], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -209,7 +189,7 @@ def _names_and_places(dataset: SegmentationDataset) -> tuple[tuple[str, ...], li
     """The images, as paths in the folder that holds the data, and the files that may keep their counts."""
     folder = _common_folder(dataset)
     names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
-    inside = folder == _PACKAGE or _PACKAGE in folder.parents
+    inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
     # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
     kept_out = inside or not folder.stat().st_mode & 0o222
     places = [] if kept_out else [folder / _file_name(dataset, names)]
@@ -254,10 +234,9 @@ def _cache_folder() -> Path:
 
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
-    space = dataset.label_space
-    what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
-    if dataset.mask_reading is not None:
-        what.append([str(dataset.mask_reading), *dataset.colors.items()])
+    space, parts = dataset.label_space, dataset.parts or [dataset]
+    what = [type(dataset).__qualname__, space.classes, *(part.id_table.tolist() for part in parts), names]
+    what += [[str(part.mask_reading), *part.colors.items()] for part in parts if part.mask_reading is not None]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
@@ -160,10 +159,11 @@ def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
 
 def stats(data: str, overrides: Sequence[str]) -> None:
     """Make (where missing) and print the class statistics that training reads."""
-    found = _load(_config(data, overrides)).class_statistics()
+    datamodule = _load(_config(data, overrides))
+    found, frequencies = datamodule.class_statistics(), datamodule.class_frequencies()
     temperature, pixels, total = RareClasses.temperature, found.pixels, found.pixels.sum()
-    probability = rare_class_probability(found.drawn, temperature)
-    weights = balanced_class_weights(torch.from_numpy(found.drawn / found.drawn.sum()))
+    probability = rare_class_probability(frequencies.numpy(), temperature)
+    weights = balanced_class_weights(frequencies)
     rows = []
     for name, ids in _class_rows(found.classes, pixels):
         counts = found.counts[:, ids]

@@ -157,7 +157,7 @@ def test_parts_are_read_as_the_same_classes(two: dict[str, str]) -> None:
     counts = data.class_statistics()
     expected = [np.bincount(np.asarray(Image.open(str(mask))).ravel(), minlength=3) for _, mask in train.samples]
     assert np.array_equal(counts.counts, expected)
-    assert np.array_equal(counts.drawn, np.sum(expected, 0))
+    assert np.array_equal(counts.pixels, np.sum(expected, 0))
 
 
 def test_weights_hold_for_the_order_the_statistics_and_rare_classes(two: dict[str, str]) -> None:

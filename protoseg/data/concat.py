@@ -34,8 +34,8 @@ class Concatenation(SegmentationDataset):
         super().__init__([sample for part in self.parts for sample in part.samples], split)
         self._ends = np.cumsum([len(part) for part in self.parts])
         if weights and len(self.parts) == len(parts):
-            self.shares = [(len(part), weight) for part, weight in zip(self.parts, weights, strict=True)]
-            self.weights = np.concatenate([np.full(size, weight / size) for size, weight in self.shares])
+            each = [np.full(len(part), weight / len(part)) for part, weight in zip(self.parts, weights, strict=True)]
+            self.weights = np.concatenate(each)
 
     def locate(self, index: int) -> tuple[SegmentationDataset, int]:
         part = self.parts[number := int(np.searchsorted(self._ends, index, side="right"))]

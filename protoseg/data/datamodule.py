@@ -176,7 +176,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = self.train_dataset()
         place = (distributed.rank(), distributed.world_size(), self._start)
         sampler = StepBatchSampler(
-            len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, *place, dataset.shares
+            len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, *place, dataset.weights
         )
         height, width = self.transform.crop_size
         check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
@@ -244,7 +244,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             "seed": self.seed,
             "world_size": distributed.world_size(),
             "num_samples": len(dataset),
-            "shares": [list(share) for share in dataset.shares] or None,
+            "weights": None if dataset.weights is None else np.unique(dataset.weights).tolist(),
             "rare_classes": None if self.rare_classes is None else asdict(self.rare_classes),
         }
 

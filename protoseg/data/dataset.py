@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
         image_range: the values of images of 16 bits that become black and white; None: the high 8 bits.
         transform: how training augments its images; a DataModule sets it.
         parts: the data sets that it is put together from.
-        shares, weights: size and weight of each of these, and weight of each sample, where training draws by weight.
+        weights: how often training draws each sample, relative to the others; None: all alike.
         notes: sentences about how the files were found, told by ``check`` and before a training.
     """
 
@@ -80,7 +80,6 @@ class SegmentationDataset(Dataset[Sample]):
     image_range: Range | None = None
     transform: TrainTransform | None = None
     parts: Sequence[SegmentationDataset] = ()
-    shares: Sequence[tuple[int, float]] = ()
     weights: NDArray[np.float64] | None = None
     notes: Sequence[str] = ()
 

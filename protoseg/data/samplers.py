@@ -1,6 +1,6 @@
 """Which sample goes where: an endless, resumable stream for training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from protoseg.types import ProtosegError
-
-_WEIGHTED_EPOCH = 1000  # positions at least: of fewer, rounding would change the weights
 
 
 def sample_seed(seed: int, position: int) -> int:
@@ -25,8 +23,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     slice of ``batch_size`` of them. So what a batch holds depends on its number alone, ranks never share a position,
     and a run continues exactly by starting at a later batch.
 
-    With ``shares``, each part of the data set has positions of every epoch by its weight, taken from shuffled passes
-    over that part, again without a border.
+    With ``weights`` an epoch is drawn by systematic sampling: each sample as often as its weight says, up to one more
+    or one less, and likewise all samples of one weight together.
 
     Attributes:
         num_samples: size of the data set; may be smaller than a batch.
@@ -35,7 +33,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: base seed, not negative.
         rank, world: this process and how many there are.
         start: number of the first batch to give.
-        shares: size and weight of each of the consecutive parts that are drawn by weight.
+        weights: how often each sample is drawn, relative to the others, ``num_samples``; None: all alike.
 
     Raises:
         ProtosegError: no samples, or a batch size or seed that makes no sense.
@@ -48,7 +46,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     rank: int = 0
     world: int = 1
     start: int = 0
-    shares: Sequence[tuple[int, float]] = ()
+    weights: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1 or self.seed < 0:
@@ -61,27 +59,24 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        total, length = sum(weight for _, weight in self.shares), max(self.num_samples, _WEIGHTED_EPOCH)
-        quotas = [max(1, round(length * weight / total)) for _, weight in self.shares]
-        length = sum(quotas) or self.num_samples
         epoch = -1
         order: list[int] = []
         for batch in range(self.start, self.num_batches):
             first = (batch * self.world + self.rank) * self.batch_size
             items = []
             for position in range(first, first + self.batch_size):
-                if position // length != epoch:
-                    epoch = position // length
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self._drawn(epoch, quotas)).tolist()
-                items.append((order[position % length], sample_seed(self.seed, position)))
+                if position // self.num_samples != epoch:
+                    epoch = position // self.num_samples
+                    order = self._order(epoch).tolist()
+                items.append((order[position % self.num_samples], sample_seed(self.seed, position)))
             yield items
 
-    def _drawn(self, epoch: int, quotas: Sequence[int]) -> NDArray[np.int64]:
-        """The samples of an epoch, in no order: ``quotas`` of the parts."""
-        found, first = [], 0
-        for part, ((size, _), quota) in enumerate(zip(self.shares, quotas, strict=True)):
-            passes = range(epoch * quota // size, ((epoch + 1) * quota - 1) // size + 1)
-            order = [np.random.default_rng((self.seed, part, number)).permutation(size) for number in passes]
-            found.append(first + np.concatenate(order)[epoch * quota % size :][:quota])
-            first += size
-        return np.concatenate(found) if found else np.arange(self.num_samples)
+    def _order(self, epoch: int) -> NDArray[np.intp]:
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(self.num_samples)
+        if self.weights is None:
+            return order
+        order = order[np.argsort(self.weights[order], kind="stable")]  # those of one weight, and so of a part, together
+        ends = np.cumsum(self.weights[order])
+        points = (np.arange(self.num_samples) + random.random()) / self.num_samples * ends[-1]
+        return random.permutation(order[np.searchsorted(ends, points)])

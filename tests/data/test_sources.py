@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,16 +172,18 @@ def test_weights_hold_for_the_order_the_statistics_and_rare_classes(two: dict[st
         assert share == pytest.approx(0.8, abs=0.1)
 
 
-def test_weighted_epochs(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num_samples": 10, "batch_size": 2, "seed": 5, "shares": [(3, 9.0), (7, 1.0)]}
-    whole = [item for batch in StepBatchSampler(num_batches=1000, **options) for item in batch]
-    epochs = [[index for index, _ in whole[start : start + 1000]] for start in (0, 1000)]
-    assert [sum(index < 3 for index in epoch) for epoch in epochs] == [900, 900]
-    seen = Counter(epochs[0] + epochs[1])
-    for part in (range(3), range(3, 10)):  # each pass over a part ends before the next
-        assert max(seen[i] for i in part) - min(seen[i] for i in part) <= 1
-    assert epochs[0] != epochs[1]
-    ranks = [StepBatchSampler(num_batches=500, **options, rank=rank, world=2, start=3) for rank in (0, 1)]
+def test_weighted_epochs() -> None:
+    weights = np.repeat([9 / 30, 1 / 70], [30, 70])
+    options: dict[str, Any] = {"num_samples": 100, "batch_size": 2, "seed": 5, "weights": weights}
+    whole = [item for batch in StepBatchSampler(num_batches=200, **options) for item in batch]
+    epochs = [[index for index, _ in whole[start : start + 100]] for start in (0, 100, 200, 300)]
+    for epoch in epochs:
+        assert sum(index < 30 for index in epoch) == pytest.approx(90, abs=1)
+        assert {epoch.count(i) for i in range(30)} <= {3, 2, 4}
+        assert max(epoch.count(i) for i in range(30, 100)) == 1
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert len({index for epoch in epochs for index in epoch}) > 50
+    ranks = [StepBatchSampler(num_batches=100, **options, rank=rank, world=2, start=3) for rank in (0, 1)]
     assert [item for both in zip(*ranks, strict=True) for batch in both for item in batch] == whole[12:]
 
 
@@ -193,9 +194,7 @@ def test_a_run_goes_on_with_the_same_shares_alone(two: dict[str, str], tmp_path:
         module.trainer = trainer(tmp_path)
         module.trainer.state.fn = "fit"  # type: ignore[assignment]
     data.load_state_dict(state)
-    with pytest.raises(
-        ProtosegError, match=r"resume: expected shares=\[\[4, 1.0\], \[8, 1.0\]\], as in the checkpoint"
-    ):
+    with pytest.raises(ProtosegError, match=r"resume: expected weights=\[0\.125, 0\.25\], as in the checkpoint"):
         other.load_state_dict(state)
 
 

@@ -69,7 +69,7 @@ class LabelledFolder(SegmentationDataset):
 
     @classmethod
     def space(cls, **options: Any) -> LabelSpace | None:
-        return None if options["classes"] is None else _class_file(options["classes"]).label_space
+        return None if options["classes"] is None else read_class_file(options["classes"]).label_space
 
     source = "It is a folder of your own, with images/, masks/ and classes.yaml (see docs/data.md)."
 
@@ -92,7 +92,7 @@ class LabelledFolder(SegmentationDataset):
         root = Path(root)
         self.check_folder(root)
         if classes is not None:
-            file = _class_file(classes)
+            file = read_class_file(classes)
             self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
         elif labels:
             raise ProtosegError(
@@ -236,10 +236,6 @@ def _two_kinds(where: Path, folders: Mapping[str, Path], lists: Mapping[str, Pat
     return ProtosegError(
         f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one"
     )
-
-
-def _class_file(classes: str | Path | ClassFile) -> ClassFile:
-    return classes if isinstance(classes, ClassFile) else read_class_file(classes)
 
 
 def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], split: str, rest: bool) -> list[str]:

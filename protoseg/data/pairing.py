@@ -272,14 +272,9 @@ _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 
 def fault(message: str, each: Iterable[str] | None = None) -> None:
-    """Tell a fault that one can go on after, by leaving a file out.
+    """Tell a fault that one can go on after, by leaving a file out; ``each``: the same, one message per file.
 
-    Args:
-        message: all of it in one message.
-        each: the same, one message per file.
-
-    Raises:
-        ProtosegError: always, except inside ``collect_faults``.
+    Raises ProtosegError with ``message``, except inside ``collect_faults``.
     """
     found = _collected.get()
     if found is None:

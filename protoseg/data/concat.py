@@ -18,12 +18,9 @@ _OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "ma
 
 
 class Concatenation(SegmentationDataset):
-    """The samples of several data sets, one after the other, each read as its own data set reads it.
+    """The samples of the parts of a ``ConcatDataModule``, one after the other, each read as its own data set does.
 
-    Args:
-        parts: those of a ``ConcatDataModule``; ``train`` and ``val`` are what each of these calls so.
-        weights: of the parts; none: every sample is drawn as often as any other.
-        split, labels: as of other data sets.
+    ``train`` and ``val`` are what each part calls so.
     """
 
     def __init__(
@@ -87,33 +84,22 @@ class ConcatDataModule(SegmentationDataModule):
                 "take it from data.parts"
             )
         self.parts = dict(parts)
-        for part in self.parts.values():
+        first, space = next((name, part.label_space) for name, part in parts.items())
+        for name, part in self.parts.items():
+            if odd := sorted({*part.label_space.classes} ^ {*space.classes}):
+                raise ProtosegError(
+                    f"data.parts: expected the same classes in all parts, got {', '.join(odd)} in only one of "
+                    f"{first} and {name}: set data.parts.NAME.relabel={{CLASS: null}}, or to the class that it becomes"
+                )
+            if part.label_space.classes != space.classes:
+                part.map_classes(space, {c: c for c in space.classes})
             part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share)
         dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in parts if given])
         options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None
-        options["label_space"] = _joined_classes(self.parts)
-        super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options)
+        super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options | {"label_space": space})
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         for part in self.parts.values():
             part.map_classes(label_space, mapping)
         self.label_space = label_space
         self._datasets.clear()
-
-
-def _joined_classes(parts: Mapping[str, SegmentationDataModule]) -> LabelSpace:
-    """The classes of the first part, as which all others are read, by their names."""
-    first, space = next((name, part.label_space) for name, part in parts.items())
-    for name, part in parts.items():
-        alone = {
-            first: {*space.classes} - {*part.label_space.classes},
-            name: {*part.label_space.classes} - {*space.classes},
-        }
-        if got := [f"{', '.join(sorted(classes))} only in {key}" for key, classes in alone.items() if classes]:
-            raise ProtosegError(
-                f"data.parts: expected the same classes in all parts, got {' and '.join(got)}: set "
-                "data.parts.NAME.relabel={CLASS: null}, or to the class that it becomes"
-            )
-        if part.label_space.classes != space.classes:
-            part.map_classes(space, {c: c for c in space.classes})
-    return space

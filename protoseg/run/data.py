@@ -15,15 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from protoseg.data import (
-    AdaptationDataModule,
-    ConcatDataModule,
-    RareClasses,
-    SegmentationDataModule,
-    SegmentationDataset,
-    limit_pixels,
-)
+from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, limit_pixels
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
+from protoseg.data.concat import ConcatDataModule
 from protoseg.data.export import export_predictions
 from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack

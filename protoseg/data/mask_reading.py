@@ -141,8 +141,9 @@ class MaskReading:
                 several.
         """
         mask = read_mask(path)
-        reading = self.readings.get(mask.kind)
-        if reading != COLORS:  # there, what is no colour of a class is refused
+        reading, two = self.readings.get(mask.kind), self.file.label_space.num_classes == 2
+        mixable = two or mask.kind == "palette" or any(r == g == b > 0 for r, g, b in self.file.colors)
+        if reading is None or (reading != COLORS and mixable):
             reading = decide([*self._examples.values(), (path, used_values(mask))], self.file)[mask.kind]
         ids = None if reading == COLORS else mask.ids
         if ids is None:

@@ -53,9 +53,13 @@ def is_needed(group: str, name: str) -> list[str]:
         return ["encoder=hrnet_w18"]
     if group == "contrast" and name != "none":
         return ["method=dacs"]
-    if (group, name) == ("data", "folder"):
-        return ["data.dataset.classes=tests/data/classes.yaml"]  # there is no model without classes
-    return []
+    classes = "tests/data/classes.yaml"  # there is no model without classes
+    of_data = {
+        "folder": f"data.dataset.classes={classes}",
+        "folder_to_folder": f"data.source.dataset.classes={classes}",
+        "concat": "+data@data.parts.a=streets",
+    }
+    return [of_data[name]] if group == "data" and name in of_data else []
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

@@ -306,7 +306,18 @@ def _here(part: Part, device: torch.device, file: Path) -> tuple[str, str]:
 
 
 def _in_a_process(name: str, device: torch.device, file: Path, seconds: float) -> tuple[str, str]:
-    command = [sys.executable, "-m", "benchmarks", "rehearse", "--part", name, "--json", file, "--device", str(device)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "rehearse",
+        "--part",
+        name,
+        "--json",
+        str(file),
+        "--device",
+        str(device),
+    ]
     with open(file.with_name("said"), "w+") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
         try:

@@ -104,14 +104,22 @@ class TrainedFile:
 
     @property
     def image_range(self) -> tuple[float, float] | None:
-        """The values of images of 16 bits that were black and white in training (of adaptation, the target's)."""
+        """The values of images of 16 bits that were black and white in training (of adaptation, the target's).
+
+        Raises ProtosegError: data sets that were put together have several.
+        """
         from protoseg.data.decoding import checked_range
 
         def part(of: Any, key: str) -> Any:  # plain values: nothing of the section is built
             return of.get(key) if isinstance(of, dict) else None
 
         data = part(self.content["protoseg"]["config"], "data")
-        return checked_range(part(part(part(data, "target") or data, "dataset"), "image_range"))
+        judged = part(data, "target") or data
+        parts = part(judged, "parts") or {"": judged}
+        found = {checked_range(part(part(parts[name], "dataset"), "image_range")) for name in parts} - {None}
+        if len(found) > 1:
+            raise ProtosegError(f"checkpoint {self.path}: expected one image_range in data.parts, got {found}")
+        return next(iter(found), None)
 
     def predictor(self) -> Predictor:
         """How it looks at images, as it was trained."""

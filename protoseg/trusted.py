@@ -30,12 +30,14 @@ class Slot(NamedTuple):
     Attributes:
         classes, base: their names, as configs write them; what one from elsewhere must be, by the caller's word.
         partial: whether configs leave its arguments to be completed (``_partial_``): always, never, or either.
+        each: it is a mapping of names to such objects.
     """
 
     classes: tuple[str, ...]
     base: type = nn.Module
     parts: Mapping[str, Slot] = {}
     partial: bool | None = None
+    each: bool = False
 
 
 def _names(module: str, *names: str) -> tuple[str, ...]:
@@ -53,9 +55,10 @@ _DATASET = Slot(
     partial=True,  # else its files would be looked at before anybody asks for them
 )  # fmt: skip
 _RARE_CLASSES = Slot(("protoseg.data.RareClasses",), object, partial=False)
-_PART = Slot(
-    ("protoseg.data.SegmentationDataModule",), object, {"dataset": _DATASET, "rare_classes": _RARE_CLASSES}, True
-)
+_OF_DATA: dict[str, Slot] = {"dataset": _DATASET, "rare_classes": _RARE_CLASSES}
+_MODULE = "protoseg.data.SegmentationDataModule"
+_OF_DATA["parts"] = Slot((_MODULE,), object, {**_OF_DATA}, partial=False, each=True)
+_PART = Slot((_MODULE, "protoseg.data.ConcatDataModule"), object, _OF_DATA, True)
 
 SLOTS: dict[str, Slot] = {
     "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), partial=False),
@@ -109,7 +112,9 @@ def _check_object(node: Any, slot: Slot, key: str, trust: Sequence[str]) -> None
     for name, value in node.items():
         where = f"{key}.{name}"
         if name in slot.parts and value is not None:
-            _check_object(value, slot.parts[name], where, trust)
+            named = slot.parts[name].each and isinstance(value, dict) and not any(n.startswith("_") for n in value)
+            for place, node in {f"{where}.{n}": v for n, v in value.items()}.items() if named else [(where, value)]:
+                _check_object(node, slot.parts[name], place, trust)
         elif foreign and isinstance(value, dict) and "_target_" in value:
             _check_object(value, Slot((), object), where, trust)
         elif name not in ("_target_", "_partial_"):

@@ -2,6 +2,7 @@
 
 from protoseg.data.adaptation import AdaptationDataModule
 from protoseg.data.class_file import ClassFile, read_class_file
+from protoseg.data.concat import ConcatDataModule
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import Sample, SegmentationDataset
 from protoseg.data.decoding import limit_pixels

@@ -1,16 +1,18 @@
 """The DataModule of domain adaptation: labelled source images and unlabelled target images, in step."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from protoseg import distributed
 from protoseg.data.datamodule import SegmentationDataModule, check_same_stream
 from protoseg.data.loading import Loader, PairedLoader
 from protoseg.data.rare_classes import RareClasses
-from protoseg.data.starving import TIMEOUT
 from protoseg.data.statistics import ClassStatistics
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -21,16 +23,12 @@ class AdaptationDataModule(pl.LightningDataModule):
 
     Args:
         source, target: partials of ``SegmentationDataModule``. What both share is given below and overrules theirs.
-        batch_size: training samples per step and process, of each of the two.
-        crop_size: height and width of the training crops.
-        val_batch_size: evaluation samples per batch; has no influence on any result.
-        num_workers: loader processes of each of the two; has no influence on any result.
         seed: base seed of the order and of the augmentation of both, which draw independently.
         mapping: where their classes differ: name of each source class -> name of a target class, or None for ignored;
-            or the name of such a mapping in ``label_spaces.MAPPINGS``.
+            or a name in ``label_spaces.MAPPINGS``. A target without classes of its own has the source's.
         rare_classes: draw the source images by rare-class sampling; None: in shuffled epochs.
         validate_source: validate on the source too, as the second loader.
-        timeout: seconds that a batch of the loader processes is waited for.
+        shared: of both, such as ``batch_size``, ``crop_size`` and ``num_workers``: each has as many.
 
     Raises:
         ProtosegError: classes that differ without a mapping, a mapping that does not fit, values that make no sense;
@@ -41,32 +39,25 @@ class AdaptationDataModule(pl.LightningDataModule):
         self,
         source: Callable[..., SegmentationDataModule],
         target: Callable[..., SegmentationDataModule],
-        batch_size: int,
-        crop_size: Sequence[int],
-        val_batch_size: int = 1,
-        num_workers: int = 2,
         seed: int = 0,
         mapping: Mapping[str, str | None] | str | None = None,
         rare_classes: RareClasses | None = None,
         validate_source: bool = False,
-        timeout: float = TIMEOUT,
+        **shared: Any,
     ) -> None:
         self._parts: tuple[SegmentationDataModule, ...] = ()  # the trainer is passed on to them
         super().__init__()
         if seed < 0:
             raise ProtosegError(f"expected a seed of at least 0, got {seed}")
-        shared = {
-            "batch_size": batch_size,
-            "crop_size": crop_size,
-            "val_batch_size": val_batch_size,
-            "num_workers": num_workers,
-            "timeout": timeout,
-        }
         self.seed = seed
         self.validate_source = validate_source
         # Apart for every seed, and from one another.
         self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)
-        self.target = target(**shared, seed=2 * seed + 1, labels=False)
+        self.target = target(**shared, seed=2 * seed + 1, labels=False, label_space=self.source.label_space)
+        if validate_source and self.target.val_split is None:
+            raise ProtosegError(
+                "data.validate_source: expected a target that is validated too, got data.target.val_split=null: set it"
+            )
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
         self._train_loader: PairedLoader | None = None
@@ -77,7 +68,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         return self.target.label_space
 
     @property
-    def val_split(self) -> str:
+    def val_split(self) -> str | None:
         return self.target.val_split
 
     @property
@@ -94,6 +85,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         if stage == "fit":
             for part in self._parts:
                 part.prepare_training()
+            self._tell_of_shared_images()
         if stage in ("fit", "validate"):
             for part in self._validated():
                 part.prepare_validation()
@@ -105,10 +97,10 @@ class AdaptationDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The target's, or with ``validate_source`` the target's and the source's."""
-        loaders = [part.val_dataloader() for part in self._validated()]
+        loaders: list[Any] = [part.val_dataloader() for part in self._validated()]
         return loaders if self.validate_source else loaders[0]
 
-    def eval_dataloader(self, split: str) -> Loader:
+    def eval_dataloader(self, split: str | None) -> Loader:
         """The target's; see ``SegmentationDataModule.eval_dataloader``."""
         return self.target.eval_dataloader(split)
 
@@ -135,16 +127,20 @@ class AdaptationDataModule(pl.LightningDataModule):
             except ProtosegError as error:
                 raise ProtosegError(f"data.{name}: {error}") from None
 
-    def teardown(self, stage: str) -> None:
-        self._end_workers()
+    def teardown(self, stage: object) -> None:
+        if self._train_loader is not None:  # Lightning does so for loaders it knows
+            self._train_loader.shutdown()
 
-    def on_exception(self, exception: BaseException) -> None:
-        self._end_workers()
+    on_exception = teardown  # type: ignore[assignment]
 
     def _validated(self) -> list[SegmentationDataModule]:
         return [self.target, self.source] if self.validate_source else [self.target]
 
-    def _end_workers(self) -> None:
-        # Lightning does so for loaders it knows.
-        if self._train_loader is not None:
-            self._train_loader.shutdown()
+    def _tell_of_shared_images(self) -> None:
+        source, target = ({os.path.realpath(image) for image, _ in p.train_dataset().samples} for p in self._parts)
+        if distributed.rank() == 0 and (shared := sorted(source & target)):
+            warnings.warn(
+                f"data: expected a target of other images than the source, got {len(shared)} of {len(target)} that the "
+                f"source has with their labels ({shared[0]}, …): set data.source.root and data.target.root",
+                stacklevel=2,
+            )

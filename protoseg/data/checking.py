@@ -1,18 +1,17 @@
 """Read every file of a data set and list all that is wrong with it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import FAILURES, largest_deep_value, orientation
-from protoseg.data.files import read_image
 from protoseg.data.loading import seed_worker
 from protoseg.data.pairing import collect_faults
 from protoseg.data.statistics import in_threads, spread
@@ -31,51 +30,34 @@ class Checked(NamedTuple):
     pixels: NDArray[np.int64]
 
 
-class _Faults(Dataset[Checked]):
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Checked:
-        return check_sample(self.dataset, index)
-
-
 def check_sample(dataset: SegmentationDataset, index: int) -> Checked:
     """What is wrong with one image and its mask: unreadable, of two sizes, unknown ids."""
-    image, mask = dataset.samples[index]
-    num_classes = dataset.label_space.num_classes
-    pixels = np.zeros(num_classes + 1, np.int64)
-    try:
-        label = dataset.read(index)[1]
-    except ProtosegError as error:
-        found = [str(error)]
-    else:
-        if mask is not None:
-            pixels += np.bincount(np.minimum(label, num_classes).ravel(), minlength=num_classes + 1)
-        return Checked([], pixels)
+    num_classes, masked = dataset.label_space.num_classes, dataset.samples[index][1] is not None
+    pixels, found = np.zeros(num_classes + 1, np.int64), []
     # ``read`` ends at a bad image; its mask may be bad as well.
-    if mask is not None and _fails(lambda: read_image(image)):
-        found += _fails(lambda: dataset.read_label(index))
-    return Checked(found, pixels)
+    for read in (lambda: dataset.read(index)[1], lambda: dataset.read_label(index))[: 1 + masked]:
+        try:
+            label = read()
+        except ProtosegError as error:
+            found.append(str(error))
+        else:
+            if masked and not found:
+                pixels += np.bincount(np.minimum(label, num_classes).ravel(), minlength=num_classes + 1)
+            break
+    return Checked([*dict.fromkeys(found)], pixels)
 
 
-def _fails(read: Callable[[], object]) -> list[str]:
-    try:
-        read()
-    except ProtosegError as error:
-        return [str(error)]
-    return []
+def _check_all(dataset: SegmentationDataset, indices: Sequence[int]) -> list[Checked]:
+    return [check_sample(dataset, index) for index in indices]
 
 
 def check_samples(dataset: SegmentationDataset) -> Iterator[Checked]:
     """``check_sample`` of each sample in turn, read by as many processes as there are cores."""
     loader: DataLoader[Any] = DataLoader(
-        _Faults(dataset),
+        range(len(dataset)),  # type: ignore[arg-type]
         batch_size=_BATCH,
         num_workers=usable_cores() if len(dataset) >= _WORKERS_FROM else 0,
-        collate_fn=list,
+        collate_fn=partial(_check_all, dataset),
         worker_init_fn=partial(seed_worker, seed=0, rank=0),
     )
     for batch in loader:
@@ -127,13 +109,9 @@ def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:
     """Images that are listed twice, in one split or in two: the same file, also by way of a link."""
     seen: dict[str, str] = {}
     found = []
-    for split, path in _images(splits):
+    for split, path in ((split, image) for split, dataset in splits.items() for image, _ in dataset.samples):
         where = f"{split} ({path})"
         other = seen.setdefault(os.path.realpath(path), where)
         if other is not where:
             found.append(f"expected every image once, got the same file in {other} and {where}: remove one of them")
     return found
-
-
-def _images(splits: Mapping[str, SegmentationDataset]) -> Iterable[tuple[str, str]]:
-    return ((split, str(image)) for split, dataset in splits.items() for image, _ in dataset.samples)

@@ -50,8 +50,8 @@ class ClassFile(NamedTuple):
         return 0 <= file_id < len(self.table) and self.table[file_id] != unknown_id(self.table)
 
 
-def read_class_file(path: str | Path) -> ClassFile:
-    """Read a file of classes::
+def read_class_file(path: str | Path | ClassFile) -> ClassFile:
+    """Read a file of classes (one that was read is given back)::
 
         classes:                   # name: colour (red, green, blue), in the order of the train ids
           road: [128, 64, 128]
@@ -67,6 +67,8 @@ def read_class_file(path: str | Path) -> ClassFile:
     Raises:
         ProtosegError: no such file, or one that says something else.
     """
+    if isinstance(path, ClassFile):
+        return path
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe would never end
         raise _wrong(path, "a file", "something else")

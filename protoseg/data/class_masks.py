@@ -11,7 +11,7 @@ from protoseg.data.label_spaces import Ids
 from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
 from protoseg.data.masks import Color
-from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
+from protoseg.data.pairing import by_image, by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 
 REST = "(other)"
@@ -19,7 +19,7 @@ _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 class ClassMasks(SegmentationDataset):
-    """Images, PNG masks of the same names, and which pixels of these are which class.
+    """Images, masks of the same names (but for a constant end or beginning), and which pixels of these are which class.
 
     Args:
         images: folder of images, subfolders included.
@@ -59,8 +59,9 @@ class ClassMasks(SegmentationDataset):
             if not folder.is_dir():
                 raise ProtosegError(f"expected a folder of images or masks, got {folder.absolute()}: no such folder")
         found = by_key(list_images(folders[0], recursive=True), lambda path: stem_in(folders[0], path))
-        labels = stems_of_masks(folders[1], found, recursive=True)
-        super().__init__(pair(found, labels, f"{images} and {masks}", folders), split)
+        where, others = f"{images} and {masks}", list_images(folders[1], recursive=True)
+        labels, _ = by_image(found, stems_of_masks(folders[1], others, found), where, key="")
+        super().__init__(pair(found, labels, where, folders), split)
         paths = [mask for _, mask in self.samples if mask is not None]
         if ids is None:
             self.id_table, self.colors = _of_binary(used_values_of(paths))

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -20,10 +21,10 @@ from protoseg import distributed
 from protoseg.data.checking import turned_images
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
-from protoseg.data.labelled import check_training_labels, check_validation_labels
+from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
 from protoseg.data.loading import Augmented, Loader
 from protoseg.data.rare_classes import RareClassDraw, RareClasses
-from protoseg.data.samplers import RankSampler, StepBatchSampler
+from protoseg.data.samplers import StepBatchSampler
 from protoseg.data.starving import TIMEOUT, check_shared_memory
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
@@ -39,19 +40,18 @@ class SegmentationDataModule(pl.LightningDataModule):
     Args:
         dataset: data set class, or a partial of it, called with ``split=`` (and ``root=`` if given).
         batch_size: training samples per step and process.
-        val_batch_size: evaluation samples per batch; has no influence on any result.
-        num_workers: loader processes; has no influence on any result.
+        val_batch_size, num_workers: evaluation samples per batch, and loader processes; no result depends on them.
         timeout: seconds that a batch of these is waited for.
         crop_size, scale, photometric, max_class_share, aspect, brightness: augmentation, see ``TrainTransform``.
         rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
-        train_split, val_split: names of the splits.
+        train_split, val_split: names of the splits; without ``val_split`` nothing is validated.
         root: folder of the data; None leaves it to ``dataset``.
-        labels: False trains on images alone: no training mask is opened, or need be there, and every label is
-            the ignored one. Evaluation is not changed.
-        relabel: classes to read otherwise: {class: null to ignore it, or the name of the class that it becomes}, see
+        labels: False trains on images alone: no training mask is opened, or need be there. Evaluation is not changed.
+        relabel: classes to read otherwise: {class: null to ignore it, or the class that it becomes}, see
             ``label_spaces.relabelled``.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
+        label_space: the classes of images that have none of their own.
 
     Raises:
         ProtosegError: values that make no sense; later, data that is missing or bad.
@@ -70,7 +70,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         rare_classes: RareClasses | None = None,
         seed: int = 0,
         train_split: str = "train",
-        val_split: str = "val",
+        val_split: str | None = "val",
         root: str | None = None,
         labels: bool = True,
         relabel: Mapping[str, str | None] | None = None,
@@ -78,32 +78,28 @@ class SegmentationDataModule(pl.LightningDataModule):
         exif: str = "apply",
         aspect: Sequence[float] = (1.0, 1.0),
         brightness: int = 0,
+        label_space: LabelSpace | None = None,
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
             raise ProtosegError(f"exif: expected apply or ignore, got {exif!r}")
         if timeout <= 0:
             raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
-        if batch_size < 1 or val_batch_size < 1 or num_workers < 0 or seed < 0:
+        if min(batch_size - 1, val_batch_size - 1, num_workers, seed) < 0:
             raise ProtosegError(
                 "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0, got "
                 f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
             )
-        if not labels and (max_class_share is not None or rare_classes is not None):
+        if not labels and (max_class_share, rare_classes) != (None, None):
             raise ProtosegError(
-                "expected no max_class_share and no rare_classes for a training without labels, got one of them: set "
-                "both to null"
+                "expected neither max_class_share nor rare_classes without labels, got one of them: set both to null"
             )
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.num_workers, self.timeout = num_workers, timeout
-        self.seed = seed
-        self.train_split = train_split
-        self.val_split = val_split
-        self.labels = labels
-        self.turn = exif == "apply"
-        self.rare_classes = rare_classes
-        self.label_space = _label_space(dataset)
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.num_workers, self.timeout, self.seed = num_workers, timeout, seed
+        self.train_split, self.val_split = train_split, val_split
+        self.labels, self.rare_classes, self.turn = labels, rare_classes, exif == "apply"
+        self.label_space = _label_space(dataset, label_space)
+        self.scale, self.max_class_share = scale, max_class_share
         self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, aspect, brightness)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
@@ -123,14 +119,19 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.label_space = label_space
         self._datasets.clear()
 
-    def dataset(self, split: str, labels: bool = True) -> SegmentationDataset:
+    def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
+        if split is None:
+            raise ProtosegError(
+                "data: expected a split with masks to judge by, got none (val_split=null): nothing is known of how "
+                "right predictions are; name one (split=NAME), or look at them: mode=predict images=FOLDER"
+            )
         key = (split, labels)
         if key not in self._datasets:
             dataset = self._make(split=split) if labels else _without_labels(self._make, split)
             if self._mapping is not None:
                 dataset.map_classes(self.label_space, self._mapping)
-            dataset.turn = self.turn
+            dataset.label_space, dataset.turn, dataset.transform = self.label_space, self.turn, self.transform
             self._datasets[key] = dataset
         return self._datasets[key]
 
@@ -146,11 +147,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return dataset
 
     def setup(self, stage: str) -> None:
-        """Make the data sets of ``stage``; before a training, see that there is something to learn from.
-
-        Raises:
-            ProtosegError: as ``dataset``, ``check_training_labels`` and ``check_validation_labels``.
-        """
+        """Make the data sets of ``stage``; raises as these, and where there is nothing to learn from or to judge by."""
         if stage == "fit":
             self.prepare_training()
         if stage in ("fit", "validate"):
@@ -165,10 +162,11 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def prepare_validation(self) -> None:
         """The part of ``setup`` for the validation split."""
-        dataset = self.dataset(self.val_split)
-        _tell(dataset)
-        if self.trainer is not None and self.trainer.limit_val_batches != 0:
-            check_validation_labels(dataset)
+        limit = None if self.trainer is None else self.trainer.limit_val_batches
+        if self.val_split is not None and limit != 0:
+            _tell(self.dataset(self.val_split))
+            if limit is not None:
+                check_validation_labels(self.dataset(self.val_split))
 
     def train_dataloader(self) -> Loader:
         """One pass over this loader is the whole training: ``max_steps * accumulate_grad_batches`` batches.
@@ -178,19 +176,21 @@ class SegmentationDataModule(pl.LightningDataModule):
                 few pixels for rare-class sampling.
         """
         dataset = self.train_dataset()
-        rank, world = distributed.rank(), distributed.world_size()
+        place = (distributed.rank(), distributed.world_size(), self._start)
         sampler = StepBatchSampler(
-            len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, rank, world, self._start
+            len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, *place, dataset.weights
         )
         height, width = self.transform.crop_size
         check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
-        draw = None if self.rare_classes is None else RareClassDraw(self.class_statistics(), self.rare_classes)
-        return self._loader(Augmented(dataset, self.transform, draw), batch_sampler=sampler)
+        rare = self.rare_classes
+        draw = None if rare is None else RareClassDraw(self.class_statistics(), rare, dataset.weights)
+        return self._loader(Augmented(dataset, draw), batch_sampler=sampler)
 
-    def val_dataloader(self) -> Loader:
-        return self.eval_dataloader(self.val_split)
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """That of ``val_split``; none where nothing is validated."""
+        return [] if self.val_split is None else self.eval_dataloader(self.val_split)
 
-    def eval_dataloader(self, split: str) -> Loader:
+    def eval_dataloader(self, split: str | None) -> Loader:
         """Every image of ``split`` once, over all ranks, unchanged; images of different sizes are padded to one."""
         dataset = self.dataset(split)
         rank, world = distributed.rank(), distributed.world_size()
@@ -202,24 +202,23 @@ class SegmentationDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
         check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
-        return self._loader(dataset, sampler=RankSampler(len(dataset), rank, world), batch_size=self.val_batch_size)
+        return self._loader(dataset, sampler=range(rank, len(dataset), world), batch_size=self.val_batch_size)
 
     def class_statistics(self) -> ClassStatistics:
         """Pixels of each class in each training mask; see ``statistics.class_statistics``, also for what is raised."""
         return class_statistics(self.train_dataset())
 
     def class_frequencies(self) -> Tensor:
-        """Share of each class among the labelled pixels of the training masks, float32 ``c``, sums to 1.
+        """Share of each class among the labelled pixels of training, as it draws masks, float32 ``c``, sums to 1.
 
         Raises:
             ProtosegError: no pixel is labelled, or a mask is bad.
         """
-        counts = self.class_statistics()
-        if counts.pixels.sum() == 0:
-            raise ProtosegError(
-                f"split {self.train_split!r}: expected labelled pixels, got {len(counts.names)} void masks"
-            )
-        return torch.from_numpy(counts.pixels / counts.pixels.sum()).float()
+        statistics, dataset = self.class_statistics(), self.train_dataset()
+        pixels = statistics.pixels if dataset.weights is None else dataset.weights @ statistics.counts
+        if pixels.sum() == 0:
+            raise nothing_labelled(dataset)
+        return torch.from_numpy(pixels / pixels.sum()).float()
 
     def state_dict(self) -> dict[str, Any]:
         """How many training batches the model has seen, and what their content depends on."""
@@ -229,11 +228,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return {"batches": consumed, **self._stream()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the batch after the last one seen.
-
-        Raises:
-            ProtosegError: the checkpoint's batches were drawn otherwise, so that the run could not continue.
-        """
+        """Continue at the batch after the last one seen; ProtosegError if those were drawn otherwise."""
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
         check_same_stream(state_dict, self._stream())
@@ -245,11 +240,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
     def _stream(self) -> dict[str, Any]:
+        dataset = self.train_dataset()
         return {
             "batch_size": self.batch_size,
             "seed": self.seed,
             "world_size": distributed.world_size(),
-            "num_samples": len(self.train_dataset()),
+            "num_samples": len(dataset),
+            "weights": None if dataset.weights is None else np.unique(dataset.weights).tolist(),
             "rare_classes": None if self.rare_classes is None else asdict(self.rare_classes),
         }
 
@@ -261,7 +258,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 def _tell(dataset: SegmentationDataset) -> None:
     """Warn of files that are left out, of how masks were found, and of images that EXIF turns among a few."""
     if distributed.rank() == 0:
-        for note in filter(None, (*dataset.notes, turned_images(dataset, spread(len(dataset), 64)))):
+        looks = ((*part.notes, turned_images(part, spread(len(part), 64))) for part in dataset.parts or [dataset])
+        for note in filter(None, chain.from_iterable(looks)):
             warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 
 
@@ -292,13 +290,13 @@ def _without_labels(make: Callable[..., SegmentationDataset], split: str) -> Seg
     return dataset
 
 
-def _label_space(dataset: Callable[..., SegmentationDataset]) -> LabelSpace:
-    """The label space of a data set class or a partial of one, found without calling it."""
+def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace | None) -> LabelSpace:
+    """The label space of a data set class or a partial of one, found without calling it, or ``other``."""
     keywords = dataset.keywords if isinstance(dataset, partial) else {}
     target = dataset.func if isinstance(dataset, partial) else dataset
     known = isinstance(target, type) and issubclass(target, SegmentationDataset)
     own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
-    space = keywords.get("label_space", own)
+    space = keywords.get("label_space", own) or other
     if not isinstance(space, LabelSpace):
         raise ProtosegError(
             f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}: set the "
@@ -309,7 +307,7 @@ def _label_space(dataset: Callable[..., SegmentationDataset]) -> LabelSpace:
 
 def _num_batches(trainer: pl.Trainer | None) -> int:
     if trainer is None or trainer.max_steps <= 0:
-        got = "no trainer" if trainer is None else f"max_steps={trainer.max_steps}"
+        got = trainer and f"max_steps={trainer.max_steps}"
         raise ProtosegError(f"training is counted in steps: expected a trainer with max_steps > 0, got {got}")
     _check_sampler_kept(trainer)
     limited = trainer.limit_train_batches not in (None, 1.0) or isinstance(trainer.limit_train_batches, int)

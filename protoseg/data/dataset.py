@@ -23,6 +23,7 @@ from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data.mask_reading import MaskReading
+    from protoseg.data.transforms import TrainTransform
 
 FilePair = tuple[Path, "Path | None"]
 CONVERTED = "_labelTrainIds"
@@ -63,6 +64,9 @@ class SegmentationDataset(Dataset[Sample]):
         samples: path of each image and of its mask (None: no mask, every pixel reads as ignored).
         turn: whether images are turned as EXIF says; else they are read as they are stored.
         image_range: the values of images of 16 bits that become black and white; None: the high 8 bits.
+        transform: how training augments its images; a DataModule sets it.
+        parts: the data sets that it is put together from.
+        weights: how often training draws each sample, relative to the others; None: all alike.
         notes: sentences about how the files were found, told by ``check`` and before a training.
         lists: files that say which images are in the split.
     """
@@ -76,6 +80,9 @@ class SegmentationDataset(Dataset[Sample]):
     source: str = ""
     turn: bool = True
     image_range: Range | None = None
+    transform: TrainTransform | None = None
+    parts: Sequence[SegmentationDataset] = ()
+    weights: NDArray[np.float64] | None = None
     notes: Sequence[str] = ()
     lists: Sequence[Path] = ()
 
@@ -125,6 +132,10 @@ class SegmentationDataset(Dataset[Sample]):
             )
         return image, label
 
+    def locate(self, index: int) -> tuple[SegmentationDataset, int]:
+        """The data set that holds a sample, and the sample's number there: of one that has ``parts``, of a part."""
+        return self, index
+
     def read_label(self, index: int) -> Ids:
         """The label alone, ``h w`` train ids; raises as ``read`` does."""
         image_path, mask_path = self.samples[index]
@@ -165,7 +176,7 @@ class SegmentationDataset(Dataset[Sample]):
         if masks is None:
             return pair(found, None, where=f"{cls.__name__}: {images}")
         cls.check_folder(masks)
-        labels = stems_of_masks(masks, found)
+        labels = stems_of_masks(masks, list_images(masks), found)
         for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
             del labels[key]
         return pair(found, labels, f"{cls.__name__}: {images} and {masks}", (images, masks))

@@ -25,11 +25,10 @@ def check_classes(space: LabelSpace) -> None:
 
 
 def check_training_labels(dataset: SegmentationDataset) -> None:
-    """Look at a few masks, spread over the split, and warn as ``label_notes``.
+    """Look at a few masks, spread over the split, and warn as ``label_notes``; class counts that were kept are used.
 
-    The kept class counts are used where there are some (``statistics.class_statistics``). Where the few masks lack a
-    class, the others are counted too, unless they are many; where none of them has a labelled pixel, the others are
-    read until one has.
+    Where the few masks lack a class, the others are counted too, unless they are many; where none of them has a
+    labelled pixel, the others are read until one has.
 
     Raises:
         ProtosegError: no mask has a labelled pixel, there is but one class, or a mask is bad.
@@ -37,7 +36,7 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     check_classes(dataset.label_space)
     kept, chosen = kept_statistics(dataset), spread(len(dataset), _SAMPLE)
     counts = count_pixels(dataset, chosen) if kept is None else kept.counts[chosen]
-    if not counts.any() and not _any_labelled(dataset, None if kept is None else kept.counts):
+    if not (counts.any() or (_any_labelled(dataset) if kept is None else kept.counts.any())):
         raise nothing_labelled(dataset)
     if distributed.rank() != 0:
         return
@@ -74,33 +73,33 @@ def label_notes(
     """
     notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
     if ignored >= _MOSTLY_IGNORED:
-        notes.append(
-            f"{ignored:.1%} of the pixels of {looked} are ignored: little is learned from them; check the ids or "
-            "colours of the classes"
-        )
+        notes.append(f"{ignored:.1%} of the pixels of {looked} are ignored: little is learned from them; check")
     if len(present) == 1:
-        notes.append(
-            f"{looked} hold one class alone, {space.classes[present[0]]!r}, of {space.num_classes}: check the ids or "
-            "colours of the classes"
-        )
+        notes.append(f"{looked} hold one class alone, {space.classes[present[0]]!r}, of {space.num_classes}: check")
     elif missing and whole:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        notes.append(f"{looked} hold no pixel of {names}: check the ids or colours of the classes")
-    return notes
+        notes.append(f"{looked} hold no pixel of {names}: check")
+    return [f"{note} the ids or colours of the classes" for note in notes]
+
+
+def split_notes(title: str, dataset: SegmentationDataset, pixels: NDArray[np.int64], ignored: float) -> list[str]:
+    """Lines for ``check`` and ``info``: how the masks of a split are read, and what is odd (see ``label_notes``)."""
+    looked = f"the {sum(mask is not None for _, mask in dataset.samples)} masks of {title}"
+    notes = label_notes(dataset.label_space, pixels, ignored, looked) if pixels.any() else []
+    reading = [f"{title}: masks are read as: {dataset.mask_reading}"] if dataset.mask_reading else []
+    return [*reading, *(f"note: {note}" for note in notes)]
 
 
 def check_validation_labels(dataset: SegmentationDataset) -> None:
     """Raise ProtosegError unless some pixel can be judged by; masks are read until one is found that has such."""
-    if not _any_labelled(dataset, None):
+    if not _any_labelled(dataset):
         raise ProtosegError(
             f"split {dataset.split!r}: expected labelled pixels to validate on, got {len(dataset)} images without any: "
             "choose another data.val_split, or train without validation: trainer.limit_val_batches=0"
         )
 
 
-def _any_labelled(dataset: SegmentationDataset, counts: NDArray[np.int64] | None) -> bool:
-    if counts is not None:
-        return bool(counts.any())
+def _any_labelled(dataset: SegmentationDataset) -> bool:
     masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
     labels = map(dataset.read_label, masked)
     return any((label != ignored_in(label)).any() for label in labels)

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.rare_classes import RareClassDraw
 from protoseg.data.starving import TIMEOUT, worker_failure
-from protoseg.data.transforms import TrainTransform
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 
 
@@ -25,9 +24,8 @@ class Augmented(Dataset[Sample]):
     With rare-class sampling, ``draw`` makes of the seed another index and a class that the crop is to hold.
     """
 
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, draw: RareClassDraw | None) -> None:
+    def __init__(self, dataset: SegmentationDataset, draw: RareClassDraw | None) -> None:
         self.dataset = dataset
-        self.transform = transform
         self.draw = draw
 
     def __len__(self) -> int:
@@ -38,8 +36,10 @@ class Augmented(Dataset[Sample]):
         wanted = None
         if self.draw is not None:
             index, wanted = self.draw(seed)
-        image, label = self.transform(*self.dataset.read(index), seed=seed, wanted=wanted)
-        return to_sample(image, label, str(self.dataset.samples[index][0]))
+        part, index = self.dataset.locate(index)
+        assert part.transform is not None  # set by the DataModule
+        image, label = part.transform(*part.read(index), seed=seed, wanted=wanted)
+        return to_sample(image, label, str(part.samples[index][0]))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

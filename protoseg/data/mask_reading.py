@@ -17,12 +17,6 @@ from protoseg.types import ProtosegError
 IDS, COLORS, BINARY = "ids", "colours", "binary"
 _SAMPLE = 256
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
-_WORDS = {
-    ("palette", IDS): "palette masks as ids (their indices)",
-    ("palette", COLORS): "palette masks by the colours of their indices",
-    ("colour", IDS): "colour masks as ids copied into red, green and blue",
-    ("colour", COLORS): "colour masks by their colours",
-}
 
 UsedBy = Sequence[tuple[Path, Used]]
 
@@ -120,16 +114,19 @@ class MaskReading:
         if not _is_settled(used, file, self.readings):
             used += used_values_of(masks, sorted(set(range(len(masks))) - set(first)))
             self.readings = decide(used, file)
+        # One mask of each sort, for those that were not looked at.
+        self._examples = {
+            (u.kind, evidence(u, file), 1 in (u.ids or ()), _top(u.kind) in (u.ids or ())): (path, u)
+            for path, u in used
+        }
 
     def __str__(self) -> str:
-        return ", ".join(self._words(kind, reading) for kind, reading in self.readings.items()) or "not read"
-
-    def _words(self, kind: str, reading: str) -> str:
-        if reading == BINARY:
-            first, second = self.file.label_space.classes
-            return f"{kind} masks, 0 for {first!r} and {_top(kind)} for {second!r}"
-        other = f"{kind} masks as {'grey levels that are class colours' if reading == COLORS else 'ids'}"
-        return _WORDS.get((kind, reading), other)
+        first, *_, last = self.file.label_space.classes * 2
+        words = {IDS: "masks as ids", COLORS: "masks by the colours that they show"}
+        said = (
+            (k, words.get(r, f"masks, 0 for {first!r} and {_top(k)} for {last!r}")) for k, r in self.readings.items()
+        )
+        return ", ".join(map(" ".join, said)) or "not read"
 
     def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
         """The labels of one mask, ``h w``.
@@ -140,18 +137,14 @@ class MaskReading:
             colors: colour -> label.
 
         Raises:
-            ProtosegError: a file that cannot be read, values that stand for no class, or values that would be read in
-                another way than those of the other masks.
+            ProtosegError: a file that cannot be read, values that stand for no class or, beside the other masks, for
+                several.
         """
         mask = read_mask(path)
-        reading = self.readings.get(mask.kind) or decide([(path, used_values(mask))], self.file)[mask.kind]
-        mixable = mask.kind == "palette" or any(r == g == b > 0 for r, g, b in self.file.colors)
-        if reading == IDS and mixable and evidence(used_values(mask), self.file) == COLORS:
-            raise ProtosegError(
-                f"mask {path}: expected ids, as in other {mask.kind} masks, got values that are colours of classes as "
-                "well: if 255 is no class add void: [255] to the file of classes, or keep such masks in a folder of "
-                "their own"
-            )
+        reading, two = self.readings.get(mask.kind), self.file.label_space.num_classes == 2
+        mixable = two or mask.kind == "palette" or any(r == g == b > 0 for r, g, b in self.file.colors)
+        if reading is None or (reading != COLORS and mixable):
+            reading = decide([*self._examples.values(), (path, used_values(mask))], self.file)[mask.kind]
         ids = None if reading == COLORS else mask.ids
         if ids is None:
             return self._clear(path, mask, labels_of_colors(path, mask, colors, table.dtype), table)
@@ -177,13 +170,12 @@ class MaskReading:
 
 def _is_settled(used: UsedBy, file: ClassFile, readings: Mapping[str, str]) -> bool:
     """Whether no other mask can change how they are read, but only be refused."""
-    for kind, reading in readings.items():
-        group = [values for _, values in used if values.kind == kind]
+
+    def settled(group: list[Used], reading: str) -> bool:
         ids = {int(file.table[i]) for values in group for i in values.ids or () if file.known(i)}
-        several = len(ids - {file.void}) > 1
-        if not any(evidence(values, file) for values in group) or (reading != COLORS and not several):
-            return False
-    return True
+        return any(evidence(v, file) for v in group) and (reading == COLORS or len(ids - {file.void}) > 1)
+
+    return all(settled([v for _, v in used if v.kind == kind], reading) for kind, reading in readings.items())
 
 
 def used_values_of(masks: Sequence[Path], indices: Sequence[int] | None = None) -> list[tuple[Path, Used]]:

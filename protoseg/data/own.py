@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from protoseg.data.decoding import checked_range
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import (
     IMAGE_SUFFIXES,
+    Naming,
+    apart,
     by_image,
     by_key,
     list_images,
@@ -38,49 +41,42 @@ _LIKE_SPLIT = re.compile(
 class LabelledFolder(SegmentationDataset):
     """``images/`` and ``masks/`` with the same names, and ``classes.yaml`` (``read_class_file``).
 
-    ``docs/data.md`` has the formats that are read. Masks hold ids, or the colours of the classes: ``mask_reading``
-    finds out which, once for all splits. Folders may be called otherwise (``image``, ``labels``, ``annotations``, …, in
-    any case), and names of masks may have a constant end more or another (``1_image.jpg`` and ``1_mask.png``). The
-    splits are, whichever is there:
+    ``docs/data.md`` has the layouts, names and formats that are read. Masks hold ids, or the colours of the classes:
+    ``mask_reading`` finds out which, once for all splits. The splits are, whichever is there:
 
-    - subfolders: ``images/train``, ``masks/train``, ``images/val``, …, or ``train/images``, ``train/masks``, …;
-      ``Training``, ``valid``, ``validation``, ``val2017`` are the same in other words, and other folders are splits
-      of their own names;
+    - subfolders: ``images/train``, ``masks/train``, …, or ``train/images``, ``train/masks``, …; ``Training``,
+      ``valid``, ``val2017`` are the same in other words, and other folders are splits of their own names;
     - lists: ``train.txt``, ``val.txt``, … beside ``images``, with the name of an image (its path in ``images``, with
       or without suffix) in each line;
     - else one drawn by chance: ``val_share`` of the images, always the same for one seed, are ``val``, the others
       ``train``. Frames of one video are better split by hand: neighbours on both sides flatter the result.
 
-    Licence and citation are your own.
-
     Args:
         root: the folder that holds all this.
-        classes: the file of the classes, or what ``read_class_file`` gave.
+        classes: the file of the classes, or what ``read_class_file`` gave; None for images alone.
         split: ``train``, ``val``, ``test``, or the name of a subfolder or a list.
-        val_share: share of the images that are ``val`` where the split is drawn.
-        split_seed: seed of that draw.
-        labels: False lists the images alone.
+        val_share, split_seed: share of the images that are ``val`` where the split is drawn, and seed of that.
+        labels: False lists the images alone; where there are no masks all of them, and where there are lists, but not
+            of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
-        mask_suffix: how the names of masks end, where every image has several.
-        image_range: the values of images of 16 bits that become black and white, e.g. ``[0, 4095]`` for 12 bits;
-            without it the high 8 bits are read.
+        mask_suffix: how the names of masks end (or begin), where every image has several.
+        image_range: the values of images of 16 bits that become black and white; without it the high 8 bits are read.
 
     Raises:
-        ProtosegError: files that are missing, do not pair up or are listed twice; two kinds of splits at once; folders
-            that look like splits and are none; masks of which some hold ids and others colours, or which could be read
-            in two ways (``mask_reading.decide``).
+        ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks that
+            could be read in two ways (``mask_reading.decide``).
     """
 
     @classmethod
-    def space(cls, **options: Any) -> LabelSpace:
-        return _class_file(options["classes"]).label_space
+    def space(cls, **options: Any) -> LabelSpace | None:
+        return None if options["classes"] is None else read_class_file(options["classes"]).label_space
 
     source = "It is a folder of your own, with images/, masks/ and classes.yaml (see docs/data.md)."
 
     def __init__(
         self,
         root: str | Path,
-        classes: str | Path | ClassFile,
+        classes: str | Path | ClassFile | None,
         split: str = "train",
         val_share: float = 0.2,
         split_seed: int = 0,
@@ -95,29 +91,49 @@ class LabelledFolder(SegmentationDataset):
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)
         self.check_folder(root)
-        file = _class_file(classes)
-        self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
-        self.mask_suffix, self._mask_end = mask_suffix, ""
-        self._mask_ends: tuple[str, ...] = ("",)
-
-        def find(place: Path) -> tuple[Path, Path | None]:
-            return _find(place, "images", images, _IMAGES), _find(place, "masks", masks, _MASKS) if labels else None
-
-        places = {name: place for name, place in _splits(root).items() if _named(place, images, _IMAGES)}
+        if classes is not None:
+            file = read_class_file(classes)
+            self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
+        elif labels:
+            raise ProtosegError(
+                f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none: set it"
+            )
+        self._labels, self._images, self._masks, self._suffix = labels, images, masks, mask_suffix
+        self._naming = Naming()
+        in_root = _named(root, images, _IMAGES)
+        flat = not in_root and images is None
+        places = {n: p for n, p in _splits(root).items() if _named(p, images, _IMAGES) or (flat and list_images(p))}
         lists = _splits(root, ".txt", split)
-        if places and (lists or _named(root, images, _IMAGES)):
-            raise _two_kinds(root, next(iter(places.values())), next(iter(lists.values()), "images beside it"))
+        if places and (lists or in_root):
+            raise _two_kinds(root, places, lists)
         if places:
-            samples = self._pairs(*find(_chosen(places, split, root)))
+            samples = self._pairs(*self._find(_chosen(places, split, root)))
         else:
-            samples = self._split_inside(*find(root), lists, split, val_share, split_seed)
+            samples = self._split_inside(*self._find(root), lists, split, val_share, split_seed)
         super().__init__(samples, split)
-        of_all_splits = [f for place in places.values() or [root] for f in _named(place, masks, _MASKS) if labels]
-        found = [path for folder in of_all_splits for path in list_images(folder, recursive=True)]
-        ends = sorted(self._mask_ends, key=len)
-        kind = [path for path in found if [e for e in ends if path.stem.endswith(e)][-1:] == [self._mask_end]]
         if labels:
-            self.mask_reading = MaskReading(kind, file)
+            found: list[Path] = []
+            for place in places.values() or [root]:
+                with suppress(ProtosegError):  # told when that split is read
+                    found += filter(self._naming.is_mask, self._listed(*self._find(place))[1])
+            self.mask_reading = MaskReading(found, file)
+
+    def _find(self, place: Path) -> tuple[Path, Path | None]:
+        """The folders of images and of masks, which may be one; images may lie in ``place`` itself."""
+        flat = self._images is None and not _named(place, None, _IMAGES) and bool(list_images(place))
+        images = place if flat else _one(place, "images", self._images, _IMAGES)
+        self._flat = place if flat else None
+        masks = _named(place, self._masks, _MASKS)
+        if not masks and self._masks is None and self._listed(images, images)[1]:
+            return images, images
+        return images, _one(place, "masks", self._masks, _MASKS) if self._labels else next(iter(masks), None)
+
+    def _listed(self, images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
+        """The files of images and of masks; those of one folder are told apart."""
+        files = list_images(images, recursive=images != self._flat)
+        if masks == images:
+            return apart(files, self._suffix)
+        return files, list_images(masks, recursive=True) if masks else []
 
     def _split_inside(
         self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
@@ -125,45 +141,44 @@ class LabelledFolder(SegmentationDataset):
         """The pairs of a split, told apart inside the folders of images and masks, by lists or by chance."""
         folders = _splits(images, also=split)
         if folders and (lists or list_images(images)):
-            raise _two_kinds(images, next(iter(folders.values())), next(iter(lists.values()), "images beside it"))
+            raise _two_kinds(images, folders, lists)
         if folders:
             place = _chosen(folders, split, images)
             return self._pairs(place, masks and _splits(masks, also=split).get(_split_name(split), masks / place.name))
-        if lists:
-            return self._pairs(images, masks, _listed(images, lists, split))
-        samples = self._pairs(images, masks)
-        for image, _ in samples:
-            for name in image.relative_to(images).parts[:-1]:
-                if _LIKE_SPLIT.search(name):
-                    raise ProtosegError(
-                        f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got "
-                        f"{name}: set data.train_split and data.val_split to such folders in {images}, or write the "
-                        "names of the images into train.txt and val.txt"
-                    )
+        samples = self._pairs(images, masks, lists, split)
+        if lists or masks is None:
+            return samples
+        inside = (name for image, _ in samples for name in image.relative_to(images).parts[:-1])
+        if like := next(filter(_LIKE_SPLIT.search, inside), None):
+            raise ProtosegError(
+                f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got {like}: set "
+                f"data.train_split and data.val_split to such folders in {images}, or write the names of the images "
+                "into train.txt and val.txt"
+            )
         return _drawn(samples, images, split, val_share, seed)
 
-    def _pairs(self, images: Path, masks: Path | None, keys: list[str] | None = None) -> list[FilePair]:
-        """Images and masks by their paths in the folders; only ``keys`` if given."""
-        self.check_folder(images)
-        found = _images(images)
-        left_out = [
-            f"{folder}: left out {told}" for folder in (images, masks) if folder and (told := other_formats(folder))
-        ]
-        if masks is None:
-            self.notes = left_out
-            return pair(found if keys is None else {key: found[key] for key in keys}, None, f"{images}", (images,))
-        self.check_folder(masks)
-        where = f"{images} and {masks}"
-        labels, ends, self._mask_ends = by_image(
-            found, stems_of_masks(masks, found, recursive=True), where, self.mask_suffix
-        )
-        self._mask_end = ends[1]
-        named = [f"{where}: the mask of NAME{ends[0]} is NAME{ends[1]}"] if any(ends) else []
-        self.notes = [*left_out, *named]
-        if keys is not None:
-            found = {key: found[key] for key in keys}
+    def _pairs(
+        self, images: Path, masks: Path | None, lists: Mapping[str, Path] | None = None, split: str = ""
+    ) -> list[FilePair]:
+        """Images and masks by their paths in the folders; with ``lists`` only those of ``split``."""
+        masks = masks if self._labels or masks == images else None
+        folders = (images,) if masks in (None, images) else (images, masks)
+        for folder in folders:
+            self.check_folder(folder)
+        self.notes = [f"{folder}: left out {told}" for folder in folders if (told := other_formats(folder))]
+        files, others = self._listed(images, masks)
+        found = by_key(files, lambda path: stem_in(images, path))
+        keys = _keys(found, images, lists, split, not self._labels) if lists else list(found)
+        chosen = {key: found[key] for key in keys}
+        if masks is None or not self._labels:
+            self.notes += [f"{images}: left out {len(others)} masks ({others[0].name}, …)"] if others else []
+            return pair(chosen, None, f"{images}", folders)
+        where = " and ".join(map(str, folders))
+        labels, self._naming = by_image(found, stems_of_masks(masks, others, found), where, self._suffix)
+        self.notes += [f"{where}: {self._naming}"] if str(self._naming) else []
+        if lists:
             labels = {key: labels[key] for key in keys if key in labels}
-        return pair(found, labels, where, (images, masks))
+        return pair(chosen, labels, where, (images, masks))
 
 
 def _split_name(name: str) -> str:
@@ -201,7 +216,7 @@ def _named(place: Path, chosen: str | None, names: tuple[str, ...]) -> list[Path
     return sorted(path for path in place.iterdir() if path.name.lower() in names and path.is_dir())
 
 
-def _find(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> Path:
+def _one(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> Path:
     """The folder of images or of masks; of several the one with files that are read."""
     found = _named(place, chosen, names)
     found = [path for path in found if list_images(path, recursive=True)] if len(found) > 1 else found
@@ -216,29 +231,21 @@ def _find(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) ->
     )
 
 
-def _two_kinds(where: Path, folder: Path, other: object) -> ProtosegError:
+def _two_kinds(where: Path, folders: Mapping[str, Path], lists: Mapping[str, Path]) -> ProtosegError:
+    folder, other = next(iter(folders.values())), next(iter(lists.values()), "images beside it")
     return ProtosegError(
-        f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one of "
-        "the two"
+        f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one"
     )
 
 
-def _class_file(classes: str | Path | ClassFile) -> ClassFile:
-    return classes if isinstance(classes, ClassFile) else read_class_file(classes)
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    return by_key(list_images(folder, recursive=True), lambda path: stem_in(folder, path))
-
-
-def _listed(images: Path, lists: Mapping[str, Path], split: str) -> list[str]:
-    """The images of the list of ``split``; all lists are read, to find images that are in two."""
-    if split not in lists:
+def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], split: str, rest: bool) -> list[str]:
+    """The images of the list of ``split``, or with ``rest``, where there is none, those of no list; all are read."""
+    if split not in lists and not rest:
         raise ProtosegError(
             f"expected a list of the images of split {split!r}, got only {', '.join(p.name for p in lists.values())} "
             f"in {images.parent}: add {split}.txt, or choose data.train_split and data.val_split among these"
         )
-    known, wanted = _images(images), []
+    wanted = []
     seen: dict[str, str] = {}
     for name, path in lists.items():
         for number, line in enumerate(_lines(path), start=1):
@@ -252,7 +259,7 @@ def _listed(images: Path, lists: Mapping[str, Path], split: str) -> list[str]:
                 raise ProtosegError(f"{where}: expected every image once, got {key!r}, as in {seen[key]}: remove one")
             seen[key] = where
             wanted += [key] if name == split else []
-    return wanted
+    return wanted if split in lists else [key for key in known if key not in seen]
 
 
 def _lines(path: Path) -> list[str]:
@@ -284,7 +291,7 @@ class ImageFolder(SegmentationDataset):
     Args:
         root: the folder, or a single image.
         label_space: the classes of the model that will see the images.
-        split: any name; kept so that the class is called as the other data sets are.
+        split: any name.
 
     Raises:
         ProtosegError: ``root`` is no folder and no image, or holds no image.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain, islice, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 from protoseg.data.decoding import LOSSY
 from protoseg.data.files import doubtful_mask
@@ -24,6 +25,9 @@ _OTHER_SUFFIXES = (
 )
 _WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 _PROBES, _ENDS = 16, 32  # images looked at, and names compared with each, to find how masks are called
+_BORDER = re.compile(r"[^0-9A-Za-z]|(?<=[0-9])(?=[A-Za-z])")
+_WORDS = "masks?|gt|label(?:s|_?(?:train)?ids|map)?|seg(?:mentations?)?|annotations?|ground_?truth|matte"
+_MASK_NAME = re.compile(rf"^(?:{_WORDS})(?![a-z])|(?<![a-z])(?:{_WORDS})$|(?-i:_L)$", re.IGNORECASE)
 Ends = tuple[str, str]
 
 
@@ -99,13 +103,10 @@ def pair(
         )
     if masks is None:
         return [(images[key], None) for key in sorted(images)]
-    for number, (what, missing) in enumerate(
-        (
-            ("image(s) without mask", sorted(images.keys() - masks.keys())),
-            ("mask(s) without image", sorted(masks.keys() - images.keys())),
-        )
+    for number, (what, here, there) in enumerate(
+        (("image(s) without mask", images, masks), ("mask(s) without image", masks, images))
     ):
-        if missing:
+        if missing := sorted(here.keys() - there.keys()):
             near = _namesakes(folders[1 - number], missing) if folders else {}
             expected = f"{where}: expected one mask per image, got"
             each = [f"{key} (beside {', '.join(near[key])})" if near.get(key) else key for key in missing]
@@ -115,13 +116,11 @@ def pair(
                 f"{expected} {len(missing)} {what}: {names}. {remedy}",
                 [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in each],
             )
-    pairs: list[tuple[Path, Path | None]] = []
-    for key in sorted(images.keys() & masks.keys()):
-        if masks[key].suffix.lower() in _JPEG_SUFFIXES:
-            fault(str(doubtful_mask(masks[key], f"a JPEG, {LOSSY}")))
-        else:
-            pairs.append((images[key], masks[key]))
-    return pairs
+    both = sorted(images.keys() & masks.keys())
+    jpegs = {key for key in both if masks[key].suffix.lower() in _JPEG_SUFFIXES}
+    for key in sorted(jpegs):
+        fault(str(doubtful_mask(masks[key], f"a JPEG, {LOSSY}")))
+    return [(images[key], masks[key]) for key in both if key not in jpegs]
 
 
 def _namesakes(folder: Path, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -139,55 +138,96 @@ def _beginning(ordered: Sequence[str], start: str, most: int) -> list[str]:
     return [*islice(chain(before, takewhile(lambda name: name.startswith(start), after)), most)]
 
 
-def stems_of_masks(folder: Path, images: Mapping[str, Path], recursive: bool = False) -> dict[str, Path]:
+def stems_of_masks(folder: Path, paths: Sequence[Path], images: Mapping[str, Path]) -> dict[str, Path]:
     """The masks in ``folder`` by their path there without suffix; JPEGs only where an image has no other mask.
 
     ``pair`` refuses these with the reason; pictures of masks beside the masks are left out.
     """
-    found = list_images(folder, recursive)
-    masks = by_key((p for p in found if p.suffix.lower() not in _JPEG_SUFFIXES), lambda p: stem_in(folder, p))
-    for path in found:
-        if stem_in(folder, path) in images:
-            masks.setdefault(stem_in(folder, path), path)
-    return masks
+    jpegs = {path for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
+    masks = by_key((path for path in paths if path not in jpegs), lambda path: stem_in(folder, path))
+    return {stem_in(folder, path): path for path in jpegs if stem_in(folder, path) in images} | masks
+
+
+def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[Path]]:
+    """Images and masks that lie in one folder, told apart by their names.
+
+    Masks end or begin in ``suffix``, or else in a word for them (``1_mask.png``, ``gt-1.png``), or are the other file
+    beside a JPEG of the same name (``1.jpg`` and ``1.png``).
+    """
+
+    def named_so(path: Path) -> bool:
+        if suffix:
+            return path.stem.endswith(suffix) or path.stem.startswith(suffix)
+        return suffix is None and bool(_MASK_NAME.search(path.stem))
+
+    masks = {*filter(named_so, paths)}
+    if not masks:
+        photos = {path.with_suffix("") for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
+        masks = {p for p in paths if p.suffix.lower() not in _JPEG_SUFFIXES and p.with_suffix("") in photos}
+    return [path for path in paths if path not in masks], [path for path in paths if path in masks]
+
+
+class Naming(NamedTuple):
+    """The constant ends of the names of images, of their masks and of all kinds of masks; read from behind if -1."""
+
+    image: str = ""
+    mask: str = ""
+    kinds: tuple[str, ...] = ("",)
+    step: int = 1
+
+    def is_mask(self, path: Path) -> bool:
+        """Whether a mask is of this kind, by its name."""
+        ends = [end for end in self.kinds if path.stem[:: self.step].endswith(end)]
+        return max(ends, key=len, default=None) == self.mask
+
+    def __str__(self) -> str:
+        image, mask = (f"NAME{end}" if self.step > 0 else f"{end[::-1]}NAME" for end in (self.image, self.mask))
+        return f"the mask of {image} is {mask}" if self.image or self.mask else ""
 
 
 def by_image(
-    images: Mapping[str, Path], masks: Mapping[str, Path], where: str, suffix: str | None = None
-) -> tuple[dict[str, Path], Ends, tuple[str, ...]]:
-    """Masks by the keys of their images, where all names are alike but for a constant end.
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    where: str,
+    suffix: str | None = None,
+    key: str = "data.dataset.mask_suffix",
+) -> tuple[dict[str, Path], Naming]:
+    """Masks by the keys of their images, where all names are alike but for a constant end, or beginning.
 
-    ``1_image`` belongs to ``1_mask`` if most images have such a partner. Masks that stay over keep their keys. The ends
-    of images and of masks, and those of all kinds of masks, are given as well.
+    ``1_image`` belongs to ``1_mask``, ``img_1`` to ``gt_1``, if most images have such a partner. Masks that stay over
+    keep their keys.
 
     Args:
         images, masks: by their paths without suffix.
         where: begins the messages.
-        suffix: the end of the masks to read, of several that each image has.
+        suffix, key: the end or beginning of the masks to read, of several kinds; and what sets it, if anything does.
 
     Raises:
-        ProtosegError: each image has several masks and ``suffix`` is not the end of one kind of these.
+        ProtosegError: each image has several masks and ``suffix`` is not what one kind of these has.
     """
-    counts = _ends(images.keys(), masks.keys()) if images and masks else {("", suffix or ""): 1}
-    kinds = [ends for ends, count in counts.items() if 2 * count > len(images)]
-    chosen = kinds if suffix is None else [ends for ends in counts if ends[1] == suffix][:1]
-    if len(chosen) != 1 and (len(kinds) > 1 or suffix is not None):
-        offers = " or ".join(command(override("data.dataset.mask_suffix", end)) for _, end in sorted(kinds or counts))
-        got = f"{len(kinds)} kinds of names" if suffix is None else f"mask_suffix={suffix!r}"
-        raise ProtosegError(f"{where}: expected one mask per image, got {got}: set {offers}")
-    if not chosen:
-        return dict(masks), ("", ""), ("",)
-    of = {
-        ends: {image: _partner(image, ends) for image in images if image.endswith(ends[0])}
-        for ends in {*kinds, *chosen}
-    }
-    others = {mask for partners in of.values() for mask in partners.values()}
-    found = {key: path for key, path in masks.items() if key not in others and key not in images}
-    return (
-        found | {i: masks[m] for i, m in of[chosen[0]].items() if m in masks},
-        chosen[0],
-        tuple({end for _, end in of}),
-    )
+    kinds: list[Ends] = []
+    offers: list[str] = []
+    for step in (1, -1) if images and masks else ():
+        turned = {_turned(image, step): image for image in images}
+        others = {_turned(mask, step): mask for mask in masks}
+        counts = _ends(turned.keys(), others.keys())
+        kinds = [ends for ends, count in counts.items() if 2 * count > len(images)]
+        chosen = kinds if suffix is None else [ends for ends in counts if ends[1] == suffix[::step]][:1]
+        if len(chosen) == 1:
+            naming = Naming(*chosen[0], tuple({mask for _, mask in {*kinds, *chosen}}), step)
+            taken = {others.get(partner) for ends in {*kinds, *chosen} for partner in _partners(turned, ends).values()}
+            left = {mask: path for mask, path in masks.items() if mask not in taken and mask not in images}
+            found = {turned[i]: masks[others[m]] for i, m in _partners(turned, chosen[0]).items() if m in others}
+            return left | found, naming
+        offers += [end[::step] for _, end in sorted(kinds or ([] if suffix is None else counts))]
+        if kinds and suffix is None:
+            break
+    if (suffix is None and not kinds) or not (images and masks):
+        return dict(masks), Naming("", suffix or "", (suffix or "",))
+    got = f"{len(kinds)} kinds of names" if suffix is None else f"mask_suffix={suffix!r}"
+    settings = " or ".join(command(override(key, end)) for end in dict.fromkeys(offers))
+    remedy = f"set {settings}" if key else "keep one kind of masks in a folder of its own"
+    raise ProtosegError(f"{where}: expected one mask per image, got {got}: {remedy}")
 
 
 def _ends(images: Collection[str], masks: Collection[str]) -> dict[Ends, int]:
@@ -195,18 +235,25 @@ def _ends(images: Collection[str], masks: Collection[str]) -> dict[Ends, int]:
     ordered, found = sorted(masks), {("", "")}
     for image in islice(images, 0, None, max(1, len(images) // _PROBES)):
         name = image.rpartition("/")[2]
-        cuts = [m.start() - len(name) for m in re.finditer(r"[^0-9A-Za-z]", name) if m.start()]
+        cuts = [m.start() - len(name) for m in _BORDER.finditer(name) if m.start()]
         for start in [image, *(image[:cut] for cut in reversed(cuts))]:
             rests = {mask[len(start) :] for mask in _beginning(ordered, start, _ENDS)}
             if rests := {rest for rest in rests if "/" not in rest}:
                 found |= {(image[len(start) :], rest) for rest in rests}
                 break
-    counts = {ends: sum(i.endswith(ends[0]) and _partner(i, ends) in masks for i in images) for ends in found}
+    counts = {ends: sum(mask in masks for mask in _partners(images, ends).values()) for ends in found}
     return {ends: count for ends, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
 
 
-def _partner(image: str, ends: Ends) -> str:
-    return image[: len(image) - len(ends[0])] + ends[1]
+def _partners(images: Iterable[str], ends: Ends) -> dict[str, str]:
+    """By the images that end so, the names that their masks then have."""
+    return {image: image[: len(image) - len(ends[0])] + ends[1] for image in images if image.endswith(ends[0])}
+
+
+def _turned(key: str, step: int) -> str:
+    """A path with the letters of its last part from behind where ``step`` is -1."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash + name[::step]
 
 
 def stem_in(folder: Path, path: Path) -> str:
@@ -218,14 +265,9 @@ _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 
 def fault(message: str, each: Iterable[str] | None = None) -> None:
-    """Tell a fault that one can go on after, by leaving a file out.
+    """Tell a fault that one can go on after, by leaving a file out; ``each``: the same, one message per file.
 
-    Args:
-        message: all of it in one message.
-        each: the same, one message per file.
-
-    Raises:
-        ProtosegError: always, except inside ``collect_faults``.
+    Raises ProtosegError with ``message``, except inside ``collect_faults``.
     """
     found = _collected.get()
     if found is None:

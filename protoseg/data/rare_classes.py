@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
@@ -40,14 +41,18 @@ class RareClassDraw:
     Args:
         statistics: of the images to draw from.
         options: see ``RareClasses``.
+        weights: how often each image is to be drawn, relative to the others, ``n``; None: all alike.
 
     Raises:
         ProtosegError: a class that occurs, but in no image with enough pixels.
     """
 
-    def __init__(self, statistics: ClassStatistics, options: RareClasses) -> None:
-        counts = statistics.counts
-        self.probability = rare_class_probability(statistics.pixels, options.temperature)
+    def __init__(
+        self, statistics: ClassStatistics, options: RareClasses, weights: NDArray[np.float64] | None = None
+    ) -> None:
+        counts, self.weights = statistics.counts, weights
+        pixels = statistics.pixels if weights is None else weights @ counts
+        self.probability = rare_class_probability(pixels, options.temperature)
         self.images = [np.flatnonzero(column > options.min_pixels) for column in counts.T]
         self.crop_pixels = options.min_pixels * options.min_crop_ratio
         empty = [c for c in np.flatnonzero(self.probability) if not len(self.images[c])]
@@ -63,4 +68,7 @@ class RareClassDraw:
         """Index of an image, and the class that its crop is to hold."""
         random = np.random.default_rng((seed, 1))  # the augmentation draws from ``seed`` itself
         train_id = int(random.choice(len(self.probability), p=self.probability))
-        return int(random.choice(self.images[train_id])), Wanted(train_id, self.crop_pixels)
+        images, weights = self.images[train_id], None
+        if self.weights is not None:
+            weights = self.weights[images] / self.weights[images].sum()
+        return int(random.choice(images, p=weights)), Wanted(train_id, self.crop_pixels)

@@ -1,8 +1,10 @@
-"""Which sample goes where: an endless, resumable stream for training, a plain share of the indices for evaluation."""
+"""Which sample goes where: an endless, resumable stream for training."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from protoseg.types import ProtosegError
@@ -13,6 +15,7 @@ def sample_seed(seed: int, position: int) -> int:
     return int(np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)[0])
 
 
+@dataclass(eq=False)
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of ``(index, seed)`` from one global stream: shuffled epochs, one after the other without a border.
 
@@ -20,40 +23,37 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     slice of ``batch_size`` of them. So what a batch holds depends on its number alone, ranks never share a position,
     and a run continues exactly by starting at a later batch.
 
-    Args:
+    With ``weights`` an epoch is drawn by systematic sampling: each sample as often as its weight says, up to one more
+    or one less, and likewise all samples of one weight together.
+
+    Attributes:
         num_samples: size of the data set; may be smaller than a batch.
         batch_size: samples per batch and rank.
         num_batches: batches of the whole training; this is ``len``, also when ``start`` is not 0.
         seed: base seed, not negative.
         rank, world: this process and how many there are.
         start: number of the first batch to give.
+        weights: how often each sample is drawn, relative to the others, ``num_samples``; None: all alike.
 
     Raises:
         ProtosegError: no samples, or a batch size or seed that makes no sense.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        num_batches: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-    ) -> None:
-        if num_samples < 1 or batch_size < 1 or seed < 0:
+    num_samples: int
+    batch_size: int
+    num_batches: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    start: int = 0
+    weights: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.batch_size < 1 or self.seed < 0:
             raise ProtosegError(
                 "expected at least one sample, a batch size of at least 1 and a seed of at least 0, got "
-                f"{num_samples} samples, batch_size={batch_size} and seed={seed}"
+                f"{self.num_samples} samples, batch_size={self.batch_size} and seed={self.seed}"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.num_batches = num_batches
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.start = start
 
     def __len__(self) -> int:
         return self.num_batches
@@ -67,19 +67,16 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
             for position in range(first, first + self.batch_size):
                 if position // self.num_samples != epoch:
                     epoch = position // self.num_samples
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples).tolist()
+                    order = self._order(epoch).tolist()
                 items.append((order[position % self.num_samples], sample_seed(self.seed, position)))
             yield items
 
-
-class RankSampler(Sampler[int]):
-    """The indices ``rank, rank + world, rank + 2 * world, ...``: every sample on one rank, none twice."""
-
-    def __init__(self, num_samples: int, rank: int = 0, world: int = 1) -> None:
-        self.indices = range(rank, num_samples, world)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def _order(self, epoch: int) -> NDArray[np.intp]:
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(self.num_samples)
+        if self.weights is None:
+            return order
+        order = order[np.argsort(self.weights[order], kind="stable")]  # those of one weight, and so of a part, together
+        ends = np.cumsum(self.weights[order])
+        points = (np.arange(self.num_samples) + random.random()) / self.num_samples * ends[-1]
+        return random.permutation(order[np.searchsorted(ends, points)])

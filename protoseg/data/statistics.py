@@ -52,11 +52,11 @@ class ClassStatistics:
         return np.asarray(self.counts.sum(axis=0))
 
 
-def rare_class_probability(pixels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+def rare_class_probability(pixels: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """DAFormer's probability to draw each class (arXiv 2111.14887, Section 3.2): softmax over them of (1 - f) / T.
 
     Args:
-        pixels: count of each class, ``c``; f is its share of their sum.
+        pixels: count of each class in any unit, ``c``; f is its share of their sum.
         temperature: T; the smaller, the more the rarest class is preferred.
 
     Returns:
@@ -189,7 +189,7 @@ def _names_and_places(dataset: SegmentationDataset) -> tuple[tuple[str, ...], li
     """The images, as paths in the folder that holds the data, and the files that may keep their counts."""
     folder = _common_folder(dataset)
     names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
-    inside = folder == _PACKAGE or _PACKAGE in folder.parents
+    inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
     # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
     kept_out = inside or not folder.stat().st_mode & 0o222
     places = [] if kept_out else [folder / _file_name(dataset, names)]
@@ -234,10 +234,9 @@ def _cache_folder() -> Path:
 
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
-    space = dataset.label_space
-    what = [type(dataset).__qualname__, space.classes, dataset.id_table.tolist(), names]
-    if dataset.mask_reading is not None:
-        what.append([str(dataset.mask_reading), *dataset.colors.items()])
+    space, parts = dataset.label_space, dataset.parts or [dataset]
+    what = [type(dataset).__qualname__, space.classes, *(part.id_table.tolist() for part in parts), names]
+    what += [[str(part.mask_reading), *part.colors.items()] for part in parts if part.mask_reading is not None]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"

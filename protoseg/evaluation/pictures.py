@@ -71,10 +71,12 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     Ignored pixels are 255, black. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
     Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
     """
-    ids, wide = _ids(label, label_space), label_space.num_classes > 255
-    ids[ids == label_space.num_classes] = 65535 if wide else 255
-    picture = Image.fromarray(ids.astype(np.uint16 if wide else np.uint8))
-    if not wide:
+    from protoseg.data.label_spaces.tables import file_ignored  # not above: data brings matplotlib
+
+    ids, ignored = _ids(label, label_space), file_ignored(label_space.num_classes)
+    ids[ids == label_space.num_classes] = ignored
+    picture = Image.fromarray(ids.astype(np.min_scalar_type(ignored)))
+    if picture.mode == "L":
         palette = np.zeros((256, 3), dtype=np.uint8)
         palette[: label_space.num_classes] = label_space.colors
         picture.putpalette(palette.tobytes())

@@ -75,7 +75,7 @@ class FeatureDistance(Term):
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         chosen = label_space.things if self.classes is None else self.classes
-        things = label_space.ids(chosen, "feature distance, classes (the label space's things unless set)")
+        things = label_space.ids(chosen, "feature distance, classes (else things: [NAME, …] of classes.yaml)")
         self.reference = deepcopy(model.encoder).requires_grad_(False).eval()
         # One more entry, never counted, for cells without a class.
         is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
@@ -17,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
+from protoseg.data.concat import ConcatDataModule
 from protoseg.data.export import export_predictions
-from protoseg.data.labelled import label_notes, nothing_labelled
+from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack
 from protoseg.data.statistics import class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation.pictures import (
@@ -74,11 +74,8 @@ def info(cfg: DictConfig, data: str, out: Path) -> None:
         if not each.counts.any():
             raise nothing_labelled(datasets[title])
         total = sum(width * height * count for (width, height), count in sizes_of[title].items())
-        ignored, looked = 1 - each.pixels.sum() / total, f"the {len(each.names)} masks of {title}"
-        for note in label_notes(space, each.pixels, ignored, looked):
-            terminal.say(f"note: {note}")
-        if datasets[title].mask_reading:
-            terminal.say(f"{title}: masks are read as: {datasets[title].mask_reading}")
+        for line in split_notes(title, datasets[title], each.pixels, 1 - each.pixels.sum() / total):
+            terminal.say(line)
     path = out / f"{data}_classes.png"
     write_file(path, bars_figure(shares, space, f"{data}: share of the labelled pixels").savefig)
     terminal.say(f"Picture: {path}")
@@ -110,12 +107,9 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
     found = list(dict.fromkeys(found))  # splits may list the same folder
     for title, dataset in datasets.items():
         say(f"{title}: {len(dataset)} images and {_masks(dataset)} masks read")
-        if dataset.mask_reading:
-            say(f"{title}: masks are read as: {dataset.mask_reading}")
-        pixels, looked = counted[title], f"the {_masks(dataset)} masks of {title}"
-        if pixels[:-1].any():
-            for note in label_notes(dataset.label_space, pixels[:-1], pixels[-1] / pixels.sum(), looked):
-                say(f"note: {note}")
+        pixels = counted[title]
+        for line in split_notes(title, dataset, pixels[:-1], pixels[-1] / max(1, pixels.sum())):
+            say(line)
     looks = ((*data.notes, turned_images(data), deep_images(data)) for data in datasets.values())
     for note in dict.fromkeys(note for notes in looks for note in notes if note):
         say(f"note: {note}")
@@ -156,10 +150,11 @@ def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
 
 def stats(cfg: DictConfig, data: str) -> None:
     """Make (where missing) and print the class statistics that training reads."""
-    found = build_datamodule(cfg).class_statistics()
+    datamodule = build_datamodule(cfg)
+    found, frequencies = datamodule.class_statistics(), datamodule.class_frequencies()
     temperature, pixels, total = RareClasses.temperature, found.pixels, found.pixels.sum()
-    probability = rare_class_probability(pixels, temperature)
-    weights = balanced_class_weights(torch.from_numpy(pixels / total))
+    probability = rare_class_probability(frequencies.numpy(), temperature)
+    weights = balanced_class_weights(frequencies)
     rows = []
     for name, ids in _class_rows(found.classes, pixels):
         counts = found.counts[:, ids]
@@ -220,7 +215,10 @@ def _parts(
 
 
 def _splits(part: SegmentationDataModule, title: str, validated: bool) -> dict[str, Callable[[], SegmentationDataset]]:
-    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated else {})
+    if isinstance(part, ConcatDataModule):
+        found = [_splits(one, f"{title}{name} ", validated) for name, one in part.parts.items()]
+        return {title: make for splits in found for title, make in splits.items()}
+    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated and part.val_split else {})
     return {f"{title}{split}": partial(part.dataset, split, labels) for split, labels in labels.items()}
 
 

@@ -85,6 +85,15 @@ def test_two_sorts_of_binary_masks(folders: tuple[Path, Path]) -> None:
     assert [found.read_label(i).tolist() for i in range(2)] == [[[1, 0, 1, 0]], [[1, FILE_IGNORED, 1, FILE_IGNORED]]]
 
 
+def test_constant_ends_of_names(folders: tuple[Path, Path]) -> None:
+    path = row(folders, 0, 1, 1, 0)
+    path.rename(path.with_name("0_mask.png"))
+    assert ClassMasks(*folders, ["car"], [RED]).read_label(0).tolist() == [[1, 0, 0, 1]]
+    row(folders, 0, 1, 1, 0).rename(path.with_name("0_other.png"))
+    with pytest.raises(ProtosegError, match=r"got 2 kinds of names: keep one kind of masks in a folder of its own"):
+        ClassMasks(*folders, ["car"], [RED])
+
+
 def test_wrong_input(folders: tuple[Path, Path], tmp_path: Path) -> None:
     for names, colors, ids, message in (
         (["car", "dog"], [RED], [1, 2], "expected one colour for each class, and no class twice, got 2 classes"),

@@ -131,7 +131,7 @@ def test_class_frequencies_of_void_masks(
     write_image(tmp_path / "train" / "a.png")
     write_mask(tmp_path / "trainannot" / "a.png")
     cv2.imwrite(str(tmp_path / "trainannot" / "a.png"), np.full((24, 32), 11, np.uint8))
-    with pytest.raises(ProtosegError, match="expected labelled pixels, got 1 void masks"):
+    with pytest.raises(ProtosegError, match="expected labelled pixels, got 1 masks in which every pixel"):
         module(tmp_path).class_frequencies()
 
 

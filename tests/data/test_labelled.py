@@ -135,7 +135,11 @@ def test_adaptation_needs_labels_of_the_source_alone(camvid: Path, part: str) ->
     make: Callable[..., SegmentationDataModule] = partial(SegmentationDataModule, CamVid, root=str(camvid))
     names = {"source": {"train_split": "train"}, "target": {"train_split": "val", "val_split": "test"}}
     pair = AdaptationDataModule(
-        partial(make, **names["source"]), partial(make, **names["target"]), 1, [8, 8], num_workers=0
+        partial(make, **names["source"]),
+        partial(make, **names["target"]),
+        batch_size=1,
+        crop_size=[8, 8],
+        num_workers=0,
     )
     fill(CamVid(camvid, names[part]["train_split"]), VOID)
     if part == "target":

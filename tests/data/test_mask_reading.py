@@ -252,8 +252,21 @@ def test_a_mask_that_was_not_looked_at_is_not_read_by_chance(tmp_path: Path) -> 
     path = data.samples[0][1]
     assert path is not None
     write_png(path, **mask(0, 255))
-    with pytest.raises(ProtosegError, match=rf"mask {path}: expected ids, as in other grey masks"):
+    with pytest.raises(ProtosegError, match=rf"expected ids in all grey masks .*, got colours in {path} and ids in"):
         data.read_label(0)
+
+
+@pytest.mark.parametrize("stray", [(0, 255), (255, 255)])
+def test_a_stray_mask_beyond_those_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stray: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("protoseg.data.mask_reading._SAMPLE", 2)
+    root = folder(tmp_path, "classes: [background, lesion]", *[mask(0, 1)] * 3, mask(*stray), mask(0, 1))
+    with pytest.raises(ProtosegError, match=r"got 0, 1, 255, of which 255 \(e\.g\. in .*/3\.png\) never lies beside 1"):
+        labels(root)
+    root = folder(tmp_path, "classes: [background, lesion]", mask(0, 255, 1), *[mask(0, 1)] * 2, mask(*stray))
+    monkeypatch.setattr("protoseg.data.mask_reading._SAMPLE", 1)
+    assert labels(root)["3.png"][0].tolist() == [0 if i == 0 else V for i in stray]
 
 
 def test_empty_masks_say_nothing_and_all_others_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def names(kind: str, splits: Sequence[str], form: str, end: str = "", suffix: st
     return [f"{form.format(kind=kind, split=split)}/{split}{i}{end}{suffix}" for split in splits for i in range(3)]
 
 
-def load(root: Path, split: str = "train", **options: str) -> LabelledFolder:
+def load(root: Path, split: str = "train", **options: Any) -> LabelledFolder:
     return LabelledFolder(root, root / "classes.yaml", split, **options)
 
 
@@ -319,3 +319,59 @@ def test_other_sizes_are_no_matter_of_exif(tmp_path: Path) -> None:
         ProtosegError, match=r"got 32 x 24 in .* and 16 x 12 in .*: export the mask again for this image"
     ):
         load(root).read(0)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"), [("img_{}", "gt_{}"), ("{}", "label-{}"), ("IMG{}", "MASK{}"), ("a/x.{}", "a/{}")]
+)
+def test_constant_beginnings(tmp_path: Path, image: str, mask: str, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [1, 2, 10, 11, 100]
+    paths = ([f"images/{image.format(i)}.png" for i in numbers], [f"masks/{mask.format(i)}.png" for i in numbers])
+    root = put(tmp_path, *paths)
+    found = load(root).samples + load(root, "val").samples
+    assert {(str(i.relative_to(root)), str(m and m.relative_to(root))) for i, m in found} == {*zip(*paths, strict=True)}
+    put(root, [], [f"masks/{mask.format(i).replace(str(i), f'color_{i}')}.png" for i in numbers])
+    if mask == "gt_{}":
+        code, said = check(root, capsys)
+        offers = re.findall(r"data\.dataset\.mask_suffix=\S+", said.splitlines()[0])
+        assert (code, offers) == (1, [f"data.dataset.mask_suffix={end}" for end in ("gt_color_", "gt_")])
+        code, said = check(root, capsys, offers[1])
+        assert code == 0
+        assert "the mask of img_NAME is gt_NAME" in said
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "options"),
+    [
+        ("{}.jpg", "{}_mask.png", {}),
+        ("{}.jpg", "{}.png", {}),
+        ("{}_rgb.png", "{}_gt.png", {}),
+        ("{}.png", "mask-{}.png", {}),
+        ("{}.png", "{}_foo.png", {"mask_suffix": "_foo"}),
+        ("images/{}.png", "images/{}_L.png", {}),
+        ("train/{}.png", "train/{}_mask.png", {}),
+        ("images/train/{}.jpg", "images/train/{}.png", {}),
+    ],
+)
+def test_images_and_masks_in_one_folder(tmp_path: Path, image: str, mask: str, options: dict[str, str]) -> None:
+    root = put(tmp_path, [image.format(i) for i in range(5)], [mask.format(i) for i in range(5)])
+    drawn = "train/" not in image
+    found = load(root, **options).samples + (load(root, "val", **options).samples if drawn else [])
+    assert {(str(i.relative_to(root)), str(m and m.relative_to(root))) for i, m in found} == {
+        (image.format(i), mask.format(i)) for i in range(5)
+    }
+    alone = load(root, labels=False, **options)
+    assert {path for path, _ in alone.samples} <= {path for path, _ in found}
+    assert any("left out 5 masks" in note for note in alone.notes)
+    (root / mask.format(4)).unlink()
+    with pytest.raises(ProtosegError, match=r"without mask: 4"):
+        load(root, **options)
+
+
+def test_photos_in_a_folder_of_no_masks(tmp_path: Path) -> None:
+    root = put(tmp_path, [f"{i}.png" for i in range(3)], [])
+    with pytest.raises(ProtosegError, match=r"expected one folder of masks \(masks, .*got no folder"):
+        load(root)
+    put(root, [], ["test/0.png"])  # as before: a folder of a name that is a split's, beside images and masks
+    put(root, [f"images/{i}.png" for i in range(3)], [f"masks/{i}.png" for i in range(3)])
+    assert len(load(root)) == 2

@@ -181,5 +181,5 @@ def test_too_few_pixels_are_told(rare: Path) -> None:
 
 def test_labels_are_needed(rare: Path) -> None:
     for options in ({"rare_classes": OPTIONS}, {"rare_classes": None, "max_class_share": 0.75}):
-        with pytest.raises(ProtosegError, match="for a training without labels"):
+        with pytest.raises(ProtosegError, match="nor rare_classes without labels"):
             module(rare, labels=False, **options)  # type: ignore[arg-type]

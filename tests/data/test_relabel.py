@@ -63,9 +63,11 @@ def test_masks_read_as_the_classes_that_are_left(camvid: Path) -> None:
 def test_a_source_is_mapped_after_that(camvid: Path) -> None:
     part = partial(SegmentationDataModule, CamVid, root=str(camvid))
     without = {"Car": None}
-    data = AdaptationDataModule(partial(part, relabel=without), partial(part, relabel=without), 1, [16, 24])
+    data = AdaptationDataModule(
+        partial(part, relabel=without), partial(part, relabel=without), batch_size=1, crop_size=[16, 24]
+    )
     assert "Car" not in data.label_space.classes
     alone = module(camvid, relabel=without)
     assert np.array_equal(data.source.dataset("train").read(0)[1], alone.dataset("train").read(0)[1])
     with pytest.raises(ProtosegError, match="expected the same classes"):
-        AdaptationDataModule(partial(part, relabel=without), part, 1, [16, 24])
+        AdaptationDataModule(partial(part, relabel=without), part, batch_size=1, crop_size=[16, 24])

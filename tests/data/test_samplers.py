@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from protoseg.data.samplers import RankSampler, StepBatchSampler, sample_seed
+from protoseg.data.samplers import StepBatchSampler, sample_seed
 from protoseg.types import ProtosegError
 
 
@@ -57,10 +57,3 @@ def test_data_set_smaller_than_a_batch() -> None:
 def test_options_that_make_no_sense(options: dict[str, int]) -> None:
     with pytest.raises(ProtosegError, match="expected at least one sample"):
         stream(**options)
-
-
-def test_rank_sampler_is_a_partition() -> None:
-    shares = [list(RankSampler(11, rank, 3)) for rank in range(3)]
-    assert sorted(index for share in shares for index in share) == list(range(11))
-    assert shares[1] == [1, 4, 7, 10]
-    assert len(RankSampler(11, 1, 3)) == 4

@@ -115,5 +115,5 @@ def test_the_timeout_is_a_setting(camvid: Path) -> None:
     with pytest.raises(ProtosegError, match="timeout: expected a number of seconds above 0, got 0"):
         SegmentationDataModule(CamVid, timeout=0, **options)  # type: ignore[arg-type]
     part = partial(SegmentationDataModule, CamVid)
-    pair = AdaptationDataModule(part, part, 1, [8, 8], timeout=8)
+    pair = AdaptationDataModule(part, part, batch_size=1, crop_size=[8, 8], timeout=8)
     assert (pair.source.timeout, pair.target.timeout) == (8, 8)

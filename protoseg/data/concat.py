@@ -1,0 +1,106 @@
+"""Several data sets as one: images drawn from all of them, perhaps by weight, labels read as the same classes."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protoseg.data.datamodule import SegmentationDataModule
+from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.label_spaces import Ids
+from protoseg.data.transforms import TrainTransform
+from protoseg.types import LabelSpace, ProtosegError
+
+_OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "max_class_share"}
+
+
+class Concatenation(SegmentationDataset):
+    """The samples of the parts of a ``ConcatDataModule``, one after the other, each read as its own data set does.
+
+    ``train`` and ``val`` are what each part calls so.
+    """
+
+    def __init__(
+        self, parts: Sequence[SegmentationDataModule], weights: Sequence[float], split: str, labels: bool = True
+    ) -> None:
+        own = [{"train": part.train_split, "val": part.val_split}.get(split, split) for part in parts]
+        self.parts = [part.dataset(name, labels) for part, name in zip(parts, own, strict=True) if name is not None]
+        super().__init__([sample for part in self.parts for sample in part.samples], split)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+        if weights and len(self.parts) == len(parts):
+            each = [np.full(len(part), weight / len(part)) for part, weight in zip(self.parts, weights, strict=True)]
+            self.weights = np.concatenate(each)
+
+    def locate(self, index: int) -> tuple[SegmentationDataset, int]:
+        part = self.parts[number := int(np.searchsorted(self._ends, index, side="right"))]
+        return part, index - int(self._ends[number]) + len(part)
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
+        part, index = self.locate(index)
+        return part.read(index)
+
+    def read_label(self, index: int) -> Ids:
+        part, index = self.locate(index)
+        return part.read_label(index)
+
+
+class ConcatDataModule(SegmentationDataModule):
+    """Trains on all its parts, and validates on those that have a ``val_split``, all their pixels together.
+
+    Class counts, and with them rare-class sampling and class weights, are of all parts, with ``weights`` of images as
+    they are drawn. Each part is split, read and scaled as it says itself; crops, batches, … are given here.
+
+    Args:
+        parts: by name.
+        weights: how often an image is of each part, relative to the others; None: as often as it has images.
+        photometric, options: as of ``SegmentationDataModule``, but for what parts have of their own.
+
+    Raises:
+        ProtosegError: no part, parts whose classes are not of the same names, weights that are not those of the parts
+            or not above 0; or as ``SegmentationDataModule``.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, SegmentationDataModule],
+        crop_size: Sequence[int],
+        weights: Mapping[str, float] | None = None,
+        photometric: bool = True,
+        **options: Any,
+    ) -> None:
+        if wrong := sorted(_OF_PARTS & options.keys()):
+            raise ProtosegError(f"data: expected {', '.join(wrong)} of each part (data.parts.NAME), got it for all")
+        if not parts:
+            raise ProtosegError("data.parts: expected data sets, got none: add e.g. +data@data.parts.NAME=camvid")
+        given = {} if weights is None else dict(weights)
+        good = all(isinstance(weight, (int, float)) and isfinite(weight) and weight > 0 for weight in given.values())
+        if not good or (weights is not None and given.keys() != parts.keys()):
+            raise ProtosegError(
+                f"data.weights: expected a number above 0 for each of the parts {', '.join(parts)}, got "
+                f"{', '.join(f'{name}: {weight}' for name, weight in given.items()) or 'none'}: to leave a part out, "
+                "take it from data.parts"
+            )
+        self.parts = dict(parts)
+        first, space = next((name, part.label_space) for name, part in parts.items())
+        for name, part in self.parts.items():
+            if odd := sorted({*part.label_space.classes} ^ {*space.classes}):
+                raise ProtosegError(
+                    f"data.parts: expected the same classes in all parts, got {', '.join(odd)} in only one of "
+                    f"{first} and {name}: set data.parts.NAME.relabel={{CLASS: null}}, or to the class that it becomes"
+                )
+            if part.label_space.classes != space.classes:
+                part.map_classes(space, {c: c for c in space.classes})
+            colours = {key: options[key] for key in ("aspect", "brightness") if key in options}
+            part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share, **colours)
+        dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in parts if given])
+        options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None
+        super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options | {"label_space": space})
+
+    def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
+        for part in self.parts.values():
+            part.map_classes(label_space, mapping)
+        self.label_space = label_space
+        self._datasets.clear()

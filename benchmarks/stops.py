@@ -51,7 +51,8 @@ def count_stops(step: Callable[[], object], device: torch.device) -> Counter[str
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in told if "synchronizing" in str(warning.message)]
+    # Not "synchronizing" alone, which is in the warning of the mode itself, too.
+    waits = [warning for warning in told if "called a synchronizing" in str(warning.message)]
     return Counter(f"wait in {Path(warning.filename).name}:{warning.lineno}" for warning in waits)
 
 
@@ -62,10 +63,10 @@ def _is_mask(indices: Any) -> bool:
 
 
 def _caller() -> str | None:
-    """The innermost line of this project, or else of whoever called; None for an optimizer's step count on a CPU."""
+    """The innermost function of this project or of whoever called; None for an optimizer's step count on a CPU."""
     frames = [f for f in traceback.extract_stack()[:-2] if Path(f.filename).name != Path(__file__).name]
     if any("/torch/optim/" in f.filename and f.name != "update_parameters" for f in frames):
         return None
     ours = [f for f in frames if f.filename.startswith((f"{_ROOT}/protoseg", f"{_ROOT}/benchmarks"))]
     frame = (ours or frames)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
+    return f"{Path(frame.filename).name}: {frame.name}"

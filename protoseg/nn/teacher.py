@@ -35,29 +35,36 @@ class EMATeacher(AveragedModel):
     def __init__(self, model: nn.Module, alpha: float = 0.999) -> None:
         if not 0 <= alpha < 1:
             raise ProtosegError(f"teacher: expected alpha in [0, 1), got {alpha}")
-        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        super().__init__(model, use_buffers=True)
         self.alpha = alpha
         self.n_averaged.fill_(1)  # the initial student is the first member of the average
+        self._averaged: int | None = None  # n_averaged as the host knows it: reading it makes a GPU's host wait
         self.requires_grad_(False)
         self.eval()
 
-    @torch.no_grad()
-    def _average(self, own: Any, student: Any, n_averaged: Tensor | int) -> None:
-        if not torch.is_floating_point(own[0]):
-            torch._foreach_copy_(own, student)
-            return
-        alpha = min(1 - 1 / (int(n_averaged) + 1), self.alpha)
-        torch._foreach_lerp_(own, student, 1 - alpha)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._averaged = None
 
+    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the student after an optimizer step."""
-        pairs = list(zip(_memories(self.module), _memories(model), strict=True))
-        unplaced = [own.updates == 0 for own, _ in pairs]
-        super().update_parameters(model)
-        for (own, student), new in zip(pairs, unplaced, strict=True):
-            moved = nn.functional.normalize(own.prototypes, dim=2)
+        count = int(self.n_averaged) if self._averaged is None else self._averaged
+        memories = list(zip(_memories(self.module), _memories(model), strict=True))
+        unplaced = [own.updates == 0 for own, _ in memories]
+        weight = 1 - min(1 - 1 / (count + 1), self.alpha)
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        moved = [(own, new) for own, new in pairs if own.is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in moved], [new for _, new in moved], weight)
+        for own, new in pairs:
+            if not own.is_floating_point():
+                own.copy_(new)
+        self.n_averaged += 1
+        self._averaged = count + 1
+        for (memory, student), new in zip(memories, unplaced, strict=True):
             # A prototype's first position is not averaged with the random vector that it had before.
-            own.prototypes.copy_(student.prototypes.where(new.unsqueeze(2), moved))
+            units = nn.functional.normalize(memory.prototypes, dim=2)
+            memory.prototypes.copy_(student.prototypes.where(new.unsqueeze(2), units))
 
     def train(self, mode: bool = True) -> EMATeacher:
         """Stays in eval mode: no dropout, no drop-path, BatchNorm by its averaged statistics."""
@@ -66,3 +73,7 @@ class EMATeacher(AveragedModel):
 
 def _memories(module: nn.Module) -> list[PrototypeMemory]:
     return [m for m in module.modules() if isinstance(m, PrototypeMemory)]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*(p.detach() for p in module.parameters()), *module.buffers()]

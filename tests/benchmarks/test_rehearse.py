@@ -27,6 +27,7 @@ def read(file: Path) -> dict[str, dict]:  # type: ignore[type-arg]
     return {result["part"]: result for result in json.loads(file.read_text())["parts"]}
 
 
+@pytest.mark.slow  # 20 s; the two tests below run parts of it
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rehearsal.json"
     rehearse(list(PARTS), CPU, True, file, 60)

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from protoseg.trusted import checked_sections
 from protoseg.types import ProtosegError
 
 ENCODED = "the checkpoint's weights are of the model it was trained with"
@@ -113,6 +112,8 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
 
 def take_input(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
     """Normalise images as the network of a checkpoint does, where ``cfg`` leaves that to the encoder."""
+    from protoseg.trusted import checked_sections  # torch, which no help waits for
+
     said = checked_sections(checkpoint["protoseg"]["config"] or {}, ["encoder"])["encoder"] or {}
     with open_dict(cfg.encoder):
         for key in ("mean", "std"):

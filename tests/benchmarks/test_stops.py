@@ -10,7 +10,7 @@ from benchmarks.step import StepSetting, step_steps
 from benchmarks.stops import count_stops
 
 CPU = torch.device("cpu")
-# one_hot looks at its numbers, and the loss is judged at once instead of a step later.
+# one_hot looks at its numbers, and the loss is judged at once; on a GPU a step later, which waits for that step alone.
 ON_A_CPU_ALONE = {"_local_scalar_dense in resize.py: majority_label", "_local_scalar_dense in base.py: judge_loss"}
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from protoseg.api import as_tensor
+from protoseg.cli.tool import run_tool
 from protoseg.data import CamVid, limit_pixels
-from protoseg.data.__main__ import main
 from protoseg.data.decoding import check_pixels, decode_jpeg
 from protoseg.data.files import read_image, read_label
 from protoseg.data.label_spaces import CAMVID_IDS
@@ -132,7 +132,7 @@ def test_spawned_workers_know_the_limit(monkeypatch: pytest.MonkeyPatch, limit: 
 
 def test_the_tool_for_data_sets(camvid: Path, capsys: pytest.CaptureFixture[str], limit: None) -> None:
     with pytest.raises(SystemExit):
-        main(["check", "camvid", f"data.root={camvid}", "max_pixels=700"])
+        run_tool("data", ["check", "camvid", f"data.root={camvid}", "max_pixels=700"])
     assert "expected at most 700 pixels, got 32 x 24" in capsys.readouterr().out
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from protoseg.cli.tool import run_tool
 from protoseg.data import GTA5, COCOStuff, LabelledFolder, SegmentationDataModule
-from protoseg.data.__main__ import main
 from protoseg.types import ProtosegError
 
 SIZE = (24, 32)
@@ -44,7 +44,7 @@ def check(root: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> tu
     """Exit code and output of the command."""
     code: object = 0
     try:
-        main(["check", "folder", f"data.root={root}", *overrides])
+        run_tool("data", ["check", "folder", f"data.root={root}", *overrides])
     except SystemExit as end:
         code = end.code
     said = capsys.readouterr()

@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
+from protoseg.cli.tool import run_tool
 from protoseg.data import ConcatDataModule, SegmentationDataModule
-from protoseg.data.__main__ import main
 from protoseg.data.samplers import StepBatchSampler
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
@@ -137,7 +137,7 @@ def test_a_few_labelled_images_of_the_target_and_several_sources(
     source = ("data@data.source=concat", *concat(two, "weights={a: 1, b: 3}", at="data.source"))
     target = ("root", few), ("val_split", "val"), ("dataset.classes", few / "classes.yaml")
     settings = (*source, *(f"data.target.{key}={value}" for key, value in target))
-    main(["check", "folder_to_folder", *settings])
+    run_tool("data", ["check", "folder_to_folder", *settings])
     said = capsys.readouterr().out
     assert "source b train: 8 images and 8 masks read" in said
     assert "target train: 4 images and 0 masks read" in said
@@ -227,9 +227,9 @@ def test_parts_that_do_not_fit(two: dict[str, str], override: str, message: str)
 
 
 def test_check_tells_of_each_part(two: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", "concat", *concat(two)])
+    run_tool("data", ["check", "concat", *concat(two)])
     assert "b val: 2 images and 2 masks read" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["check", "concat", *concat(two | {"c": two["a"]})])
+        run_tool("data", ["check", "concat", *concat(two | {"c": two["a"]})])
     assert "expected every image once, got the same file in a train" in capsys.readouterr().out
     assert isinstance(made(*concat(two)), SegmentationDataModule)

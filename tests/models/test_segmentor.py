@@ -150,13 +150,13 @@ def test_wrong_images(image: Tensor) -> None:
 
 def test_every_encoder_and_decoder_config_instantiates() -> None:
     decoders = sorted((CONF / "decoder").glob("*.yaml"))
-    names = ["daformer", "deeplabv3plus", "fcn", "fpn", "hrnet", "segformer", "upernet"]
+    names = ["daformer", "deeplabv3plus", "fcn", "fpn", "hrnet", "none", "segformer", "upernet"]
     assert [path.stem for path in decoders] == names
     for path in decoders:
         decoder = instantiate(OmegaConf.load(path))([8, 8, 8, 8], [4, 8, 16, 32])
         assert decoder.out_channels > 0
     encoders = sorted((CONF / "encoder").glob("*.yaml"))
-    assert len(encoders) == 14
+    assert len(encoders) == 16
     for path in encoders:
         config = OmegaConf.load(path)
         assert config.pretrained is True

@@ -112,7 +112,7 @@ def part_of(batch: AdaptationBatch, part: slice) -> AdaptationBatch:
 
 def run(part: slice, head: str) -> dict[str, Any]:
     """Three steps, with all that is random fixed: the mixing, and what is drawn of the queues (everything)."""
-    moves.class_mix_mask = lambda label, classes: label % 2 == 0  # type: ignore[assignment]
+    moves.class_mix_mask = lambda label, classes, *choice: label % 2 == 0  # type: ignore[assignment]
     ClassQueues.draw, ClassQueues.draw_others = whole_queue, all_other_queues  # type: ignore[method-assign]
     module = build(head)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)

@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_LAZY = ("Model", "Prediction", "load")
+_LAZY = {"Model": "api", "Prediction": "api", "load": "api", "build": "run.library"}
 
 try:
     __version__ = version("protoseg")
@@ -15,7 +15,7 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH that was never installe
 def __getattr__(name: str) -> Any:
     """``protoseg.load`` and its kin, imported when they are first used: ``import protoseg`` stays light (PEP 562)."""
     if name in _LAZY:
-        return getattr(import_module("protoseg.api"), name)
+        return getattr(import_module(f"protoseg.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -120,7 +120,7 @@ def class_file(content: Any, path: Path) -> ClassFile:
     things = tuple(map(str, _list(path, "things", content.get("things"))))
     name = str(content.get("name") or path.absolute().parent.name)
     try:
-        space = LabelSpace(name, tuple(colors), _with_made(colors.values(), labels), things=things)
+        space = LabelSpace(name, tuple(colors), with_made_colors(colors.values(), labels), things=things)
     except ProtosegError as error:
         raise _wrong(path, "things that are classes", error) from error
     return ClassFile(space, table, labels, frozenset(said), bool(content.get("ids")), _TRANSPARENT in entries)
@@ -140,7 +140,7 @@ def _classes(path: Path, content: Any) -> dict[str, Color | None]:
     return {name: None if color is None else _color(path, name, color) for name, color in given.items()}
 
 
-def _with_made(colors: Iterable[Color | None], taken: Collection[Color]) -> tuple[Color, ...]:
+def with_made_colors(colors: Iterable[Color | None], taken: Collection[Color]) -> tuple[Color, ...]:
     """The colours, with those of Pascal VOC's palette (each bit of a number in turn to red, green, blue) for None."""
     made = (
         tuple(sum((n >> 3 * bit + channel & 1) << 7 - bit for bit in range(8)) for channel in range(3))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg.callbacks.progress import PrototypeMemoryCallback
-from protoseg.checkpoint import own_part
+from protoseg.checkpoint import AtomicCheckpointIO, own_part
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.predictor import Predictor
@@ -256,6 +257,7 @@ class SegmentationModule(pl.LightningModule):
             parts[0].memory.observe_accumulated(parts)
         for memory in self.memories.values():
             memory.step()
+        self._waiting = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # type: ignore[override]
         predictions = self.predictor.predict(self.model, batch.image, batch.size)
@@ -283,6 +285,11 @@ class SegmentationModule(pl.LightningModule):
     def _log_classes(self, key: str, values: Tensor) -> None:
         names = map(visible, self.label_space.classes)
         self.log_dict({f"{key}/{name}": float(v) for name, v in zip(names, values, strict=True)})
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights, prototypes and config, as ``protoseg.load`` opens them; raises as ``write_file``."""
+        content = {"state_dict": self.state_dict(), "protoseg": own_part(self.config, self.label_space)}
+        AtomicCheckpointIO().save_checkpoint(content, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.judge_loss()

@@ -156,6 +156,7 @@ class TestDrawing:
 
         assert max(range(-3, 4), key=step) == 0
 
+    @pytest.mark.slow  # 15 s; test_streets_hold_every_class_and_repeat draws too
     def test_files(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "söme where"
         arguments = ["render", "--size", "160x120", "--seed", "4", "--workers", "2", str(out)]

@@ -97,6 +97,7 @@ def test_missing_data_names_the_source(tmp_path: Path) -> None:
     assert str(tmp_path / "camvid") in result.stderr
 
 
+@pytest.mark.slow
 def test_unknown_timm_encoder(tmp_path: Path) -> None:
     result = run("encoder.name=resnet5O", "encoder.pretrained=false", f"hydra.run.dir={tmp_path}/run")
     assert result.returncode == 1

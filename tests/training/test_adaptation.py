@@ -65,7 +65,7 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
             marks=pytest.mark.slow,
         ),
         (*HRDA, "head=prototype"),
-        ("trainer.precision=bf16-mixed", "head=prototype"),
+        pytest.param(("trainer.precision=bf16-mixed", "head=prototype"), marks=pytest.mark.slow),
         pytest.param(("contrast=u2pl",), marks=pytest.mark.slow),
         pytest.param(("contrast=sepico_proto",), marks=pytest.mark.slow),
         pytest.param(("contrast=pixel_contrast",), marks=pytest.mark.slow),

@@ -101,7 +101,7 @@ EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_ra
 @pytest.mark.parametrize(
     ("step", "hook"),
     [
-        (1, "on_train_batch_start"),
+        pytest.param(1, "on_train_batch_start", marks=pytest.mark.slow),
         pytest.param(3, "on_validation_start", marks=pytest.mark.slow),
         (3, "on_validation_end"),
         pytest.param(4, "on_train_batch_start", marks=pytest.mark.slow),

@@ -48,7 +48,6 @@ SHORT = (
     "trainer.val_check_interval=5",
     "trainer.limit_val_batches=2",
     "callbacks.last.every_n_train_steps=2",
-    "callbacks.dashboard=null",
     "data.num_workers=1",
     "threads=1",
     "resume=auto",

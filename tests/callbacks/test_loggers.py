@@ -22,9 +22,9 @@ from protoseg.nn import PrototypeMemory
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy
-from tests.conftest import TINY
+from tests.conftest import DRAWN
 
-SHORT = (*TINY, "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.limit_val_batches=2")
+SHORT = (*DRAWN, "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.limit_val_batches=2")
 
 
 def test_wandb_offline_without_a_key(

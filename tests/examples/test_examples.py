@@ -25,7 +25,6 @@ SMALL = [
     *(setting for setting in TINY if not setting.startswith(("encoder.", "head.", "trainer.max", "trainer.val_"))),
     "trainer.max_steps=3",
     "trainer.val_check_interval=3",
-    "callbacks.dashboard=null",
 ]
 ENCODER = ["encoder.name=test_resnet", "encoder.pretrained=false"]
 ONE = "data.root=STREETS"

@@ -24,10 +24,9 @@ from tests.conftest import TINY
 from tests.training.test_resume import assert_resumes
 
 Configure = Callable[..., DictConfig]
-SMALL = (*TINY, "callbacks.dashboard=null")
 ADAPT = (
     "experiment=small_daformer",
-    *(x for x in SMALL if not x.startswith("head.")),
+    *(x for x in TINY if not x.startswith("head.")),
     "method.threshold=0.1",  # a random teacher is never sure
 )
 PGPC = (*ADAPT, "contrast=pgpc", "contrast.reliable=0.1", "contrast.num_prototypes=1")
@@ -60,7 +59,7 @@ def trained(run: Path, cfg: DictConfig) -> tuple[list[dict[str, float]], dict[st
 @pytest.mark.parametrize(
     ("settings", "prototypes", "terms"),
     [
-        ((*SMALL, "head.num_prototypes=1"), "model.head.memory.prototypes", {"ce", "ppc", "ppd"}),
+        ((*TINY, "head.num_prototypes=1"), "model.head.memory.prototypes", {"ce", "ppc", "ppd"}),
         (PGPC, "terms.contrast.memory.prototypes", {"ce", "mixed", "contrast"}),
     ],
     ids=["supervised", "adaptation"],
@@ -104,7 +103,7 @@ def test_losses_and_prototypes_are_near_those_of_fp32(
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(SMALL, id="supervised"),
+        pytest.param(TINY, id="supervised"),
         pytest.param((*ADAPT, "contrast=sepico_proto"), id="sepico_proto", marks=pytest.mark.slow),
         pytest.param((*PGPC, "method.separate_backward=true"), id="separate_backward", marks=pytest.mark.slow),
     ],
@@ -133,12 +132,12 @@ def test_a_void_step_moves_no_teacher(configure: Configure, tmp_path: Path, monk
 
 def test_fp16_on_a_cpu_says_that_it_becomes_bf16(configure: Configure) -> None:
     with pytest.warns(UserWarning, match=r"16-mixed.*not supported on CPU. Using `precision='bf16-mixed'` instead"):
-        run_training(configure("train", *SMALL, "trainer.precision=16-mixed", "trainer.max_steps=1"))
+        run_training(configure("train", *TINY, "trainer.precision=16-mixed", "trainer.max_steps=1"))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("settings", [SMALL, PGPC], ids=["supervised", "adaptation"])
+@pytest.mark.parametrize("settings", [TINY, PGPC], ids=["supervised", "adaptation"])
 def test_fp16_resumes_on_a_gpu(settings: tuple[str, ...], configure: Configure, tmp_path: Path) -> None:
     # To the bit only by chance: CUDA's sums come in any order. The scaler is counted in whole steps.
     gpu = [x for x in settings if x != "trainer.accelerator=cpu"]

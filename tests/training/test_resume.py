@@ -22,7 +22,7 @@ from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.run.train import run_training
 from protoseg.training.optim import poly_factor
 from protoseg.types import ProtosegError
-from tests.conftest import TINY
+from tests.conftest import DRAWN, TINY
 
 
 def constant_schedule(optimizer: torch.optim.Optimizer, total_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -110,7 +110,7 @@ EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_ra
 def test_stopped_and_resumed_is_never_stopped(
     step: int, hook: str, configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_resumes(configure, tmp_path, monkeypatch, (*TINY, *EXTRA), step, hook)
+    assert_resumes(configure, tmp_path, monkeypatch, (*DRAWN, *EXTRA), step, hook)
     expected = validations(tmp_path / "straight")
     resumed = validations(tmp_path / "resumed")
     assert resumed["5"] == expected["5"]
@@ -199,7 +199,7 @@ def rates(run: Path) -> dict[int, float]:
 
 
 def test_a_resumed_run_follows_its_new_settings(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
-    cheap = (*TINY, "trainer.val_check_interval=6", "callbacks.dashboard=null", "optimizer.encoder_lr=null")
+    cheap = (*TINY, "trainer.val_check_interval=6", "optimizer.encoder_lr=null")
     run_training(configure("train", *cheap, "trainer.max_steps=2", output=tmp_path / "a"))
     new = ("trainer.max_steps=5", "optimizer.lr=0.01", "optimizer.weight_decay=0.3", "schedule.power=2")
     more = (*new, "+optimizer.optimizer.betas=[0.5,0.6]", f"resume={tmp_path}/a/checkpoints/last.ckpt")
@@ -234,7 +234,7 @@ def test_a_finished_run_is_shown_and_not_trained(
 def test_a_strangers_checkpoint_deletes_nothing_and_is_refused_where_it_is_malformed(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    cheap = (*TINY, "trainer.val_check_interval=1", "callbacks.dashboard=null")
+    cheap = (*TINY, "trainer.val_check_interval=1")
     run_training(configure("train", *cheap, "trainer.max_steps=1"))
     last, odd = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "odd.ckpt"
     victims = [tmp_path / "folder" / "best.ckpt", tmp_path / "victim.ckpt", tmp_path / "b" / "notes.txt"]
@@ -304,7 +304,7 @@ def test_the_best_of_several_checkpoints_is_best(
     scores = iter([0.2, 0.5, 0.1, 0.3, 0.4, 0.6])
     original = SegmentationMetrics.compute
     monkeypatch.setattr(SegmentationMetrics, "compute", lambda self: {**original(self), "mIoU": next(scores)})
-    cheap = (*TINY, "trainer.val_check_interval=1", "callbacks.dashboard=null", "callbacks.best.save_top_k=2")
+    cheap = (*TINY, "trainer.val_check_interval=1", "callbacks.best.save_top_k=2")
     folder = tmp_path / "run" / "checkpoints"
 
     def run_to(steps: int) -> tuple[list[str], int]:

@@ -22,7 +22,7 @@ from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import in_words, run_training, validation_interval
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
-from tests.conftest import TINY
+from tests.conftest import DRAWN, TINY
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -32,7 +32,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_a_run_learns_and_writes_what_it_says(configure: Callable[..., DictConfig], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     run_training(
-        configure("train", *TINY, "data.batch_size=4", "trainer.max_steps=40", "trainer.val_check_interval=20")
+        configure("train", *DRAWN, "data.batch_size=4", "trainer.max_steps=40", "trainer.val_check_interval=20")
     )
     run = tmp_path / "run"
     log = rows(run)

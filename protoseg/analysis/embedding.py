@@ -27,10 +27,7 @@ class EmbeddingSample(NamedTuple):
 
 
 class EmbeddingCollector:
-    """Draws at most ``per_class`` cells of each class, with equal chance over the whole stream.
-
-    Every cell gets a random number; of each class those with the lowest are kept.
-    """
+    """Draws at most ``per_class`` cells of each class, with equal chance: those of the lowest random numbers."""
 
     def __init__(self, per_class: int, seed: int = 0) -> None:
         self.per_class = per_class
@@ -41,15 +38,14 @@ class EmbeddingCollector:
         ids = scene.cell_class.cpu()
         cells = (ids != IGNORE_INDEX).nonzero().flatten()
         number = torch.rand(len(cells), generator=self.generator)
-        first = self._lowest(ids[cells], number)
+        first = self._lowest(number, ids[cells])
         cells, number = cells[first], number[first]
         vectors = scene.output.embeddings[0].flatten(1).T[cells.to(scene.image.device)].float().cpu()
         new = [number, ids[cells], torch.full_like(cells, scene.number), F.normalize(vectors, dim=1)]
         both = [torch.cat(pair) for pair in zip(self.kept, new, strict=True)] if self.kept else new
-        first = self._lowest(both[1], both[0])
-        self.kept = [values[first] for values in both]
+        self.kept = [values[self._lowest(*both[:2])] for values in both]
 
-    def _lowest(self, ids: Tensor, number: Tensor) -> Tensor:
+    def _lowest(self, number: Tensor, ids: Tensor) -> Tensor:
         """Indices of the ``per_class`` lowest numbers of each class."""
         key, order = (ids.double() + number.double()).sort()
         place = torch.arange(len(key)) - torch.searchsorted(key, key.floor())
@@ -72,13 +68,10 @@ class EmbeddingMap(NamedTuple):
 
 
 def embedding_map(sample: EmbeddingSample, prototypes: Tensor | None = None, seed: int = 0) -> EmbeddingMap:
-    """t-SNE (van der Maaten & Hinton, 2008) of pixels and prototypes together, by scikit-learn.
+    """t-SNE (van der Maaten & Hinton, 2008) of pixels and prototypes ``c k d`` together, by scikit-learn.
 
-    Of unit vectors, so that Euclidean neighbours are neighbours by cosine. Prototypes are ``c k d``. A PCA is
-    the start, so that the seed changes little.
-
-    Raises:
-        ProtosegError: scikit-learn is not installed, or fewer than 4 points.
+    Of unit vectors, so that Euclidean neighbours are neighbours by cosine. A PCA is the start, so that the seed changes
+    little. Raises ProtosegError: scikit-learn is not installed, or fewer than 4 points.
     """
     try:
         from sklearn.manifold import TSNE  # type: ignore[import-untyped]
@@ -91,8 +84,8 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor | None = None, see
         vectors = torch.cat([vectors, prototypes.detach().cpu().flatten(0, 1).to(vectors.dtype)])
     if len(vectors) < 4:
         raise ProtosegError(f"embedding map: expected at least 4 points, got {len(vectors)}; choose more images")
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    places = TSNE(perplexity=perplexity, random_state=seed).fit_transform(vectors.numpy()).astype(np.float32)
+    tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=seed)
+    places = tsne.fit_transform(vectors.numpy()).astype(np.float32)
     n = len(sample.embeddings)
     stars = None if prototypes is None else places[n:].reshape(*prototypes.shape[:2], 2)
     return EmbeddingMap(places[:n], sample.label.numpy(), stars)
@@ -103,15 +96,12 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
     figure = empty_figure(11, 8)
     axes = figure.add_subplot()
     colors = np.array(label_space.colors) / 255
-    x, y = found.points.T
-    axes.scatter(x, y, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
+    axes.scatter(*found.points.T, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
     for color, stars in zip(colors, () if found.stars is None else found.stars, strict=False):
-        x, y = stars.T
-        axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
-    present = np.unique(found.label).tolist()
-    for i in present[:MANY_CLASSES]:
+        axes.scatter(*stars.T, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
+    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
+    for i in np.unique(found.label)[:MANY_CLASSES].tolist():
         x, y = np.median(found.points[found.label == i], axis=0)
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
         axes.text(x, y, figure_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
     axes.set_axis_off()
     stars_text = ", stars the prototypes" if found.stars is not None else ""
@@ -167,15 +157,13 @@ def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
     figure = empty_figure(8, 6)
     axes = figure.add_subplot()
     colors = np.array(space.colors)[plane.label.numpy()] / 255
-    (x, y), p = plane.places.T.numpy(), plane.prototypes
-    axes.scatter(x[p:], y[p:], s=7, c=colors[p:], linewidths=0)
-    axes.scatter(x[:p], y[:p], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
+    places, p = plane.places.numpy(), plane.prototypes
+    axes.scatter(*places[p:].T, s=7, c=colors[p:], linewidths=0)
+    axes.scatter(*places[:p].T, s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "edgecolor": "none"}
     for i in plane.label[:p].unique().tolist():
-        own = (plane.label[:p] == i).numpy()
-        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "edgecolor": "none"}
-        axes.text(
-            x[:p][own].mean(), y[:p][own].mean(), figure_name(space.classes[i]), fontsize=8, ha="center", bbox=box
-        )
+        x, y = places[:p][plane.label[:p] == i].mean(axis=0)
+        axes.text(x, y, figure_name(space.classes[i]), fontsize=8, ha="center", bbox=box)
     axes.set(xticks=[], yticks=[])
     axes.set_title("prototypes (circles) and pixels of one image: principal components", fontsize=11)
     return figure_picture(figure)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.analysis.stream import Scene
 from protoseg.evaluation.pictures import MANY_CLASSES, class_tables, empty_figure, figure_name, name_bars
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
 from protoseg.types import IGNORE_INDEX, LabelSpace
@@ -66,25 +66,14 @@ class OccupancyCollector:
         return Occupancy(true, predicted, self.most_cells.clone(), self.example.clone())
 
 
-def occupancy(model: nn.Module, loader: Loader) -> Occupancy:
-    """See :class:`Occupancy`; raises ProtosegError for a model without prototypes."""
-    c, k, _ = prototype_memory(model).prototypes.shape
-    collector = OccupancyCollector(c, k)
-    collect(scenes(model, loader, "occupancy"), collector)
-    return collector.compute()
-
-
 def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> list[dict[str, Any]]:
     """What is to be known of each class's prototypes (unit vectors ``c k d``), one entry of plain values per class.
 
-    Args:
-        counts: cells each one takes, ``c k``, see :class:`Occupancy`.
-
-    Returns:
-        ``name``; ``cells``; ``shares`` (k numbers, None without a cell); ``effective`` (exp of their entropy: how many
-        prototypes do the work); ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes
-        with less than ``DEAD_BELOW``); ``duplicates`` (``[i, j, cosine]`` above ``DUPLICATE_ABOVE``);
-        ``nearest_class`` and the ``nearest_cosine`` of the closest pair.
+    ``counts`` are the cells that each one takes, ``c k``, see :class:`Occupancy`. An entry has ``name``; ``cells``;
+    ``shares`` (k numbers, None without a cell); ``effective`` (exp of their entropy: how many prototypes do the work);
+    ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes with less than ``DEAD_BELOW``);
+    ``duplicates`` (``[i, j, cosine]`` above ``DUPLICATE_ABOVE``); ``nearest_class`` and the ``nearest_cosine`` of the
+    closest pair.
     """
     prototypes = prototypes.cpu()
     within, means = prototypes @ prototypes.mT, within_class_cosine(prototypes)
@@ -131,8 +120,7 @@ def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence
         axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-    bar = figure.colorbar(picture, ax=charts, fraction=0.025, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(picture, ax=charts, fraction=0.025, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
     figure.suptitle("Cosines between the prototypes of a class (title: mean of the pairs)", fontsize=12)
     return figure
 

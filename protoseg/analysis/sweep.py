@@ -1,17 +1,28 @@
-"""What a sweep showed: scores by setting, mean and spread over seeds, and what is missing."""
+"""What a sweep showed: scores by setting, mean and spread over seeds, what is missing, and pictures of it.
+
+What draws is imported in the functions that draw: a table needs neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from rich.text import Text
 
 from protoseg.evaluation.curves import read_log
 from protoseg.files import write_file
 from protoseg.job_records import Job, Sweep, short_names, short_value
-from protoseg.text import Terminal, markdown_table, markdown_text, write_csv
+from protoseg.text import Terminal, figure_text, markdown_table, markdown_text, write_csv
 from protoseg.types import ProtosegError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BEST = "mIoU"
 """The metric unless another is chosen: the best val/mIoU of each run."""
@@ -83,14 +94,15 @@ def last_logged(job: Job, column: str) -> float:
     return float(values[-1])
 
 
-def missing(sweep: Sweep) -> list[Job]:
-    """The jobs without a result."""
-    return [job for job in sweep.jobs if job.state != "done"]
+def missing(sweep: Sweep) -> tuple[str, list[str]]:
+    """How many jobs have no result, and a line for each of these."""
+    without = [job for job in sweep.jobs if job.state != "done"]
+    lines = [f"job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". ") for job in without]
+    return f"Without a result: {len(without)} of {len(sweep.jobs)} jobs", lines
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows to read: settings, mean ± sample standard deviation over seeds, their number, each score."""
-    header = [*comparison.names, comparison.title, "n", "each"]
     rows = []
     for setting in comparison.settings:
         spread = f" ± {comparison.number(setting.std)}" if len(setting.scores) > 1 else ""
@@ -98,18 +110,17 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         number = f"{done} of {jobs}" if done < jobs else str(done)
         each = ", ".join(map(comparison.number, setting.scores))
         rows.append([*map(short_value, setting.values), f"{comparison.number(setting.mean)}{spread}", number, each])
-    return header, rows
+    return [*comparison.names, comparison.title, "n", "each"], rows
 
 
 def exact_table(comparison: Comparison) -> list[list[object]]:
     """The same for programs, header first: numbers in full, an empty cell where there is none."""
     rows: list[list[object]] = [[*comparison.names, "metric", "mean", "std", "n", "jobs", "seconds"]]
     for setting in comparison.settings:
-        numbers = ["" if math.isnan(value) else value for value in (setting.mean, setting.std)]
         seconds = [job.seconds for job in setting.jobs if job.state == "done"]
         mean_seconds = round(statistics.fmean(seconds), 1) if seconds else ""
-        counts = (len(setting.scores), len(setting.jobs), mean_seconds)
-        rows.append([*setting.values, comparison.metric, *numbers, *counts])
+        numbers = (*map(_cell, (setting.mean, setting.std)), len(setting.scores), len(setting.jobs), mean_seconds)
+        rows.append([*setting.values, comparison.metric, *numbers])
     return rows
 
 
@@ -118,23 +129,22 @@ def jobs_table(sweep: Sweep) -> list[list[object]]:
     names = short_names(sweep.swept)
     rows: list[list[object]] = [["job", *names.values(), "state", BEST, "seconds", "error"]]
     for job in sweep.jobs:
-        score = "" if math.isnan(job.score) else job.score
         values = (job.values.get(key, "") for key in names)
-        rows.append([job.number, *values, job.state, score, round(job.seconds, 1), job.error])
+        rows.append([job.number, *values, job.state, _cell(job.score), round(job.seconds, 1), job.error])
     return rows
+
+
+def _cell(value: float) -> float | str:
+    return "" if math.isnan(value) else value
 
 
 def markdown(sweep: Sweep, comparison: Comparison) -> str:
     """The table of the settings, and the jobs without a result, as Markdown."""
-    header, rows = table(comparison)
-    without = [
-        "- " + markdown_text(f"job {job.number} ({sweep.name(job)}): {job.state}. {job.error}".rstrip(". "))
-        for job in missing(sweep)
-    ]
     note = f"{comparison.title}: mean ± sample standard deviation over n runs."
-    parts = [f"# {markdown_text(sweep.folder.name)}", markdown_table(header, rows, len(comparison.names)), note]
+    parts = [f"# {markdown_text(sweep.folder.name)}", markdown_table(*table(comparison), len(comparison.names)), note]
+    title, without = missing(sweep)
     if without:
-        parts += [f"Without a result: {len(without)} of {len(sweep.jobs)} jobs.", "\n".join(without)]
+        parts += [f"{title}.", "\n".join(f"- {markdown_text(line)}" for line in without)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,8 +159,6 @@ def write_tables(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Pat
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw ``scores.png``, and ``heatmap.png`` where two numbers were swept; returns their paths."""
-    from protoseg.analysis.sweep_figures import heat_figure, score_figure
-
     drawn = {folder / "scores.png": score_figure(comparison), folder / "heatmap.png": heat_figure(comparison)}
     figures = {path: figure for path, figure in drawn.items() if figure is not None}
     for path, figure in figures.items():
@@ -166,12 +174,11 @@ def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> 
 
 def print_missing(sweep: Sweep, terminal: Terminal) -> None:
     """Print which jobs have no result, and why."""
-    without = missing(sweep)
+    title, without = missing(sweep)
     if without:
-        terminal.print(f"Without a result: {len(without)} of {len(sweep.jobs)} jobs", style="yellow")
-        for job in without:
-            reason = f": {job.error}" if job.error else ""
-            terminal.say(f"  job {job.number} ({sweep.name(job)}): {job.state}{reason}")
+        terminal.print(title, style="yellow")
+    for line in without:
+        terminal.say(f"  {line}")
 
 
 def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
@@ -180,7 +187,7 @@ def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
     styles: dict[str, str] = {"done": "green", "failed": "red"}
     rows: list[list[str | Text]] = []
     for job in sweep.jobs:
-        score = f"{100 * job.score:.1f}" if job.score == job.score else ""
+        score = "" if math.isnan(job.score) else f"{100 * job.score:.1f}"
         values = [short_value(job.values.get(key, "")) for key in names]
         state = Text(job.state, styles.get(job.state, "yellow"))
         rows.append([str(job.number), *values, state, score, f"{job.seconds:.0f}" if job.seconds else ""])
@@ -190,3 +197,151 @@ def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
         if job.state == "failed":
             message = f"Job {job.number} failed: {job.error} ({job.folder}/error.log)"
             terminal.print(message, soft_wrap=True, style="red")
+
+
+class _Key(NamedTuple):
+    """A swept key: its place among a setting's values (-1: none), its name, what it takes, whether all are numbers."""
+
+    at: int = -1
+    name: str = ""
+    values: Sequence[str] = ("",)
+    numeric: bool = False
+
+    def of(self, setting: Setting) -> str:
+        return "" if self.at < 0 else setting.values[self.at]
+
+    def place(self, setting: Setting) -> float:
+        return float(self.of(setting)) if self.numeric else float(self.values.index(self.of(setting)))
+
+
+def score_figure(comparison: Comparison) -> Figure:
+    """The score against one swept value: mean, sample standard deviation over seeds, and each seed as a dot.
+
+    That value is the number that takes the most values, else the name that does. Of the other swept values the one
+    with the most values has a line for each, and every combination of the rest a panel.
+    """
+    settings, keys = _scored(comparison)
+    varied = [key for key in keys if len(key.values) > 1] or keys[:1]
+    x = max(varied, key=lambda key: (key.numeric, len(key.values)), default=_Key())
+    line = max((key for key in varied if key != x), key=lambda key: len(key.values), default=_Key())
+    width = 4.5 if x.numeric else 1.5 + 0.45 * len(x.values) + 0.2 * len(x.values) * len(line.values)
+    rest = [key for key in varied if key not in (x, line)]
+    figure, panels = _panels(settings, rest, width, legend=line != _Key())
+    for axes, members in panels.items():
+        for i, value in enumerate(line.values):
+            drawn = sorted((setting for setting in members if line.of(setting) == value), key=x.place)
+            label = figure_text(f"{line.name} = {value}") if line.name else None
+            # Error bars that hide one another tell nothing: side by side, some points apart.
+            shift = (i - (len(line.values) - 1) / 2) * (4 if x.numeric else 11)
+            _draw(axes, drawn, x, shift, comparison.scale, color=f"C{i}", label=label, linestyle=x.numeric * "-")
+        _label(axes, x)
+    next(iter(panels)).set_ylabel(figure_text(comparison.title))
+    if line.name:
+        entries = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels)
+        handles = {label: handle for panel in entries for handle, label in panel}
+        figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside right center")
+    return figure
+
+
+def heat_figure(comparison: Comparison) -> Figure | None:
+    """Mean scores over two swept numbers, a panel for each further setting; None unless two take three values."""
+    settings, keys = _scored(comparison)
+    grid_keys = [key for key in keys if key.numeric and len(key.values) > 2]
+    if len(grid_keys) < 2:
+        return None
+    x, y = grid_keys[:2]
+    columns, rows = (sorted(key.values, key=float) for key in (x, y))
+    figure, panels = _panels(settings, [key for key in keys if key not in (x, y)], 1.6 + 0.8 * len(columns))
+    means = [comparison.scale * setting.mean for setting in settings]
+    low, high = min(means), max(means)
+    for axes, members in panels.items():
+        grid = np.full((len(rows), len(columns)), np.nan)
+        for setting in members:
+            i, j = rows.index(y.of(setting)), columns.index(x.of(setting))
+            grid[i, j] = comparison.scale * setting.mean
+            color = "white" if grid[i, j] < low + 0.6 * (high - low) else "black"
+            axes.text(j, i, comparison.number(setting.mean), ha="center", va="center", color=color)
+        axes.set_facecolor("0.9")
+        picture = axes.imshow(grid, cmap="viridis", vmin=low, vmax=high, aspect="auto", origin="lower")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0)
+        axes.set_xlabel(figure_text(x.name))
+    next(iter(panels)).set_ylabel(figure_text(y.name))
+    figure.colorbar(picture, ax=[*panels], label=figure_text(comparison.title), pad=0.02)
+    return figure
+
+
+def _scored(comparison: Comparison) -> tuple[list[Setting], list[_Key]]:
+    """The settings that have a score, and the swept keys over these."""
+    settings, keys = [setting for setting in comparison.settings if setting.scores], []
+    for k, name in enumerate(comparison.names):
+        values = list(dict.fromkeys(setting.values[k] for setting in settings))
+        keys.append(_Key(k, name, values, all(map(_is_number, values))))
+    return settings, keys
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def _panels(
+    settings: Sequence[Setting], keys: Sequence[_Key], width: float, legend: bool = False
+) -> tuple[Figure, dict[Axes, list[Setting]]]:
+    """A chart for each combination of the keys' values, with its settings; one chart where there is no key."""
+    from protoseg.evaluation.pictures import empty_figure
+
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(", ".join(f"{key.name} = {key.of(setting)}" for key in keys), []).append(setting)
+    across = min(4, len(groups))
+    down = -(-len(groups) // across)
+    figure = empty_figure(0.5 + width * across + 2.2 * legend, 3.8 * down)
+    charts = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    for axes, title in zip(charts, groups, strict=False):
+        axes.set_title(figure_text(title), fontsize=11)
+    for axes in charts[len(groups) :]:
+        axes.set_axis_off()
+    return figure, dict(zip(charts, groups.values(), strict=False))
+
+
+def _draw(axes: Axes, settings: Sequence[Setting], x: _Key, shift: float, scale: int, **style: Any) -> None:
+    """One line: means with error bars and the scores behind them, ``shift`` points aside."""
+    from matplotlib.transforms import ScaledTranslation
+
+    aside = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+    places = [x.place(setting) for setting in settings]
+    means = np.array([scale * setting.mean for setting in settings])
+    stds = np.nan_to_num([scale * setting.std for setting in settings])
+    axes.errorbar(places, means, stds, marker="o", markersize=5, capsize=3, transform=aside, **style)
+    several = zip(places, settings, strict=True)
+    dots = [(place, scale * score) for place, one in several if len(one.scores) > 1 for score in one.scores]
+    axes.plot(*np.reshape(dots, (-1, 2)).T, ".", color=style["color"], alpha=0.5, markersize=6, transform=aside)
+    # matplotlib does not count what is shifted when it chooses the limits of the axes.
+    axes.update_datalim([*zip(places, means - stds, strict=True), *zip(places, means + stds, strict=True), *dots])
+    axes.margins(x=0.08)
+    axes.autoscale_view()
+
+
+def _label(axes: Axes, x: _Key) -> None:
+    from protoseg.evaluation.pictures import tidy
+
+    tidy(axes)
+    if not x.name:
+        axes.set_xticks([])
+        return
+    axes.set_xlabel(figure_text(x.name))
+    if not x.numeric:
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, x.values)) > 40 else {}
+        axes.set_xticks(range(len(x.values)), [figure_text(value) for value in x.values], **turned)
+        axes.set_xlim(-0.6, len(x.values) - 0.4)
+        return
+    numbers = sorted(map(float, x.values))
+    if numbers[0] > 0 and numbers[-1] >= 5 * numbers[0]:
+        axes.set_xscale("log")
+    if len(numbers) <= 10:
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.set_xticks([], minor=True)

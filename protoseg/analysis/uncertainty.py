@@ -86,7 +86,6 @@ class Calibration(NamedTuple):
 class ErrorDetection(NamedTuple):
     """How well a measure of certainty tells right pixels from wrong ones."""
 
-    measure: str  # name out of ``RANGES``
     right: Array  # pixels in each bin of certainty, least certain first
     wrong: Array  # as well
     calibration: Calibration | None = None  # where the measure is a probability
@@ -145,12 +144,6 @@ class ErrorDetection(NamedTuple):
         kept = 1 - self.error_rate
         return self.error_rate + (kept * float(np.log(kept)) if kept > 0 else 0.0)
 
-    def values(self) -> Array:
-        """The middle of each bin, in the units of the measure: cosine, distance (falling), or probability."""
-        low, high = RANGES[self.measure]
-        middle = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-        return {"margin": middle, "distance": -middle, "confidence": 1 / (1 + np.exp(-middle))}[self.measure]
-
     def summary(self) -> dict[str, Any]:
         """The numbers as plain values; see the properties of the same names. ``ece`` is None where there is none."""
         names = ("pixels", "error_rate", "auroc", "auroc_bound", "aurc", "aurc_bound", "aurc_optimal")
@@ -190,7 +183,7 @@ class UncertaintyCollector:
         with np.errstate(invalid="ignore"):
             calibration = Calibration(pixels.copy(), confidence / pixels, right / pixels)
         return {
-            name: ErrorDetection(name, right, wrong, calibration if name == "confidence" else None)
+            name: ErrorDetection(right, wrong, calibration if name == "confidence" else None)
             for name, (wrong, right) in self.histograms.items()
         }
 
@@ -218,15 +211,15 @@ def uncertainty_panel(scene: Scene, label_space: LabelSpace) -> Picture:
         wrong = 100 * (prediction != label)[counted].double().mean().item()
         tiles[f"errors · {wrong:.1f} %"] = error_map(image, label, prediction, label_space)
     if found.margin is not None and found.distance is not None:
-        tiles["small margin"] = heat((1 - found.margin / _quantile(found.margin, 0.95)).clamp(0, 1))
-        tiles["large distance"] = heat((found.distance / _quantile(found.distance, 0.99)).clamp(0, 1))
+        tiles["small margin"] = heat((1 - _per_quantile(found.margin, 0.95)).clamp(0, 1))
+        tiles["large distance"] = heat(_per_quantile(found.distance, 0.99).clamp(0, 1))
     tiles["low softmax confidence"] = heat(1 - found.confidence)
     return tile_row(tiles, label_space, [prediction, label])
 
 
-def _quantile(values: Tensor, share: float) -> float:
+def _per_quantile(values: Tensor, share: float) -> Tensor:
     # numpy: torch.quantile refuses large inputs
-    return max(float(np.quantile(values.cpu().numpy(), share)), 1e-6)
+    return values / max(float(np.quantile(values.cpu().numpy(), share)), 1e-6)
 
 
 def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> Figure:

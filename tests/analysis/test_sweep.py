@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from protoseg.analysis.sweep import compare_settings, markdown
-from protoseg.analysis.sweep_figures import heat_figure, score_figure
+from protoseg.analysis.sweep import compare_settings, heat_figure, markdown, score_figure
 from protoseg.cli.tool import run_tool
 from protoseg.job_records import Job, Sweep, read_sweep, write_job, write_manifest
 from protoseg.run.multirun import compare

@@ -60,7 +60,7 @@ def compared(models: Mapping[str, nn.Module], loader: Loader, predictor: Predict
 
 
 class ConfusionCollector:
-    """The confusion matrix of every network over a stream, int64 ``c c``, rows are the truth."""
+    """Scores of every network over a stream."""
 
     def __init__(self, label_space: LabelSpace) -> None:
         self.metrics: dict[str, SegmentationMetrics] = defaultdict(lambda: SegmentationMetrics(label_space))
@@ -70,15 +70,12 @@ class ConfusionCollector:
             self.metrics[network].update(prediction, seen.label)
 
     def scores(self) -> dict[str, Scores]:
-        """By network; each holds its confusion matrix."""
+        """By network."""
         return {network: metrics.compute() for network, metrics in self.metrics.items()}
 
 
 def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> Picture:
-    """What got right in blue, what got wrong in red, on a pale grey photo; ignored pixels dark. ``H W 3``.
-
-    Of a photo, uint8 RGB ``3 H W``, and class ids ``H W``.
-    """
+    """What got right in blue, what got wrong in red, on a pale grey photo ``3 H W``; ignored pixels dark. ``H W 3``."""
     was, now = before == truth, after == truth
     return marked(image, truth == IGNORE_INDEX, {GAINED: now & ~was, WRONG: was & ~now})
 
@@ -92,11 +89,10 @@ def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     for network, prediction in seen.predictions.items():
         share = f" · {100 * (prediction == seen.label)[counted].double().mean():.1f} % right" if counted.any() else ""
         tiles[f"{network}{share}"] = overlay(seen.image, prediction, label_space)
-    first, *_, last = seen.predictions
-    if counted.any() and first != last:
-        before, after = seen.predictions[first], seen.predictions[last]
-        tiles["blue: gained, red: lost"] = change_map(seen.image, seen.label, before, after)
-    return tile_row(tiles, label_space, [seen.label, *seen.predictions.values()])
+    predictions = list(seen.predictions.values())
+    if counted.any() and len(predictions) > 1:
+        tiles["blue: gained, red: lost"] = change_map(seen.image, seen.label, predictions[0], predictions[-1])
+    return tile_row(tiles, label_space, [seen.label, *predictions])
 
 
 def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:

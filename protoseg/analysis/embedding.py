@@ -96,9 +96,11 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
     figure = empty_figure(11, 8)
     axes = figure.add_subplot()
     colors = np.array(label_space.colors) / 255
-    axes.scatter(*found.points.T, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
+    x, y = found.points.T
+    axes.scatter(x, y, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
     for color, stars in zip(colors, () if found.stars is None else found.stars, strict=False):
-        axes.scatter(*stars.T, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
+        x, y = stars.T
+        axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
     for i in np.unique(found.label)[:MANY_CLASSES].tolist():
         x, y = np.median(found.points[found.label == i], axis=0)
@@ -158,8 +160,8 @@ def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
     axes = figure.add_subplot()
     colors = np.array(space.colors)[plane.label.numpy()] / 255
     places, p = plane.places.numpy(), plane.prototypes
-    axes.scatter(*places[p:].T, s=7, c=colors[p:], linewidths=0)
-    axes.scatter(*places[:p].T, s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
+    axes.scatter(places[p:, 0], places[p:, 1], s=7, c=colors[p:], linewidths=0)
+    axes.scatter(places[:p, 0], places[:p, 1], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "edgecolor": "none"}
     for i in plane.label[:p].unique().tolist():
         x, y = places[:p][plane.label[:p] == i].mean(axis=0)

@@ -102,10 +102,10 @@ def images(loader: Loader, title: str) -> Iterator[tuple[int, str, Tensor, Tenso
 
 
 def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterator[Scene]:
-    """Every image of a loader with the model's output, whole and at its own size, under a progress bar.
+    """Every image of a loader, e.g. a DataModule's ``eval_dataloader(split)``, with the output of a ``Segmentor``.
 
-    The ``Segmentor`` runs in eval mode, without gradient, where its parameters are, on one image at a time: memory and
-    results do not depend on the loader's batch size. A loader is e.g. a DataModule's ``eval_dataloader(split)``.
+    Whole and at its own size, in eval mode, without gradient, where the parameters are, one image at a time: memory and
+    results do not depend on the loader's batch size.
     """
     with evaluating(model):
         for number, name, image, label in images(loader, title):

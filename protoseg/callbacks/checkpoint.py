@@ -52,10 +52,7 @@ def own_state(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any
 
     Lightning deletes the files that such a state names once there are better ones, and a checkpoint may be a
     stranger's. So of each path only the name is taken, and that only where the callback itself names files so. A
-    score counts without its file, too.
-
-    Raises:
-        ProtosegError: scores that are no numbers.
+    score counts without its file, too. Raises ProtosegError: scores that are no numbers.
     """
     folder = Path(callback.dirpath or "")
     pattern = re.sub(r"\\{.*?\\}", ".+", re.escape(callback.filename or "{epoch}-{step}"))

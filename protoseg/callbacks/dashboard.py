@@ -28,12 +28,9 @@ from protoseg.types import Batch
 class Dashboard(pl.Callback):
     """Writes ``panels/{step,occupancy,similarity,…}_NNNNNN.png``, and sends the same to wandb and TensorBoard.
 
-    ``activations`` and ``embedding`` show the same image every time, the first of the validation set. Of domain
-    adaptation also ``panels/adaptation_NNNNNN.png``: what the last training step before it saw and thought.
-
-    Args:
-        folder: where the pictures go.
-        num_images: images of the validation set in the panel, evenly spread over it.
+    ``activations`` and ``embedding`` show the same image every time, the first of the validation set; the panel shows
+    ``num_images``, evenly spread over it. Of domain adaptation also ``panels/adaptation_NNNNNN.png``: what the last
+    training step before it saw and thought.
     """
 
     def __init__(self, folder: str, num_images: int = 4) -> None:
@@ -98,11 +95,12 @@ class Dashboard(pl.Callback):
 
     def _prototypes(self, trainer: pl.Trainer, memory: PrototypeMemory, classes: Sequence[str]) -> None:
         share = memory.occupancy / memory.occupancy.sum(1, keepdim=True).clamp_min(1)
-        title = "prototype occupancy: share of the class's pixels, last step"
-        self._show(trainer, "occupancy", "prototypes/occupancy", heatmap_figure(share.cpu().numpy(), classes, title))
-        nearest = nearest_class_cosine(memory.prototypes).cpu().numpy()
-        title = "cosine of the nearest prototypes of two classes (columns as rows)"
-        self._show(trainer, "similarity", "prototypes/similarity", heatmap_figure(nearest, classes, title))
+        nearest = nearest_class_cosine(memory.prototypes)
+        for name, values, title in (
+            ("occupancy", share, "prototype occupancy: share of the class's pixels, last step"),
+            ("similarity", nearest, "cosine of the nearest prototypes of two classes (columns as rows)"),
+        ):
+            self._show(trainer, name, f"prototypes/{name}", heatmap_figure(values.cpu().numpy(), classes, title))
 
     def _fixed_image(self, trainer: pl.Trainer, pl_module: Any, image: Tensor, label: Tensor) -> None:
         model, space = pl_module.model, pl_module.label_space

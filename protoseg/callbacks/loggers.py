@@ -1,9 +1,7 @@
 """Loggers as users expect them, and one way to hand pictures and tables to whichever logger is there."""
 
-import netrc
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +27,12 @@ def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwa
     ``log_model`` keeps the best checkpoint as an artefact: True at the end of the run, ``"all"`` whenever there is a
     better one; a ProtosegError if it is anything else, or the run offline. The rest is Lightning's ``WandbLogger``'s.
     """
+    from requests.utils import get_netrc_auth  # type: ignore[import-untyped]  # which wandb needs, too
+
     if log_model not in (True, False, "all"):
         raise ProtosegError(f"logger.wandb.log_model: expected true, false or all, got {log_model!r}")
-    offline = os.environ.get("WANDB_MODE", "") == "offline" or not _has_wandb_key()
+    has_key = os.environ.get("WANDB_API_KEY") or get_netrc_auth("https://api.wandb.ai")
+    offline = os.environ.get("WANDB_MODE", "") == "offline" or not has_key
     if offline and log_model:
         raise ProtosegError(
             f"logger.wandb.log_model: expected false for a run that is offline, got {log_model}: checkpoints cannot be "
@@ -44,16 +45,6 @@ def finish_wandb(failed: bool = False) -> None:
     """End the run, if there is one: Lightning leaves it open, and a sweep's next job would write into it."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish(exit_code=int(failed))
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(file).authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def log_picture(trainer: Trainer, key: str, picture: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """The YAML file that names the classes of one's own data."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,23 +22,14 @@ _EXAMPLE = "classes: {road: [128, 64, 128], car: [0, 0, 142]}"
 
 
 class ClassFile(NamedTuple):
-    """What a file of classes says.
+    """What a file of classes says."""
 
-    Attributes:
-        label_space: the classes; those without a colour have one that is made.
-        table: id -> train id, 65536 entries.
-        colors: the label of each colour that is given, void ones included.
-        said: the ids that the file names.
-        ids_given: it says which id is which class.
-        transparent: transparent pixels count nowhere.
-    """
-
-    label_space: LabelSpace
-    table: Ids
-    colors: dict[Color, int]
-    said: frozenset[int] = frozenset()
-    ids_given: bool = False
-    transparent: bool = False
+    label_space: LabelSpace  # classes without a colour have one that is made
+    table: Ids  # id -> train id, 65536 entries
+    colors: dict[Color, int]  # the label of each colour that is given, void ones included
+    said: frozenset[int] = frozenset()  # the ids that the file names
+    ids_given: bool = False  # it says which id is which class
+    transparent: bool = False  # transparent pixels count nowhere
 
     @property
     def void(self) -> int:
@@ -62,10 +53,7 @@ def read_class_file(path: str | Path | ClassFile) -> ClassFile:
         name: mine                 # without this line the name of the folder
 
     Only ``classes`` is needed, and may be a list of names, or names without colours: their colours are made. The ids
-    255 and 65535 are void where no class has them.
-
-    Raises:
-        ProtosegError: no such file, or one that says something else.
+    255 and 65535 are void where no class has them. Raises ProtosegError: no such file, or one that says something else.
     """
     if isinstance(path, ClassFile):
         return path
@@ -88,7 +76,7 @@ def read_class_file(path: str | Path | ClassFile) -> ClassFile:
 def class_file(content: Any, path: Path) -> ClassFile:
     """What ``read_class_file`` makes of the content of a file; ``path`` is for its messages."""
     if not isinstance(content, dict) or not set(content) <= set(_KEYS):
-        raise _wrong(path, f"the keys {', '.join(_KEYS)}", content if not isinstance(content, dict) else [*content])
+        raise _wrong(path, f"the keys {', '.join(_KEYS)}", [*content] if isinstance(content, dict) else content)
     colors = _classes(path, content.get("classes"))
     ids = _ids(path, content.get("ids"), list(colors))
     # Of 255 classes, the label 254 is one, so that bytes have none for ids that are not known.
@@ -96,15 +84,13 @@ def class_file(content: Any, path: Path) -> ClassFile:
     void = WIDE_FILE_IGNORED if wide else FILE_IGNORED
     labels: dict[Color, int] = {}
     for train_id, color in enumerate(colors.values()):
-        if color is not None and color in labels:
+        if color is not None and labels.setdefault(color, train_id) != train_id:
             raise _wrong(path, "a colour of its own for every class", f"{list(color)} twice")
-        if color is not None:
-            labels[color] = train_id
-    table: Ids = np.full(1 << 16, WIDE_UNKNOWN_ID if wide else UNKNOWN_ID, np.uint16 if wide else np.uint8)
+    table: Ids = np.full(1 << 16, void - 1, np.uint16 if wide else np.uint8)
     table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = void
     for train_id, file_ids in enumerate(ids.values()):
         table[file_ids] = train_id
-    said = {file_id for file_ids in ids.values() for file_id in file_ids} if content.get("ids") else set()
+    said = {*chain(*ids.values())} if content.get("ids") else set()
     entries = _list(path, "void", content.get("void"))
     for entry in entries:
         if isinstance(entry, list):
@@ -156,7 +142,7 @@ def _ids(path: Path, content: Any, names: Sequence[str]) -> dict[str, list[int]]
         return {name: [train_id] for train_id, name in enumerate(names)}
     entries = content.items() if isinstance(content, Mapping) else ()
     given = {name: ids if isinstance(ids, list) else [ids] for name, ids in entries}
-    flat = [file_id for ids in given.values() for file_id in ids]
+    flat = [*chain(*given.values())]
     if set(given) != set(names) or not all(given.values()) or not all(_is_number(i, WIDE_UNKNOWN_ID) for i in flat):
         raise _wrong(path, f"ids: {{class: id from 0 to {WIDE_UNKNOWN_ID}, or a list}} for every class", repr(content))
     if len(set(flat)) < len(flat):

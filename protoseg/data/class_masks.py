@@ -21,18 +21,12 @@ _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 class ClassMasks(SegmentationDataset):
     """Images, masks of the same names (but for a constant end or beginning), and which pixels of these are which class.
 
-    Args:
-        images: folder of images, subfolders included.
-        masks: folder of masks of ids, in the same subfolders.
-        names, colors: of the classes.
-        ids: the id of each class in the masks; other ids are "none of these", 255 takes no part unless it is one.
-            Masks of colours are read by ``colors``, black being none of these. None: binary masks of one class, in
-            which it is whatever is not 0 or black; 255 takes no part beside 1.
-        split: any name; kept so that the class is called as the other data sets are.
+    Folders of images and masks, subfolders included. Of ``ids`` in the masks, one for each class, others are "none of
+    these", and 255 takes no part unless it is one. Masks of colours are read by ``colors``, black being none of these.
+    Without ``ids``: binary masks of one class, in which it is whatever is not 0 or black; 255 takes no part beside 1.
 
-    Raises:
-        ProtosegError: folders that are missing, files that do not pair up, classes without colours or ids; masks that
-            could be read in two ways (``mask_reading.decide``).
+    Raises ProtosegError: folders that are missing, files that do not pair up, classes without colours or ids; masks
+    that could be read in two ways (``mask_reading.decide``).
     """
 
     def __init__(
@@ -42,7 +36,6 @@ class ClassMasks(SegmentationDataset):
         names: Sequence[str],
         colors: Sequence[Color],
         ids: Sequence[int] | None = None,
-        split: str = "train",
     ) -> None:
         for what, given in (("colour", colors), ("id", ids)):
             if len(names) != (1 if given is None else len(given)) or len(set(names)) != len(names):
@@ -61,7 +54,7 @@ class ClassMasks(SegmentationDataset):
         found = by_key(list_images(folders[0], recursive=True), lambda path: stem_in(folders[0], path))
         where, others = f"{images} and {masks}", list_images(folders[1], recursive=True)
         labels, _ = by_image(found, stems_of_masks(folders[1], others, found), where, key="")
-        super().__init__(pair(found, labels, where, folders), split)
+        super().__init__(pair(found, labels, where, folders), "train")
         paths = [mask for _, mask in self.samples if mask is not None]
         if ids is None:
             self.id_table, self.colors = _of_binary(used_values_of(paths))

@@ -20,19 +20,12 @@ from protoseg.types import ProtosegError
 
 
 class ExportFormat(NamedTuple):
-    """What a server wants.
+    """What a server wants."""
 
-    Attributes:
-        dataset: what was predicted; its mask files hold the ids wanted.
-        name: the file name wanted, from the image's name without suffix; None for a name that it does not have.
-        example: an image's name without suffix, for messages.
-        offset: added to the ids of the mask files.
-    """
-
-    dataset: type[SegmentationDataset]
-    name: Callable[[str], str | None]
-    example: str
-    offset: int = 0
+    dataset: type[SegmentationDataset]  # what was predicted; its mask files hold the ids wanted
+    name: Callable[[str], str | None]  # the name wanted, of an image's without suffix; None for one that it has not
+    example: str  # an image's name without suffix, for messages
+    offset: int = 0  # added to the ids of the mask files
 
     @property
     def ids(self) -> Ids:
@@ -65,17 +58,9 @@ FORMATS = {
 def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
     """Write label PNGs of train ids, as ``evaluate.py`` leaves them in ``labels/``, in the format of a server.
 
-    Args:
-        labels: folder of the PNGs, subfolders included.
-        output: folder of the files for the server, all in one.
-        name: one of ``FORMATS``.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ProtosegError: no PNGs there, a name that is not the data set's, two files that would get one name, or ids that
-            are no classes of its label space.
+    Those in a folder, subfolders included, into one folder, whose files are returned; ``name`` is one of ``FORMATS``.
+    Raises ProtosegError: no PNGs there, a name that is not the data set's, two files that would get one name, or ids
+    that are no classes of its label space.
     """
     wanted = FORMATS[name]
     sources = _by_name(labels, wanted, name)

@@ -28,10 +28,8 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     """Look at a few masks, spread over the split, and warn as ``label_notes``; class counts that were kept are used.
 
     Where the few masks lack a class, the others are counted too, unless they are many; where none of them has a
-    labelled pixel, the others are read until one has.
-
-    Raises:
-        ProtosegError: no mask has a labelled pixel, there is but one class, or a mask is bad.
+    labelled pixel, the others are read until one has. Raises ProtosegError: no mask has a labelled pixel, there is but
+    one class, or a mask is bad.
     """
     check_classes(dataset.label_space)
     kept, chosen = kept_statistics(dataset), spread(len(dataset), _SAMPLE)
@@ -64,12 +62,8 @@ def label_notes(
 ) -> list[str]:
     """What is odd about labels: nearly all ignored, one class alone, and classes without a pixel.
 
-    Args:
-        space: the classes.
-        pixels: of each class, ``c``.
-        ignored: share of the pixels that are no class.
-        looked: the masks looked at, for the messages.
-        whole: these are all there are.
+    Of the pixels of each class, ``c``, and the share of ignored ones in the masks ``looked`` at, which are the
+    ``whole``.
     """
     notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
     if ignored >= _MOSTLY_IGNORED:

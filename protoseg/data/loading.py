@@ -46,18 +46,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a ``Batch``; smaller images are padded at the bottom and right: 0, labels ``IGNORE_INDEX``."""
     sizes = [tuple(sample.label.shape) for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    return Batch(
-        image=torch.stack([_pad_to(sample.image, height, width, 0) for sample in samples]),
-        label=torch.stack([_pad_to(sample.label, height, width, IGNORE_INDEX) for sample in samples]),
-        size=torch.tensor(sizes, dtype=torch.int64),
-        name=[sample.name for sample in samples],
-    )
+    margins = [(0, width - w, 0, height - h) for h, w in sizes]
+    images, labels, names = zip(*samples, strict=True)
+    return Batch(_stacked(images, margins, 0), _stacked(labels, margins, IGNORE_INDEX), torch.tensor(sizes), [*names])
 
 
-def _pad_to(x: Tensor, height: int, width: int, value: int) -> Tensor:
-    if x.shape[-2:] == (height, width):
-        return x  # pad would copy it
-    return pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value)
+def _stacked(maps: Sequence[Tensor], margins: Sequence[tuple[int, int, int, int]], value: int) -> Tensor:
+    padded = (pad(x, margin, value=value) if any(margin) else x for x, margin in zip(maps, margins, strict=True))
+    return torch.stack([*padded])
 
 
 def seed_worker(worker: int, seed: int, rank: int) -> None:
@@ -72,14 +68,8 @@ def seed_worker(worker: int, seed: int, rank: int) -> None:
 class Loader(DataLoader[Batch]):
     """A DataLoader that leaves the global random state alone and raises a worker's ProtosegError as its bare message.
 
-    Args:
-        dataset, num_workers, pin_memory, options: as in ``DataLoader``.
-        seed: base seed of the workers.
-        rank: this process.
-        timeout: seconds that a batch of the workers is waited for.
-
-    Raises:
-        ProtosegError: while it runs, what a worker raised, or a worker that was killed or gives nothing any more.
+    ``seed`` is the base seed of the workers, ``timeout`` the seconds that a batch of theirs is waited for. Raises
+    ProtosegError, while it runs: what a worker raised, or a worker that was killed or gives nothing any more.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import numpy as np
 from protoseg.data.class_file import ClassFile
 from protoseg.data.files import read_mask
 from protoseg.data.label_spaces import Ids, unknown_id
-from protoseg.data.masks import Color, Mask, Used, labels_of_colors, labels_of_ids, used_values
+from protoseg.data.masks import Color, Used, labels_of_colors, labels_of_ids, used_values
 from protoseg.data.statistics import in_threads, spread
 from protoseg.types import ProtosegError
 
@@ -43,14 +43,9 @@ def evidence(used: Used, file: ClassFile) -> str | None:
 
 
 def decide(used: UsedBy, file: ClassFile) -> dict[str, str]:
-    """How each kind of mask is to be read: ``IDS``, ``COLORS``, or ``BINARY``: ids, of which 255 is the second class.
+    """How each kind of mask, of all splits, is read: ``IDS``, ``COLORS``, or ``BINARY``: ids, 255 the second class.
 
-    Args:
-        used: path and values in use of each mask, of all splits.
-        file: the classes.
-
-    Raises:
-        ProtosegError: some masks of a kind hold ids and others colours; or 255 may be void as well as a class.
+    Raises ProtosegError: some masks of a kind hold ids and others colours; or 255 may be void as well as a class.
     """
     readings = {}
     for kind in dict.fromkeys(values.kind for _, values in used):
@@ -96,15 +91,7 @@ def _is_binary(group: UsedBy, file: ClassFile) -> bool:
 
 
 class MaskReading:
-    """Reads the masks of a folder, all in one way for each kind of them.
-
-    Args:
-        masks: the files, of all splits, so that these agree.
-        file: the classes.
-
-    Raises:
-        ProtosegError: as ``decide``.
-    """
+    """Reads masks (given of all splits, so that these agree) in one way for each kind; raises as ``decide``."""
 
     def __init__(self, masks: Sequence[Path], file: ClassFile) -> None:
         self.file = file
@@ -129,16 +116,10 @@ class MaskReading:
         return ", ".join(map(" ".join, said)) or "not read"
 
     def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
-        """The labels of one mask, ``h w``.
+        """The labels of one mask, ``h w``, by a table of ids, whose type they have, or the label of each colour.
 
-        Args:
-            path: its file.
-            table: id -> label; its type is the label's.
-            colors: colour -> label.
-
-        Raises:
-            ProtosegError: a file that cannot be read, values that stand for no class or, beside the other masks, for
-                several.
+        Raises ProtosegError: a file that cannot be read, values that stand for no class or, beside the other masks, for
+        several.
         """
         mask = read_mask(path)
         reading, two = self.readings.get(mask.kind), self.file.label_space.num_classes == 2
@@ -147,14 +128,12 @@ class MaskReading:
             reading = decide([*self._examples.values(), (path, used_values(mask))], self.file)[mask.kind]
         ids = None if reading == COLORS else mask.ids
         if ids is None:
-            return self._clear(path, mask, labels_of_colors(path, mask, colors, table.dtype), table)
-        if reading == BINARY:
-            ids = np.where(ids == _top(mask.kind), ids.dtype.type(1), ids)
-        mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
-        return self._clear(path, mask, labels_of_ids(path, ids, table, mask.clear), table)
-
-    def _clear(self, path: Path, mask: Mask, label: Ids, table: Ids) -> Ids:
-        """``label``, with what is transparent ignored."""
+            label = labels_of_colors(path, mask, colors, table.dtype)
+        else:
+            if reading == BINARY:
+                ids = np.where(ids == _top(mask.kind), ids.dtype.type(1), ids)
+            mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
+            label = labels_of_ids(path, ids, table, mask.clear)
         if mask.clear is None or not mask.clear.any():
             return label
         void = self.file.void

@@ -19,19 +19,12 @@ _MAX_SHOWN = 256  # values of one mask that are told apart; a photograph has mor
 
 
 class Mask(NamedTuple):
-    """A mask as its file has it.
+    """A mask as its file has it."""
 
-    Attributes:
-        kind: ``1-bit``, ``2-bit``, ``4-bit``, ``grey`` (8 bits), ``16-bit``, ``palette`` or ``colour``.
-        values: ``h w``: samples or indices as they are stored; colours: ``h w 3``, red first.
-        colors: ``n 3``, the colour in which a viewer shows each value; None of colours and of 16 bits.
-        clear: ``h w``, where it is fully transparent; None: nowhere.
-    """
-
-    kind: str
-    values: NDArray[Any]
-    colors: NDArray[np.int64] | None = None
-    clear: NDArray[np.bool_] | None = None
+    kind: str  # ``1-bit``, ``2-bit``, ``4-bit``, ``grey`` (8 bits), ``16-bit``, ``palette`` or ``colour``
+    values: NDArray[Any]  # ``h w``: samples or indices as they are stored; colours: ``h w 3``, red first
+    colors: NDArray[np.int64] | None = None  # ``n 3``: in which a viewer shows each value; not of colours or 16 bits
+    clear: NDArray[np.bool_] | None = None  # ``h w``: where it is fully transparent; None: nowhere
 
     @property
     def ids(self) -> NDArray[Any] | None:
@@ -53,9 +46,8 @@ class Used(NamedTuple):
 def as_mask(file: Image.Image, data: bytes) -> Mask | None:
     """What Pillow's image holds, or None where that is nothing for a mask; raises ``decoding.FAILURES``.
 
-    Args:
-        file: opened, and not decoded yet.
-        data: its bytes; Pillow scales grey levels of 2 and 4 bits up, and keeps the high bytes of colours of 16.
+    The image is not decoded yet. ``data`` are its bytes: Pillow scales grey levels of 2 and 4 bits up, and keeps the
+    high bytes of colours of 16.
     """
     depth = data[PNG_DEPTH] if data.startswith(PNG_START) else 8
     mode, pixels = file.mode, np.asarray(file)
@@ -95,11 +87,7 @@ def used_values(mask: Mask) -> Used:
 
 
 def labels_of_ids(path: Path, ids: NDArray[Any], table: Ids, clear: NDArray[np.bool_] | None = None) -> Ids:
-    """``table`` at each id, ``h w``; what is transparent may be any.
-
-    Raises:
-        ProtosegError: an id that the table does not know.
-    """
+    """``table`` at each id, ``h w``; raises ProtosegError: an id that it does not know, except where transparent."""
     if ids.dtype != np.uint8 and (ids.min() < 0 or ids.max() >= len(table)):
         raise _unknown_ids(path, ids[(ids < 0) | (ids >= len(table))], table)
     table = table[:256] if ids.dtype == np.uint8 else table
@@ -112,20 +100,14 @@ def labels_of_ids(path: Path, ids: NDArray[Any], table: Ids, clear: NDArray[np.b
 
 
 def labels_of_colors(path: Path, mask: Mask, colors: Mapping[Color, int], dtype: Any) -> Ids:
-    """The label of each pixel's colour, ``h w`` of ``dtype``; transparent pixels may have any colour.
-
-    Raises:
-        ProtosegError: a colour that is not in ``colors``.
-    """
+    """The label of each pixel's colour, ``h w`` of ``dtype``; raises ProtosegError for others, except transparent."""
     unknown = unknown_id(np.empty(0, dtype))
     if mask.colors is None:
-        packed = _packed(mask.values)
-        label = _color_table(tuple(colors.items()), np.dtype(dtype))[packed]
+        label = _color_table(tuple(colors.items()), np.dtype(dtype))[_packed(mask.values)]
     else:
         lut = np.array([colors.get((r, g, b), unknown) for r, g, b in mask.colors.tolist()], dtype)
         label = lut[mask.values]
-    bad = label == unknown
-    bad = bad if mask.clear is None else bad & ~mask.clear
+    bad = (label == unknown) & (True if mask.clear is None else ~mask.clear)
     if bad.any():
         found = np.unique(mask.values[bad], axis=0)
         found = found if mask.colors is None else mask.colors[found]

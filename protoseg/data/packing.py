@@ -28,16 +28,8 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     most of the time that decoding takes. Other files (JPEGs, class files, lists of splits) are copied.
     Files that are there already are kept, so that a run that was stopped goes on.
 
-    Args:
-        datasets: whose files to copy.
-        root: the folder that they lie in.
-        output: the folder to fill.
-
-    Returns:
-        Bytes of the files before and after.
-
-    Raises:
-        ProtosegError: a file that is no image, lies elsewhere or cannot be written, or ``output`` is in ``root``.
+    Returns the bytes of the files before and after. Raises ProtosegError: a file that is no image, does not lie in
+    ``root`` or cannot be written, or ``output`` is in ``root``.
     """
     if output.resolve().is_relative_to(root.resolve()):
         raise ProtosegError(f"pack: expected a folder outside that of the data, {root}, got {output}")
@@ -45,13 +37,11 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     files |= {path: 0 for dataset in datasets for path, _ in dataset.samples}
     files |= {path: -1 for path in root.iterdir() if path.is_file() and path not in files}
     files |= {path: -1 for dataset in datasets for path in dataset.lists}
-    jobs = list(files.items())
 
-    def run(index: int) -> int:
-        path, level = jobs[index]
-        return _pack_file(path, output / _inside(path, root), level)
+    def packed_size(path: Path) -> int:
+        return _pack_file(path, output / _inside(path, root), files[path])
 
-    after = sum(in_threads(run, range(len(jobs)), "packing"))
+    after = sum(in_threads(packed_size, [*files], "packing"))
     return sum(path.stat().st_size for path in files), after
 
 
@@ -71,11 +61,7 @@ def _pack_file(source: Path, target: Path, level: int) -> int:
 
 
 def packed_png(path: Path, level: int) -> bytes | None:
-    """The PNG with the same pixels, unfiltered; None for one that is better left as it is.
-
-    Raises:
-        ProtosegError: the file is no image.
-    """
+    """The PNG with the same pixels, unfiltered; None for one that is better left; raises ProtosegError for no image."""
     data = read_bounded(path, "image")
     try:
         with open_picture(data) as file:

@@ -14,16 +14,12 @@ from protoseg.types import ProtosegError
 class RareClasses:
     """The options of rare-class sampling; the defaults are the paper's, for images of Cityscapes' size.
 
-    Attributes:
-        temperature: see ``rare_class_probability``.
-        min_pixels: an image can be drawn for a class of which its mask holds more pixels than this. Counted at the
-            mask's full size, before any scaling, as in the released code.
-        min_crop_ratio: the crop is drawn again, up to 10 times in all, until it holds more than this times
-            ``min_pixels`` pixels of the class. Counted in the crop, after scaling, as in the released code; unlike
-            there, the scale is drawn once.
+    An image can be drawn for a class of which its mask holds more than ``min_pixels``, counted at the mask's full size,
+    before any scaling, as in the released code. The crop is drawn again, up to 10 times in all, until it holds more
+    than ``min_crop_ratio`` times as many, counted after scaling, as there; unlike there, the scale is drawn once.
     """
 
-    temperature: float = 0.01
+    temperature: float = 0.01  # see ``rare_class_probability``
     min_pixels: int = 3000
     min_crop_ratio: float = 0.5
 
@@ -38,13 +34,8 @@ class RareClasses:
 class RareClassDraw:
     """Draws a class by its rarity, then an image with enough of it, both from a seed alone.
 
-    Args:
-        statistics: of the images to draw from.
-        options: see ``RareClasses``.
-        weights: how often each image is to be drawn, relative to the others, ``n``; None: all alike.
-
-    Raises:
-        ProtosegError: a class that occurs, but in no image with enough pixels.
+    ``weights`` say how often each image is to be drawn, relative to the others, ``n``; None: all alike. Raises
+    ProtosegError: a class that occurs, but in no image with enough pixels.
     """
 
     def __init__(

@@ -26,27 +26,17 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     With ``weights`` an epoch is drawn by systematic sampling: each sample as often as its weight says, up to one more
     or one less, and likewise all samples of one weight together.
 
-    Attributes:
-        num_samples: size of the data set; may be smaller than a batch.
-        batch_size: samples per batch and rank.
-        num_batches: batches of the whole training; this is ``len``, also when ``start`` is not 0.
-        seed: base seed, not negative.
-        rank, world: this process and how many there are.
-        start: number of the first batch to give.
-        weights: how often each sample is drawn, relative to the others, ``num_samples``; None: all alike.
-
-    Raises:
-        ProtosegError: no samples, or a batch size or seed that makes no sense.
+    Raises ProtosegError: no samples, or a batch size or seed that makes no sense.
     """
 
-    num_samples: int
-    batch_size: int
-    num_batches: int
+    num_samples: int  # may be smaller than a batch
+    batch_size: int  # samples per batch and rank
+    num_batches: int  # of the whole training; this is ``len``, also when ``start`` is not 0
     seed: int
     rank: int = 0
     world: int = 1
-    start: int = 0
-    weights: NDArray[np.float64] | None = None
+    start: int = 0  # number of the first batch to give
+    weights: NDArray[np.float64] | None = None  # ``num_samples``, relative to one another; None: all alike
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1 or self.seed < 0:

@@ -22,12 +22,8 @@ _REMEDY = (
 def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:
     """See before the first batch whether the workers' batches fit into shared memory; warns if few of them do.
 
-    Args:
-        num_workers: loader processes; 0 need none.
-        batch: bytes of a batch; asked only where it matters.
-
-    Raises:
-        ProtosegError: not even one fits, so that the workers would be killed or wait for ever.
+    ``batch`` gives the bytes of one, and is asked only where it matters. Raises ProtosegError: not even one fits, so
+    that the workers would be killed or wait for ever.
     """
     if num_workers == 0 or not sys.platform.startswith("linux") or not SHARED_MEMORY.is_dir():
         return

@@ -17,17 +17,10 @@ DEFAULT_RATE = 25.0  # of files that do not tell
 
 
 class Video:
-    """The frames of a video file, one at a time.
+    """The frames of a video file, any that OpenCV's FFmpeg reads, one at a time.
 
-    Args:
-        path: any file that OpenCV's FFmpeg reads.
-
-    Attributes:
-        num_frames: as the file says; some say too much or nothing (0).
-        rate: frames per second.
-
-    Raises:
-        ProtosegError: a file that is not there or is no video.
+    ``num_frames`` is as the file says (some say too much or nothing, 0), ``rate`` in frames per second. Raises
+    ProtosegError: a file that is not there or is no video.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -42,10 +35,7 @@ class Video:
         """RGB ``h w 3``, in the order of the file."""
         capture = self._open()
         try:
-            while True:
-                read, frame = capture.read()
-                if not read:
-                    return
+            while (frame := capture.read()[1]) is not None:
                 yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
         finally:
             capture.release()
@@ -62,14 +52,9 @@ class Video:
 
 
 class VideoWriter:
-    """Writes frames to an MP4 file (MPEG-4); use it in a ``with`` block.
+    """Writes frames to a file ``.mp4`` (MPEG-4), ``rate`` per second; use it in a ``with`` block.
 
-    Args:
-        path: of the file; its suffix must be ``.mp4``.
-        rate: frames per second.
-
-    Raises:
-        ProtosegError: the file cannot be written.
+    Raises ProtosegError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float) -> None:

@@ -47,6 +47,8 @@ def evaluate(
     are the truth), ``confusion.png``; per image ``labels/NAME.png`` (class ids, see ``label_png``),
     ``overlays/NAME.jpg`` (prediction over the photo) and ``panels/NAME.jpg`` (photo, truth, prediction, errors).
 
+    Returns what ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
+
     Args:
         model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
         dataloader: its data set lists its files in ``samples``, (image, mask) paths.
@@ -55,12 +57,9 @@ def evaluate(
         subsets: further means of the IoU, see :func:`protoseg.evaluation.metrics.subset_means`.
         observe: is given each image's name, photo, truth and prediction, on the CPU and without padding.
 
-    Returns:
-        What ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
-
     Raises:
-        ProtosegError: model, data and label space do not fit, a name in ``save`` is unknown, or a
-            file cannot be read or written.
+        ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
+            read or written.
     """
     check_model(model, label_space)
     if unknown := sorted(set(save) - set(SAVES)):

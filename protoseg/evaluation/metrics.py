@@ -25,11 +25,8 @@ class Scores(TypedDict):
 def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """Count pixels by (true class, predicted class) in one pass, int64 ``c c``; rows are the truth.
 
-    Args:
-        pred, label: int64 class ids of one shape, whatever it is; labels may be ``IGNORE_INDEX``, and are left out.
-
-    Raises:
-        ProtosegError: shapes differ, or an id lies outside the classes.
+    Of int64 class ids of one shape, whatever it is; labels may be ``IGNORE_INDEX``, and are left out. Raises
+    ProtosegError: shapes differ, or an id lies outside the classes.
     """
     if pred.shape != label.shape:
         raise ProtosegError(
@@ -74,18 +71,14 @@ def scores(confusion: Tensor) -> Scores:
 def subset_means(iou: Tensor, label_space: LabelSpace, subsets: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Mean of the IoU ``c`` over named choices of the classes, ``{"mIoU_NAME": …}``: SYNTHIA's 16 of Cityscapes' 19.
 
-    Raises:
-        ProtosegError: a class that the label space lacks, or a choice of none.
+    Raises ProtosegError: a class that the label space lacks, or a choice of none.
     """
     ids = {name: label_space.ids(chosen, f"subsets.{name}") for name, chosen in subsets.items()}
     return {f"mIoU_{name}": iou[chosen].nanmean().item() for name, chosen in ids.items()}
 
 
 class SegmentationMetrics(Metric):
-    """Confusion matrix summed over batches and ranks, and the ``Scores`` computed from it.
-
-    As the state is a sum of counts, the numbers do not depend on the batch size or on the number of ranks.
-    """
+    """Confusion matrix summed over batches and ranks, on which its ``Scores`` do not depend."""
 
     full_state_update = False
     confusion: Tensor

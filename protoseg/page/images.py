@@ -79,18 +79,14 @@ class WorstImages:
 
 @torch.no_grad()
 def pixel_view(scene: Scene) -> dict[str, Any]:
-    """What the page's script needs of one image, as plain values.
+    """What the page's script needs of one image, as plain values; raises ProtosegError for a model without prototypes.
 
     A cell belongs to the nearest prototype of the class that is predicted there, as in
     :class:`protoseg.analysis.patches.PatchCollector`; the runner-up is the nearest prototype of all other classes.
 
-    Returns:
-        ``name``, ``photo`` (URI), ``width`` and ``height`` of the image and ``cell`` in pixels, ``columns``; row by row
-        as base64 of little-endian numbers ``prototype`` and ``second`` (uint16, class * k + number), ``truth`` (uint16,
-        class or 65535), ``cosine`` and ``second_cosine`` (uint8, from ``low`` to ``high`` in 255 steps).
-
-    Raises:
-        ProtosegError: a model without prototypes.
+    ``name``, ``photo`` (URI), ``width`` and ``height`` of the image and ``cell`` in pixels, ``columns``; row by row as
+    base64 of little-endian numbers ``prototype`` and ``second`` (uint16, class * k + number), ``truth`` (uint16, class
+    or 65535), ``cosine`` and ``second_cosine`` (uint8, from ``low`` to ``high`` in 255 steps).
     """
     cosines, prediction = scene.cosines, scene.cell_prediction
     second_class = cosines.scores.scatter(1, prediction.unsqueeze(1), -torch.inf).argmax(1)

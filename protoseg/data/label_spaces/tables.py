@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,9 @@ def mapping_table(
 ) -> NDArray[np.uint8]:
     """The 256-entry table ``train id of source -> train id of target``; ignored and unknown ids stay what they are.
 
-    Args:
-        source: the classes there are.
-        target: the classes wanted.
-        mapping: name of each source class -> name of a target class, or None for ignored; None: the classes are
-            the same already.
-
-    Raises:
-        ProtosegError: classes that differ without a mapping, a mapping that does not fit them, more than 255 classes.
+    ``mapping`` is of the name of each source class to that of a target class, or None for ignored; without one the
+    classes are the same already. Raises ProtosegError: classes that differ without a mapping, a mapping that does not
+    fit them, more than 255 classes.
     """
     for space in (source, target):
         if space.num_classes > FILE_IGNORED:
@@ -102,13 +98,9 @@ def mapping_table(
 def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[LabelSpace, dict[str, str | None]]:
     """The label space in which some classes are left out, merged or renamed, and the mapping to it from ``space``.
 
-    Args:
-        space: the classes there are.
-        changes: name of a class -> None for ignored, or the name of the class that it becomes: another of ``space``,
-            or a new one, which takes the colour of the first class that becomes it.
-
-    Raises:
-        ProtosegError: a change to a class that is not there, or no class left.
+    ``changes`` are of the name of a class to None for ignored, or to the name of the class that it becomes: another of
+    ``space``, or a new one, which takes the colour of the first class that becomes it. Raises ProtosegError: a change
+    to a class that is not there, or no class left.
     """
     unknown = changes.keys() - set(space.classes)
     mapping = {name: changes.get(name, name) for name in space.classes}
@@ -132,22 +124,22 @@ def _names(names: Iterable[object]) -> str:
 
 
 @cache
-def _rows(name: str) -> list[dict[str, str]]:
-    """The lines of ``NAME.tsv``: first those without a name, which are of what is ignored, then the classes."""
+def _rows(name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The lines of ``NAME.tsv`` beside this file: those of what is ignored, which have no name, and the classes."""
     with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader((line for line in file if not line.startswith("#")), delimiter="\t"))
-    return sorted(rows, key=lambda row: row["name"] != "")
+    return [row for row in rows if not row["name"]], [row for row in rows if row["name"]]
 
 
 def column(name: str, title: str) -> dict[str, str | None]:
     """What a column of ``NAME.tsv`` says of each class; None where it is empty."""
-    return {row["name"]: row[title] or None for row in _rows(name) if row["name"]}
+    return {row["name"]: row[title] or None for row in _rows(name)[1]}
 
 
 @cache
 def read_classes(name: str) -> LabelSpace:
-    """The classes of ``NAME.tsv`` beside this file, in the order of its lines."""
-    rows = [row for row in _rows(name) if row["name"]]
+    """The classes of ``NAME.tsv``, in the order of its lines."""
+    _, rows = _rows(name)
     things = tuple(row["name"] for row in rows if row["kind"] == "thing")
     return LabelSpace(name, tuple(row["name"] for row in rows), tuple(map(_color, rows)), things)
 
@@ -157,30 +149,24 @@ def read_ids(name: str, title: str = "id") -> NDArray[Any]:
 
     Ids that no cell has are unknown; 255 is ignored.
     """
-    rows = _rows(name)
-    void_rows = sum(not row["name"] for row in rows)
-    labels: dict[int, int] = {}
-    for train_id, row in enumerate(rows, -void_rows):
-        for low, _, high in (part.partition("-") for part in row[title].split()):
-            labels |= dict.fromkeys(range(int(low), int(high or low) + 1), train_id)
-    dtype = np.uint8 if len(rows) - void_rows < UNKNOWN_ID else np.uint16
+    void_rows, rows = _rows(name)
+    dtype = np.uint8 if len(rows) < UNKNOWN_ID else np.uint16
     void = np.iinfo(dtype).max
-    table: NDArray[Any] = np.full(max(FILE_IGNORED, *labels) + 1, void - 1, dtype)
+    labels: dict[int, int] = {}
+    for label, row in [*zip(repeat(void), void_rows), *enumerate(rows)]:
+        for low, _, high in (part.partition("-") for part in row[title].split()):
+            labels |= dict.fromkeys(range(int(low), int(high or low) + 1), label)
+    table: NDArray[Any] = np.full(max(FILE_IGNORED, max(labels)) + 1, void - 1, dtype)
     table[FILE_IGNORED] = void
-    for file_id, train_id in labels.items():
-        table[file_id] = train_id if train_id >= 0 else void
+    table[[*labels]] = [*labels.values()]
     return table
 
 
 def read_colors(name: str) -> dict[tuple[int, int, int], int]:
     """The label of each colour in ``NAME.tsv``: train ids, and 255 for those that are ignored."""
-    rows = _rows(name)
-    void_rows = sum(not row["name"] for row in rows)
-    return {
-        _color(row): train_id if train_id >= 0 else FILE_IGNORED
-        for train_id, row in enumerate(rows, -void_rows)
-        if row["red"]
-    }
+    void_rows, rows = _rows(name)
+    labels = [*zip(repeat(FILE_IGNORED), void_rows), *enumerate(rows)]
+    return {_color(row): label for label, row in labels if row["red"]}
 
 
 def _color(row: Mapping[str, str]) -> tuple[int, int, int]:

@@ -59,8 +59,8 @@ class ConcatDataModule(SegmentationDataModule):
         photometric, options: as of ``SegmentationDataModule``, but for what parts have of their own.
 
     Raises:
-        ProtosegError: no part, parts whose classes are not of the same names, weights that are not those of the parts
-            or not above 0; or as ``SegmentationDataModule``.
+        ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
+            ``SegmentationDataModule``.
     """
 
     def __init__(

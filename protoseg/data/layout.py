@@ -200,8 +200,7 @@ def described_classes(
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
     """The files whose paths in ``folder`` are as the pattern says, by what its stars stand for.
 
-    Raises:
-        ProtosegError: two files for which they stand for the same.
+    Raises ProtosegError: two files for which they stand for the same.
     """
     any_suffix = pattern.endswith(".*")
     escaped = re.escape(pattern.removesuffix(".*"))
@@ -266,8 +265,7 @@ def _key(name: str, found: Mapping[str, Path]) -> str | None:
 def read_names(path: Path, start: str | None = None) -> list[str]:
     """The first column of a list of images, without suffixes; with ``start`` only what is in that folder.
 
-    Raises:
-        ProtosegError: no such file, or one that is no text.
+    Raises ProtosegError: no such file, or one that is no text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")

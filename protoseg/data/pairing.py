@@ -36,12 +36,8 @@ def list_images(
 ) -> list[Path]:
     """The files of ``suffixes`` (any case) in ``folder``, sorted, without hidden ones such as ``._x.png``.
 
-    Subfolders whose names begin with ``skip`` are not looked into.
-
-    Links to files and folders are followed, so that a tree may be put together from parts.
-
-    Raises:
-        ProtosegError: a link leads back to a folder that it lies in.
+    Subfolders whose names begin with ``skip`` are not looked into. Links are followed, so that a tree may be put
+    together from parts. Raises ProtosegError: a link leads back to a folder that it lies in.
     """
     return sorted(p for p in _files(folder, recursive, skip) if p.suffix.lower() in suffixes)
 
@@ -71,8 +67,7 @@ def _files(folder: Path, recursive: bool, skip: str | None, above: tuple[str, ..
 def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]:
     """Index ``paths`` by ``key``; one name in two Unicode forms (macOS decomposes accents) is one key.
 
-    Raises:
-        ProtosegError: two files have the same key, so that a mask would have two images.
+    Raises ProtosegError: two files have the same key, so that a mask would have two images.
     """
     files: dict[str, Path] = {}
     for path in paths:
@@ -87,31 +82,23 @@ def pair(
 ) -> list[tuple[Path, Path | None]]:
     """Image and mask of every key, in key order; without ``masks`` the images alone.
 
-    Args:
-        images, masks: by a key that both have.
-        where: begins the messages.
-        folders: of the images and of the masks, to name what is there instead of a file that is missing.
-
-    Raises:
-        ProtosegError: there is no image at all, an image without a mask, a mask without an image, or a mask that is
-            a JPEG.
+    ``where`` begins the messages; ``folders`` are of the images and of the masks, to name what is there instead of a
+    file that is missing. Raises ProtosegError: no image at all, an image without a mask, a mask without an image, or a
+    mask that is a JPEG.
     """
     if not images and not masks:
-        wanted = _WANTED + ("" if masks is None else " and masks")
-        raise ProtosegError(
-            f"{where}: expected {wanted}, got {'; '.join(filter(None, map(other_formats, folders))) or 'none'}"
-        )
+        got = "; ".join(filter(None, map(other_formats, folders))) or "none"
+        raise ProtosegError(f"{where}: expected {_WANTED}{'' if masks is None else ' and masks'}, got {got}")
     if masks is None:
         return [(images[key], None) for key in sorted(images)]
-    for number, (what, here, there) in enumerate(
-        (("image(s) without mask", images, masks), ("mask(s) without image", masks, images))
-    ):
+    expected = f"{where}: expected one mask per image, got"
+    remedy = f"Add the missing files, or move these elsewhere; read are {_WANTED}"
+    kinds = (("image(s) without mask", images, masks), ("mask(s) without image", masks, images))
+    for (what, here, there), beside in zip(kinds, folders[::-1] or (None, None), strict=True):
         if missing := sorted(here.keys() - there.keys()):
-            near = _namesakes(folders[1 - number], missing) if folders else {}
-            expected = f"{where}: expected one mask per image, got"
+            near = _namesakes(beside, missing) if beside else {}
             each = [f"{key} (beside {', '.join(near[key])})" if near.get(key) else key for key in missing]
             names = ", ".join(each[:5]) + (", ..." if len(each) > 5 else "")
-            remedy = f"Add the missing files, or move these elsewhere; read are {_WANTED}"
             fault(
                 f"{expected} {len(missing)} {what}: {names}. {remedy}",
                 [f"{expected} {what.replace('(s)', '')}: {name}. {remedy}" for name in each],
@@ -195,15 +182,9 @@ def by_image(
     """Masks by the keys of their images, where all names are alike but for a constant end, or beginning.
 
     ``1_image`` belongs to ``1_mask``, ``img_1`` to ``gt_1``, if most images have such a partner. Masks that stay over
-    keep their keys.
-
-    Args:
-        images, masks: by their paths without suffix.
-        where: begins the messages.
-        suffix, key: the end or beginning of the masks to read, of several kinds; and what sets it, if anything does.
-
-    Raises:
-        ProtosegError: each image has several masks and ``suffix`` is not what one kind of these has.
+    keep their keys, which are paths without suffix. ``where`` begins the messages; ``suffix`` is the end or beginning
+    of the masks to read, of several kinds, and ``key`` what sets it, if anything does. Raises ProtosegError: each image
+    has several masks and ``suffix`` is not what one kind of these has.
     """
     kinds: list[Ends] = []
     offers: list[str] = []

@@ -17,24 +17,15 @@ from protoseg.data.label_spaces.tables import WIDE_FILE_IGNORED
 from protoseg.data.layout import LayoutDataset, described_classes
 from protoseg.types import LabelSpace, ProtosegError
 
-LAYOUTS: dict[str, dict[str, Any]] = yaml.safe_load(
-    (Path(__file__).parent / "layouts.yaml").read_text(encoding="utf-8")
-)
+LAYOUTS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_bytes())
 NUM_CLASSES = (847, 700, 500, 300)
 
 
 class PublicDataset(LayoutDataset):
-    """A subclass is the data set of its name in ``layouts.yaml``.
+    """A subclass is the data set of its name in ``layouts.yaml``: a ``LayoutDataset`` of these settings.
 
-    Args:
-        root: the folder of the data, as it is unpacked.
-        split: one of ``splits``.
-        sequences: keep the images whose file name begins with one of these; None keeps all.
-        labels: False lists the images alone.
-        **chosen: values of the layout's choices, and other settings of ``LayoutDataset``.
-
-    Raises:
-        ProtosegError: as ``LayoutDataset``.
+    Its ``root`` is the folder of the data, as it is unpacked; ``chosen`` are values of the layout's choices, and
+    settings that replace its own.
     """
 
     layout: ClassVar[dict[str, Any]]

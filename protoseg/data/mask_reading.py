@@ -95,11 +95,11 @@ class MaskReading:
 
     def __init__(self, masks: Sequence[Path], file: ClassFile) -> None:
         self.file = file
-        first = spread(len(masks), _SAMPLE)
-        used = used_values_of(masks, first)
+        first = {masks[i] for i in spread(len(masks), _SAMPLE)}
+        used = used_values_of([path for path in masks if path in first])
         self.readings = decide(used, file)
         if not _is_settled(used, file, self.readings):
-            used += used_values_of(masks, sorted(set(range(len(masks))) - set(first)))
+            used += used_values_of([path for path in masks if path not in first])
             self.readings = decide(used, file)
         # One mask of each sort, for those that were not looked at.
         self._examples = {
@@ -157,21 +157,17 @@ def _is_settled(used: UsedBy, file: ClassFile, readings: Mapping[str, str]) -> b
     return all(settled([v for _, v in used if v.kind == kind], reading) for kind, reading in readings.items())
 
 
-def used_values_of(masks: Sequence[Path], indices: Sequence[int] | None = None) -> list[tuple[Path, Used]]:
+def used_values_of(masks: Sequence[Path]) -> list[tuple[Path, Used]]:
     """The values in use of some masks; those that cannot be read are left out, and told when their turn comes."""
 
-    def look(index: int) -> tuple[Path, Used] | None:
+    def look(path: Path) -> tuple[Path, Used] | None:
         try:
-            info = os.stat(masks[index])
-            return masks[index], _used_in(masks[index], info.st_size, info.st_mtime_ns)
+            info = os.stat(path)
+            return path, _used_in(path, info.st_size, info.st_mtime_ns)
         except (OSError, ProtosegError):
             return None
 
-    return [
-        found
-        for found in in_threads(look, range(len(masks)) if indices is None else indices, "reading masks")
-        if found is not None
-    ]
+    return [found for found in in_threads(look, masks, "reading masks") if found is not None]
 
 
 @lru_cache(maxsize=4096)

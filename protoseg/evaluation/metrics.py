@@ -14,8 +14,8 @@ class Scores(TypedDict):
     """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count."""
 
     mIoU: float  # mean over the classes that occur in truth or prediction
-    mean_accuracy: float  # mean over the classes that occur in the truth
     pixel_accuracy: float  # share of all counted pixels that are right
+    mean_accuracy: float  # mean over the classes that occur in the truth
     fw_IoU: float  # IoU weighted by the classes' true pixels
     IoU: Tensor  # fp64 ``c``; NaN for a class neither in the truth nor in the prediction
     accuracy: Tensor  # fp64 ``c``: recall; NaN for a class not in the truth
@@ -59,8 +59,8 @@ def scores(confusion: Tensor) -> Scores:
     iou, accuracy = hit / (true + counts.sum(0) - hit), hit / true
     return Scores(
         mIoU=iou.nanmean().item(),
-        mean_accuracy=accuracy.nanmean().item(),
         pixel_accuracy=(hit.sum() / true.sum()).item(),
+        mean_accuracy=accuracy.nanmean().item(),
         fw_IoU=(true / true.sum() * iou.nan_to_num(0.0)).sum().item(),
         IoU=iou,
         accuracy=accuracy,

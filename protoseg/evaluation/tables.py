@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -24,8 +24,7 @@ def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
     columns = (scores["IoU"], scores["accuracy"], confusion.sum(1), confusion.sum(0))
     names = ("name", "IoU", "accuracy", "true_pixels", "predicted_pixels")
     rows = zip(label_space.classes, *(column.tolist() for column in columns), strict=True)
-    plain = cast(dict[str, Any], scores)
-    means = {name: plain[name] for name in ("mIoU", "pixel_accuracy", "mean_accuracy", "fw_IoU")}
+    means = {name: value for name, value in scores.items() if isinstance(value, float)}
     return means | {"classes": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
@@ -79,10 +78,10 @@ def without_nan(value: Any) -> Any:
 
 def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
     """Numbers in 0 to 1; an empty cell where there is nothing to count."""
-    columns = ["name", "IoU", "accuracy", "true_pixels"]
-    rows = [[entry[column] for column in columns] for entry in without_nan(result)["classes"]]
-    means = without_nan([result["mIoU"], result["mean_accuracy"]])
-    return [["class", *columns[1:]], *rows, ["mean", *means, sum(row[3] for row in rows)]]
+    result, columns = without_nan(result), ["name", "IoU", "accuracy", "true_pixels"]
+    rows = [[entry[column] for column in columns] for entry in result["classes"]]
+    means = ["mean", result["mIoU"], result["mean_accuracy"], sum(row[3] for row in rows)]
+    return [["class", *columns[1:]], *rows, means]
 
 
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:

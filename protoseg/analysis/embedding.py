@@ -64,10 +64,10 @@ class EmbeddingMap(NamedTuple):
 
     points: npt.NDArray[np.float32]
     label: npt.NDArray[np.int64]
-    stars: npt.NDArray[np.float32] | None
+    stars: npt.NDArray[np.float32]
 
 
-def embedding_map(sample: EmbeddingSample, prototypes: Tensor | None = None, seed: int = 0) -> EmbeddingMap:
+def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) -> EmbeddingMap:
     """t-SNE (van der Maaten & Hinton, 2008) of pixels and prototypes ``c k d`` together, by scikit-learn.
 
     Of unit vectors, so that Euclidean neighbours are neighbours by cosine. A PCA is the start, so that the seed changes
@@ -79,16 +79,14 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor | None = None, see
         raise ProtosegError(
             "embedding map: expected scikit-learn, which is not installed: pip install -e '.[analysis]'"
         ) from error
-    vectors = sample.embeddings
-    if prototypes is not None:
-        vectors = torch.cat([vectors, prototypes.detach().cpu().flatten(0, 1).to(vectors.dtype)])
+    stars = prototypes.detach().cpu().flatten(0, 1)
+    vectors = torch.cat([sample.embeddings, stars.to(sample.embeddings.dtype)])
     if len(vectors) < 4:
         raise ProtosegError(f"embedding map: expected at least 4 points, got {len(vectors)}; choose more images")
     tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=seed)
     places = tsne.fit_transform(vectors.numpy()).astype(np.float32)
     n = len(sample.embeddings)
-    stars = None if prototypes is None else places[n:].reshape(*prototypes.shape[:2], 2)
-    return EmbeddingMap(places[:n], sample.label.numpy(), stars)
+    return EmbeddingMap(places[:n], sample.label.numpy(), places[n:].reshape(*prototypes.shape[:2], 2))
 
 
 def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
@@ -98,7 +96,7 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
     colors = np.array(label_space.colors) / 255
     x, y = found.points.T
     axes.scatter(x, y, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
-    for color, stars in zip(colors, () if found.stars is None else found.stars, strict=False):
+    for color, stars in zip(colors, found.stars, strict=True):
         x, y = stars.T
         axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
@@ -106,8 +104,7 @@ def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
         x, y = np.median(found.points[found.label == i], axis=0)
         axes.text(x, y, figure_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
     axes.set_axis_off()
-    stars_text = ", stars the prototypes" if found.stars is not None else ""
-    axes.set_title(f"t-SNE of the embeddings: dots are pixels{stars_text}", fontsize=12)
+    axes.set_title("t-SNE of the embeddings: dots are pixels, stars the prototypes", fontsize=12)
     return figure
 
 

@@ -137,8 +137,7 @@ class LayoutDataset(SegmentationDataset):
                 del labels[key]
             if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
                 pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
-                others = self._found(root, pictures, words)[0]
-                labels |= {key: path for key, path in others.items() if key in found and key not in labels}
+                labels = {k: path for k, path in self._found(root, pictures, words)[0].items() if k in found} | labels
             folders, where = [*folders, folder], f"{where} and {there}"
         where = f"{self.name}: {where}"
         if self.lists:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from protoseg.types import ProtosegError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-DEFAULT_RATE = 25.0  # of files that do not tell
 
 
 class Video:
@@ -28,7 +27,7 @@ class Video:
         capture = self._open()
         self.num_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         rate = float(capture.get(cv2.CAP_PROP_FPS))
-        self.rate = rate if 0 < rate < 1000 else DEFAULT_RATE
+        self.rate = rate if 0 < rate < 1000 else 25.0  # some files do not tell
         capture.release()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:

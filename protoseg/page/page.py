@@ -1,29 +1,228 @@
-"""The page from its parts. Everything is inside the one file: styles, script, pictures, numbers."""
+"""The page from its parts. Everything is inside the one file: styles, script, pictures as text, numbers."""
 
+from __future__ import annotations
+
+import base64
+import io
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
 
 from protoseg import __version__
+from protoseg.analysis.activations import activation, assignment_picture, heat_picture, prototype_colors
+from protoseg.analysis.patches import Patch, PatchCollector
+from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_memory, scenes
+from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation.curves import curves_figure
-from protoseg.evaluation.pictures import confusion_figure
+from protoseg.evaluation.metrics import confusion_matrix, scores
+from protoseg.evaluation.pictures import (
+    MANY_CLASSES,
+    Picture,
+    as_picture,
+    confusion_figure,
+    error_map,
+    figure_picture,
+    overlay,
+)
 from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
-from protoseg.page.images import WorstImage, figure_uri
-from protoseg.page.prototypes import PrototypeReport, css
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_CELLS = 20_000  # of an image to click into, 7 bytes each; of more every second cell is kept, or every third, …
+_TILE_WIDTH, _PHOTO_WIDTH, _MAPPED_WIDTH, _MAP_WIDTH, _PATCH_WIDTH = 480, 640, 400, 240, 80
+_PATCHES, _MOST_PATCHES = 5, 1000  # for each prototype; of all together, which bounds the page's size
 _TEMPLATE = Path(__file__).parent / "template"
 _NAMES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
     "fw_IoU": "frequency-weighted IoU",
 }
+
+
+def jpeg_uri(picture: Picture, width: int, quality: int = 80) -> str:
+    """A picture, reduced to a width where it is wider, as a ``data:`` URI of a JPEG."""
+    image = Image.fromarray(picture)
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    return _uri(image, "jpeg", quality=quality)
+
+
+def figure_uri(figure: Figure) -> str:
+    """A matplotlib figure as a ``data:`` URI of a PNG of at most 256 colours: a quarter of the bytes."""
+    return _uri(Image.fromarray(figure_picture(figure)).quantize(256, dither=Image.Dither.NONE), "png")
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, optimize=True, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class WorstImage(NamedTuple):
+    """An image and its scores, in 0 to 1."""
+
+    mIoU: float  # over the classes in its truth or its prediction
+    accuracy: float  # share of right pixels
+    name: str  # path
+    tiles: dict[str, str]  # photo, truth, prediction and errors as ``data:`` URIs, by title
+
+
+class WorstImages:
+    """Keeps the ``n`` images of the lowest mIoU; those without a labelled pixel do not count."""
+
+    def __init__(self, label_space: LabelSpace, n: int = 6) -> None:
+        self.label_space, self.n = label_space, n
+        self.found: list[WorstImage] = []
+
+    def update(self, name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:
+        """Look at one image: uint8 RGB ``3 h w`` and two maps of class ids, int64 ``h w``, all on the CPU."""
+        space = self.label_space
+        judged = scores(confusion_matrix(prediction, truth, space.num_classes))
+        mean = float(judged["mIoU"])
+        if math.isnan(mean) or (len(self.found) == self.n and mean >= self.found[-1].mIoU):
+            return
+        pictures = {
+            "photo": as_picture(image),
+            "truth": overlay(image, truth, space),
+            "prediction": overlay(image, prediction, space),
+            "errors": error_map(image, truth, prediction, space),
+        }
+        tiles = {title: jpeg_uri(picture, _TILE_WIDTH) for title, picture in pictures.items()}
+        found = [*self.found, WorstImage(mean, float(judged["pixel_accuracy"]), name, tiles)]
+        self.found = sorted(found, key=lambda image: image.mIoU)[: self.n]
+
+
+@torch.no_grad()
+def pixel_view(scene: Scene) -> dict[str, Any]:
+    """What the page's script needs of one image, as plain values; raises ProtosegError for a model without prototypes.
+
+    A cell belongs to the nearest prototype of the class that is predicted there, as in
+    :class:`protoseg.analysis.patches.PatchCollector`; the runner-up is the nearest prototype of all other classes.
+
+    ``name``, ``photo`` (URI), ``width`` and ``height`` of the image and ``cell`` in pixels, ``columns``; row by row as
+    base64 of little-endian numbers ``prototype`` and ``second`` (uint16, class * k + number), ``truth`` (uint16, class
+    or 65535), ``cosine`` and ``second_cosine`` (uint8, from ``low`` to ``high`` in 255 steps).
+    """
+    cosines, prediction = scene.cosines, scene.cell_prediction
+    second_class = cosines.scores.scatter(1, prediction.unsqueeze(1), -torch.inf).argmax(1)
+    (best, number), (second, second_number) = (cosines.own(ids).max(1) for ids in (prediction, second_class))
+    low, high = float(min(best.min(), second.min())), float(max(best.max(), second.max()))
+    k, step = cosines.num_prototypes, math.ceil(math.sqrt(math.prod(scene.grid) / MOST_CELLS))
+
+    def text(values: Tensor, kind: str) -> str:
+        thin = values.view(scene.grid)[::step, ::step].cpu().numpy()
+        return base64.b64encode(thin.astype(kind).tobytes()).decode()
+
+    def shades(values: Tensor) -> str:
+        return text((255 * (values.float() - low) / max(high - low, 1e-6)).round(), "u1")
+
+    return {
+        "name": Path(scene.name).name,
+        "photo": jpeg_uri(as_picture(scene.image), _PHOTO_WIDTH, quality=85),
+        "height": scene.size[0],
+        "width": scene.size[1],
+        "cell": scene.stride * step,
+        "columns": -(-scene.grid[1] // step),
+        "prototype": text(prediction * k + number, "<u2"),
+        "second": text(second_class * k + second_number, "<u2"),
+        "truth": text(scene.cell_label.where(scene.labelled, 65535), "<u2"),
+        "cosine": shades(best),
+        "second_cosine": shades(second),
+        "low": low,
+        "high": high,
+    }
+
+
+class PrototypeReport(NamedTuple):
+    """The parts of the page, as plain values and ``data:`` URIs."""
+
+    classes: list[dict[str, Any]]  # by class id, entries of :func:`protoseg.analysis.structure.describe`
+    drawn: list[dict[str, Any]]  # of some classes ``id``, ``entry``, ``photo``, ``assignment`` and ``prototypes``
+    figures: dict[str, str]  # occupancy and cosines, by title
+    colors: list[str]  # of the numbers of the prototypes, as CSS
+
+
+def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> PrototypeReport:
+    """Look at images with labels, e.g. training images, and collect what the page shows of the prototypes.
+
+    Of more than 40 classes, those with most cells are drawn. Raises ProtosegError for a model without prototypes.
+    """
+    vectors = prototype_memory(model).prototypes
+    c, k, _ = vectors.shape
+    few = min(c, MANY_CLASSES)
+    counter, patches = OccupancyCollector(c, k), PatchCollector(c, k, max(1, min(_PATCHES, _MOST_PATCHES // (few * k))))
+    collect(scenes(model, loader, "prototypes"), counter, patches)
+    occupancy, nearest = counter.compute(), patches.compute()
+    entries = describe(vectors, occupancy.counted, space)
+    chosen = sorted(occupancy.counted.sum(1).argsort(descending=True)[:few].tolist())
+    figures = {
+        "Which prototype takes how many pixels": figure_uri(occupancy_figure(occupancy, space, chosen)),
+        "How alike the prototypes of a class are": figure_uri(within_figure(vectors, space, chosen)),
+        "How near the classes are to one another": figure_uri(between_figure(vectors, space)),
+    }
+    drawn = []
+    for i in track(chosen, "activation maps", console=Console(stderr=True)):
+        drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], nearest[i], i, space)})
+        if occupancy.example[i] >= 0:
+            drawn[-1] |= _maps(model, loader.dataset[int(occupancy.example[i])], i, drawn[-1]["prototypes"])
+    return PrototypeReport(entries, drawn, figures, [css(color) for color in prototype_colors(k)])
+
+
+def _prototypes(
+    entry: dict[str, Any], patches: Sequence[Sequence[Patch]], class_id: int, space: LabelSpace
+) -> list[dict[str, Any]]:
+    """Of each prototype of a class its share, its twins and its patches."""
+    return [
+        {
+            "number": j,
+            "share": entry["shares"] and entry["shares"][j],
+            "dead": j in entry["dead"],
+            "twins": [b if a == j else a for a, b, _ in entry["duplicates"] if j in (a, b)],
+            "patches": [
+                {
+                    "picture": jpeg_uri(patch.picture, _PATCH_WIDTH),
+                    "cosine": patch.cosine,
+                    "file": Path(patch.name).name,
+                    "wrong": None if patch.label in (class_id, IGNORE_INDEX) else space.classes[patch.label],
+                }
+                for patch in own
+            ],
+        }
+        for j, own in enumerate(patches)
+    ]
+
+
+def _maps(model: nn.Module, sample: Any, class_id: int, prototypes: list[dict[str, Any]]) -> dict[str, str]:
+    """Photo and assignment of one image; the map of each prototype is put beside its patches."""
+    image, label, name = sample
+    found = activation(model, look(model, image, label, name=name), class_id)
+    low, high = found.range
+    for prototype, cosines in zip(prototypes, found.cosines, strict=True):
+        prototype["map"] = jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH)
+    return {
+        "photo": jpeg_uri(as_picture(image), _MAPPED_WIDTH),
+        "assignment": jpeg_uri(assignment_picture(image, found), _MAPPED_WIDTH),
+        "file": Path(name).name,
+        "range": f"{low:.2f} to {high:.2f}",
+    }
+
+
+def css(color: Sequence[int]) -> str:
+    """RGB, 0 to 255, for a style sheet."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def write_page(
@@ -43,7 +242,7 @@ def write_page(
     Args:
         facts: what was judged, how: shown below the title.
         result, confusion: what ``evaluate`` returns; int64 ``c c``, rows are the truth.
-        worst, views: images to show, worst first, and to click into, see :func:`protoseg.page.images.pixel_view`.
+        worst, views: images to show, worst first, and to click into, see :func:`pixel_view`.
         run: folder of the training, for its curves.
         prototypes: None for a model without any.
     """

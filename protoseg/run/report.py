@@ -8,9 +8,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from protoseg.analysis.stream import scenes
-from protoseg.page.images import WorstImages, pixel_view
-from protoseg.page.page import write_page
-from protoseg.page.prototypes import PrototypeReport, prototype_report
+from protoseg.page.page import PrototypeReport, WorstImages, pixel_view, prototype_report, write_page
 from protoseg.run.evaluate import Trained, image_loader
 from protoseg.text import say
 from protoseg.types import ProtosegError

@@ -67,7 +67,6 @@ def test_the_map_keeps_clusters_and_their_prototypes_together() -> None:
     label = torch.arange(3).repeat_interleave(40)
     found = embedding_map(EmbeddingSample(vectors, label, label), centers)
     assert found.points.shape == (120, 2)
-    assert found.stars is not None
     assert found.stars.shape == (3, 1, 2)
     middles = np.stack([found.points[label == i].mean(0) for i in range(3)])
     distance = np.linalg.norm(found.points[:, None] - middles, axis=2)
@@ -79,9 +78,9 @@ def test_the_map_keeps_clusters_and_their_prototypes_together() -> None:
 def test_too_few_points_and_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     one = EmbeddingSample(torch.ones(1, 2), torch.zeros(1).long(), torch.zeros(1).long())
     with pytest.raises(ProtosegError, match="at least 4 points"):
-        embedding_map(one)
+        embedding_map(one, torch.ones(1, 1, 2))
     with pytest.raises(ProtosegError, match="at least one image"):
         EmbeddingCollector(3).compute()
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(ProtosegError, match="scikit-learn"):
-        embedding_map(one)
+        embedding_map(one, torch.ones(1, 1, 2))

@@ -16,9 +16,7 @@ import torch
 from protoseg.analysis.stream import look
 from protoseg.evaluation.evaluate import evaluate
 from protoseg.evaluation.predictor import Predictor
-from protoseg.page.images import WorstImages, pixel_view
-from protoseg.page.page import write_page
-from protoseg.page.prototypes import prototype_report
+from protoseg.page.page import WorstImages, pixel_view, prototype_report, write_page
 from protoseg.types import LabelSpace
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy, loader
 
@@ -73,7 +71,7 @@ def test_pixel_view_is_what_the_model_says() -> None:
 def test_large_grids_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Toy().eval()
     whole = pixel_view(look(model, *Images()[0][:2]))
-    monkeypatch.setattr("protoseg.page.images.MOST_CELLS", 20)
+    monkeypatch.setattr("protoseg.page.page.MOST_CELLS", 20)
     thin = pixel_view(look(model, *Images()[0][:2]))
     assert (thin["cell"], thin["columns"]) == (8, 5)
     want = decoded(whole["prototype"], "<u2").reshape(6, 10)[::2, ::2]

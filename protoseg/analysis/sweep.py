@@ -183,8 +183,7 @@ def print_missing(sweep: Sweep, terminal: Terminal) -> None:
 
 def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
     """Print every job with its state, score and time."""
-    names = short_names(sweep.swept)
-    styles: dict[str, str] = {"done": "green", "failed": "red"}
+    names, styles = short_names(sweep.swept), {"done": "green", "failed": "red"}
     rows: list[list[str | Text]] = []
     for job in sweep.jobs:
         score = "" if math.isnan(job.score) else f"{100 * job.score:.1f}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BINS = 2**15
 CALIBRATION_BINS = 15
+COLORS = ("#12305c", "#3b8fb6", "#e08214", "#b2182b", "#5a5a5a", "#7b3294")
 RANGES = {"margin": (0.0, 2.0), "distance": (-2.0, 0.0), "confidence": (-8.0, 40.0)}
 """Lowest and highest certainty of each measure: the margin, minus the distance, and the log-odds of the confidence,
 in which certain pixels are told apart that all round to probability 1."""
@@ -193,9 +194,6 @@ def error_detection(model: nn.Module, loader: Loader) -> dict[str, ErrorDetectio
     collector = UncertaintyCollector()
     collect(scenes(model, loader, "uncertainty"), collector)
     return collector.compute()
-
-
-COLORS = ("#12305c", "#3b8fb6", "#e08214", "#b2182b", "#5a5a5a", "#7b3294")
 
 
 def uncertainty_panel(scene: Scene, label_space: LabelSpace) -> Picture:

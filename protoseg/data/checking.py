@@ -18,8 +18,7 @@ from protoseg.data.statistics import in_threads, spread
 from protoseg.distributed import usable_cores
 from protoseg.types import ProtosegError
 
-_WORKERS_FROM = 64
-_BATCH = 8
+_WORKERS_FROM, _BATCH = 64, 8  # samples
 _LOOKED_AT = 64
 
 

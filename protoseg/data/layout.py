@@ -32,7 +32,7 @@ class LayoutDataset(SegmentationDataset):
     replaced. Of several patterns all are searched, the first before the others. Upper and lower case are one.
 
     Args:
-        root: the folder.
+        root, name: the folder, and what messages call the data set.
         split: one of ``splits``.
         labels: False lists the images alone.
         images, masks: patterns, e.g. ``leftImg8bit/{split}/**/*_leftImg8bit.png``; masks also of MATLAB files.
@@ -49,7 +49,6 @@ class LayoutDataset(SegmentationDataset):
         channel: of the ids in masks that have several.
         variable: of the ids in MATLAB files, with dots between the fields of structures.
         source: where the data set comes from and under which terms, for the message when it is absent.
-        name: for messages.
         **chosen: values of ``choices``.
 
     Raises:

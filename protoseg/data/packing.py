@@ -38,10 +38,15 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     files |= {path: -1 for path in root.iterdir() if path.is_file() and path not in files}
     files |= {path: -1 for dataset in datasets for path in dataset.lists}
 
-    def packed_size(path: Path) -> int:
-        return _pack_file(path, output / _inside(path, root), files[path])
+    def pack_file(path: Path) -> int:
+        """Write a file, PNGs with zlib's level (-1: as it is); the size of what is there now."""
+        target, level = output / _inside(path, root), files[path]
+        if not target.is_file():
+            packed = packed_png(path, level) if level >= 0 and path.suffix.lower() == ".png" else None
+            write_file(target, lambda to: shutil.copyfile(path, to) if packed is None else to.write_bytes(packed))
+        return target.stat().st_size
 
-    after = sum(in_threads(packed_size, [*files], "packing"))
+    after = sum(in_threads(pack_file, [*files], "packing"))
     return sum(path.stat().st_size for path in files), after
 
 
@@ -50,14 +55,6 @@ def _inside(path: Path, root: Path) -> Path:
         return path.absolute().relative_to(root.absolute())
     except ValueError:
         raise ProtosegError(f"pack: expected the files in {root}, got {path}: set data.root") from None
-
-
-def _pack_file(source: Path, target: Path, level: int) -> int:
-    """Write one file, PNGs with zlib's ``level`` (-1: as it is); the size of what is there now."""
-    if not target.is_file():
-        packed = packed_png(source, level) if level >= 0 and source.suffix.lower() == ".png" else None
-        write_file(target, lambda path: shutil.copyfile(source, path) if packed is None else path.write_bytes(packed))
-    return target.stat().st_size
 
 
 def packed_png(path: Path, level: int) -> bytes | None:

@@ -239,12 +239,9 @@ def write_page(
 ) -> int:
     """Write the page and return its size in bytes; raises ProtosegError if the disk refuses.
 
-    Args:
-        facts: what was judged, how: shown below the title.
-        result, confusion: what ``evaluate`` returns; int64 ``c c``, rows are the truth.
-        worst, views: images to show, worst first, and to click into, see :func:`pixel_view`.
-        run: folder of the training, for its curves.
-        prototypes: None for a model without any.
+    ``facts``, shown below the title, say what was judged, and how; ``result`` is what ``evaluate`` returns,
+    ``confusion`` int64 ``c c``, rows are the truth. ``worst`` and ``views`` are images to show, worst first, and to
+    click into, see :func:`pixel_view`; ``run`` is the folder of the training, for its curves.
     """
     # A template's undefined name is a fault of ours: an error, not an empty place.
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined)

@@ -88,10 +88,9 @@ def mapping_table(
             f"{f'none for {_names(unmapped)}' if unmapped else f'no class of theirs: {_names(unknown)}'}; "
             f"{source.name!r} has {', '.join(source.classes)}; {target.name!r} has {', '.join(target.classes)}"
         )
+    labels = dict(zip((*target.classes, None), (*range(target.num_classes), FILE_IGNORED), strict=True))
     table = np.arange(256, dtype=np.uint8)
-    for train_id, name in enumerate(source.classes):
-        wanted = mapping[name]
-        table[train_id] = FILE_IGNORED if wanted is None else target.classes.index(wanted)
+    table[: source.num_classes] = [labels[mapping[name]] for name in source.classes]
     return table
 
 

@@ -31,5 +31,5 @@ from protoseg.data.public import (
     Streets,
     Synthia,
 )
-from protoseg.data.rare_classes import RareClasses
+from protoseg.data.samplers import RareClasses
 from protoseg.data.transforms import TrainTransform

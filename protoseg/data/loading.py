@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
-from protoseg.data.rare_classes import RareClassDraw
+from protoseg.data.samplers import RareClassDraw
 from protoseg.data.starving import TIMEOUT, worker_failure
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 

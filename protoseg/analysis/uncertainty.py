@@ -87,6 +87,7 @@ class Calibration(NamedTuple):
 class ErrorDetection(NamedTuple):
     """How well a measure of certainty tells right pixels from wrong ones."""
 
+    measure: str  # name out of ``RANGES``
     right: Array  # pixels in each bin of certainty, least certain first
     wrong: Array  # as well
     calibration: Calibration | None = None  # where the measure is a probability
@@ -145,6 +146,12 @@ class ErrorDetection(NamedTuple):
         kept = 1 - self.error_rate
         return self.error_rate + (kept * float(np.log(kept)) if kept > 0 else 0.0)
 
+    def values(self) -> Array:
+        """The middle of each bin, in the units of the measure: cosine, distance (falling), or probability."""
+        low, high = RANGES[self.measure]
+        middle = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+        return {"margin": middle, "distance": -middle, "confidence": 1 / (1 + np.exp(-middle))}[self.measure]
+
     def summary(self) -> dict[str, Any]:
         """The numbers as plain values; see the properties of the same names. ``ece`` is None where there is none."""
         names = ("pixels", "error_rate", "auroc", "auroc_bound", "aurc", "aurc_bound", "aurc_optimal")
@@ -184,7 +191,7 @@ class UncertaintyCollector:
         with np.errstate(invalid="ignore"):
             calibration = Calibration(pixels.copy(), confidence / pixels, right / pixels)
         return {
-            name: ErrorDetection(right, wrong, calibration if name == "confidence" else None)
+            name: ErrorDetection(name, right, wrong, calibration if name == "confidence" else None)
             for name, (wrong, right) in self.histograms.items()
         }
 

@@ -19,8 +19,6 @@ from protoseg.lightning import allow_steps, batches_begun, epoch_ended, log_by_g
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send some time before they take the machine away."""
 
-_LAST_SECONDS = 30
-
 
 class Stopped(SystemExit):
     """A signal stopped the training. The exit code is 128 plus its number: SIGTERM 143, SIGUSR1 138, Ctrl-C 130."""
@@ -60,7 +58,7 @@ class StopRequest:
             self.received = self.received or signum
         else:
             # A loader's worker, which has inherited this handler: its batches are wanted until the step is done.
-            signal.alarm(_LAST_SECONDS)
+            signal.alarm(30)  # seconds
 
 
 class Restart(Checkpoint):

@@ -142,12 +142,10 @@ def _color_table(colors: tuple[tuple[Color, int], ...], dtype: Any) -> Ids:
 
 def _unknown_ids(path: Path, ids: NDArray[np.generic], table: Ids) -> ProtosegError:
     got = ", ".join(str(i) for i in np.unique(ids)[:8])
+    known = np.flatnonzero(table != unknown_id(table))
+    runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
+    expected = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
     return ProtosegError(
-        f"mask {path}: expected class ids {_ranges(np.flatnonzero(table != unknown_id(table)))}, got {got}: "
-        "correct the mask, or choose the data set whose ids it holds"
+        f"mask {path}: expected class ids {expected}, got {got}: correct the mask, or choose the data set whose ids it "
+        "holds"
     )
-
-
-def _ranges(ids: NDArray[np.intp]) -> str:
-    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)

@@ -32,7 +32,7 @@ def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:
         return
     text = (
         f"shared memory ({SHARED_MEMORY}): expected room for {num_workers * PREFETCH} batches of the {num_workers} "
-        f"loader processes, {_megabytes(needed)} each, got {_megabytes(free)} free: {_REMEDY}"
+        f"loader processes, {needed / 1e6:.1f} MB each, got {free / 1e6:.1f} MB free: {_REMEDY}"
     )
     if free < needed:
         raise ProtosegError(text)
@@ -43,7 +43,8 @@ def worker_failure(error: RuntimeError) -> str | None:
     """What torch says of a worker that died or gives nothing, in one message with the remedy; None for other errors."""
     cause = error.__cause__ or error.__context__  # which may name the signal
     text = f"{error} {cause or ''}"
-    free = f"{_megabytes(shutil.disk_usage(SHARED_MEMORY).free)} free now" if SHARED_MEMORY.is_dir() else "none here"
+    there = SHARED_MEMORY.is_dir()
+    free = f"{shutil.disk_usage(SHARED_MEMORY).free / 1e6:.1f} MB free now" if there else "none here"
     if any(words in text for words in ("Bus error", "shared memory(shm)", "write to file </torch")):
         return f"the loader processes ran out of shared memory ({SHARED_MEMORY}, {free}): {_REMEDY}"
     if text.startswith("DataLoader timed out"):
@@ -61,7 +62,3 @@ def worker_failure(error: RuntimeError) -> str | None:
     if text.startswith("Too many open files"):
         return "the loader processes need more open files than the system allows: run `ulimit -n 65536` first"
     return None
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

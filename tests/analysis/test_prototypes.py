@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from protoseg.analysis.activations import activation, activation_panel, assignment_picture
 from protoseg.analysis.patches import PATCH_PIXELS, Patch, PatchCollector, cut, patch_sheet
@@ -20,6 +19,7 @@ from protoseg.analysis.structure import (
     OccupancyCollector,
     between_figure,
     describe,
+    occupancy,
     occupancy_figure,
     within_figure,
 )
@@ -57,12 +57,6 @@ def test_a_stream_does_not_depend_on_the_batch_size_and_leaves_the_mode() -> Non
         assert a.name == b.name == name
 
 
-def occupancy(images: DataLoader[Any]) -> Occupancy:
-    collector = OccupancyCollector(3, PROTOTYPES)
-    collect(scenes(Toy(), images), collector)
-    return collector.compute()
-
-
 def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
     model, want = Toy(), torch.zeros(2, 3, PROTOTYPES, dtype=torch.int64)
     right = torch.zeros(5, 3)
@@ -72,7 +66,7 @@ def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
                 want[kind, i, cell["cosines"][i].argmax()] += 1
         if cell["label"] == cell["predicted"]:
             right[cell["image"], cell["label"]] += 1
-    found = occupancy(loader())
+    found = occupancy(model, loader())
     assert torch.equal(found.true, want[0])
     assert torch.equal(found.predicted, want[1])
     assert torch.equal(found.most_cells, right.amax(0).long())
@@ -82,7 +76,7 @@ def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
 
 
 def test_occupancy_of_images_without_labels_is_the_predicted_one() -> None:
-    found = occupancy(loader(void=True))
+    found = occupancy(Toy(), loader(void=True))
     assert not found.true.any()
     assert torch.equal(found.counted, found.predicted)
     assert (found.example[found.predicted.sum(1) > 0] >= 0).all()

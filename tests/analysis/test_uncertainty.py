@@ -94,7 +94,7 @@ def test_numbers_are_exact_to_their_bounds(bins: int, monkeypatch: pytest.Monkey
 
 
 def detection(right: list[float], wrong: list[float]) -> ErrorDetection:
-    return ErrorDetection(np.array(right, dtype=float), np.array(wrong, dtype=float))
+    return ErrorDetection("margin", np.array(right, dtype=float), np.array(wrong, dtype=float))
 
 
 def test_a_measure_that_knows_everything_and_one_that_knows_nothing() -> None:

@@ -80,7 +80,7 @@ def fused_step(core: Core) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient of the embeddings, and prototypes after the update."""
     c, k, _ = core.prototypes.shape
     cosines = similarities(core.embeddings, core.prototypes)
-    target = cluster(cosines, core.label, epsilon=EPSILON, rounds=ROUNDS).target
+    target = cluster(cosines.own(core.label), core.label, c, epsilon=EPSILON, rounds=ROUNDS).target
     loss = (
         F.cross_entropy(cosines.scores / TEMPERATURE, core.label, ignore_index=IGNORE_INDEX)
         + WEIGHT_CONTRAST * pixel_prototype_contrast(cosines, target, TEMPERATURE)

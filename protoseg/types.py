@@ -106,9 +106,6 @@ class Similarities(Protocol):
     num_classes: int
     num_prototypes: int
 
-    def __len__(self) -> int:
-        """Number of pixels."""
-
     @property
     def scores(self) -> Tensor:
         """Cosine to the nearest prototype of each class, ``n c``."""
@@ -121,9 +118,6 @@ class Similarities(Protocol):
 
     def logsumexp(self, temperature: float) -> Tensor:
         """log of the sum over all prototypes of exp(cosine / temperature), ``n``."""
-
-    def dense(self) -> Tensor:
-        """All of them, ``n c k``, for looking at a few pixels: without gradient, and as large as it sounds."""
 
 
 class SegOutput(NamedTuple):

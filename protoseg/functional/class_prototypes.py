@@ -15,17 +15,11 @@ MAX_ITERATIONS = 100
 
 
 class ClassPrototypes(NamedTuple):
-    """What :func:`class_prototypes` found.
+    """What :func:`class_prototypes` found."""
 
-    Attributes:
-        prototypes: unit vectors, ``k d``.
-        counts: pixels that each stands for, int64 ``k``.
-        distinct: how many of them differ: less than ``k`` where fewer pixels do; the others are copies.
-    """
-
-    prototypes: Tensor
-    counts: Tensor
-    distinct: int
+    prototypes: Tensor  # unit vectors, ``k d``
+    counts: Tensor  # pixels that each stands for, int64 ``k``
+    distinct: int  # how many of them differ: less than ``k`` where fewer pixels do; the others are copies
 
 
 @torch.no_grad()
@@ -38,19 +32,13 @@ def class_prototypes(
     the mean direction of its pixels, in turns, until no pixel changes its prototype (or ``MAX_ITERATIONS``). The start
     is spread out as in k-means++ (Arthur and Vassilvitskii, SODA 2007), with 1 - cosine as the squared distance.
 
-    Args:
-        embeddings: unit vectors of the class's pixels, ``n d``.
-        num_prototypes: K.
-        epsilon, rounds: see :func:`protoseg.functional.sinkhorn.sinkhorn`.
-        seed: of the start.
-
-    Raises:
-        ProtosegError: no pixel.
+    ``embeddings`` are the unit vectors of the class's pixels, ``n d``; ``epsilon`` and ``rounds`` as of
+    :func:`protoseg.functional.sinkhorn.sinkhorn`. Raises ProtosegError: no pixel.
     """
     if len(embeddings) == 0:
         raise ProtosegError("class prototypes: expected at least one pixel of the class, got none")
-    start = spread_out(embeddings, num_prototypes, seed)
-    prototypes, distinct = start, len(start)
+    prototypes = spread_out(embeddings, num_prototypes, seed)
+    distinct = len(prototypes)
     one_class = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
     member = one_class - 1
     for _ in range(MAX_ITERATIONS):

@@ -15,25 +15,14 @@ from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.types import IGNORE_INDEX
 
 
-def mean_over_classes(losses: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the classes present on any rank of the mean over their anchors; 0 if there is none.
-
-    Args:
-        losses: ``c a``, finite.
-        valid: bool ``c a``.
-    """
-    count = valid.sum(1)
-    present = (all_reduce_(count.clone()) > 0).sum()
-    return mean_over_ranks((losses * valid).sum(1), count).sum() / present.clamp_min(1)
-
-
 def info_nce(
     positive: Tensor, negative: Tensor, valid: Tensor, negative_valid: Tensor, temperature: float = 0.5
 ) -> Tensor:
     """-log(e^{p/t} / (e^{p/t} + sum over m of e^{n_m/t})): mean over classes present of the mean over their anchors.
 
     U2PL (Wang et al., CVPR 2022, arXiv 2203.03884). Classes stand at their own row: the released code numbers
-    the classes present anew, which mixes up their queues as soon as one is absent. An anchor without negatives gives 0.
+    the classes present anew, which mixes up their queues as soon as one is absent. An anchor without negatives gives 0,
+    and so do no anchors on any rank.
 
     Args:
         positive: cosine of each anchor to its positive, ``c a``.
@@ -44,14 +33,15 @@ def info_nce(
     """
     positive, negative = at_least_fp32(positive) / temperature, at_least_fp32(negative) / temperature
     rivals = hide(negative, ~negative_valid).logsumexp(2)
-    return mean_over_classes(against(positive, rivals), valid)
+    losses, count = against(positive, rivals), valid.sum(1)
+    present = (all_reduce_(count.clone()) > 0).sum()
+    return mean_over_ranks((losses * valid).sum(1), count).sum() / present.clamp_min(1)
 
 
 def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Tensor:
     """Cosine of each anchor to the nearest prototype of its class: ``c a d`` and ``c k d`` to ``c a``.
 
-    Args:
-        placed: prototypes that have a position, bool ``c k``; a class without any gives 0.
+    Of those that have a position (``placed``, bool ``c k``); a class without any gives 0.
     """
     cosine = hide(anchors @ prototypes.transpose(1, 2), ~placed.unsqueeze(1))
     return cosine.amax(2).where(placed.any(1, keepdim=True), 0)
@@ -60,13 +50,8 @@ def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Te
 def surely_not(logits: Tensor, low: int, high: int) -> Tensor:
     """Classes that a pixel surely does not show: rank in the order of probabilities in [low, high), 0 the likeliest.
 
-    U2PL's r_l and r_h. ``low`` is at most the last rank, so that few classes (two, say) leave one.
-
-    Args:
-        logits: ``n c``.
-
-    Returns:
-        bool ``n c``.
+    ``n c`` to bool ``n c``. U2PL's r_l and r_h; ``low`` is at most the last rank, so that few classes (two, say) leave
+    one.
     """
     position = logits.argsort(stable=True, dim=1, descending=True).argsort(1)
     return (position >= max(1, min(low, logits.shape[1] - 1))) & (position < high)
@@ -80,10 +65,7 @@ def entropy(logits: Tensor) -> Tensor:
 def entropy_bounds(values: Tensor, valid: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Entropies that the lowest and the highest ``share`` of the valid pixels of all ranks do not pass.
 
-    Args:
-        values: ``n``, finite.
-        valid: bool ``n``.
-        share: in (0, 0.5].
+    Of finite ``values`` and bool ``valid``, both ``n``; ``share`` is in (0, 0.5].
     """
     ordered = all_gather(values.where(valid, float("inf"))).sort().values
     last = (all_reduce_(valid.sum()) - 1).clamp_min(0)

@@ -1,5 +1,7 @@
 """Random patch masks of masked image consistency (MIC, Hoyer et al., arXiv 2212.01322, Sec. 3.2)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,21 +10,12 @@ from protoseg.types import ProtosegError
 
 
 def random_patch_mask(
-    batch: int,
-    size: tuple[int, int],
-    block_size: int = 64,
-    ratio: float = 0.7,
-    device: torch.device | str | None = None,
+    batch: int, size: tuple[int, int], block_size: int = 64, ratio: float = 0.7, device: Any = None
 ) -> Tensor:
     """Square patches, each hidden with probability ``ratio`` (Eq. 6): bool ``b 1 H W``, True where visible.
 
-    Args:
-        batch, size: number of images, and their height and width in pixels.
-        block_size: side of a patch in pixels; patches at the bottom and right border may be cut.
-        ratio: expected share of hidden patches, in [0, 1].
-
-    Raises:
-        ProtosegError: a ratio or block size outside these ranges.
+    Sizes are in pixels; patches at the bottom and right border may be cut. Raises ProtosegError: a ratio outside
+    [0, 1], a block size below 1.
     """
     if not 0 <= ratio <= 1 or block_size < 1:
         raise ProtosegError(
@@ -37,13 +30,8 @@ def random_patch_mask(
 def mask_image(image: Tensor, visible: Tensor, mean: Tensor) -> Tensor:
     """The image with its hidden pixels in the mean colour, which the model normalises to 0 (Eq. 7).
 
-    Args:
-        image: uint8, or float in [0, 1], ``b 3 H W``.
-        visible: bool ``b 1 H W``.
-        mean: of the model's normalisation for pixels in [0, 1], ``1 3 1 1``.
-
-    Returns:
-        In [0, 1], in the dtype of ``mean``: as uint8 the mean colour would be rounded.
+    Of uint8, or float in [0, 1], ``b 3 H W``, ``visible`` ``b 1 H W`` and the mean for pixels in [0, 1], ``1 3 1 1``,
+    to [0, 1] in the dtype of the mean, which would be rounded as uint8.
     """
     scale = 255 if image.dtype == torch.uint8 else 1
     return torch.where(visible, image.to(mean.dtype) / scale, mean)

@@ -17,7 +17,6 @@ def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, igno
 
     Args:
         label: int64 ``b H W``, ``IGNORE_INDEX`` where unlabelled.
-        num_classes: number of classes.
         of_batch: choose, for each image, from the classes of all images, as DAFormer's released code does (not DACS's).
         ignored: take the ignored label for a class that may be pasted, as the released codes do.
     """

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.similarity import DenseSimilarities
 from protoseg.functional.sinkhorn import sinkhorn
 from protoseg.types import IGNORE_INDEX, ProtosegError, Similarities
 
@@ -20,45 +19,20 @@ ASSIGNMENTS: tuple[str, ...] = ("argmax", "gumbel", "released")
 
 
 class Clustering(NamedTuple):
-    """Which prototype each pixel belongs to.
+    """Which prototype each pixel belongs to, as flat index ``class * k + j``, int64 ``n``; ignored pixels carry -1."""
 
-    Attributes:
-        target: the prototype a pixel should be near (argmax of its row of the plan), flat index ``class * k + j``,
-            int64 ``n``; ignored pixels carry -1.
-        member: the prototype that the pixel's embedding is added to in the update, same form; differs from
-            ``target`` only when the assignment is drawn at random.
-    """
-
-    target: Tensor
-    member: Tensor
-
-
-def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosine of every pixel to every prototype: ``n d``, ``c k d`` to ``n c k``."""
-    c, k, d = prototypes.shape
-    return (embeddings @ prototypes.reshape(c * k, d).T).view(-1, c, k)
-
-
-def own_class_similarity(similarity: Tensor, label: Tensor) -> Tensor:
-    """Similarity to the prototypes of each pixel's own class: ``n c k`` and labels ``n`` to ``n k``.
-
-    Ignored pixels give the row of class 0; the caller masks them.
-    """
-    return DenseSimilarities(similarity).own(label)
-
-
-def _readable(similarity: Tensor | Similarities) -> Similarities:
-    return DenseSimilarities(similarity) if isinstance(similarity, Tensor) else similarity
+    target: Tensor  # that which it should be near: argmax of its row of the plan
+    member: Tensor  # that which it is added to in the update; another only when the assignment is drawn at random
 
 
 @torch.no_grad()
 def cluster(
-    similarity: Tensor | Similarities, label: Tensor, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
+    own: Tensor, label: Tensor, num_classes: int, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
 ) -> Clustering:
     """Online clustering of labelled pixels into the K prototypes of their class (training only).
 
     Args:
-        similarity: cosines, as a tensor ``n c k`` or :class:`protoseg.functional.similarity.Similarities`.
+        own: cosines to the prototypes of each pixel's own class, ``n k``: ``Similarities.own(label)``.
         label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
         assignment: how the plan becomes a membership. ``argmax``: the most likely prototype (paper).
             ``gumbel``: a true sample from the plan (Gumbel noise on *log*-probabilities).
@@ -69,21 +43,11 @@ def cluster(
     Raises:
         ProtosegError: unknown ``assignment``.
     """
-    cosines = _readable(similarity)
-    return cluster_own(cosines.own(label), label, cosines.num_classes, assignment, epsilon, rounds)
-
-
-@torch.no_grad()
-def cluster_own(
-    own: Tensor, label: Tensor, num_classes: int, assignment: str = "argmax", epsilon: float = 0.05, rounds: int = 3
-) -> Clustering:
-    """:func:`cluster` from the cosines to the prototypes of each pixel's own class alone, ``n k``."""
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     k, valid = own.shape[1], label != IGNORE_INDEX
     plan = sinkhorn(own, label, num_classes, valid, epsilon, rounds)
-    chosen = plan.argmax(1)
-    drawn = chosen
+    chosen = drawn = plan.argmax(1)
     if assignment != "argmax":
         log_weight = plan.clamp_min(torch.finfo(plan.dtype).tiny).log() if assignment == "gumbel" else plan
         drawn = (log_weight - torch.empty_like(plan).exponential_().log()).argmax(1)
@@ -95,13 +59,8 @@ def cluster_own(
 def prototype_sums(embeddings: Tensor, member: Tensor, num_prototypes: int) -> tuple[Tensor, Tensor]:
     """Sum of embeddings and number of pixels per prototype, of this rank's pixels.
 
-    Args:
-        embeddings: ``n d``.
-        member: flat prototype index per pixel, int64 ``n``; -1 takes no part.
-        num_prototypes: ``c * k``.
-
-    Returns:
-        Sums ``c*k d`` (fp32, or fp64 for fp64 input) and counts ``c*k`` of the same dtype.
+    From ``n d`` and the flat prototype index of each pixel, int64 ``n`` (-1 takes no part), to sums ``c*k d`` (fp32, or
+    fp64 for fp64 input) and counts ``c*k`` of the same dtype.
     """
     embeddings = at_least_fp32(embeddings)
     # One extra row swallows the pixels that take no part: no host synchronisation, static shapes.
@@ -113,39 +72,30 @@ def prototype_sums(embeddings: Tensor, member: Tensor, num_prototypes: int) -> t
 
 @torch.no_grad()
 def update_prototypes(prototypes: Tensor, sums: Tensor, counts: Tensor, momentum: Tensor | float) -> Tensor:
-    """Momentum update: p <- normalise(m * p + (1 - m) * normalise(sum)); prototypes with no pixel stay.
+    """Momentum update of ``m d``: p <- normalise(m * p + (1 - m) * normalise(sum)); prototypes with no pixel stay.
 
-    Args:
-        prototypes: unit vectors, ``m d``.
-        sums, counts: of :func:`prototype_sums`, summed over ranks.
-        momentum: m in [0, 1], one number or one per prototype (``m``).
-
-    Returns:
-        The new prototypes, ``m d``, unit length.
+    Sums and counts as of :func:`prototype_sums`, summed over ranks; momentum in [0, 1], one or one per prototype.
     """
     momentum = torch.as_tensor(momentum, dtype=prototypes.dtype, device=prototypes.device).expand(len(prototypes))
     moved = torch.lerp(F.normalize(sums.to(prototypes.dtype), dim=1), prototypes, momentum.unsqueeze(1))
     return F.normalize(moved, dim=1).where((counts > 0).unsqueeze(1), prototypes)
 
 
-def pixel_prototype_contrast(similarity: Tensor | Similarities, target: Tensor, temperature: float = 0.1) -> Tensor:
-    """PPC, Eq. 11: cross-entropy over all c*k similarities / temperature, the assigned prototype as the class.
+def pixel_prototype_contrast(cosines: Similarities, target: Tensor, temperature: float = 0.1) -> Tensor:
+    """PPC, Eq. 11: cross-entropy over all c*k cosines / temperature, the assigned prototype as the class.
 
-    The released code has temperature 1, the paper 0.1. No labelled pixel gives 0 (with gradient 0).
-
-    Args:
-        similarity: as of :func:`cluster`.
-        target: flat prototype index ``n``; -1 is ignored.
+    ``target`` is its flat index, ``n``; -1 is ignored. The released code has temperature 1, the paper 0.1. No labelled
+    pixel gives 0 (with gradient 0).
     """
-    cosines, valid = _readable(similarity), target >= 0
+    valid = target >= 0
     losses = cosines.logsumexp(temperature) - cosines.at(target) / temperature
     return mean_over_ranks((losses * valid).sum(), valid.sum())
 
 
-def pixel_prototype_distance(similarity: Tensor | Similarities, target: Tensor) -> Tensor:
+def pixel_prototype_distance(cosines: Similarities, target: Tensor) -> Tensor:
     """PPD, Eq. 12: mean of (1 - cosine to the assigned prototype)^2; arguments as in the contrast."""
     valid = target >= 0
-    return mean_over_ranks(((1 - _readable(similarity).at(target)).square() * valid).sum(), valid.sum())
+    return mean_over_ranks(((1 - cosines.at(target)).square() * valid).sum(), valid.sum())
 
 
 def within_class_cosine(prototypes: Tensor) -> Tensor:
@@ -163,6 +113,4 @@ def nearest_class_cosine(prototypes: Tensor) -> Tensor:
     c, k, d = prototypes.shape
     flat = prototypes.reshape(c * k, d)
     nearest = (flat @ flat.T).view(c, k, c, k).amax((1, 3))
-    return torch.where(
-        torch.eye(c, dtype=torch.bool, device=flat.device), within_class_cosine(prototypes), nearest
-    ).nan_to_num(1.0)
+    return nearest.diagonal_scatter(within_class_cosine(prototypes)).nan_to_num(1.0)

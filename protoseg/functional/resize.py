@@ -19,13 +19,10 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_co
     the grid wherever the image is not a multiple of the stride; so the whole cells are resized, then cropped.
 
     Args:
-        logits: ``b c h w`` with ``h, w = ceil(size / stride)``.
+        logits: ``b c h w`` with ``h, w = ceil(size / stride)``; the result is ``b c H W`` in their dtype.
         size: height and width of the image in pixels.
         stride: pixels per cell.
         align_corners: take the outermost cells for the outermost pixels, as ProtoSeg's released code does.
-
-    Returns:
-        ``b c H W`` at ``size``, in the dtype of ``logits``.
 
     Raises:
         ProtosegError: ``logits`` is not on the grid of ``size`` and ``stride``.
@@ -45,12 +42,7 @@ def upsample_rows(
 ) -> Tensor:
     """Some rows of :func:`upsample_logits`, up to the order of its sums: those of all pixels may not fit into memory.
 
-    Args:
-        rows: the first of them, and the one after the last.
-        logits, size, stride, align_corners: as there.
-
-    Returns:
-        ``b c rows W``.
+    ``rows`` are the first of them and the one after the last; the result is ``b c rows W``.
     """
     cells = logits.shape[-2]
     row = torch.arange(*rows, device=logits.device, dtype=torch.float64)
@@ -66,17 +58,13 @@ def upsample_rows(
 def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """The label at the centre pixel of every grid cell: ``b H W`` to ``b h w``.
 
-    The released code takes each cell's top-left pixel (``mode="nearest"``), which shifts labels against features by
-    half a cell.
-
-    Args:
-        label: int64 ``b H W``.
-        size: ``h, w`` of the grid.
-        stride: pixels per cell.
+    ``size`` is ``h, w``, ``stride`` pixels per cell. The released code takes each cell's top-left pixel
+    (``mode="nearest"``), which shifts labels against features by half a cell.
     """
-    height, width = label.shape[1:]
-    rows = (torch.arange(size[0], device=label.device) * stride + stride // 2).clamp_max(height - 1)
-    columns = (torch.arange(size[1], device=label.device) * stride + stride // 2).clamp_max(width - 1)
+    rows, columns = (
+        (torch.arange(cells, device=label.device) * stride + stride // 2).clamp_max(pixels - 1)
+        for cells, pixels in zip(size, label.shape[1:], strict=True)
+    )
     return label[:, rows][:, :, columns]
 
 
@@ -95,7 +83,6 @@ def majority_label(label: Tensor, stride: int, min_ratio: float, num_classes: in
         label: int64 ``b H W``.
         stride: pixels per cell; a cell cut by the border is judged by the pixels it has.
         min_ratio: share of the cell's pixels that its class must cover; ``IGNORE_INDEX`` where it does not.
-        num_classes: number of classes.
     """
     ids = label.where(label != IGNORE_INDEX, num_classes)
     one_hot = F.one_hot(ids, num_classes + 1).permute(0, 3, 1, 2).float()

@@ -34,9 +34,6 @@ class DenseSimilarities:
         self.cosines = cosines
         self.num_classes, self.num_prototypes = cosines.shape[1:]
 
-    def __len__(self) -> int:
-        return len(self.cosines)
-
     @property
     def scores(self) -> Tensor:
         return self.cosines.amax(2)
@@ -50,9 +47,6 @@ class DenseSimilarities:
 
     def logsumexp(self, temperature: float) -> Tensor:
         return (at_least_fp32(self.cosines).flatten(1) / temperature).logsumexp(1)
-
-    def dense(self) -> Tensor:
-        return self.cosines.detach()
 
 
 class FusedSimilarities:
@@ -70,22 +64,15 @@ class FusedSimilarities:
 
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep_bytes: int = KEEP_BYTES) -> None:
         self.num_classes, self.num_prototypes = prototypes.shape[:2]
-        keep = embeddings.requires_grad and torch.is_grad_enabled()
-        keep = keep and len(embeddings) * self._width * embeddings.element_size() <= keep_bytes
+        size = len(embeddings) * self.num_classes * self.num_prototypes * embeddings.element_size()
+        keep = embeddings.requires_grad and torch.is_grad_enabled() and size <= keep_bytes
         self._store = _Store(embeddings.detach(), prototypes, keep)
         self._gradient = _Product.apply(embeddings, self._store)
-
-    def __len__(self) -> int:
-        return len(self._store.embeddings)
-
-    @property
-    def _width(self) -> int:
-        return self.num_classes * self.num_prototypes
 
     @cached_property
     def scores(self) -> Tensor:
         c, k, kept = self.num_classes, self.num_prototypes, self._store.kept is not None
-        best = self._store.embeddings.new_empty(len(self), c)
+        best = self._store.embeddings.new_empty(len(self._store.embeddings), c)
         for rows, cosines in self._store.pieces():
             torch.amax(cosines.view(-1, k, c), 1, out=best[rows])
 
@@ -100,18 +87,17 @@ class FusedSimilarities:
         return self._reading(best, add)
 
     def own(self, label: Tensor) -> Tensor:
-        c, k, n = self.num_classes, self.num_prototypes, len(self)
+        c, k = self.num_classes, self.num_prototypes
         index = _known(label).view(-1, 1, 1).expand(-1, k, 1)
-        own = self._store.embeddings.new_empty(n, k)
+        own = self._store.embeddings.new_empty(len(label), k)
         for rows, cosines in self._store.pieces():
             own[rows] = cosines.view(-1, k, c).gather(2, index[rows]).squeeze(2)
         return own
 
     def at(self, target: Tensor) -> Tensor:
-        target = target.clamp_min(0)
-        k = self.num_prototypes
+        target, k = target.clamp_min(0), self.num_prototypes
         column = (target % k * self.num_classes + target // k).unsqueeze(1)
-        value = self._store.embeddings.new_empty(len(self))
+        value = self._store.embeddings.new_empty(len(target))
         for rows, cosines in self._store.pieces():
             value[rows] = cosines.gather(1, column[rows]).squeeze(1)
 
@@ -132,10 +118,6 @@ class FusedSimilarities:
             total.addcmul_(share, gradient[rows].unsqueeze(1) / temperature)
 
         return self._reading(value.squeeze(1) / temperature, add)
-
-    def dense(self) -> Tensor:
-        cosines = torch.cat([piece for _, piece in self._store.pieces()])
-        return cosines.view(-1, self.num_prototypes, self.num_classes).transpose(1, 2)
 
     def _reading(self, value: Tensor, add: _Add) -> Tensor:
         return _Reading.apply(self._gradient, self._store, value, add)

@@ -24,10 +24,10 @@ def sinkhorn(
     Args:
         similarity: cosine of each pixel to the K prototypes of its own class, ``n k``.
         label: class of each pixel, int64 ``n`` in [0, num_classes); anything where ``valid`` is False.
-        num_classes: number of classes; the cost does not depend on it beyond one ``c k`` table.
+        num_classes: the cost does not depend on it beyond one ``c k`` table.
         valid: pixels that take part, bool ``n``; all by default.
         epsilon: entropy weight; smaller is sharper.
-        rounds: number of normalisation rounds.
+        rounds: of normalisation.
 
     Returns:
         The plan, ``n k``; rows of valid pixels sum to 1, the others are 0. fp32, or fp64 for fp64 input.

@@ -13,7 +13,7 @@ from protoseg.distributed import all_reduce_
 from protoseg.functional.prototypes import (
     ASSIGNMENTS,
     Clustering,
-    cluster_own,
+    cluster,
     prototype_sums,
     update_prototypes,
     within_class_cosine,
@@ -114,7 +114,7 @@ class PrototypeMemory(nn.Module):
 
     def balance(self, own: Tensor, label: Tensor) -> Clustering:
         """Target and member prototype of pixels from labels ``n`` and scores for those of their own class, ``n k``."""
-        return cluster_own(own, label, len(self.prototypes), self.assignment, self.epsilon, self.rounds)
+        return cluster(own, label, len(self.prototypes), self.assignment, self.epsilon, self.rounds)
 
     @torch.no_grad()
     def assign(self, output: SegOutput, label: Tensor, stride: int) -> tuple[Clustering, Observation]:

@@ -26,6 +26,7 @@ from protoseg.analysis.structure import (
 from protoseg.evaluation.pictures import PAPER, WRONG
 from protoseg.types import LabelSpace, ProtosegError
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy, loader
+from tests.functional.dense import dense
 
 
 def cells(model: Toy, count: int = 5) -> list[dict[str, Any]]:
@@ -159,9 +160,9 @@ def test_activation_maps_are_the_cosines_at_the_pixels() -> None:
     image = Images().items[1][0]
     scene = look(model, image)
     maps = torch.stack([activation(model, scene, i).cosines for i in range(3)])
-    dense = scene.cosines.dense().view(*scene.grid, 3, PROTOTYPES).permute(2, 3, 0, 1)
+    of_all = dense(scene.cosines).view(*scene.grid, 3, PROTOTYPES).permute(2, 3, 0, 1)
     assert maps.shape == (3, PROTOTYPES, *image.shape[1:])
-    want = torch.stack([scene.at_pixels(of_class) for of_class in dense])
+    want = torch.stack([scene.at_pixels(of_class) for of_class in of_all])
     assert torch.allclose(maps, want, atol=1e-5)
 
 

@@ -22,6 +22,7 @@ from protoseg.analysis.uncertainty import (
     uncertainty_panel,
 )
 from tests.analysis.toy import SPACE, Images, Toy, loader
+from tests.functional.dense import dense
 
 
 def exact_aurc(certainty: Tensor, right: Tensor) -> float:
@@ -50,8 +51,8 @@ def test_measures_of_one_image() -> None:
     logits = scene.at_pixels(scene.output.logits[0])
     assert torch.equal(found.prediction, logits.argmax(0))
     assert torch.allclose(found.confidence, logits.softmax(0).amax(0), atol=1e-6)
-    dense = scene.cosines.dense().view(*scene.grid, 3, -1).amax(3).permute(2, 0, 1)
-    first, second = scene.at_pixels(dense).topk(2, dim=0).values
+    of_all = dense(scene.cosines).view(*scene.grid, 3, -1).amax(3).permute(2, 0, 1)
+    first, second = scene.at_pixels(of_all).topk(2, dim=0).values
     assert found.margin is not None
     assert found.distance is not None
     assert torch.allclose(found.margin, first - second, atol=1e-6)

@@ -12,13 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.functional import similarity
-from protoseg.functional.prototypes import (
-    cluster,
-    pixel_prototype_contrast,
-    pixel_prototype_distance,
-    prototype_similarity,
-)
-from protoseg.functional.similarity import DenseSimilarities, FusedSimilarities, Similarities, similarities
+from protoseg.functional.prototypes import cluster, pixel_prototype_contrast, pixel_prototype_distance
+from protoseg.functional.similarity import FusedSimilarities, Similarities, similarities
+from tests.functional.dense import dense, plain
 
 N = 700  # three pieces of MIN_ROWS
 
@@ -36,7 +32,7 @@ def case(c: int, k: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
 
 def whole_loss(cosines: Similarities, label: Tensor) -> Tensor:
     """Every reading at once, as in training."""
-    target = cluster(cosines, label).target
+    target = cluster(cosines.own(label), label, cosines.num_classes).target
     ce = F.cross_entropy(cosines.scores / 0.1, label, ignore_index=-1)
     return ce + 0.3 * pixel_prototype_contrast(cosines, target, 0.07) + 0.2 * pixel_prototype_distance(cosines, target)
 
@@ -54,22 +50,21 @@ def test_values_and_gradient_equal_the_plain_formulas(
 ) -> None:
     monkeypatch.setattr(similarity, "PIECE_CPU", piece)
     embeddings, prototypes, label = case(c, k)
-    plain, fused = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
-    ours = FusedSimilarities(fused, prototypes, keep_bytes)
-    theirs = DenseSimilarities(prototype_similarity(plain, prototypes))
-    assert (ours.num_classes, ours.num_prototypes, len(ours)) == (theirs.num_classes, theirs.num_prototypes, N)
+    leaf, fused = embeddings.clone().requires_grad_(), embeddings.clone().requires_grad_()
+    ours, theirs = FusedSimilarities(fused, prototypes, keep_bytes), plain(leaf, prototypes)
+    assert (ours.num_classes, ours.num_prototypes) == (theirs.num_classes, theirs.num_prototypes) == (c, k)
     target = torch.randint(-1, c * k, (N,))
     close = {"atol": 1e-12, "rtol": 0}
     torch.testing.assert_close(ours.scores, theirs.scores, **close)
     torch.testing.assert_close(ours.own(label), theirs.own(label), **close)
     torch.testing.assert_close(ours.at(target), theirs.at(target), **close)
     torch.testing.assert_close(ours.logsumexp(0.07), theirs.logsumexp(0.07), **close)
-    torch.testing.assert_close(ours.dense(), theirs.dense(), **close)
+    torch.testing.assert_close(dense(ours), theirs.cosines.detach(), **close)
     losses = whole_loss(ours, label), whole_loss(theirs, label)
     torch.testing.assert_close(*losses, **close)
     for loss in losses:
         loss.backward()
-    torch.testing.assert_close(fused.grad, plain.grad, **close)
+    torch.testing.assert_close(fused.grad, leaf.grad, **close)
 
 
 def test_fp32_within_1e_5() -> None:
@@ -101,9 +96,9 @@ def test_gradcheck_of_each_reading(read: Callable[[Similarities], Tensor], keep_
 
 def test_equal_cosines_share_the_gradient_of_their_maximum() -> None:
     prototypes = unit(2, 1, 4).expand(2, 3, 4)  # three times the same
-    plain = unit(5, 4).requires_grad_()
-    (theirs,) = torch.autograd.grad(prototype_similarity(plain, prototypes).amax(2).square().sum(), plain)
-    (ours,) = torch.autograd.grad(FusedSimilarities(plain, prototypes).scores.square().sum(), plain)
+    leaf = unit(5, 4).requires_grad_()
+    (theirs,) = torch.autograd.grad(plain(leaf, prototypes).scores.square().sum(), leaf)
+    (ours,) = torch.autograd.grad(FusedSimilarities(leaf, prototypes).scores.square().sum(), leaf)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -112,7 +107,7 @@ def test_small_temperatures_do_not_underflow() -> None:
     leaf = embeddings.requires_grad_()
     value = FusedSimilarities(leaf, prototypes).logsumexp(0.001)
     value.sum().backward()
-    torch.testing.assert_close(value, DenseSimilarities(prototype_similarity(embeddings, prototypes)).logsumexp(0.001))
+    torch.testing.assert_close(value, plain(embeddings, prototypes).logsumexp(0.001))
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
 
@@ -135,7 +130,7 @@ def test_prototypes_may_move_between_forward_and_backward() -> None:
         cosines = FusedSimilarities(embeddings, prototypes, keep_bytes=0)
         prototypes.zero_()
         (gradient,) = torch.autograd.grad(cosines.scores.sum(), embeddings)
-        (expected,) = torch.autograd.grad(prototype_similarity(embeddings, before).amax(2).sum(), embeddings)
+        (expected,) = torch.autograd.grad(plain(embeddings, before).scores.sum(), embeddings)
         torch.testing.assert_close(gradient, expected)
 
 
@@ -179,7 +174,7 @@ def test_a_compiler_sees_the_plain_formulas() -> None:
 
     def loss(e: Tensor) -> Tensor:
         cosines = similarities(e, prototypes)
-        target = cluster(cosines, label).target
+        target = cluster(cosines.own(label), label, cosines.num_classes).target
         return cosines.scores.square().sum() + pixel_prototype_contrast(cosines, target)
 
     leaves = [embeddings.clone().requires_grad_() for _ in range(2)]
@@ -197,7 +192,7 @@ def test_class_255_of_a_wide_label_space() -> None:
     label = torch.full((40,), 255)
     label[:5] = -1
     cosines = FusedSimilarities(embeddings, prototypes)
-    target = cluster(cosines, label).target
+    target = cluster(cosines.own(label), label, cosines.num_classes).target
     assert (target[:5] == -1).all()
     assert set(target[5:].tolist()) == {510, 511}
-    torch.testing.assert_close(cosines.own(label)[5:], prototype_similarity(embeddings, prototypes).detach()[5:, 255])
+    torch.testing.assert_close(cosines.own(label)[5:], plain(embeddings, prototypes).cosines.detach()[5:, 255])

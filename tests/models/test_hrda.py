@@ -21,6 +21,7 @@ from protoseg.models.encoders import Encoder, MiTEncoder
 from protoseg.models.hrda import fuse
 from protoseg.nn import Head, PrototypeHead
 from protoseg.types import ProtosegError, SegOutput
+from tests.functional.dense import dense
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL_ATTENTION = partial(SegFormerDecoder, width=8)
@@ -182,7 +183,7 @@ def test_any_image_size_in_evaluation(size: tuple[int, int]) -> None:
     assert output.logits.shape == (2, 5, *grid)
     assert output.logits.isfinite().all()
     assert output.embeddings.shape[-2:] == grid
-    assert output.similarities.dense().shape == (2 * grid[0] * grid[1], 5, 2)
+    assert dense(output.similarities).shape == (2 * grid[0] * grid[1], 5, 2)
     for feature, stride in zip(output.features, model.feature_strides, strict=True):
         assert feature.shape[-2:] == tuple(-(-length // stride) for length in size)
 
@@ -260,7 +261,7 @@ def test_prototype_head_gives_unit_embeddings_and_their_similarities() -> None:
     assert_close(output.embeddings.norm(dim=1), torch.ones(2, 16, 24, dtype=torch.double))
     pixel = output.embeddings[1, :, 5, 7]
     expected = torch.einsum("d,ckd->ck", pixel, model.head.memory.prototypes)  # type: ignore[union-attr,arg-type]
-    assert_close(output.similarities.dense()[16 * 24 + 5 * 24 + 7], expected)
+    assert_close(dense(output.similarities)[16 * 24 + 5 * 24 + 7], expected)
     label = torch.randint(0, 3, (2, 64, 96))
     clustering, observation = model.head.memory.assign(output, label, model.stride)  # type: ignore[union-attr,operator]
     assert len(clustering.member) == len(observation.embeddings) == 2 * 16 * 24

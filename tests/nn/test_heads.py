@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from protoseg.functional.prototypes import cluster
 from protoseg.nn import AtrousHead, ParametricHead, PrototypeHead, PrototypeMemory
 from protoseg.types import ProtosegError
+from tests.functional.dense import dense
 
 
 def learned(module: torch.nn.Module) -> int:
@@ -28,7 +29,7 @@ def test_a_pixel_takes_the_class_of_its_nearest_prototype(logits: str) -> None:
     head = PrototypeHead(8, 5, num_prototypes=3, logits=logits).eval()
     output = head(torch.randn(2, 8, 6, 7))
     assert output.logits.shape == (2, 5, 6, 7)
-    assert output.similarities.dense().shape == (2 * 6 * 7, 5, 3)
+    assert dense(output.similarities).shape == (2 * 6 * 7, 5, 3)
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(2, 6, 7))
     pixel = output.embeddings[1, :, 2, 3]
     nearest = (head.memory.prototypes @ pixel).amax(1)
@@ -49,9 +50,9 @@ def test_prototype_arithmetic_is_fp32_under_autocast(dtype: torch.dtype) -> None
     head = PrototypeHead(8, 5)
     with torch.autocast("cpu", dtype=dtype):
         output = head(torch.randn(1, 8, 4, 4))
-    assert output.logits.dtype == output.similarities.dense().dtype == output.embeddings.dtype == torch.float32
+    assert output.logits.dtype == dense(output.similarities).dtype == output.embeddings.dtype == torch.float32
     # Cosines may leave [-1, 1] only by fp32 rounding: half precision would by 1e-3.
-    assert output.similarities.dense().abs().max() <= 1 + 1e-6
+    assert dense(output.similarities).abs().max() <= 1 + 1e-6
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(1, 4, 4), atol=1e-6, rtol=0)
 
 
@@ -129,7 +130,7 @@ def test_absent_classes_all_ignored_and_wrong_pixels_leave_prototypes_alone() ->
     memory = PrototypeMemory(3, 2, 4, init="random")
     before = memory.prototypes.clone()
     embeddings = F.normalize(torch.randn(10, 4), dim=1)
-    member = cluster(memory.similarity(embeddings), torch.full((10,), -1)).member
+    member = cluster(torch.rand(10, 2), torch.full((10,), -1), 3).member
     memory.observe(embeddings, member, torch.ones(10, dtype=torch.bool))
     memory.observe(embeddings, torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.bool))
     memory.step()

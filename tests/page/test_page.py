@@ -19,6 +19,7 @@ from protoseg.evaluation.predictor import Predictor
 from protoseg.page.page import WorstImages, pixel_view, prototype_report, write_page
 from protoseg.types import LabelSpace
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy, loader
+from tests.functional.dense import dense
 
 ODD_NAMES = LabelSpace("</script><b>", ("road", "sky & <i>clouds", "red car"), SPACE.colors)
 
@@ -50,7 +51,7 @@ def test_pixel_view_is_what_the_model_says() -> None:
     model = Toy().eval()
     image, label, _ = Images()[1]
     view = pixel_view(look(model, image, label))
-    cosines = model(image[None]).similarities.dense()  # n c k
+    cosines = dense(model(image[None]).similarities)  # n c k
     classes = torch.arange(len(cosines)), cosines.amax(2).argmax(1)
     flat = cosines.flatten(1)
     assert decoded(view["prototype"], "<u2").tolist() == flat.argmax(1).tolist()
@@ -157,7 +158,7 @@ def _click_pixels(page: Any) -> None:
         box = page.locator("#photo").bounding_box()
         scale = box["width"] / image.shape[2]
         page.click("#photo", position={"x": (x + 0.5) * scale, "y": (y + 0.5) * scale})
-        grid = model(image[None]).similarities.dense().view(-(-image.shape[1] // 4), -1, 3, PROTOTYPES)
+        grid = dense(model(image[None]).similarities).view(-(-image.shape[1] // 4), -1, 3, PROTOTYPES)
         cosines = grid[y // 4, x // 4]
         best = int(cosines.argmax())
         cards = page.locator("#answer > div")

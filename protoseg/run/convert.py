@@ -57,7 +57,7 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         raise ProtosegError(
             f"convert: expected one of {'; '.join(kind.name for kind in KINDS)}, got {file} with the names "
             f"{', '.join(name[:80] for name in list(state)[:3])}, …; ImageNet weights of a timm encoder need "
-            "encoder=NAME, another kind is a file of mappings in protoseg/models/published"
+            "encoder=NAME, another kind is a table of names in protoseg/models/published.yaml"
         )
     where = f"convert: {file}, {kind.name if kind else 'weights of an encoder'}"
     if kind is None:

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.callbacks import RichProgressBar
 from torch import Tensor
 
+from protoseg.functional.prototypes import within_class_cosine
 from protoseg.nn import PrototypeMemory
 from protoseg.types import AdaptationBatch
 
@@ -80,6 +81,6 @@ def memory_statistics(memory: PrototypeMemory) -> dict[str, Tensor]:
     statistics = {"moved": (memory.occupancy > 0).float().mean()}
     if (k := memory.occupancy.shape[1]) > 1:
         entropy = torch.special.entr(memory.occupancy / total.clamp_min(1)).sum()  # 0 of a class that was not seen
-        statistics["diversity"] = memory.diversity().mean()
+        statistics["diversity"] = within_class_cosine(memory.prototypes).mean()
         statistics["balance"] = entropy / (total > 0).sum().clamp_min(1) / torch.tensor(k).log()
     return statistics

@@ -12,7 +12,7 @@ from torch import Tensor
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import majority_label
-from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid
+from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import Step, Term
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
@@ -20,12 +20,8 @@ from protoseg.types import IGNORE_INDEX, LabelSpace
 class MixedCrossEntropy(Term):
     """Cross-entropy on the mixed images: pasted pixels count 1, target pixels as much as the pseudo-labels' quality.
 
-    DACS (Tranheden et al., arXiv 2007.08702), Sec. 3.2; weights of ``Mixed.weight``.
-
-    Args:
-        weight: 1 in the paper.
-        class_weights: None (paper), or as of :class:`CrossEntropy`: a further factor for every pixel.
-        all_pixels: as of :class:`CrossEntropy`.
+    DACS (Tranheden et al., arXiv 2007.08702), Sec. 3.2; weights of ``Mixed.weight``. ``class_weights`` (None in the
+    paper) are a further factor for every pixel; they and ``all_pixels`` as of :class:`CrossEntropy`.
     """
 
     needs = ("mixed",)
@@ -46,9 +42,8 @@ class MixedCrossEntropy(Term):
         mixed, weights = step.mixed, self.of_class.class_weights
         assert weights is not None
         of_class = weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
-        output, weight = mixed.output, mixed.weight * of_class
-        how = (mixed.stride, output.align_corners, self.all_pixels)
-        return weighted_cross_entropy_on_grid(output.logits, mixed.label, weight, *how)
+        how = (mixed.stride, mixed.output.align_corners, self.all_pixels)
+        return weighted_cross_entropy(mixed.output.logits, mixed.label, mixed.weight * of_class, *how)
 
 
 class FeatureDistance(Term):

@@ -19,7 +19,7 @@ from protoseg.functional.contrast import (
 )
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import downsample_label, majority_label
-from protoseg.functional.sampling import sample_hard_and_easy
+from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term
 from protoseg.nn.prototype_memory import PrototypeMemory
 from protoseg.nn.queues import ClassQueues
@@ -32,12 +32,7 @@ class PixelContrast(Term):
     ``conf/contrast`` holds the presets, each a subclass with its paper's values. Whatever a subclass adds (projection,
     queues, prototypes) lives in the term, not in the model: inference has the same cost with and without it.
 
-    Args:
-        weight: of the term in the sum.
-        temperature: divides the cosines.
-
-    Raises:
-        ProtosegError: a temperature that is not positive.
+    ``temperature`` divides the cosines; raises ProtosegError unless it is positive.
     """
 
     def __init__(self, weight: float, temperature: float) -> None:
@@ -83,11 +78,6 @@ def target_pixels(target: Target, mixed: Mixed) -> TargetPixels:
     return TargetPixels(on_grid(target_label(target, mixed), mixed), on_grid(target.confidence, mixed))
 
 
-def pixel_rows(x: Tensor) -> Tensor:
-    """``b d h w`` to ``n d``."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
 def class_rows(valid: Tensor) -> Tensor:
     """The class of every slot of a ``c p`` table, flattened to ``c*p``; ``IGNORE_INDEX`` in empty slots."""
     classes = torch.arange(len(valid), device=valid.device).unsqueeze(1)
@@ -108,8 +98,7 @@ class PixelToPixelContrast(PixelContrast):
     The cost grows with the square of the number of pixels: on a CPU choose a small ``size``.
 
     Args:
-        weight: 1 as released.
-        temperature: 1 as released.
+        weight, temperature: 1 as released.
         size: height and width of the map, 65 x 65 as released.
         align_corners: how features come to that size: True as released.
         released_order: see :func:`protoseg.functional.contrast.pixel_to_pixel`.
@@ -150,10 +139,8 @@ class PixelToPixelContrast(PixelContrast):
 class ProjectedContrast(PixelContrast):
     """A contrast in a space of its own: the model's embeddings through two layers that exist in training only.
 
-    The layers have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be.
-
-    Args:
-        dim: channels of the space.
+    The layers have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be. ``dim`` is the
+    number of channels of the space.
     """
 
     def __init__(self, weight: float, temperature: float, dim: int) -> None:

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 from protoseg.distributed import all_reduce_
 from protoseg.functional.contrast import entropy, entropy_bounds, info_nce, nearest_prototype, surely_not
 from protoseg.functional.prototypes import prototype_sums
-from protoseg.functional.sampling import sample_per_class, take_rows
-from protoseg.losses.contrast import (
-    ProjectedContrast,
-    TargetPixels,
-    class_rows,
-    embed,
-    expect,
-    on_grid,
-    pixel_rows,
-    target_pixels,
-)
+from protoseg.functional.sampling import pixel_rows, sample_per_class, take_rows
+from protoseg.losses.contrast import ProjectedContrast, TargetPixels, class_rows, embed, expect, on_grid, target_pixels
 from protoseg.losses.term import Seen, Step
 from protoseg.nn.prototype_memory import Observation, PrototypeMemory
 from protoseg.nn.queues import ClassQueues
@@ -32,12 +23,9 @@ class TargetContrast(ProjectedContrast):
     """Anchors from reliable target pixels, balanced over classes; negatives from unreliable ones.
 
     An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order: it joins
-    the queues of these, as a negative.
+    the queues of these, as a negative. The defaults are U2PL's.
 
     Args:
-        weight: of the term in the sum.
-        temperature: divides the cosines.
-        dim: channels of the projection.
         anchors: the most per class and rank.
         negatives: drawn per class or anchor, see the subclass.
         low_rank, high_rank: ranks in the teacher's order of classes (0 is the likeliest) that a pixel surely does not
@@ -54,15 +42,15 @@ class TargetContrast(ProjectedContrast):
 
     def __init__(
         self,
-        weight: float,
-        temperature: float,
-        dim: int,
-        anchors: int,
-        negatives: int,
-        low_rank: int,
-        high_rank: int,
-        queue_length: int,
-        per_step: int,
+        weight: float = 0.1,
+        temperature: float = 0.5,
+        dim: int = 256,
+        anchors: int = 256,
+        negatives: int = 50,
+        low_rank: int = 3,
+        high_rank: int = 20,
+        queue_length: int = 2048,
+        per_step: int = 256,
     ) -> None:
         super().__init__(weight, temperature, dim)
         expect(min(anchors, negatives) >= 1, "anchors and negatives of at least 1", (anchors, negatives))
@@ -123,26 +111,15 @@ class PrototypeGuidedContrast(TargetContrast):
     Args:
         reliable: confidence from which a target pixel is reliable.
         negatives: from each of the two kinds of queues, per class and step, shared by the anchors of the class.
-        num_prototypes: K, where the head has none.
-        momentum: of the prototypes, where the head has none.
+        num_prototypes, momentum: K and momentum of the prototypes, where the head has none.
+        options: of :class:`TargetContrast`; 128 anchors, ``dim`` 64 and shorter queues unless given.
     """
 
     def __init__(
-        self,
-        weight: float = 0.1,
-        temperature: float = 0.5,
-        dim: int = 64,
-        reliable: float = 0.968,
-        anchors: int = 128,
-        negatives: int = 128,
-        num_prototypes: int = 5,
-        momentum: float = 0.999,
-        low_rank: int = 3,
-        high_rank: int = 20,
-        queue_length: int = 1024,
-        per_step: int = 64,
+        self, *, reliable: float = 0.968, num_prototypes: int = 5, momentum: float = 0.999, **options: Any
     ) -> None:
-        super().__init__(weight, temperature, dim, anchors, negatives, low_rank, high_rank, queue_length, per_step)
+        own = {"dim": 64, "anchors": 128, "negatives": 128, "queue_length": 1024, "per_step": 64}
+        super().__init__(**(own | options))
         expect(0 < reliable <= 1 and num_prototypes >= 1, "0 < reliable <= 1, K >= 1", (reliable, num_prototypes))
         self.reliable, self.num_prototypes, self.momentum = reliable, num_prototypes, momentum
 
@@ -173,8 +150,10 @@ class PrototypeGuidedContrast(TargetContrast):
         # teacher do) are left behind by all classes moving together, until all look one way.
         self.reliable_queue.push(anchors.detach(), valid)
         self.push_unreliable(unreliable, step.target.teacher, features, self.projection)
-        negatives, exist = self._draw()
-        memory = self._memory(step)
+        drawn = (self.reliable_queue.draw_others(self.negatives), self.unreliable_queue.draw(self.negatives))
+        negatives, exist = (torch.cat(parts, 1) for parts in zip(*drawn, strict=True))
+        student: Any = step.model
+        memory = self.memory if self.memory is not None else student.head.memory
         # Copies: prototypes may move between this forward pass and its backward pass.
         prototypes, placed = memory.prototypes.to(anchors.dtype, copy=True), memory.updates > 0
         valid_anchor = valid & placed.any(1, keepdim=True)
@@ -194,16 +173,6 @@ class PrototypeGuidedContrast(TargetContrast):
             exist.unsqueeze(1),
             self.temperature,
         )
-
-    def _memory(self, step: Step) -> PrototypeMemory:
-        student: Any = step.model
-        return self.memory if self.memory is not None else student.head.memory
-
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        """Negatives of each class, ``c m d``, and whether they exist, bool ``c m``."""
-        drawn = (self.reliable_queue.draw_others(self.negatives), self.unreliable_queue.draw(self.negatives))
-        features, exist = zip(*drawn, strict=True)
-        return torch.cat(features, 1), torch.cat(exist, 1)
 
     @torch.no_grad()
     def _observe(
@@ -234,26 +203,14 @@ class UnreliablePixelContrast(TargetContrast):
     Args:
         confident: probability above which a reliable pixel may be an anchor (paper: 0.3).
         entropy_share: share of the pixels that are reliable, and of those that are unreliable (released code: 0.2).
-        negatives: per anchor (paper: 50).
         alpha: largest momentum of the averaged projection, as of the teacher.
+        options: of :class:`TargetContrast`; the paper has 50 ``negatives``, per anchor.
     """
 
     def __init__(
-        self,
-        weight: float = 0.1,
-        temperature: float = 0.5,
-        dim: int = 256,
-        confident: float = 0.3,
-        entropy_share: float = 0.2,
-        anchors: int = 256,
-        negatives: int = 50,
-        low_rank: int = 3,
-        high_rank: int = 20,
-        queue_length: int = 2048,
-        per_step: int = 256,
-        alpha: float = 0.999,
+        self, *, confident: float = 0.3, entropy_share: float = 0.2, alpha: float = 0.999, **options: Any
     ) -> None:
-        super().__init__(weight, temperature, dim, anchors, negatives, low_rank, high_rank, queue_length, per_step)
+        super().__init__(**options)
         wanted = "0 <= confident < 1, 0 < entropy_share <= 0.5"
         expect(0 <= confident < 1 and 0 < entropy_share <= 0.5, wanted, (confident, entropy_share))
         self.confident, self.entropy_share, self.alpha = confident, entropy_share, alpha

@@ -2,36 +2,23 @@
 
 from torch import Tensor
 
-from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy_on_grid
+from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import Step, Term
-from protoseg.types import Detail, ProtosegError, SegOutput
+from protoseg.types import ProtosegError, SegOutput
 
 
-def detail_of(output: SegOutput) -> Detail:
-    """The output's detail crop.
+def on_detail(output: SegOutput, *maps: Tensor) -> list[Tensor]:
+    """Logits of the detail crop, and of maps ``b H W`` of the whole image what lies under it.
 
     Raises:
-        ProtosegError: the model has none, or is not in training.
+        ProtosegError: the model has no detail crop, or is not in training.
     """
     if output.detail is None:
         raise ProtosegError(
             "detail loss: expected a model with a detail crop, got none; set segmentor=hrda, or drop the term"
         )
-    return output.detail
-
-
-def crop_to_box(pixels: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """The pixels of ``b H W`` inside ``box`` (top, left, height, width)."""
-    top, left, height, width = box
-    return pixels[:, top : top + height, left : left + width]
-
-
-def weighted_detail_cross_entropy(
-    detail: Detail, label: Tensor, weight: Tensor, stride: int, all_pixels: bool
-) -> Tensor:
-    """Cross-entropy of the detail crop on labels and pixel weights of the whole image, both ``b H W``."""
-    label, weight = crop_to_box(label, detail.box), crop_to_box(weight, detail.box)
-    return weighted_cross_entropy_on_grid(detail.logits, label, weight, stride, all_pixels=all_pixels)
+    logits, (top, left, height, width) = output.detail
+    return [logits, *(pixels[:, top : top + height, left : left + width] for pixels in maps)]
 
 
 class DetailCrossEntropy(CrossEntropy):
@@ -41,8 +28,8 @@ class DetailCrossEntropy(CrossEntropy):
     """
 
     def forward(self, step: Step) -> Tensor:
-        detail = detail_of(step.labelled.output)
-        return self.on_labels(detail.logits, crop_to_box(step.labelled.label, detail.box), step.labelled.stride)
+        logits, label = on_detail(step.labelled.output, step.labelled.label)
+        return self.on_labels(logits, label, step.labelled.stride)
 
 
 class MixedDetailCrossEntropy(Term):
@@ -57,5 +44,5 @@ class MixedDetailCrossEntropy(Term):
 
     def forward(self, step: Step) -> Tensor:
         assert step.mixed is not None
-        mixed, detail = step.mixed, detail_of(step.mixed.output)
-        return weighted_detail_cross_entropy(detail, mixed.label, mixed.weight, mixed.stride, self.all_pixels)
+        logits, label, weight = on_detail(step.mixed.output, step.mixed.label, step.mixed.weight)
+        return weighted_cross_entropy(logits, label, weight, step.mixed.stride, all_pixels=self.all_pixels)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from protoseg.functional.masking import mask_image, random_patch_mask
 from protoseg.functional.mixing import check_colours, strong_transform
-from protoseg.losses.detail import weighted_detail_cross_entropy
-from protoseg.losses.segmentation import weighted_cross_entropy_on_grid
+from protoseg.losses.detail import on_detail
+from protoseg.losses.segmentation import weighted_cross_entropy
 from protoseg.losses.term import Step, Term
 from protoseg.types import SegOutput
 
@@ -19,7 +19,6 @@ class MaskedImageConsistency(Term):
     as much as the pseudo-labels' quality; pixels whose pseudo-label is ``IGNORE_INDEX`` do not count.
 
     Args:
-        weight: 1 in the paper.
         block_size: side of a patch in pixels, 64 in the paper.
         ratio: share of hidden patches, 0.7 in the paper.
         detail_weight: of the detail crop's cross-entropy, the fused logits having the rest; models with a detail crop
@@ -58,8 +57,9 @@ class MaskedImageConsistency(Term):
         output: SegOutput = student(mask_image(strong_transform(image, **self.colours), visible, student.mean))
         weight = step.target.quality.expand(label.shape)
         how = (student.stride, output.align_corners, self.all_pixels)
-        loss = weighted_cross_entropy_on_grid(output.logits, label, weight, *how)
+        loss = weighted_cross_entropy(output.logits, label, weight, *how)
         if output.detail is None:
             return loss
-        detail = weighted_detail_cross_entropy(output.detail, label, weight, student.stride, self.all_pixels)
+        logits, label, weight = on_detail(output, label, weight)
+        detail = weighted_cross_entropy(logits, label, weight, student.stride, all_pixels=self.all_pixels)
         return (1 - self.detail_weight) * loss + self.detail_weight * detail

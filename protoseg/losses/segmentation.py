@@ -28,11 +28,8 @@ def balanced_class_weights(frequencies: Tensor) -> Tensor:
 def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     """Online hard example mining: pixels whose true class has probability below ``threshold``, at least ``min_kept``.
 
-    Args:
-        losses: cross-entropy per pixel (any shape); 0 at ignored pixels, which may fill up ``min_kept`` unharmed.
-
-    Returns:
-        bool mask of the same shape.
+    From the cross-entropy per pixel (any shape; 0 at ignored ones, which may fill up ``min_kept`` unharmed) to a bool
+    mask of the same shape.
     """
     flat = losses.flatten()
     kth_hardest = flat.topk(min(min_kept, flat.numel())).values[-1]
@@ -49,10 +46,8 @@ def cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
 
-    With ``all_pixels`` the sum is divided by the number of pixels, the ignored among them, as in mmsegmentation.
-
-    Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
+    Of logits ``b c h w`` and int64 labels ``b h w``, ``IGNORE_INDEX`` where unlabelled. With ``all_pixels`` the sum is
+    divided by the number of pixels, the ignored among them, as in mmsegmentation.
     """
     losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
     valid = label != IGNORE_INDEX
@@ -64,31 +59,23 @@ def cross_entropy(
     return mean_over_ranks((losses * weight).sum(), (torch.ones_like(weight) if all_pixels else weight).sum())
 
 
-def weighted_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor, all_pixels: bool = False) -> Tensor:
-    """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
-
-    ``all_pixels`` as in :func:`cross_entropy`.
-
-    Args:
-        logits: ``b c h w``; label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled; weight: ``b h w``.
-    """
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
-    return mean_over_ranks((losses * weight).sum(), ((label != IGNORE_INDEX) | all_pixels).sum())
-
-
-def weighted_cross_entropy_on_grid(
+def weighted_cross_entropy(
     logits: Tensor, label: Tensor, weight: Tensor, stride: int, align_corners: bool = False, all_pixels: bool = False
 ) -> Tensor:
-    """The same for logits on a grid of ``stride``, upsampled to the labels' and weights' ``b H W``."""
+    """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
+
+    Logits ``b c h w`` are on a grid of ``stride``, labels and weights are ``b H W``; the rest as in
+    :func:`cross_entropy`.
+    """
     full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
-    return weighted_cross_entropy(full, label, weight, all_pixels)
+    losses = F.cross_entropy(full, label, reduction="none", ignore_index=IGNORE_INDEX)
+    return mean_over_ranks((losses * weight).sum(), ((label != IGNORE_INDEX) | all_pixels).sum())
 
 
 class CrossEntropy(Term):
     """Cross-entropy on the upsampled class logits.
 
     Args:
-        weight: of the term in the sum.
         class_weights: None, one number per class, or ``"balanced"`` (1 / sqrt of the pixel share in the training
             set; counted once at the start of training).
         ohem_threshold: keep only pixels whose true class has a lower probability than this; None is off.

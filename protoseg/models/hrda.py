@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import grid_size, window_starts
+from protoseg.functional.sampling import pixel_rows
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size, pad_to_multiple
@@ -24,11 +25,8 @@ def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, 
 
     Everything was upsampled before; see :func:`fuse_released` for the other order.
 
-    Args:
-        context: ``b c h w`` on the output grid.
-        detail: ``b c i j`` on the same grid.
-        attention: in [0, 1], ``b c h w`` or ``b 1 h w``.
-        corner: row and column of the detail's first cell.
+    Of context ``b c h w`` and detail ``b c i j``, both on the output grid, attention in [0, 1], ``b c h w`` or
+    ``b 1 h w``, and the row and column of the detail's first cell.
     """
     (top, left), (height, width) = corner, detail.shape[-2:]
     inside = (..., slice(top, top + height), slice(left, left + width))
@@ -178,12 +176,11 @@ class HRDASegmentor(Segmentor):
             return embeddings, None
         with no_autocast(embeddings):
             embeddings = F.normalize(embeddings, dim=1)
-            return embeddings, memory.similarity(embeddings.permute(0, 2, 3, 1).flatten(0, 2))
+            return embeddings, memory.similarity(pixel_rows(embeddings))
 
     def _random_detail(self, image: Tensor) -> Detail:
         """Logits of a random crop of the normalised image."""
-        box = self._random_box(image_size(image))
-        top, left, height, width = box
+        top, left, height, width = box = self._random_box(image_size(image))
         crop = image[..., top : top + height, left : left + width]
         return Detail(self._decode(self._encode(crop, self.encoder), (height, width)).logits, box)
 

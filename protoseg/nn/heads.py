@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.sampling import pixel_rows
 from protoseg.nn.prototype_memory import PrototypeMemory
 from protoseg.types import ProtosegError, SegOutput
 
@@ -26,9 +27,7 @@ def projection(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Head(nn.Module, ABC):
-    """From the decoder's map to class logits; the base of all heads.
-
-    A segmentor makes it by ``(in_channels, num_classes)``.
+    """From the decoder's map to class logits; the base of all heads, made by ``(in_channels, num_classes)``.
 
     Attributes:
         embedding_dim: channels of ``SegOutput.embeddings``.
@@ -103,8 +102,7 @@ class PrototypeHead(Head):
         with no_autocast(projected):
             projected = at_least_fp32(projected)
             projected = F.normalize(projected, dim=3) if self.row_norm else projected
-            pixels = projected.permute(0, 2, 3, 1).flatten(0, 2)
-            embeddings = F.normalize(self.embedding_norm(pixels), dim=1)
+            embeddings = F.normalize(self.embedding_norm(pixel_rows(projected)), dim=1)
             similarities = self.memory.similarity(embeddings)
             logits = self.class_logits(similarities.scores)
         return SegOutput(

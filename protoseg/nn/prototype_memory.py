@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.distributed import all_reduce_
-from protoseg.functional.prototypes import (
-    ASSIGNMENTS,
-    Clustering,
-    cluster,
-    prototype_sums,
-    update_prototypes,
-    within_class_cosine,
-)
+from protoseg.functional.prototypes import ASSIGNMENTS, Clustering, cluster, prototype_sums, update_prototypes
 from protoseg.functional.resize import downsample_label
+from protoseg.functional.sampling import pixel_rows
 from protoseg.functional.similarity import similarities
 from protoseg.types import ProtosegError, SegOutput, Similarities
 
@@ -120,16 +114,14 @@ class PrototypeMemory(nn.Module):
     def assign(self, output: SegOutput, label: Tensor, stride: int) -> tuple[Clustering, Observation]:
         """Cluster the labelled pixels of a training batch: targets for the losses, and what to observe.
 
-        Args:
-            output: of a model whose head has this memory.
-            label: train ids at full resolution, int64 ``b H W``.
-            stride: pixels per cell of the output's grid.
+        Of the output of a model whose head has this memory, ``stride`` pixels per cell of its grid, and train ids at
+        full resolution, int64 ``b H W``.
         """
         height, width = output.logits.shape[2:]
         grid = downsample_label(label, (height, width), stride).flatten()
         own, correct = self.own_scores(output, grid), output.logits.argmax(1).flatten() == grid
         clustering = self.balance(own, grid)
-        embeddings = output.embeddings.detach().permute(0, 2, 3, 1).flatten(0, 2)
+        embeddings = pixel_rows(output.embeddings.detach())
         return clustering, Observation(self, embeddings, own, grid, correct, clustering.member)
 
     def observe_accumulated(self, parts: Sequence[Observation]) -> None:
@@ -145,10 +137,7 @@ class PrototypeMemory(nn.Module):
     def observe(self, embeddings: Tensor, member: Tensor, correct: Tensor) -> None:
         """Add pixels to the next update: those classified right, and the first ones of a prototype not yet placed.
 
-        Args:
-            embeddings: unit vectors, ``n d``.
-            member: flat prototype index ``n``, -1 for pixels that take no part.
-            correct: whether the pixel's class is predicted right, bool ``n``.
+        Of unit vectors ``n d``, with :attr:`Observation.member` and :attr:`Observation.correct`, both ``n``.
         """
         if self.init == "features":
             correct = correct | (self.updates.flatten()[member.clamp_min(0)] == 0)
@@ -174,10 +163,6 @@ class PrototypeMemory(nn.Module):
         """Move the prototypes by the sums ``c*k d`` and counts ``c*k`` of all ranks' pixels, each at its momentum."""
         flat = self.prototypes.flatten(0, 1)
         flat.copy_(update_prototypes(flat, sums, counts, momentum))
-
-    def diversity(self) -> Tensor:
-        """Mean pairwise cosine of the prototypes of each class, ``c``: 1 is K copies of one vector; NaN for K = 1."""
-        return within_class_cosine(self.prototypes)
 
     def _momentum(self) -> Tensor:
         momentum = torch.full_like(self.prototypes[..., 0], self.momentum)

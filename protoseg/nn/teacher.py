@@ -22,12 +22,7 @@ class EMATeacher(AveragedModel):
     training mode; averaged statistics belong to averaged weights, and a teacher in eval mode labels an image alike in
     any batch.
 
-    Args:
-        model: the student; copied.
-        alpha: largest momentum, in [0, 1).
-
-    Raises:
-        ProtosegError: ``alpha`` outside [0, 1).
+    ``model``, the student, is copied; ``alpha`` is the largest momentum. Raises ProtosegError: one outside [0, 1).
     """
 
     n_averaged: Tensor  # states averaged so far, the initial one included: t + 1 after optimizer step t

@@ -18,6 +18,7 @@ from protoseg.analysis.stream import look
 from protoseg.callbacks.loggers import wandb_logger
 from protoseg.callbacks.progress import memory_statistics
 from protoseg.evaluation.pictures import MARGIN
+from protoseg.functional.prototypes import within_class_cosine
 from protoseg.nn import PrototypeMemory
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
@@ -145,5 +146,5 @@ def test_memory_statistics_by_hand() -> None:
     statistics = memory_statistics(memory)
     assert float(statistics["moved"]) == pytest.approx(3 / 6)
     assert float(statistics["balance"]) == pytest.approx(0.5)  # of the two classes seen: 1 and 0
-    assert float(statistics["diversity"]) == pytest.approx(float(memory.diversity().mean()))
+    assert float(statistics["diversity"]) == pytest.approx(float(within_class_cosine(memory.prototypes).mean()))
     assert set(memory_statistics(PrototypeMemory(3, 1, 4))) == {"moved"}

@@ -19,7 +19,7 @@ def test_weighted_cross_entropy_against_a_loop() -> None:
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     label, weight = torch.randint(0, 3, (2, 4, 5)), torch.rand(2, 4, 5, dtype=torch.float64)
     label[0, 0] = -1
-    value = weighted_cross_entropy(logits, label, weight)
+    value = weighted_cross_entropy(logits, label, weight, 1)
     total, count = 0.0, 0
     for b in range(2):
         for y in range(4):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy, detail_of
+from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy, on_detail
 from protoseg.losses.segmentation import CrossEntropy
 from protoseg.losses.term import Mixed, Seen, Step
 from protoseg.types import Detail, ProtosegError, SegOutput
@@ -83,4 +83,4 @@ def test_unlabelled_crop_is_zero_not_nan() -> None:
 
 def test_model_without_detail() -> None:
     with pytest.raises(ProtosegError, match="expected a model with a detail crop, got none; set segmentor=hrda"):
-        detail_of(batch().output._replace(detail=None))
+        on_detail(batch().output._replace(detail=None))

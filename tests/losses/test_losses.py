@@ -52,7 +52,9 @@ def test_all_pixels_divides_by_the_ignored_ones_too() -> None:
     torch.testing.assert_close(cross_entropy(logits, label, weights, all_pixels=True), plain.mean())
     pixel = torch.rand(label.shape, dtype=torch.float64)
     unweighted = F.cross_entropy(logits, label, ignore_index=-1, reduction="none")
-    torch.testing.assert_close(weighted_cross_entropy(logits, label, pixel, True), (pixel * unweighted).mean())
+    torch.testing.assert_close(
+        weighted_cross_entropy(logits, label, pixel, 1, all_pixels=True), (pixel * unweighted).mean()
+    )
 
 
 def test_all_pixels_ignored_is_zero_not_nan() -> None:
@@ -155,4 +157,4 @@ def test_class_255_of_a_wide_label_space() -> None:
     label[0, 0] = -1
     expected = F.cross_entropy(logits[0, :, 1].T, label[0, 1])
     torch.testing.assert_close(cross_entropy(logits, label), expected)
-    torch.testing.assert_close(weighted_cross_entropy(logits, label, torch.full((1, 2, 3), 0.5)), expected / 2)
+    torch.testing.assert_close(weighted_cross_entropy(logits, label, torch.full((1, 2, 3), 0.5), 1), expected / 2)

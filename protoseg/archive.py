@@ -80,10 +80,6 @@ def _size(numbers: Any) -> tuple[int, ...]:
     return numbers
 
 
-def _ordered_dict() -> OrderedDict[Any, Any]:
-    return OrderedDict()  # what it holds comes after; not a copy, either
-
-
 class _Instructions(io.BytesIO):
     """A pickle that ends after so many reads: a few megabytes of one-byte instructions would keep us for long."""
 
@@ -99,7 +95,7 @@ class _Instructions(io.BytesIO):
 _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-    ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "OrderedDict"): lambda: OrderedDict(),  # what it holds comes after; not a copy, either
     ("torch", "Size"): _size,
     ("torch", "device"): lambda *name: None,
 } | {("torch", name): name for name in _STORAGES}

@@ -19,7 +19,7 @@ from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoin
 from protoseg.evaluation.predictor import Predictor
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
-from protoseg.models.weights import listed_keys
+from protoseg.models.weights import mismatch
 from protoseg.trusted import NETWORK, checked_sections
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -68,7 +68,8 @@ class TrainedFile:
                 f"network: expected a checkpoint with a {network}, got one without; use network=student"
             )
         classes = self.label_space.num_classes
-        self._check_fit(self.blank(classes, state), state)
+        if listed := mismatch(state, self.blank(classes, state).state_dict()):
+            raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")
         with _refused(self.path, "network"), torch.random.fork_rng(devices=[]), _no_more_than(state):
             model = build_model(self._network(), classes, pretrained=False)
             model.load_state_dict(state)
@@ -133,14 +134,6 @@ class TrainedFile:
     def _state(self, network: str) -> dict[str, Tensor]:
         prefix, state = NETWORKS[network], self.content["state_dict"]
         return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-    def _check_fit(self, model: Segmentor, state: Mapping[str, Tensor]) -> None:
-        wanted = model.state_dict()
-        both = [(name, state[name].shape, tensor.shape) for name, tensor in wanted.items() if name in state]
-        shapes = [f"{name} {tuple(got)} instead of {tuple(shape)}" for name, got, shape in both if got != shape]
-        missing, unexpected = ([n for n in a if n not in b] for a, b in ((wanted, state), (state, wanted)))
-        if listed := listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
-            raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")
 
 
 def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:

@@ -126,11 +126,7 @@ class DeepLabV3PlusDecoder(nn.Module):
     """Atrous pyramid on the coarsest map, fused with the finest (Chen et al., DeepLabV3+, arXiv 1802.02611).
 
     The paper's encoder stops at stride 16 (``encoder.output_stride=16`` where timm offers it); 32 works as well.
-
-    Args:
-        width: channels of the result.
-        atrous_rates: dilations of the pyramid's three 3 x 3 convolutions (the paper's for stride 16).
-        dropout: after the pyramid.
+    ``atrous_rates`` are the dilations of the pyramid's three 3 x 3 convolutions (the paper's for stride 16).
     """
 
     def __init__(

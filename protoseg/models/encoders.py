@@ -60,10 +60,7 @@ class Encoder(nn.Module):
 class SimpleFeaturePyramid(nn.Module):
     """Maps at strides 4, 8, 16, 32 from the single map of a plain ViT (Li et al., ViTDet, arXiv 2203.16527, §3).
 
-    Args:
-        in_channels: width of the ViT.
-        stride: stride of its map, a power of two.
-        out_channels: width of each of the four maps.
+    ``stride`` is that of the ViT's map, a power of two; ``out_channels`` are those of each of the four maps.
     """
 
     strides = (4, 8, 16, 32)

@@ -85,17 +85,10 @@ class Segmentor(nn.Module):
         return self._cropped(self._encode(image, encoder), image_size(image))
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Segment a batch.
+        """Segment RGB images, uint8 or float in [0, 1], ``b 3 H W``, of any size.
 
-        Args:
-            image: RGB, uint8 or float in [0, 1], ``b 3 H W``, any size.
-
-        Returns:
-            ``SegOutput`` on the grid ``ceil(H / stride), ceil(W / stride)``; ``protoseg.functional.resize`` brings
-            its logits to pixels. Auxiliary logits, if any, are resized to the same grid.
-
-        Raises:
-            ProtosegError: an image of another shape or dtype.
+        The result is on the grid ``ceil(H / stride), ceil(W / stride)``, auxiliary logits too;
+        ``protoseg.functional.resize`` brings logits to pixels. Raises ProtosegError: another shape or dtype.
         """
         image = self._encoder_input(image)
         size = image_size(image)

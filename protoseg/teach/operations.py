@@ -49,20 +49,12 @@ def add_classes(
     K prototypes of each class are clustered from the frozen embeddings of its pixels, and turned away from those of the
     other labelled pixels in the same images (:func:`protoseg.functional.class_prototypes.turned_away`).
 
-    Args:
-        file: see :func:`protoseg.trained.open_file`.
-        dataset: the images; pixels of the new classes labelled as such, any other label is "not these", ignored pixels
-            take no part. Names and colours come from its label space.
-        names: the new classes.
-        seed, device: of the clustering; where the network runs.
-        title: of the progress bar; none without it.
+    In ``dataset`` pixels of the new classes are labelled as such, any other label is "not these", ignored pixels take
+    no part; names and colours come from its label space. ``seed`` is of the clustering, ``title`` of the progress bar:
+    none without it. Returns the change, for :func:`protoseg.teach.apply_edit`, and what was found in each network.
 
-    Returns:
-        The change, for :func:`protoseg.teach.apply_edit`, and what was found, for each network and class.
-
-    Raises:
-        ProtosegError: classes that are there already or have no pixel; a head without prototypes, or with learned
-            weights for each class.
+    Raises ProtosegError: classes that are there already or have no pixel; a head without prototypes, or with learned
+    weights for each class.
     """
     space, given = file.label_space, dataset.label_space
     ids = given.ids(names, "classes to add")
@@ -93,7 +85,7 @@ def refresh_class(
     if not 0 <= keep < 1:
         raise ProtosegError(f"keep: expected a share of at least 0 and below 1, got {keep}")
     space = file.label_space
-    row = space.ids([name], f"class to refresh in {file.path}")[0]
+    (row,) = space.ids([name], f"class to refresh in {file.path}")
     (there,) = dataset.label_space.ids([name], "class to refresh in the images")
     new, found = _prototypes(file, dataset, [there], {there: (row, keep)}, seed, device, title)
     entries = [(known, color, -1 if i == row else i) for known, color, i in _entries(space)]
@@ -105,14 +97,14 @@ def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
 
     Raises ProtosegError: no such class, or none would be left; a head as in ``add_classes``.
     """
-    new = {network: _rows(memory, []) for network, memory in editable_memories(file).items()}
+    editable_memories(file)
     space = file.label_space
     gone = set(space.ids(names, f"classes to remove from {file.path}"))
     if len(gone) == space.num_classes:
         raise ProtosegError(
             f"classes to remove from {file.path}: expected at least one class to be left, got all of them"
         )
-    return _edit(file, [e for e in _entries(space) if e[2] not in gone], new, dict.fromkeys(names))
+    return _edit(file, [e for e in _entries(space) if e[2] not in gone], {}, dict.fromkeys(names))
 
 
 def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int = 0) -> ClassEdit:
@@ -135,9 +127,9 @@ def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int 
     relabel: dict[str, str | None] = {space.classes[i]: into for i in merged if space.classes[i] != into}
     new = {}
     for network, memory in found.items():
-        parts = _rows(memory, merged)
-        prototypes = class_prototypes(parts.prototypes.flatten(0, 1), parts.prototypes.shape[1], seed=seed).prototypes
-        new[network] = Memory(prototypes[None], parts.updates.amax(0)[None], parts.occupancy.sum(0)[None])
+        old, updates, occupancy = (buffer[merged] for buffer in memory)
+        prototypes = class_prototypes(old.flatten(0, 1), old.shape[1], seed=seed).prototypes
+        new[network] = Memory(prototypes[None], updates.amax(0)[None], occupancy.sum(0)[None])
     return _edit(file, entries, new, relabel)
 
 
@@ -150,10 +142,6 @@ def _edit(
 ) -> ClassEdit:
     names, colors, rows = zip(*entries, strict=True)
     return ClassEdit([*names], [[*color] for color in colors], [*rows], new, relabel or {}, fingerprint(file.content))
-
-
-def _rows(memory: Memory, rows: list[int]) -> Memory:
-    return Memory(*(buffer[rows] for buffer in memory))
 
 
 def _prototypes(

@@ -56,15 +56,11 @@ def trial(
     Images are drawn by chance, by seeds 0, 1, …, among those that show the class; those of a small draw are among those
     of a large one. All are seen whole, at one scale.
 
-    Args:
-        file: a checkpoint that was trained without the class (``data.relabel={NAME: null}``).
-        name: the class, of the checkpoint's data set.
-        shots, draws: numbers of images, and draws of each number.
-        trained: a checkpoint that was trained with the class, to compare with.
-        root: folder of the data, where it is not where the checkpoint's run found it.
+    ``file`` was trained without the class (``data.relabel={NAME: null}``), ``trained`` with it, to compare with.
+    ``root`` is the folder of the data, where it is not where the checkpoint's run found it.
 
-    Raises:
-        ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as ``add_classes``.
+    Raises ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as
+    ``add_classes``.
     """
     data, space = data_with(file, name, root)
     train, val = data.dataset(data.train_split), data.eval_dataloader(data.val_split)

@@ -19,8 +19,6 @@ from protoseg.types import ProtosegError
 
 log = logging.getLogger(__name__)
 
-STATES = ("waiting", "running", "stopped", "failed", "done")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -28,7 +26,7 @@ class Job:
 
     Attributes:
         number, overrides: its place in the sweep, from 0, and ``KEY=VALUE`` of the command line.
-        state: one of :data:`STATES`; a job that was killed is found ``running``.
+        state: ``waiting``, ``running`` (also of one that was killed), ``stopped``, ``failed`` or ``done``.
         score: best validation mIoU, NaN until it is done.
         seconds: spent in it so far, without attempts that were killed.
         error, wandb_id: message, where it failed; of its run on the dashboard.
@@ -92,13 +90,16 @@ def settings(overrides: Sequence[str]) -> list[str]:
 
 def write_job(job: Job) -> None:
     """Write the job's ``job.json``; raises as :func:`protoseg.files.write_file` does."""
-    _write_json(job.folder / "job.json", {name: value for name, value in _plain(job).items() if name != "folder"})
+    _write_json(job.folder / "job.json", _plain(job))
 
 
 def read_job(folder: Path) -> Job | None:
     """The job that ran in a folder, None where none did; raises ProtosegError for a damaged file."""
     file = folder / "job.json"
-    return _job(_read_json(file), folder, file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    with _whole(file):
+        return _job(json.loads(file.read_text(encoding="utf-8")), folder)
 
 
 def write_manifest(sweep: Sweep) -> None:
@@ -116,12 +117,10 @@ def read_sweep(folder: Path) -> Sweep:
     file = folder / "manifest.json"
     if not file.is_file():
         raise ProtosegError(f"no sweep in {folder}: expected the manifest.json that train.py -m writes there")
-    content = _read_json(file)
-    try:
-        planned = [_job(entry, folder / entry["folder"], file) for entry in content["jobs"]]
+    with _whole(file):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        planned = [_job(entry, folder / entry["folder"]) for entry in content["jobs"]]
         frame = Sweep(folder, tuple(content["arguments"]), tuple(content["swept"]), bool(content["planned"]), ())
-    except (KeyError, TypeError) as error:
-        raise _damaged(file) from error
     if frame.planned:
         jobs = [read_job(job.folder) or replace(job, state="waiting") for job in planned]
     else:
@@ -155,16 +154,16 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _plain(job: Job) -> dict[str, Any]:
-    return {**asdict(job), "score": None if math.isnan(job.score) else job.score}
+    """What of a job is the same wherever its folder lies, as JSON has it."""
+    plain = asdict(job) | {"score": None if math.isnan(job.score) else job.score}
+    del plain["folder"]
+    return plain
 
 
-def _job(entry: Any, folder: Path, file: Path) -> Job:
-    try:
-        known = {field.name: entry[field.name] for field in fields(Job) if field.name != "folder"}
-        known["score"] = math.nan if known["score"] is None else float(known["score"])
-        return Job(**{**known, "overrides": tuple(known["overrides"]), "folder": folder})
-    except (KeyError, TypeError) as error:
-        raise _damaged(file) from error
+def _job(entry: Any, folder: Path) -> Job:
+    known = {field.name: entry[field.name] for field in fields(Job) if field.name != "folder"}
+    known["score"] = math.nan if known["score"] is None else float(known["score"])
+    return Job(**known | {"overrides": tuple(known["overrides"]), "folder": folder})
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -173,12 +172,11 @@ def _write_json(path: Path, content: Any) -> None:
     write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace"))
 
 
-def _read_json(path: Path) -> Any:
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> ProtosegError:
-    return ProtosegError(f"{path} is damaged: expected what train.py -m writes; delete it, and its job runs again")
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtosegError(
+            f"{path} is damaged: expected what train.py -m writes; delete it, and its job runs again"
+        ) from error

@@ -106,13 +106,11 @@ class Model:
         [0, 1]. Raises ProtosegError for anything else, or a file that cannot be read.
         """
         pixels = as_tensor(image, self._image_range)
-        size = torch.tensor([pixels.shape[1:]])
-        ((seen, probability),) = self.predictor.predict_with_confidence(
-            self.network, pixels[None].to(self.device), size
-        )
-        labels: npt.NDArray[Any] = seen.cpu().numpy()
-        labels = labels.astype(np.uint8 if self.label_space.num_classes <= 255 else np.uint16)
-        return Prediction(labels, probability.float().cpu().numpy(), pixels.cpu(), self.label_space)
+        batch, size = pixels[None].to(self.device), torch.tensor([pixels.shape[1:]])
+        ((seen, probability),) = self.predictor.predict_with_confidence(self.network, batch, size)
+        kind: Any = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
+        confidence = probability.float().cpu().numpy()
+        return Prediction(seen.cpu().numpy().astype(kind), confidence, pixels.cpu(), self.label_space)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model, without what only training needs, and a card; returns the weights, ``folder/model.ckpt``.
@@ -159,16 +157,11 @@ class Model:
         return str(commit)
 
     def _card(self) -> str:
-        network = self.network
+        network, space = self.network, self.label_space
         parts = " + ".join(type(part).__name__ for part in (network.encoder, network.decoder, network.head))
-        return (
-            "---\nlibrary_name: protoseg\npipeline_tag: image-segmentation\n---\n\n"
-            f"# {markdown_text(self.label_space.name)}\n\n"
-            f"Semantic segmentation, {parts}, {self.label_space.num_classes} classes: "
-            f"{', '.join(map(markdown_text, self.classes))}.\n\n"
-            "```python\nimport protoseg\n\n"
-            'model = protoseg.load("hf://USER/NAME")\nprediction = model.predict("photo.jpg")\n```\n'
-        )
+        name, classes = markdown_text(space.name), ", ".join(map(markdown_text, space.classes))
+        template = Path(__file__).with_name("card.md").read_text("utf-8")
+        return template.format(name=name, parts=parts, number=space.num_classes, classes=classes)
 
 
 def load(
@@ -184,7 +177,7 @@ def load(
         source: a checkpoint; a folder that ``train.py`` or ``save_pretrained`` wrote; or ``hf://user/name`` on the
             Hugging Face hub. Nothing in it is run: it holds tensors and plain values, and may build the classes of
             :data:`protoseg.trusted.SLOTS`.
-        device: e.g. ``cpu`` or ``cuda:1``; a GPU where there is one, unless said.
+        device: a GPU where there is one, unless said.
         network: ``student`` (what supervised training makes, too) or, of domain adaptation, ``teacher``.
         revision: of a model on the hub: branch, tag or commit.
         trust: modules whose classes it may build besides, e.g. ``["mypackage.heads"]``. They are imported: name your
@@ -194,10 +187,8 @@ def load(
         ProtosegError: no such file, folder or model; a hub out of reach; a checkpoint that is bad or not ours.
     """
     file = open_file(_find(source, revision), trust)
-    origin = file.content["protoseg"]
-    return Model(
-        file.model(network), file.label_space, file.predictor(), choose_device(device), origin, file.image_range
-    )
+    own, where = file.content["protoseg"], choose_device(device)
+    return Model(file.model(network), file.label_space, file.predictor(), where, own, file.image_range)
 
 
 def as_tensor(image: Source, image_range: tuple[float, float] | None = None) -> Tensor:

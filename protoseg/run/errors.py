@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -42,6 +43,17 @@ def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise ProtosegError with the message of :func:`explain` for an error that the user can mend."""
+    try:
+        yield
+    except Exception as error:
+        if (message := explain(error, "train")) is None:
+            raise
+        raise ProtosegError(message) from error
 
 
 def explain(error: BaseException, config_name: str) -> str | None:

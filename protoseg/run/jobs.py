@@ -18,8 +18,7 @@ from protoseg.callbacks.loggers import finish_wandb
 from protoseg.files import write_file
 from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
 from protoseg.run.errors import explain
-from protoseg.run.launch import launch
-from protoseg.run.multirun import first_process
+from protoseg.run.launch import first_process, launch
 from protoseg.text import visible
 from protoseg.types import ProtosegError
 

@@ -46,6 +46,11 @@ def launch(cfg: DictConfig) -> float:
         raise
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun or srun started, or the only one."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
 def run_name() -> str | None:
     """A name for the run's folder that all processes of torchrun or SLURM find, where the time would differ; else None.
 
@@ -113,7 +118,7 @@ def check_started(starter: str, processes: int, devices: int, nodes: int) -> Non
 def requeue() -> None:
     """Queue this SLURM job again, once for all its processes; it resumes from its last checkpoint. Else nothing."""
     env = os.environ
-    if "SLURM_JOB_ID" not in env or int(env.get("RANK", env.get("SLURM_PROCID", "0"))) != 0:
+    if "SLURM_JOB_ID" not in env or not first_process():
         return
     array = env.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]

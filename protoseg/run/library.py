@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from protoseg.data.class_file import with_made_colors
 from protoseg.run.build import build_module
 from protoseg.run.config import composed
-from protoseg.run.errors import explain
+from protoseg.run.errors import explained
 from protoseg.training.base import SegmentationModule
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace
 
 
 def build(classes: Sequence[str], *overrides: str, **groups: str) -> SegmentationModule:
@@ -25,10 +25,6 @@ def build(classes: Sequence[str], *overrides: str, **groups: str) -> Segmentatio
         ProtosegError: names or values that the command line would refuse, too.
     """
     of_a_run = ("~data", "~callbacks", "~logger", "paths.output=null")
-    try:
+    with explained():
         cfg = composed("train", [*of_a_run, *(f"{group}={name}" for group, name in groups.items()), *overrides])
         return build_module(cfg, LabelSpace("own", tuple(classes), with_made_colors([None] * len(classes), ())))
-    except Exception as error:
-        if (message := explain(error, "train")) is None:
-            raise
-        raise ProtosegError(message) from error

@@ -18,8 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from protoseg.job_records import Job, Sweep, alone_in, read_sweep, settings, write_manifest
-from protoseg.run.errors import explain
+from protoseg.run.errors import explain, explained
 from protoseg.run.folders import check_folder, reserve
+from protoseg.run.launch import first_process
 from protoseg.text import Terminal, command, override, say
 from protoseg.types import ProtosegError
 
@@ -59,6 +60,17 @@ def ending_the_program() -> Iterator[None]:
 
 
 @contextmanager
+def hydra_config(config: DictConfig) -> Iterator[None]:
+    """What ``${hydra:…}`` reads from, meanwhile."""
+    earlier = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = earlier
+
+
+@contextmanager
 def own_folder(config: DictConfig) -> Iterator[None]:
     """Keep the folder of a single run from all others; called before Hydra writes into it."""
     with read_write(config.hydra), open_dict(config.hydra):
@@ -72,11 +84,7 @@ def own_folder(config: DictConfig) -> Iterator[None]:
 
 
 def start(config: DictConfig) -> None:
-    """Compose every job of a multirun and write its plan; a folder that has one already is continued.
-
-    Raises ProtosegError: a job that does not compose, a folder that holds another sweep or other results, a job of it
-    that is running, or several processes that were started from outside.
-    """
+    """Compose every job of a multirun and write its plan; a folder that has one already is continued."""
     global _folder
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not first_process():
         raise ProtosegError(
@@ -132,47 +140,34 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
     sweep = Sweep(folder, tuple(arguments), tuple(swept), planned, ())
     if not planned:
         return sweep
-    (combinations,) = BasicSweeper.split_arguments(overrides, None)
     from rich.progress import track
 
-    jobs = []
-    for number, combination in enumerate(track(combinations, "Composing the jobs", transient=True)):
-        job = Job(number, tuple(combination), folder)
-        jobs.append(replace(job, folder=folder / compose_job(config, loader, sweep, job)))
-    return replace(sweep, jobs=tuple(jobs))
+    (combinations,) = BasicSweeper.split_arguments(overrides, None)
+    jobs = [Job(number, tuple(combination), folder) for number, combination in enumerate(combinations)]
+    composed = (
+        replace(job, folder=folder / compose_job(config, loader, sweep, job))
+        for job in track(jobs, "Composing the jobs", transient=True)
+    )
+    return replace(sweep, jobs=tuple(composed))
 
 
 def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
     """Compose a job and resolve all its values; returns its folder below the sweep's."""
     try:
-        composed = loader.load_sweep_config(config, list(job.overrides))
-        with open_dict(composed):
-            composed.hydra.job.num, composed.hydra.job.id = job.number, str(job.number)
-            composed.hydra.runtime.output_dir = str(sweep.folder)
-        with hydra_config(composed):
-            subdir = str(composed.hydra.sweep.subdir)
-            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-        return subdir
-    except Exception as error:
-        message = explain(error, "train")
-        if message is None:
-            raise
+        with explained():
+            composed = loader.load_sweep_config(config, list(job.overrides))
+            with open_dict(composed):
+                composed.hydra.job.num, composed.hydra.job.id = job.number, str(job.number)
+                composed.hydra.runtime.output_dir = str(sweep.folder)
+            with hydra_config(composed):
+                own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+                OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+                return str(composed.hydra.sweep.subdir)
+    except ProtosegError as error:
         raise ProtosegError(
             f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose: "
-            f"{' '.join(message.split())}"
+            f"{' '.join(error.args[0].split())}"
         ) from error
-
-
-@contextmanager
-def hydra_config(config: DictConfig) -> Iterator[None]:
-    """What ``${hydra:…}`` reads from, meanwhile."""
-    earlier = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = earlier
 
 
 def check_same(old: Sweep, new: Sweep) -> None:
@@ -202,9 +197,8 @@ def report(ended: bool) -> int:
         return 0
     from protoseg.analysis.sweep import compare_settings, print_jobs, print_settings
 
-    sweep = read_sweep(folder)
+    sweep, terminal = read_sweep(folder), Terminal()
     write_manifest(sweep)
-    terminal = Terminal()
     print_jobs(sweep, terminal)
     comparison = compare_settings(sweep)
     done = sum(job.state == "done" for job in sweep.jobs)
@@ -221,11 +215,6 @@ def report(ended: bool) -> int:
 def _states(jobs: Sequence[Job]) -> str:
     states = [job.state for job in jobs]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-
-
-def first_process() -> bool:
-    """Whether this is the first of the processes that torchrun or srun started, or the only one."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
 
 
 def compare(folder: Path, out: Path | None, metric: str | None) -> None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any
@@ -32,7 +32,7 @@ from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
 from protoseg.run.allocator import keep_freed_memory
 from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain
-from protoseg.run.multirun import first_process
+from protoseg.run.launch import first_process
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
 from protoseg.text import Terminal, command, override, say
 from protoseg.training import AdaptationModule
@@ -193,8 +193,8 @@ def check_data_suit_method(datamodule: pl.LightningDataModule, module: Segmentat
 
 def unused_name(folder: Path, name: str) -> str:
     """``name``, or ``name_1``, ``name_2``, … where it is taken: CSVLogger deletes the log that it finds."""
-    taken = next(i for i in count() if not (folder / (f"{name}_{i}" if i else name)).exists())
-    return f"{name}_{taken}" if taken else name
+    names = chain([name], (f"{name}_{i}" for i in count(1)))
+    return next(free for free in names if not (folder / free).exists())
 
 
 @rank_zero_only

@@ -148,18 +148,13 @@ def main() -> None:
 
 @record
 def _work(folder: Path) -> None:
-    from protoseg.run.errors import explain
+    from protoseg.run.errors import explained
     from protoseg.run.train import run_training
 
     cfg = OmegaConf.load(folder / CONFIG)
     assert isinstance(cfg, DictConfig)
-    try:
+    with explained():
         score = run_training(cfg, stop_signals=(signal.SIGUSR1,))
-    except Exception as error:
-        message = explain(error, "train")
-        if message is None:
-            raise
-        raise ProtosegError(message) from error
     if os.environ["RANK"] == "0":
         write_file(folder / RESULT, lambda path: path.write_text(json.dumps({"score": score})))
 

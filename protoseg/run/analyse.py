@@ -19,6 +19,7 @@ from protoseg.analysis.stream import Collector, collect, look, prototype_memory,
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel
 from protoseg.checkpoint import check_same_classes
+from protoseg.data.statistics import spread
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
 from protoseg.evaluation.tables import write_json
 from protoseg.files import with_ending, write_file
@@ -105,7 +106,7 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
     collector = UncertaintyCollector()
     with image_loader(cfg, trained, images) as loader:
         total = len(loader.dataset)  # type: ignore[arg-type]
-        drawn = _spread(total, maps)
+        drawn = spread(total, max(maps, 0))
         for scene in scenes(trained.model, loader, "uncertainty"):
             collector.update(scene)
             if scene.number in drawn:
@@ -142,7 +143,7 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
         models["teacher"] = open_checkpoint(cfg, network="teacher").model
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, images) as loader:
-        drawn = _spread(len(loader.dataset), panels)  # type: ignore[arg-type]
+        drawn = spread(len(loader.dataset), max(panels, 0))  # type: ignore[arg-type]
         for seen in compared(models, loader, student.predictor):
             collector.update(seen)
             if seen.number in drawn:
@@ -162,11 +163,6 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
     terminal = Terminal()
     terminal.table("On the target", ("network", "mIoU (%)", "mean accuracy (%)", "pixel accuracy (%)"), rows)
     terminal.say(f"Results: {out}")
-
-
-def _spread(total: int, count: int) -> set[int]:
-    """Numbers of the images that get a picture, ``count`` of ``total``."""
-    return {i * total // max(count, 1) for i in range(count)}
 
 
 def _class_file(i: int, space: LabelSpace) -> str:

@@ -96,13 +96,11 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
     datasets = {title: dataset for title, (dataset, _) in made.items() if dataset is not None}
     found = [fault for _, faults in made.values() for fault in faults] + repeated_images(datasets)
     counted = {title: np.zeros(dataset.label_space.num_classes + 1, np.int64) for title, dataset in datasets.items()}
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        for title, dataset in datasets.items():
-            task = progress.add_task(f"checking {escape(title)}", total=len(dataset))
-            for checked in check_samples(dataset):
-                found += checked.faults
-                counted[title] += checked.pixels
-                progress.advance(task)
+    bar = partial(track, console=Console(stderr=True), transient=True)
+    for title, dataset in datasets.items():
+        for checked in bar(check_samples(dataset), f"checking {escape(title)}", len(dataset)):
+            found += checked.faults
+            counted[title] += checked.pixels
     found += [str(nothing_labelled(datasets[t])) for t, n in counted.items() if n.any() and not n[:-1].any()]
     found = list(dict.fromkeys(found))  # splits may list the same folder
     for title, dataset in datasets.items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import open_dict
 from torch import Tensor
 
 from protoseg.archive import Unread, read_foreign
@@ -31,18 +31,13 @@ _PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of the stud
 def convert(file: str | Path, out: str | Path, network: str = "student", overrides: Sequence[str] = ()) -> Kind | None:
     """Write a file of published weights as a checkpoint that everything here opens; nothing of the file is run.
 
-    Args:
-        file: ``.pth`` and the like; its kind is recognised by its names, see :data:`protoseg.models.published.KINDS`.
-        out: to write. ImageNet weights of an encoder become a file for ``encoder.weights=``, without a decoder.
-        network: of a file with several, ``student`` or ``teacher``.
-        overrides: of the settings that go with the kind, as ``train.py`` takes them: ``data=cityscapes_to_acdc``.
+    Its kind is recognised by its names, see :data:`protoseg.models.published.KINDS`, and returned; None of encoder
+    weights that timm knows, for ``encoder=NAME``. ImageNet weights of an encoder become a file for
+    ``encoder.weights=``, without a decoder. ``network`` is of a file with several, ``student`` or ``teacher``;
+    ``overrides`` change the settings that go with the kind: ``data=cityscapes_to_acdc``.
 
-    Returns:
-        The kind; None of encoder weights that timm knows, for ``encoder=NAME``.
-
-    Raises:
-        ProtosegError: a file that is damaged, holds code, or is of no known kind; that lacks the network; or whose
-            names or classes do not fit.
+    Raises ProtosegError: a file that is damaged, holds code, or is of no known kind; that lacks the network; or whose
+    names or classes do not fit.
     """
     file, out = Path(file), Path(out)
     if network not in NETWORKS:
@@ -59,10 +54,10 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
             f"{', '.join(name[:80] for name in list(state)[:3])}, …; ImageNet weights of a timm encoder need "
             "encoder=NAME, another kind is a table of names in protoseg/models/published.yaml"
         )
-    where = f"convert: {file}, {kind.name if kind else 'weights of an encoder'}"
     if kind is None:
-        _write_encoder(state, _composed(overrides), file, out)
+        _write_encoder(state, overrides, file, out)
         return None
+    where = f"convert: {file}, {kind.name}"
     try:
         renamed, left = kind.renamed(state)
         settings = kind.settings(renamed)
@@ -70,11 +65,12 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         raise ProtosegError(
             f"{where}: expected all of that network, got a part or another form of it ({error})"
         ) from error
-    cfg = _composed([*settings, *overrides])
+    settings = [*settings, *overrides]
     if kind.encoder_only:
         encoder = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}
-        _write_encoder(encoder, cfg, file, out)
+        _write_encoder(encoder, settings, file, out)
         return kind
+    cfg = composed("train", ["paths.output=.", *settings])
     space: LabelSpace = instantiate(cfg.data).label_space
     _check_classes(renamed, classes, space, where)
     with torch.device("meta"):
@@ -135,11 +131,6 @@ def _network(named: Mapping[str, Any], network: str, file: Path) -> dict[str, An
     return found
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    """The resolved config of a training that nobody ran."""
-    return composed("train", ["paths.output=.", *overrides])
-
-
 def _check_classes(state: Mapping[str, Tensor], said: Sequence[str], space: LabelSpace, where: str) -> None:
     """See that the file is of the data's classes: by their number, and by their names where it says them."""
     numbers = [len(state[name]) for name in ("head.classifier.weight", "head.memory.prototypes") if name in state]
@@ -186,13 +177,14 @@ def _plain(shape: Sequence[int]) -> tuple[int, ...]:
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _write_encoder(state: dict[str, Tensor], cfg: DictConfig, file: Path, out: Path) -> None:
-    """Write a file for ``encoder.weights=``, if the encoder loads it."""
+def _write_encoder(state: dict[str, Tensor], settings: Sequence[str], file: Path, out: Path) -> None:
+    """Write a file for ``encoder.weights=``, if the encoder of the settings loads it."""
+    encoder = composed("train", settings).encoder
 
     def save(partial: Path) -> None:
         torch.save(state, partial)
         try:
-            instantiate(cfg.encoder, weights=str(partial))
+            instantiate(encoder, weights=str(partial))
         except InstantiationException as error:
             raise ProtosegError(str(error.__cause__).replace(str(partial), str(file))) from error.__cause__
 

@@ -53,10 +53,7 @@ _VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"
 
 
 def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
-    """Words as Hydra takes them, options first; by their place: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt``.
-
-    A word with ``=`` before any ``/`` is an override itself. A place whose key has a value already is none.
-    """
+    """Words as Hydra takes them, options first: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt`` by its place."""
     free = [place for place in places if not any(word.startswith(f"{place}=") for word in words)]
     options: list[str] = []
     overrides: list[str] = []

@@ -28,10 +28,7 @@ _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
 
 
 def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
-    """Run ``main``; end with exit code 1 and one message where the user's input is at fault.
-
-    Errors of the program itself keep their traceback.
-    """
+    """Run ``main``; end with exit code 1 and one message for errors that the user can mend, as others do not."""
     try:
         main()
     except Exception as error:

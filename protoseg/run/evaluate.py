@@ -105,10 +105,9 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
 def image_loader(
     cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
 ) -> Iterator[Loader]:
-    """Images with labels, unchanged, in order: the validation split, or with ``training`` the training split.
+    """At most ``limit`` images with labels, unchanged, spread evenly: of ``cfg.split``, else the validation split.
 
-    Of data for adaptation, the target's, or with ``training`` the source's, which the prototypes were made from.
-    ``cfg.split`` names another split; ``limit``: at most so many images, spread evenly.
+    Of data for adaptation, the target's; with ``training`` the training split, of adaptation the source's.
     """
     part = open_data(cfg, trained)
     if isinstance(part, AdaptationDataModule):
@@ -124,10 +123,7 @@ def image_loader(
 
 
 def match_classes(data: SegmentationDataModule, label_space: LabelSpace, relabel: Mapping[str, str | None]) -> None:
-    """Let the data's labels be read as the classes of a model that has the same ones in another order, or more.
-
-    ``relabel`` is of a checkpoint whose classes were changed after training, see :class:`protoseg.teach.ClassEdit`.
-    """
+    """Let labels be read as the classes of a model; ``relabel`` as of :class:`protoseg.teach.ClassEdit`."""
     changes = {old: new for old, new in relabel.items() if old in data.label_space.classes}
     if changes:
         data.map_classes(*relabelled(data.label_space, changes))

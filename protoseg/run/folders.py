@@ -23,10 +23,7 @@ Others in there are the user's."""
 
 
 def reserve(default: str, section: DictConfig) -> str:
-    """Make the folder ``default`` where its name is the time, under another name where it is taken already.
-
-    ``section`` is ``hydra.run`` or ``hydra.sweep``. What the user has named, or a scheduler, is returned unmade.
-    """
+    """Make the folder ``default``, under another name where it is taken, if ``section`` names it by the time only."""
     by_time = "${now:" in OmegaConf.to_container(section, resolve=False)["dir"]  # type: ignore[index,call-overload]
     if not by_time or "PROTOSEG_RUN_NAME" in os.environ:
         return default
@@ -42,10 +39,7 @@ def reserve(default: str, section: DictConfig) -> str:
 
 
 def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
-    """See that a run about to start in ``folder`` destroys none that is there; with ``overwrite``, remove that.
-
-    Raises ProtosegError: a run is there, and it is neither to go on nor to be overwritten; or ``resume`` is no name.
-    """
+    """See that a run about to start in ``folder`` destroys none that is there; with ``overwrite``, remove that."""
     if not isinstance(resume, str | None):
         raise ProtosegError(f"resume: expected auto, null or a checkpoint, got {resume!r}")
     found = run_in(folder)

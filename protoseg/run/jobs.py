@@ -28,10 +28,9 @@ log = logging.getLogger(__name__)
 def run_job(cfg: DictConfig) -> float:
     """Train as configured; returns the best validation mIoU.
 
-    In a multirun a job that is done is skipped, and one that was begun goes on from its last checkpoint. One that
-    fails is recorded, with its traceback in ``error.log``, and returns NaN, so that the others go on; in a search by
-    scores it raises its error, which the sweeper expects. Raises ProtosegError: alone, wrong input; in a multirun,
-    another process runs this job, or its folder holds another.
+    In a multirun a job that is done is skipped, and one that was begun goes on. One that fails is recorded and returns
+    NaN, so that the others go on; in a search by scores it raises its error, which the sweeper expects. Raises
+    ProtosegError: alone, wrong input; in a multirun, another process runs this job, or its folder holds another.
     """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:

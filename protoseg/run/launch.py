@@ -14,13 +14,10 @@ from protoseg.types import ProtosegError
 
 
 def launch(cfg: DictConfig) -> float:
-    """Train as configured, on as many devices as configured; returns the best validation mIoU.
+    """Train on as many devices as configured; returns the best validation mIoU.
 
-    Several devices of one machine get a process each, which reads the resolved config from the job's folder. Where
-    ``torchrun`` or SLURM has started a process per device, each trains; nothing more is started.
-
-    Raises ProtosegError: wrong input, more devices than there are, or a worker that died; Stopped: by a signal. Under
-    SLURM the job is queued again if that was SIGUSR1.
+    Where ``torchrun`` or SLURM has started a process per device, each trains; nothing more is started. SLURM queues the
+    job again if SIGUSR1 stopped it. Raises ProtosegError: wrong input, too few devices, a worker that died; Stopped.
     """
     from protoseg.callbacks.restart import Stopped
     from protoseg.run.train import quiet_known_warnings, run_training
@@ -52,10 +49,7 @@ def first_process() -> bool:
 
 
 def run_name() -> str | None:
-    """A name for the run's folder that all processes of torchrun or SLURM find, where the time would differ; else None.
-
-    A SLURM job that is queued again finds the same name for the same command line.
-    """
+    """A name for the run's folder that all processes of torchrun find, or of SLURM, queued again, too; else None."""
     env = os.environ
     command = hashlib.sha256(os.fsencode("\0".join(sys.argv[1:]))).hexdigest()[:6]
     if "SLURM_JOB_ID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):

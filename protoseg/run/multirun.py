@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from protoseg.job_records import Job, Sweep, alone_in, read_sweep, settings, write_manifest
-from protoseg.run.errors import explain, explained
+from protoseg.run.errors import explained
 from protoseg.run.folders import check_folder, reserve
 from protoseg.run.launch import first_process
 from protoseg.text import Terminal, command, override, say
@@ -50,12 +50,12 @@ class SweepCallback(Callback):
 def ending_the_program() -> Iterator[None]:
     """Of an Exception in its hooks Hydra would make a warning, and go on; SystemExit it lets through."""
     try:
-        yield
+        with explained():
+            yield
     except Exception as error:
-        message = explain(error, "train")
-        if message is None:
+        if not isinstance(error, ProtosegError):
             traceback.print_exc()
-        say(f"error: {message or error}", stderr=True)
+        say(f"error: {error}", stderr=True)
         sys.exit(1)
 
 
@@ -182,15 +182,11 @@ def check_same(old: Sweep, new: Sweep) -> None:
 
 def _difference(these: Sequence[str], those: Sequence[str]) -> str:
     """What only these have; all of them where nothing but the order, or the sweeper, differs."""
-    only = these if set(these) == set(those) else [override for override in these if override not in those]
-    return " ".join(only) or "nothing more"
+    return " ".join(these if {*these} == {*those} else [each for each in these if each not in those]) or "nothing more"
 
 
 def report(ended: bool) -> int:
-    """Print what came of the multirun that this process started, if it did; returns how many jobs failed.
-
-    Where it has not ``ended``, what is left to do is said, too.
-    """
+    """Print what came of the multirun that this process started, if it did; returns how many jobs failed."""
     global _folder
     folder, _folder = _folder, None  # told once: a notebook may go on to train something else
     if folder is None:
@@ -218,10 +214,7 @@ def _states(jobs: Sequence[Job]) -> str:
 
 
 def compare(folder: Path, out: Path | None, metric: str | None) -> None:
-    """Print the settings of a sweep and what is missing; write ``table.csv``, ``table.md``, ``jobs.csv`` and the plots.
-
-    ``out`` is the sweep's folder unless given, ``metric`` a column of the runs' logs, else the best val/mIoU.
-    """
+    """Print the settings of a sweep and what is missing; write ``table.csv``, ``table.md``, ``jobs.csv``, the plots."""
     from protoseg.analysis import sweep as tables
 
     sweep = read_sweep(folder)

@@ -45,9 +45,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any], only: Sequence[str] = ()) -> str:
     """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
 
-    The checkpoint may be a stranger's: its config is compared and printed, and nothing else. ProtosegError where a
-    change cannot be taken over. ``only``: sections to look at, but not at
-    where an encoder's first weights came from; none are all.
+    With ``only``, of these sections, without where an encoder's first weights came from. ProtosegError where a change
+    cannot be taken over. The checkpoint may be a stranger's: its config is compared and printed, and nothing else.
     """
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):

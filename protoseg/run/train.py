@@ -43,10 +43,7 @@ from protoseg.types import ProtosegError
 
 
 def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
-    """Train as configured, as one of the processes if there are several; returns the best validation mIoU.
-
-    Raises ProtosegError: wrong input; Stopped: any of the processes received one of ``stop_signals``, or Ctrl-C.
-    """
+    """Train, as one of the processes if there are several; returns the best validation mIoU. Stopped by a signal."""
     with StopRequest(stop_signals) as request:
         return _train(cfg, request)
 
@@ -80,8 +77,10 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     if start is not None:
         load_weights(module, start)
     check_data_suit_method(datamodule, module)
+    # Under a name that is free, for CSVLogger deletes the log that it finds.
+    logs = next(name for name in chain(["logs"], (f"logs_{i}" for i in count(1))) if not (output / name).exists())
     # Written row by row: what is held back, a kill would take.
-    log = CSVLogger(output, name="", version=unused_name(output, "logs"), flush_logs_every_n_steps=1)
+    log = CSVLogger(output, name="", version=logs, flush_logs_every_n_steps=1)
     loggers = [log, *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     with wrong_input("trainer", ValueError, TypeError):
@@ -189,12 +188,6 @@ def check_data_suit_method(datamodule: pl.LightningDataModule, module: Segmentat
             f"data and method: got {given} for {type(module).__name__}; use a method of adaptation (source_only, dacs, "
             "daformer, mic) with data=SOURCE_to_TARGET, and method=supervised with any other data"
         )
-
-
-def unused_name(folder: Path, name: str) -> str:
-    """``name``, or ``name_1``, ``name_2``, … where it is taken: CSVLogger deletes the log that it finds."""
-    names = chain([name], (f"{name}_{i}" for i in count(1)))
-    return next(free for free in names if not (folder / free).exists())
 
 
 @rank_zero_only

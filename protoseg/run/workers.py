@@ -32,8 +32,7 @@ _OF_INPUT = f"{ProtosegError.__name__}: "
 def run_workers(cfg: DictConfig, devices: int) -> float:
     """Train in ``devices`` processes on this machine, started again up to ``cfg.max_restarts`` times where one dies.
 
-    The first shares this process's terminal, the others write logs into the job's folder ``workers``. Raises
-    ProtosegError as a worker did, or of a worker that died: which, how, and where its log lies; Stopped by a signal.
+    Raises ProtosegError as a worker did, or of one that died: which, how, and where its log lies; Stopped by a signal.
     """
     folder = Path(cfg.paths.output).absolute() / "workers"
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))

@@ -23,8 +23,9 @@ from protoseg.data.statistics import spread
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
 from protoseg.evaluation.tables import write_json
 from protoseg.files import with_ending, write_file
+from protoseg.models.segmentor import Segmentor
 from protoseg.run.evaluate import image_loader, open_checkpoint
-from protoseg.text import Terminal
+from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, ProtosegError
 
 _TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}
@@ -39,11 +40,7 @@ def prototypes(
     classes: Sequence[str] | None,
     skip: Sequence[str],
 ) -> None:
-    """Write tables and pictures of a checkpoint's prototypes over the training images.
-
-    ``structure.json``, ``within.png``, ``between.png``, ``occupancy.png``, ``patches/CLASS.jpg``,
-    ``activations/CLASS.jpg`` (in the image with most pixels of the class), ``embedding.png``.
-    """
+    """Write tables and pictures of a checkpoint's prototypes over the training images."""
     trained = open_checkpoint(cfg)
     model, space = trained.model, trained.label_space
     vectors = prototype_memory(model).prototypes
@@ -80,11 +77,10 @@ def prototypes(
         with console.status("t-SNE"):
             places = embedding_map(embeddings.compute(), vectors)
         write_file(out / "embedding.png", embedding_figure(places, space).savefig)
-    terminal = Terminal()
     header = ("class", "cells", "in use", "mean cosine", "dead", "double", "nearest class")
     shown = sorted(entries, key=lambda entry: -entry["cells"])[:MANY_CLASSES]
-    terminal.table("Prototypes of each class", header, map(_prototype_row, shown), left=(0, 4, 5, 6))
-    terminal.say(f"Results: {out}")
+    Terminal().table("Prototypes of each class", header, map(_prototype_row, shown), left=(0, 4, 5, 6))
+    say(f"Results: {out}")
 
 
 def _prototype_row(entry: dict[str, Any]) -> list[str]:
@@ -98,12 +94,8 @@ def _prototype_row(entry: dict[str, Any]) -> list[str]:
 
 def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | None, maps: int) -> None:
     """Write ``uncertainty.json``, ``uncertainty.png`` and ``maps/IMAGE.jpg`` for the validation images."""
-    trained = open_checkpoint(cfg)
-    twin = None
-    if softmax is not None:
-        twin = open_checkpoint(cfg, ckpt_path=softmax)
-        check_same_classes(softmax, twin.label_space, trained.label_space)
-    collector = UncertaintyCollector()
+    trained, collector = open_checkpoint(cfg), UncertaintyCollector()
+    twin = _of_same_classes(cfg, softmax, trained.label_space) if softmax is not None else None
     with image_loader(cfg, trained, images) as loader:
         total = len(loader.dataset)  # type: ignore[arg-type]
         drawn = spread(total, max(maps, 0))
@@ -114,7 +106,7 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
                 _save(out / "maps" / picture_name(scene.number, scene.name), panel)
         found = {_TITLES[name]: entry for name, entry in collector.compute().items()}
         if twin is not None:
-            found["confidence of the softmax twin"] = error_detection(twin.model, loader)["confidence"]
+            found["confidence of the softmax twin"] = error_detection(twin, loader)["confidence"]
     if not all(entry.pixels for entry in found.values()):
         raise ProtosegError("uncertainty: expected images with labels, got none labelled; choose another split or data")
     write_json(out / "uncertainty.json", {name: entry.summary() for name, entry in found.items()})
@@ -136,9 +128,7 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
     """Write ``adaptation.json``, ``confusion.png``, ``iou.png`` and ``panels/IMAGE.jpg`` for the target's images."""
     student = open_checkpoint(cfg, network="student")
     space = student.label_space
-    before = open_checkpoint(cfg, ckpt_path=source_only)
-    check_same_classes(source_only, before.label_space, space)
-    models = {"source only": before.model, "student": student.model}
+    models = {"source only": _of_same_classes(cfg, source_only, space), "student": student.model}
     if "teacher" in student.file.networks:
         models["teacher"] = open_checkpoint(cfg, network="teacher").model
     collector = ConfusionCollector(space)
@@ -155,14 +145,18 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
     written, rows = {}, []
     for name, entry in found.items():
         ious = dict(zip(space.classes, entry["IoU"].tolist(), strict=True))
-        numbers = {"mIoU": entry["mIoU"], "pixel_accuracy": entry["pixel_accuracy"]}
-        written[name] = {**numbers, "IoU": ious, "confusion": entry["confusion"].tolist()}
-        shown = (entry["mIoU"], entry["mean_accuracy"], entry["pixel_accuracy"])
-        rows.append([name, *(f"{100 * number:.2f}" for number in shown)])
+        kept = {key: entry[key] for key in ("mIoU", "pixel_accuracy")}
+        written[name] = {**kept, "IoU": ious, "confusion": entry["confusion"].tolist()}
+        rows.append([name, *(f"{100 * entry[key]:.2f}" for key in ("mIoU", "mean_accuracy", "pixel_accuracy"))])
     write_json(out / "adaptation.json", written)
-    terminal = Terminal()
-    terminal.table("On the target", ("network", "mIoU (%)", "mean accuracy (%)", "pixel accuracy (%)"), rows)
-    terminal.say(f"Results: {out}")
+    Terminal().table("On the target", ("network", "mIoU (%)", "mean accuracy (%)", "pixel accuracy (%)"), rows)
+    say(f"Results: {out}")
+
+
+def _of_same_classes(cfg: DictConfig, path: Path, space: LabelSpace) -> Segmentor:
+    other = open_checkpoint(cfg, ckpt_path=path)
+    check_same_classes(path, other.label_space, space)
+    return other.model
 
 
 def _class_file(i: int, space: LabelSpace) -> str:

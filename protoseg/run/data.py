@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from torchvision.utils import make_grid
 
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
@@ -133,17 +135,13 @@ def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
         classes |= set(label.unique().tolist())
         for picture in (image.permute(1, 2, 0).numpy(), overlay(image, label, dataset.label_space)):
             tiles.append(fit_width(picture, (_WIDTH, _WIDTH)))
-    width = min(2 * _COLUMNS, len(tiles)) * (_WIDTH + _GAP) + _GAP
-    rows = []
-    for start in range(0, len(tiles), 2 * _COLUMNS):
-        own = tiles[start : start + 2 * _COLUMNS]
-        row = np.full((max(len(tile) for tile in own) + _GAP, width, 3), PAPER, dtype=np.uint8)
-        for left, tile in zip(range(_GAP, width, _WIDTH + _GAP), own, strict=False):
-            row[_GAP : _GAP + len(tile), left : left + _WIDTH] = tile
-        rows.append(row)
+    height = max(len(tile) for tile in tiles)
+    padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=PAPER[0]) for tile in tiles]
+    grid = make_grid(torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2), 2 * _COLUMNS, _GAP, pad_value=PAPER[0])
+    sheet: Picture = grid.permute(1, 2, 0).numpy()
     many = dataset.label_space.num_classes > MANY_CLASSES
     shown = sorted(classes - {IGNORE_INDEX}) if many else None
-    return np.concatenate([*rows, legend(dataset.label_space, width, shown)])
+    return np.concatenate([sheet, legend(dataset.label_space, sheet.shape[1], shown)])
 
 
 def stats(cfg: DictConfig, data: str) -> None:
@@ -160,9 +158,8 @@ def stats(cfg: DictConfig, data: str) -> None:
         row += [f"{counts.sum(axis=1).max():,}", f"{100 * probability[ids].sum():.2f}"]
         rows.append([*row, f"{weights[ids[0]].item():.2f}" if len(ids) == 1 else ""])
     header = ("class", "pixels", "share %", "images", "most in one image", f"drawn % at T = {temperature}", "weight")
-    terminal = Terminal()
-    terminal.table(f"{data}: {len(found.names)} training masks", header, rows)
-    terminal.say(f"File: {found.path or 'none could be written'}")
+    Terminal().table(f"{data}: {len(found.names)} training masks", header, rows)
+    say(f"File: {found.path or 'none could be written'}")
 
 
 def pack_data(cfg: DictConfig, data: str, to: Path) -> None:
@@ -173,9 +170,8 @@ def pack_data(cfg: DictConfig, data: str, to: Path) -> None:
             f"pack: expected a data set with a folder of its own (data.root), got {data!r}: pack the source "
             "and the target of a pair one by one"
         )
-    before, after = pack([*_datasets(datamodule).values()], Path(root), to)
-    again = command(override("data.root", to))
-    say(f"{before / 1e9:.3f} GB packed to {after / 1e9:.3f} GB; train on it with {again}")
+    before, after = (size / 1e9 for size in pack([*_datasets(datamodule).values()], Path(root), to))
+    say(f"{before:.3f} GB packed to {after:.3f} GB; train on it with {command(override('data.root', to))}")
 
 
 def export(benchmark: str, labels: Path, out: Path) -> None:
@@ -202,10 +198,7 @@ def render(
 def _parts(
     datamodule: SegmentationDataModule | AdaptationDataModule,
 ) -> list[dict[str, Callable[[], SegmentationDataset]]]:
-    """Of each part (of adaptation source and target), the splits that training and validation read, by their titles.
-
-    The target's training masks, which training never opens, are left out.
-    """
+    """Of each part (of adaptation two) the splits that are read, by their titles, without the target's own masks."""
     if isinstance(datamodule, SegmentationDataModule):
         return [_splits(datamodule, "", True)]
     source = _splits(datamodule.source, "source ", datamodule.validate_source)

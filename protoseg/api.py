@@ -76,23 +76,19 @@ class Prediction:
         return torch.from_numpy(self.labels.astype(np.int64))
 
 
+@dataclass(eq=False, repr=False)
 class Model:
     """A network in eval mode, its classes, its device and how it looks at an image; made by :func:`load`.
 
     Set another ``predictor`` to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``.
     """
 
-    def __init__(
-        self,
-        network: Segmentor,
-        label_space: LabelSpace,
-        predictor: Predictor,
-        device: torch.device,
-        origin: dict[str, Any],
-        image_range: tuple[float, float] | None = None,
-    ) -> None:
-        self.network, self.label_space, self.predictor = network.to(device).eval(), label_space, predictor
-        self.device, self._origin, self._image_range = device, origin, image_range
+    network: Segmentor
+    label_space: LabelSpace
+    predictor: Predictor
+    device: torch.device
+    origin: dict[str, Any]  # what its checkpoint says of it
+    image_range: tuple[float, float] | None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,10 +98,10 @@ class Model:
     def predict(self, image: Source) -> Prediction:
         """Segment an image of any size.
 
-        It is the path of a PNG or JPEG; a PIL image; an RGB array ``h w 3`` or tensor ``3 h w``, uint8 or float in
-        [0, 1]. Raises ProtosegError for anything else, or a file that cannot be read.
+        It is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; raises
+        ProtosegError for anything else, or a file that cannot be read.
         """
-        pixels = as_tensor(image, self._image_range)
+        pixels = as_tensor(image, self.image_range)
         batch, size = pixels[None].to(self.device), torch.tensor([pixels.shape[1:]])
         ((seen, probability),) = self.predictor.predict_with_confidence(self.network, batch, size)
         kind: Any = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
@@ -118,10 +114,10 @@ class Model:
         Folders of the machine it was trained on do not travel with it. Raises ProtosegError if the disk refuses.
         """
         path = Path(folder) / WEIGHTS
-        config = {name: self._origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
+        config = {name: self.origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
         checkpoint = {
             "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
-            "protoseg": self._origin | {"config": _without_places(config)},
+            "protoseg": self.origin | {"config": _without_places(config)},
         }
         AtomicCheckpointIO().save_checkpoint(checkpoint, path)
         card = path.with_name("README.md")
@@ -135,10 +131,9 @@ class Model:
         return load(source, **options)
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
-        """Upload the model to the Hugging Face hub and return its address; the repository is made if it is not there.
+        """Upload the model to ``user/name`` on the Hugging Face hub, made if it is not there; returns its address.
 
-        ``repo_id`` is ``user/name``, or ``hf://user/name``; without a token, that of ``hf auth login`` counts. Raises
-        ProtosegError if the hub cannot be reached, or refuses.
+        Without a token, that of ``hf auth login`` counts. Raises ProtosegError if the hub is out of reach, or refuses.
         """
         from huggingface_hub import HfApi
 
@@ -183,12 +178,11 @@ def load(
         trust: modules whose classes it may build besides, e.g. ``["mypackage.heads"]``. They are imported: name your
             own, or such as you have read.
 
-    Raises:
-        ProtosegError: no such file, folder or model; a hub out of reach; a checkpoint that is bad or not ours.
+    Raises ProtosegError: no such file, folder or model; a hub out of reach; a checkpoint that is bad or not ours.
     """
     file = open_file(_find(source, revision), trust)
-    own, where = file.content["protoseg"], choose_device(device)
-    return Model(file.model(network), file.label_space, file.predictor(), where, own, file.image_range)
+    model, where = file.model(network), choose_device(device)
+    return Model(model.to(where), file.label_space, file.predictor(), where, file.content["protoseg"], file.image_range)
 
 
 def as_tensor(image: Source, image_range: tuple[float, float] | None = None) -> Tensor:

@@ -22,24 +22,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a sweep.
+    """One training of a sweep."""
 
-    Attributes:
-        number, overrides: its place in the sweep, from 0, and ``KEY=VALUE`` of the command line.
-        state: ``waiting``, ``running`` (also of one that was killed), ``stopped``, ``failed`` or ``done``.
-        score: best validation mIoU, NaN until it is done.
-        seconds: spent in it so far, without attempts that were killed.
-        error, wandb_id: message, where it failed; of its run on the dashboard.
-    """
-
-    number: int
-    overrides: tuple[str, ...]
+    number: int  # its place in the sweep, from 0
+    overrides: tuple[str, ...]  # ``KEY=VALUE`` of the command line
     folder: Path
-    state: str = "waiting"
-    score: float = math.nan
-    seconds: float = 0.0
-    error: str = ""
-    wandb_id: str = ""
+    state: str = "waiting"  # running (one that was killed, too), stopped, failed, done
+    score: float = math.nan  # best validation mIoU, NaN until it is done
+    seconds: float = 0.0  # spent in it so far, without attempts that were killed
+    error: str = ""  # the message, where it failed
+    wandb_id: str = ""  # of its run on the dashboard
 
     @property
     def values(self) -> dict[str, str]:
@@ -49,18 +41,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A multirun.
-
-    Attributes:
-        arguments, swept: its overrides as given, ``seed=0,1,2``, and the keys that have more than one value.
-        planned, jobs: all are known beforehand, not so in a search that goes by the scores; those known, by number.
-    """
+    """A multirun."""
 
     folder: Path
-    arguments: tuple[str, ...]
-    swept: tuple[str, ...]
-    planned: bool
-    jobs: tuple[Job, ...]
+    arguments: tuple[str, ...]  # its overrides as given, ``seed=0,1,2``
+    swept: tuple[str, ...]  # the keys that have more than one value
+    planned: bool  # all jobs are known beforehand; not so in a search that goes by the scores
+    jobs: tuple[Job, ...]  # those known, by number
 
     def name(self, job: Job) -> str:
         """What tells the job from the others: ``num_prototypes=5 seed=1``."""
@@ -89,7 +76,7 @@ def settings(overrides: Sequence[str]) -> list[str]:
 
 
 def write_job(job: Job) -> None:
-    """Write the job's ``job.json``; raises as :func:`protoseg.files.write_file` does."""
+    """Write the job's ``job.json``."""
     _write_json(job.folder / "job.json", _plain(job))
 
 
@@ -103,17 +90,14 @@ def read_job(folder: Path) -> Job | None:
 
 
 def write_manifest(sweep: Sweep) -> None:
-    """Write the sweep's ``manifest.json``; raises as :func:`protoseg.files.write_file` does."""
+    """Write the sweep's ``manifest.json``."""
     jobs = [{**_plain(job), "folder": str(job.folder.relative_to(sweep.folder))} for job in sweep.jobs]
     content = {"arguments": sweep.arguments, "swept": sweep.swept, "planned": sweep.planned, "jobs": jobs}
     _write_json(sweep.folder / "manifest.json", content)
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The sweep in a folder, its jobs in the state that their own files tell.
-
-    Raises ProtosegError: no sweep of ``train.py`` is there, or a file of it is damaged.
-    """
+    """The sweep in a folder, its jobs as their own files tell; raises ProtosegError without one, or if damaged."""
     file = folder / "manifest.json"
     if not file.is_file():
         raise ProtosegError(f"no sweep in {folder}: expected the manifest.json that train.py -m writes there")
@@ -130,10 +114,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder; the lock goes with the process, however that ends.
-
-    Raises ProtosegError: another process does, or the folder cannot be written.
-    """
+    """Lock a folder until this process ends; ProtosegError: another process trains there, or it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "job.lock", "w")  # noqa: SIM115 - closed below

@@ -55,13 +55,11 @@ def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
 
 
 def editable_memories(file: TrainedFile) -> dict[str, Memory]:
-    """The :func:`memories` of a checkpoint whose classes are prototypes and nothing else; else raises ProtosegError.
-
-    The auxiliary head has learned weights for each class, too, but only training uses it.
-    """
+    """The :func:`memories` of a checkpoint whose classes are prototypes and nothing else; else raises ProtosegError."""
     found, c = memories(file.content), file.label_space.num_classes
     model, larger = file.blank(c), file.blank(c + 1)
     now, more = ({n: p.shape for n, p in m.named_parameters()} for m in (model, larger))
+    # The auxiliary head has learned weights for each class, too, but only training uses it.
     grown = sorted(name for name in now if now[name] != more[name] and not name.startswith("auxiliary."))
     if grown or not model.head.can_change_classes():
         raise ProtosegError(
@@ -106,15 +104,12 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
             state[f"{NETWORKS[network]}{_MEMORY}{name}"] = torch.cat(pair)[rows]
     own = dict(checkpoint["protoseg"])
     own["label_space"] = {"name": own["label_space"]["name"], "classes": edit.classes, "colors": edit.colors}
-    own["relabel"] = _followed(own.get("relabel", {}), edit)
+    # Two changes, one after the other, as one.
+    before = own.get("relabel", {}).items()
+    after = {first: edit.relabel.get(last, last) if last is not None else None for first, last in before} | edit.relabel
+    own["relabel"] = {first: last for first, last in after.items() if last is not None or first not in edit.classes}
     own["config"] = _config_for(own["config"], edit)
     return checkpoint | {"state_dict": state, "protoseg": own}
-
-
-def _followed(before: Mapping[str, str | None], edit: ClassEdit) -> dict[str, str | None]:
-    """Two changes, one after the other, as one."""
-    after = {old: edit.relabel.get(new, new) if new is not None else None for old, new in before.items()} | edit.relabel
-    return {old: new for old, new in after.items() if not (new is None and old in edit.classes)}
 
 
 def _config_for(config: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:

@@ -42,8 +42,7 @@ def train(folder: str | Path, settings: str) -> Path:
     folder, words = Path(folder), shlex.split(settings)
     sweep = "-m" in words
     result = folder if sweep else folder / "checkpoints" / "last.ckpt"
-    done = folder / ("manifest.json" if sweep else "curves.png")  # a run's last file; a sweep goes on where it stopped
-    if done.exists() and not sweep:
+    if not sweep and (folder / "curves.png").exists():  # a run's last file; a sweep goes on where it stopped
         say(f"found: {result} (delete its folder to train anew)")
         return result
     words.append(override(f"hydra.{'sweep' if sweep else 'run'}.dir", folder))
@@ -64,14 +63,9 @@ def train(folder: str | Path, settings: str) -> Path:
 def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, training: bool = False) -> Run:
     """Open a checkpoint with images of its data, as the commands of ``protoseg.analysis`` do.
 
-    Args:
-        settings: as for ``evaluate.py``: ``network=teacher``, ``data=…``, ``split=…``, ``root=…``.
-        limit: at most so many images, spread evenly over the split.
-        training: the images of the training split (of domain adaptation, of the source), not of the validation split
-            (of the target).
-
-    Raises:
-        ProtosegError: no such checkpoint, or its data is not there.
+    ``settings`` are those of ``evaluate.py``: ``network=teacher``, ``data=…``, ``split=…``, ``root=…``; at most
+    ``limit`` images, spread evenly over the validation split (of domain adaptation, of the target), or with
+    ``training`` over the training split (of the source). Raises ProtosegError: no such checkpoint, or no such data.
     """
     from protoseg.run.config import composed
     from protoseg.run.evaluate import image_loader, open_checkpoint

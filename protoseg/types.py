@@ -20,10 +20,7 @@ MAX_CLASSES = 65534
 
 
 class ProtosegError(ValueError):
-    """Wrong input by the user. The message says what was expected, what was got, where, and what to do.
-
-    As text it is one line, whatever characters the names in it have.
-    """
+    """Wrong input by the user: in one line what was expected, what was got, where, and what to do."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
@@ -62,11 +59,7 @@ class LabelSpace:
         return len(self.classes)
 
     def ids(self, names: Iterable[str], where: str) -> list[int]:
-        """Train ids of classes by name.
-
-        Raises:
-            ProtosegError: a name that is no class here, or no name at all; the message begins with ``where``.
-        """
+        """Train ids of classes by name; ProtosegError, which begins with ``where``, for no class here, or no name."""
         names = list(names)
         unknown = sorted(set(names) - set(self.classes))
         if unknown or not names:

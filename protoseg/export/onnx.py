@@ -67,16 +67,13 @@ def export_onnx(
     return Path(path)
 
 
-def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]], seed: int = 0) -> Difference:
-    """The largest difference between ``model`` and its file on random images, two of each of ``sizes``.
-
-    Raises ProtosegError where ``onnxruntime`` is not installed.
-    """
+def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]]) -> Difference:
+    """The largest difference between ``model`` and its file on random images, two of each size; as ``require``."""
     require("onnxruntime")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    network, generator = _Network(model.cpu().eval(), sizes[0]), torch.Generator().manual_seed(seed)
+    network, generator = _Network(model.cpu().eval(), sizes[0]), torch.Generator().manual_seed(0)
     logits, labels = 0.0, 0.0
     for size in sizes:
         # Soft blobs: noise alone would be one class everywhere.

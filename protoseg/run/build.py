@@ -15,8 +15,6 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
 
-PROTOTYPE_TERMS = ("ppc", "ppd")
-
 
 def build_datamodule(cfg: DictConfig) -> SegmentationDataModule | AdaptationDataModule:
     """The DataModule; no file is looked at before its ``setup``."""
@@ -28,13 +26,10 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     """The LightningModule of ``cfg.method``, with the resolved config attached for its checkpoints."""
     losses: dict[str, Term] = {}
     for name, term in cfg.loss.items():
-        if term is None:
-            continue
-        if "_target_" not in term:
-            if name in PROTOTYPE_TERMS:
-                continue  # an experiment's weights, run with the softmax twin
+        if "_target_" in (term or {}):
+            losses[name] = instantiate(term)
+        elif term is not None and name not in ("ppc", "ppd"):  # of an experiment that is run with the softmax twin
             raise ProtosegError(f"loss.{name}: expected a term with a _target_, got {term}; correct the name")
-        losses[name] = instantiate(term)
     if not losses:
         raise ProtosegError("loss: expected at least one term, got none; use loss=prototype or loss=parametric")
     terms = method_terms(cfg)

@@ -153,16 +153,15 @@ def _fitted(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], left: Sequence[str], where: str
 ) -> dict[str, Tensor]:
     """The tensors in the shapes of the model's; a 1 x 1 convolution and a linear layer are the same numbers."""
-    fitted, shapes = {}, []
-    for name, tensor in state.items():
-        if name in wanted:
-            if _plain(tensor.shape) != _plain(wanted[name].shape):
-                shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}")
-            else:
-                fitted[name] = tensor.reshape(wanted[name].shape).to(wanted[name].dtype)
-    counters = [name for name in wanted if name.endswith("num_batches_tracked") and name not in state]
-    fitted |= {name: torch.tensor(0) for name in counters}  # files older than PyTorch 0.4.1 lack them
-    missing = [name for name in wanted if name not in state and name not in fitted]
+    # Files older than PyTorch 0.4.1 lack the counters of batches.
+    fitted = {name: torch.tensor(0) for name in wanted if name.endswith("num_batches_tracked")}
+    shapes, missing = [], [name for name in wanted if name not in state and name not in fitted]
+    for name in [name for name in state if name in wanted]:
+        tensor, like = state[name], wanted[name]
+        if _plain(tensor.shape) == _plain(like.shape):
+            fitted[name] = tensor.reshape(like.shape).to(like.dtype)
+        else:
+            shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(like.shape)}")
     left = [name[:120] for name in (*left, *(name for name in state if name not in wanted))]
     if listed := listed_keys({"only in the file": left, "only in the network": missing, "of another shape": shapes}):
         raise ProtosegError(

@@ -60,7 +60,10 @@ def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
         cfg.resume = str(last)
         log.info("job %d goes on from %s", job.number, visible(last))
     job = replace(job, state="running", error="", wandb_id=(resumed and job.wandb_id) or secrets.token_hex(8))
-    name_wandb_run(cfg, job, sweep, HydraConfig.get().job.name)
+    if (wandb := (cfg.get("logger") or {}).get("wandb")) is not None:  # what the user has set stays
+        if wandb.name == HydraConfig.get().job.name:
+            wandb.name = sweep.name(job)
+        wandb.group, wandb.id = wandb.group or sweep.folder.name, wandb.id or job.wandb_id
     record(job, sweep)
     before, started = job.seconds, time.perf_counter()
 
@@ -85,17 +88,6 @@ def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
         raise
     record(ended("done", score), sweep)
     return score
-
-
-def name_wandb_run(cfg: DictConfig, job: Job, sweep: Sweep, default: str) -> None:
-    """Group a sweep's runs, name each by its swept values, let a resumed job go on with its; what is set stays."""
-    run = (cfg.get("logger") or {}).get("wandb")
-    if run is None:
-        return
-    if run.name == default:
-        run.name = sweep.name(job)
-    run.group = run.group or sweep.folder.name
-    run.id = run.id or job.wandb_id
 
 
 def record(job: Job, sweep: Sweep) -> None:

@@ -13,7 +13,7 @@ from protoseg.evaluation.predictor import choose_device
 from protoseg.evaluation.tables import write_json
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.teach.edit import ClassEdit, apply_edit, memories, read_edit, write_edit
-from protoseg.teach.operations import NewClass, add_classes, merge_classes, refresh_class, remove_classes
+from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.trial import trial
 from protoseg.text import Terminal, command, override, say
 from protoseg.trained import TrainedFile, open_file
@@ -48,10 +48,7 @@ def add(
     file: TrainedFile, images: Path, masks: Path, names: list[str], colors: Any, ids: Any, seed: int, device: str | None
 ) -> ClassEdit:
     dataset = ClassMasks(images, masks, names, colors, ids)
-    dataset.image_range = file.image_range
-    edit, found = add_classes(file, dataset, names, seed, choose_device(device), "images")
-    _print_found(found, len(dataset))
-    return edit
+    return _taught(add_classes, file, dataset, names, seed, choose_device(device))
 
 
 @_changing
@@ -59,10 +56,7 @@ def refresh(
     file: TrainedFile, images: Path, masks: Path, name: str, ids: Any, keep: float, seed: int, device: str | None
 ) -> ClassEdit:
     dataset = ClassMasks(images, masks, [name], [(0, 0, 0)], ids)
-    dataset.image_range = file.image_range
-    edit, found = refresh_class(file, dataset, name, keep, seed, choose_device(device), "images")
-    _print_found(found, len(dataset))
-    return edit
+    return _taught(refresh_class, file, dataset, name, keep, seed, choose_device(device))
 
 
 def show(checkpoint: Path, trust: Sequence[str]) -> None:
@@ -72,11 +66,10 @@ def show(checkpoint: Path, trust: Sequence[str]) -> None:
     for network, memory in memories(file.content).items():
         c, k, d = memory.prototypes.shape
         cosine = nearest_class_cosine(memory.prototypes)
+        nearest, places = cosine.clone().fill_diagonal_(-2).max(1)
         rows = []
         for i, (name, color) in enumerate(zip(space.classes, space.colors, strict=True)):
-            others = cosine[i].clone()
-            others[i] = -2
-            other = f"{space.classes[int(others.argmax())]} ({others.max():.2f})" if c > 1 else "–"
+            other = f"{space.classes[int(places[i])]} ({nearest[i]:.2f})" if c > 1 else "–"
             rows.append((Text("██", f"rgb({','.join(map(str, color))})"), name, f"{cosine[i, i]:.2f}", other))
         terminal = Terminal()
         title = f"{space.name}, {network}: {c} classes of {k} prototypes, {d} channels"
@@ -116,10 +109,13 @@ def run_trial(
         write_json(out, found._asdict())
 
 
-def _print_found(found: Sequence[NewClass], images: int) -> None:
+def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> ClassEdit:
+    dataset.image_range = file.image_range
+    edit, found = teach(file, dataset, *arguments, title="images")
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
         say(
-            f"{new.name} ({new.network}): {new.pixels} cells in {images} images, {new.distinct} different "
+            f"{new.name} ({new.network}): {new.pixels} cells in {len(dataset)} images, {new.distinct} different "
             f"prototypes{copies}, turned away from the other classes by {new.turned:.1f}"
         )
+    return edit

@@ -106,15 +106,11 @@ def describe(outcome: RunProcsResult) -> tuple[str, bool]:
     message = _recorded(failure)
     if message.startswith(_OF_INPUT):
         return message.removeprefix(_OF_INPUT), True
-    killed = failure.exitcode < 0
-    how = f"was killed by {failure.signal_name()}" if killed else f"ended with exit code {failure.exitcode}"
-    hint = ", often for want of memory" if failure.exitcode == -signal.SIGKILL else ""
+    code = failure.exitcode
+    how = f"was killed by {failure.signal_name()}" if code < 0 else f"ended with exit code {code}"
+    hint = f" ({message})" if message else ", often for want of memory" if code == -signal.SIGKILL else ""
     log = f"its log is {outcome.stderrs[rank]}" if outcome.stderrs[rank] else "its output is above"
-    return (
-        f"rank {rank} of {len(outcome.stderrs)} {how}{f' ({message})' if message else hint}, and the others were "
-        f"stopped; {log}",
-        False,
-    )
+    return f"rank {rank} of {len(outcome.stderrs)} {how}{hint}, and the others were stopped; {log}", False
 
 
 def _how_late(failure: ProcessFailure) -> tuple[int, int]:

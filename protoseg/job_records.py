@@ -4,7 +4,6 @@ The state of a job is its ``job.json``, which nobody writes but the job: jobs ma
 machines. The manifest holds the plan, and a copy of the states for the eye.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -17,7 +16,14 @@ from typing import Any
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
 log = logging.getLogger(__name__)
+
+_COLUMNS = ("job", "state", "mIoU", "seconds", "error", "metric", "mean", "std", "n", "jobs", "each")
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ class Sweep:
 
 
 def short_names(keys: tuple[str, ...]) -> dict[str, str]:
-    """The last part of each key, or all of it where two end alike."""
-    last = [key.rpartition(".")[2].lstrip("+") for key in keys]
-    return {key: key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)}
+    """The last part of each key; or all of it where two end alike, or as another column of a sweep's tables."""
+    last = [*_COLUMNS, *(key.rpartition(".")[2].lstrip("+") for key in keys)]
+    return {key: key if last.count(name) > 1 else name for key, name in zip(keys, last[len(_COLUMNS) :], strict=True)}
 
 
 def short_value(value: str) -> str:
@@ -123,7 +129,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     with file:
         try:
             # Not flock: forked workers would hold that on, for some seconds after the process itself was killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if "fcntl" in globals():
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except (BlockingIOError, PermissionError) as error:
             raise ProtosegError(
                 f"{folder}: another process is training there; wait for it, end it, or choose another folder: "

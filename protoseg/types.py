@@ -58,6 +58,11 @@ class LabelSpace:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def ignored_color(self) -> tuple[int, int, int]:
+        """Of ignored pixels in pictures: black, or where a class is black another grey."""
+        return next(grey for value in (0, 255, *range(1, 255)) if (grey := (value,) * 3) not in self.colors)
+
     def ids(self, names: Iterable[str], where: str) -> list[int]:
         """Train ids of classes by name; ProtosegError, which begins with ``where``, for no class here, or no name."""
         names = list(names)

@@ -179,6 +179,8 @@ def test_wrong_input(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match="network: expected one of student, teacher"):
         protoseg.load(run, network="other")
     model = protoseg.load(run, device="cpu")
+    with pytest.raises(ProtosegError, match=r"^image nowhere.jpg: expected a file, got none there; correct the path"):
+        model.predict("nowhere.jpg")
     for image in (np.zeros((4, 5)), np.zeros((4, 5, 3), np.int64), torch.zeros(4, 5, 3), None):
         with pytest.raises(ProtosegError, match="predict: expected the path of an image"):
             model.predict(image)

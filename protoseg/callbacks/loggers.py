@@ -2,15 +2,36 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from protoseg.text import markdown_table, visible
 from protoseg.types import ProtosegError
+
+
+class StepLog(CSVLogger):
+    """Lightning's CSV log with one row a step: what is logged later at the same step joins its row."""
+
+    _step: int | None = None
+    _row: Mapping[str, Any] = MappingProxyType({})
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        if step is not None and step == self._step:
+            metrics = {**self._row, **metrics}
+            with open(self.experiment.metrics_file_path, "r+b") as file:
+                end = max(0, file.seek(0, os.SEEK_END) - 2**20)  # a row is shorter
+                file.seek(end)
+                file.truncate(end + file.read().rstrip().rfind(b"\n") + 1)
+        self._step, self._row = step, metrics
+        super().log_metrics(dict(metrics), step)
 
 
 class _BestCheckpointLogger(WandbLogger):
@@ -38,7 +59,10 @@ def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwa
             f"logger.wandb.log_model: expected false for a run that is offline, got {log_model}: checkpoints cannot be "
             "uploaded then; run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
         )
-    return _BestCheckpointLogger(project=project, offline=offline, log_model=log_model, **kwargs)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"log_model": log_model, **kwargs}
+    logger = _BestCheckpointLogger(project=project, offline=offline, **options)
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on, and wandb warns that it has no effect
+    return logger
 
 
 def finish_wandb(failed: bool = False) -> None:

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from protoseg.distributed import all_reduce_, is_distributed
 from protoseg.lightning import allow_steps, batches_begun, epoch_ended, log_by_global_step, loops_state, validate_now
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What schedulers send some time before they take the machine away."""
 
 

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import CONFIG_DIR, check_values, named, split_choices
+from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, split_choices
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.run.launch import run_name
 from protoseg.run.multirun import report
@@ -50,9 +50,8 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
             choices, values = split_choices(HydraConfig.get().overrides.task)
             if values:
                 loader = GlobalHydra.instance().config_loader()
-                check_values(
-                    values, cfg, loader.load_configuration(HydraConfig.get().job.config_name, choices, RunMode.RUN)
-                )
+                check_names(values, loader.load_configuration(HydraConfig.get().job.config_name, choices, RunMode.RUN))
+            check_ranges(cfg)
             return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:

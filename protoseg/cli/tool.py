@@ -10,7 +10,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import composed, named
+from protoseg.run.config import check_ranges, composed, named
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.types import ProtosegError
 
@@ -61,6 +61,7 @@ def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
             if (number := settings.get(option)) is not None and number < 1:
                 raise ProtosegError(f"--{option}: expected at least 1 image, got {number}")
         settings["cfg"] = composed(entry["config"], words)
+        check_ranges(settings["cfg"])
     said = [settings.get(option) for option in ("checkpoint", "softmax", "source_only", "trained")]
     if "cfg" in settings and settings.pop("checkpoint", None) is not None:
         said[0] = settings["cfg"].ckpt_path

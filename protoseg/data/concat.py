@@ -99,6 +99,10 @@ class ConcatDataModule(SegmentationDataModule):
         options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None
         super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options | {"label_space": space})
 
+    @property
+    def unlabelled(self) -> list[int]:
+        return sorted(set.intersection(*(set(part.unlabelled) for part in self.parts.values())))
+
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         for part in self.parts.values():
             part.map_classes(label_space, mapping)

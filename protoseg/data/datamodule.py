@@ -98,6 +98,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.train_split, self.val_split = train_split, val_split
         self.labels, self.rare_classes, self.turn = labels, rare_classes, exif == "apply"
         self.label_space = _label_space(dataset, label_space)
+        self._own_classes = self.label_space.num_classes
         self.scale, self.max_class_share = scale, max_class_share
         self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, aspect, brightness)
         self._make = dataset if root is None else partial(dataset, root=root)
@@ -117,6 +118,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._mapping = table if self._mapping is None else table[self._mapping]
         self.label_space = label_space
         self._datasets.clear()
+
+    @property
+    def unlabelled(self) -> list[int]:
+        """Train ids that no label of these data becomes: of a model that knows more classes than they do."""
+        becomes = None if self._mapping is None else self._mapping[: self._own_classes]
+        return [] if becomes is None else [i for i in range(self.label_space.num_classes) if i not in becomes]
 
     def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""

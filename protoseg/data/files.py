@@ -174,9 +174,13 @@ def doubtful_mask(path: Path, doubt: str) -> ProtosegError:
 
 
 def _unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
+    if isinstance(reason, FileNotFoundError):
+        return ProtosegError(
+            f"{kind} {path}: expected a file, got none there; correct the path, or copy the file again"
+        )
     if isinstance(reason, UnidentifiedImageError):
         reason = "it is no image"  # Pillow names the buffer, not the file
     return ProtosegError(
         f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason}): "
-        "copy the file again, or move it and its partner elsewhere"
+        "copy the file again, or move it elsewhere (of labelled data, image and mask)"
     )

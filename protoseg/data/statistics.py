@@ -21,6 +21,7 @@ from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import FAILURES, check_pixels, open_picture
 from protoseg.files import write_file
+from protoseg.text import say
 from protoseg.types import ProtosegError
 
 Stamp = tuple[int, int]
@@ -91,6 +92,9 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     missing = [index for index in range(len(names)) if index not in rows]
     if not missing:
         return ClassStatistics(classes, names, _stacked(rows, classes), kept)
+
+    if distributed.rank() == 0:
+        say(f"Counting the pixels of {len(missing)} masks; the counts are kept in {places[0].parent}", stderr=True)
 
     def keep(counts: NDArray[np.int64]) -> tuple[Path | None, str]:
         rows.update(zip(missing, counts, strict=False))

@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from protoseg import __version__
 from protoseg.distributed import rank, world_size
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
+from protoseg.evaluation.metrics import scores as count_scores
 from protoseg.evaluation.pictures import Picture, label_png, overlay, panel
 from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.evaluation.tables import print_report, summary, write_report
@@ -40,6 +42,8 @@ def evaluate(
     max_overlays: int | None = None,
     subsets: Mapping[str, Sequence[str]] | None = None,
     observe: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
+    unlabelled: Sequence[int] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Predict every image of a loader, compare with the labels, print and write the report.
 
@@ -56,6 +60,8 @@ def evaluate(
         max_overlays: write overlays and panels of the first so many images only; None: of all.
         subsets: further means of the IoU, see :func:`protoseg.evaluation.metrics.subset_means`.
         observe: is given each image's name, photo, truth and prediction, on the CPU and without padding.
+        unlabelled: classes that these data do not label: they have no IoU, and count in no mean.
+        facts: what else ``metrics.json`` is to say.
 
     Raises:
         ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
@@ -83,12 +89,17 @@ def evaluate(
                 if observe is not None:
                     observe(name, *seen)
             progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - started):.1f} images/s")
-    scores = metrics.compute()
+    scores = count_scores(metrics.compute()["confusion"], unlabelled)
     result = summary(scores, label_space) | subset_means(scores["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
     result |= {
         "label_space": label_space.name,
-        "classes_in_means": list(label_space.classes),
+        "classes_in_means": [entry["name"] for entry in result["classes"] if not math.isnan(entry["IoU"])],
+        "classes_not_labelled": [label_space.classes[i] for i in unlabelled],
+        "data": os.path.commonpath([Path(path).absolute().parent for path in paths]) if paths else None,
+        "split": getattr(dataloader.dataset, "split", None),
+        "version": __version__,
+        **(facts or {}),
         "num_images": len(paths),
         "inference": predictor.settings(),
         "device": str(device),

@@ -13,11 +13,11 @@ from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 class Scores(TypedDict):
     """The numbers of one evaluation, all in 0 to 1 and NaN where there is nothing to count."""
 
-    mIoU: float  # mean over the classes that occur in truth or prediction
+    mIoU: float  # mean over the classes that the data label and that occur in truth or prediction
     pixel_accuracy: float  # share of all counted pixels that are right
     mean_accuracy: float  # mean over the classes that occur in the truth
     fw_IoU: float  # IoU weighted by the classes' true pixels
-    IoU: Tensor  # fp64 ``c``; NaN for a class neither in the truth nor in the prediction
+    IoU: Tensor  # fp64 ``c``; NaN for a class neither in the truth nor in the prediction, or that the data do not label
     accuracy: Tensor  # fp64 ``c``: recall; NaN for a class not in the truth
     confusion: Tensor  # int64 ``c c``, rows are the truth
 
@@ -51,12 +51,13 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return counts[:ignored_cell].view(num_classes, num_classes)
 
 
-def scores(confusion: Tensor) -> Scores:
-    """All metrics of a confusion matrix ``c c``."""
+def scores(confusion: Tensor, unlabelled: Sequence[int] = ()) -> Scores:
+    """All metrics of a confusion matrix ``c c``; ``unlabelled``: classes of which the data can hold no pixel."""
     confusion = confusion.cpu()  # not every device has fp64
     counts = confusion.double()
     hit, true = counts.diagonal(), counts.sum(1)
     iou, accuracy = hit / (true + counts.sum(0) - hit), hit / true
+    iou[list(unlabelled)] = torch.nan
     return Scores(
         mIoU=iou.nanmean().item(),
         pixel_accuracy=(hit.sum() / true.sum()).item(),

@@ -5,7 +5,7 @@ matplotlib is imported only where a figure is drawn, so that training does not p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,8 +33,8 @@ _PIECE = 2**20  # pixels mixed at once: a large photo in fp64 takes gigabytes
 
 
 def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
-    """Class ids in their colours, ``h w`` to ``h w 3``, ignored pixels black; raises ProtosegError for unknown ids."""
-    return np.array([*label_space.colors, (0, 0, 0)], dtype=np.uint8)[_ids(label, label_space)]
+    """Class ids in their colours, ``h w`` to ``h w 3``; raises ProtosegError for unknown ids."""
+    return np.array([*label_space.colors, label_space.ignored_color], dtype=np.uint8)[_ids(label, label_space)]
 
 
 def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float = 0.55) -> Picture:
@@ -68,7 +68,7 @@ def marked(image: Tensor, ignored: Tensor, marks: Mapping[Color, Tensor]) -> Pic
 def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     """Write class ids as an indexed PNG: the pixel values are the ids, and any viewer shows the class colours.
 
-    Ignored pixels are 255, black. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
+    Ignored pixels are 255. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
     Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
     """
     from protoseg.data.label_spaces.tables import file_ignored  # not above: data brings matplotlib
@@ -78,15 +78,16 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     picture = Image.fromarray(ids.astype(np.min_scalar_type(ignored)))
     if picture.mode == "L":
         palette = np.zeros((256, 3), dtype=np.uint8)
-        palette[: label_space.num_classes] = label_space.colors
+        palette[: label_space.num_classes], palette[ignored] = label_space.colors, label_space.ignored_color
         picture.putpalette(palette.tobytes())
     picture.save(path, format="PNG")
 
 
-def legend(label_space: LabelSpace, width: int, classes: Sequence[int] | None = None) -> Picture:
-    """A strip of colour patches with class names, ``h width 3``: all classes or the given ids, and ignored pixels."""
-    chosen = range(label_space.num_classes) if classes is None else classes
-    entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen] + [("ignored", (0, 0, 0))]
+def legend(label_space: LabelSpace, width: int, shown: Collection[int]) -> Picture:
+    """A strip of colour patches with class names, ``h width 3``: of many classes those shown; and ignored pixels if."""
+    chosen = [i for i in range(label_space.num_classes) if i in shown or label_space.num_classes <= MANY_CLASSES]
+    entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen]
+    entries += [("ignored", label_space.ignored_color)] if IGNORE_INDEX in shown else []
     font, patch, line = typeface(14), 16, 24
     places, x, y = [], MARGIN, MARGIN // 2
     for name, _ in entries:
@@ -170,9 +171,8 @@ def heat(values: Tensor) -> Picture:
 def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequence[Tensor]) -> Picture:
     """Pictures of one size in a row under their titles, and a legend of the classes (of many, those in ``labels``)."""
     row = tile_grid([(title, picture, None) for title, picture in tiles.items()], len(tiles), TILE_WIDTH, 30, 15)
-    many = label_space.num_classes > MANY_CLASSES
-    shown = {i for label in labels for i in label.unique().tolist()} - {IGNORE_INDEX}
-    return np.concatenate([row, legend(label_space, row.shape[1], sorted(shown) if many else None)])
+    shown = {i for label in labels for i in label.unique().tolist()}
+    return np.concatenate([row, legend(label_space, row.shape[1], shown)])
 
 
 def tile_grid(

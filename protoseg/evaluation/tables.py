@@ -88,8 +88,9 @@ def _percent_rows(result: dict[str, Any]) -> list[list[str]]:
     """Class, IoU, accuracy and share of the true pixels, in percent, the means last."""
     pixels = sum(entry["true_pixels"] for entry in result["classes"]) or math.nan
     rows = [[e["name"], e["IoU"], e["accuracy"], e["true_pixels"] / pixels] for e in result["classes"]]
-    rows.append(["mean", result["mIoU"], result["mean_accuracy"], math.nan])
-    return [[name, *map(_percent, numbers)] for name, *numbers in rows]
+    rows.append([f"mean of {len(result['classes_in_means'])}", result["mIoU"], result["mean_accuracy"], math.nan])
+    shown = [[name, *map(_percent, numbers)] for name, *numbers in rows]
+    return [[*row[:3], "not labelled here"] if row[0] in result["classes_not_labelled"] else row for row in shown]
 
 
 def _percent(number: float) -> str:

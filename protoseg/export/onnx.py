@@ -16,13 +16,12 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from protoseg.files import write_file
-from protoseg.functional.resize import upsample_logits
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import LabelSpace, ProtosegError
 
 MAX_SIDE = 8192
-"""Free sizes go from two of the coarsest cells up to about this many pixels a side."""
+"""Free sizes go up to this many pixels a side."""
 
 
 class Difference(NamedTuple):
@@ -41,8 +40,9 @@ def export_onnx(
     of more than 255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid. Classes and colours stand in the
     file's metadata, as JSON.
 
-    The file is for one ``size``, height and width, or for any multiples of the encoder's coarsest stride. Raises
-    ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
+    The file is for one ``size``, height and width, or for any: padding and cropping are inside. Only where the exporter
+    cannot follow an encoder so (windows of attention) is it for multiples of its coarsest stride: :func:`multiple_of`.
+    Raises ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
     """
     require("onnx", "onnxscript")
     multiple = max(model.encoder.strides)
@@ -51,20 +51,29 @@ def export_onnx(
     if size is not None and min(size) < 1:
         raise ProtosegError(f"export: expected a height and width of at least 1, got {size}")
     network = _Network(copy.deepcopy(model).cpu().eval(), size)
-    height, width = size or (3 * multiple, 4 * multiple)
-    image = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    most = MAX_SIDE // multiple
-    sides = {i: multiple * torch.export.Dim(name, min=2, max=most) for i, name in ((2, "rows"), (3, "columns"))}
-    shapes = {"image": {0: torch.export.Dim("batch"), **(sides if size is None else {})}}
-    with _quiet(), torch.no_grad():
-        names: dict[str, Any] = {"input_names": ["image"], "output_names": ["labels", "logits"]}
-        program: Any = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-    sides_free = f", height and width multiples of {multiple}" if size is None else ""
-    program.model.metadata_props["input"] = f"image: uint8 RGB, b 3 h w, not normalised{sides_free}"
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["labels", "logits"]}
+    for step in (1, multiple):
+        image = torch.zeros(2, 3, *(size or (3 * multiple + 5 // step, 4 * multiple + 3 // step)), dtype=torch.uint8)
+        most = MAX_SIDE // step
+        sides = {i: step * torch.export.Dim(name, min=2, max=most) for i, name in ((2, "height"), (3, "width"))}
+        shapes = {"image": {0: torch.export.Dim("batch"), **(sides if size is None else {})}}
+        with _quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=shapes, **names)
+        if size is not None or not any(isinstance(side, int) for side in program.model.graph.inputs[0].shape[2:]):
+            break
+    program.model.metadata_props["multiple"] = str(step)
+    program.model.metadata_props["input"] = "image: uint8 RGB, b 3 h w, not normalised"
     program.model.metadata_props["classes"] = json.dumps(label_space.classes)
     program.model.metadata_props["colors"] = json.dumps(label_space.colors)
     write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
     return Path(path)
+
+
+def multiple_of(path: str | Path) -> int:
+    """Height and width of the images of a file must be multiples of this; 1 is any size, or the file's one size."""
+    import onnx
+
+    return int({entry.key: entry.value for entry in onnx.load(path).metadata_props}["multiple"])
 
 
 def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]]) -> Difference:
@@ -104,14 +113,27 @@ class _Network(nn.Module):
         self.model, self.free = model, size is None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        model = self.model
-        if self.free:  # whole cells of every stride: nothing to pad or to crop, which the exporter could not follow
-            logits = model.head(model.decoder(model.encoder(model.normalize(image)))).logits
-            full = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=model.align_corners)
+        model, multiple, (height, width) = self.model, max(self.model.encoder.strides), image.shape[-2:]
+        rows, columns = (_cells(side, model.stride) for side in (height, width))
+        if self.free:  # as the model does
+            below, right = (_cells(side, multiple) * multiple - side for side in (height, width))
+            features = model.decoder(model.encoder(F.pad(model.normalize(image), (0, right, 0, below))))
+            logits = model.head(_cropped(features, rows, columns)).logits
         else:
             logits = model(image).logits
-            full = upsample_logits(logits, (image.shape[-2], image.shape[-1]), model.stride, model.align_corners)
-        return full.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32), logits
+        whole = (rows * model.stride, columns * model.stride)
+        full = F.interpolate(logits, whole, mode="bilinear", align_corners=model.align_corners)
+        labels = full.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32)
+        return _cropped(labels, height, width), logits
+
+
+def _cells(side: int, stride: int) -> int:
+    return (side + stride - 1) // stride  # the exporter cannot follow -(-side // stride)
+
+
+def _cropped(x: Tensor, height: int, width: int) -> Tensor:
+    # By indices: of slices the exporter does not know the size.
+    return x.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
 
 
 def _pad_explicitly(module: nn.Module) -> None:

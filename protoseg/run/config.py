@@ -1,12 +1,15 @@
 """Where the configs lie, and what they compose to."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from types import NoneType
+from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from protoseg.text import override
 from protoseg.types import ProtosegError
@@ -28,11 +31,8 @@ def split_choices(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return choices, [word for word in overrides if word not in choices]
 
 
-def check_values(values: Sequence[str], cfg: DictConfig, default: DictConfig) -> None:
-    """Look at ``values``, overrides that made ``cfg`` of ``default``, in sections of our own classes; imports nothing.
-
-    Raises ProtosegError: a number or a list is now something else, or a new key is nearly the name of another one.
-    """
+def check_names(values: Sequence[str], default: DictConfig) -> None:
+    """Raise ProtosegError for a key that ``values`` add to a section of our classes, and nearly one of ``default``."""
     for word in values:
         key = word.partition("=")[0].lstrip("+~")
         section, _, name = key.rpartition(".")
@@ -42,11 +42,51 @@ def check_values(values: Sequence[str], cfg: DictConfig, default: DictConfig) ->
         near = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.9)
         if name not in known and near:
             raise ProtosegError(f"unknown override {key!r}. Did you mean '{section}.{near[0]}'?")
-        before, now = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
-        for kind, types in (("a number", (int, float)), ("a list", ListConfig)):
-            form = str(before).replace(" ", "")
-            if isinstance(before, types) and not isinstance(before, bool) and not isinstance(now, (types, NoneType)):
-                raise ProtosegError(f"{key}: expected {kind}, e.g. {form}, got {now!r}")
+
+
+def check_ranges(cfg: DictConfig) -> None:
+    """Raise ProtosegError for a number that ``ranges.yaml`` does not allow; imports nothing.
+
+    What a section of another class than ours, Lightning's or torch's may be, is for that class to check.
+    """
+    for key, value, words in _ranged(cfg):
+        if not _allowed(value, words):
+            raise ProtosegError(f"{key}: expected {words}, got {value!r}; give {key}=VALUE")
+
+
+@cache
+def _ranges() -> dict[str, str]:
+    rows = yaml.safe_load(Path(__file__).with_name("ranges.yaml").read_text("utf-8"))
+    return {name: words for words, names in rows.items() for name in names}
+
+
+def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[tuple[str, Any, str]]:
+    if "_target_" in section:
+        ours = str(section["_target_"]).startswith(("protoseg.", "pytorch_lightning.", "torch."))
+    name: Any
+    for name in section:
+        if OmegaConf.is_missing(section, name) or OmegaConf.is_interpolation(section, name):
+            continue  # what stands elsewhere is looked at there
+        last, ranges = str(name), _ranges()
+        key = path + last
+        words = next((ranges[known] for known in (key, path and f".{last}", last) if known in ranges), None)
+        if words is not None and ours:
+            value = section[name]
+            yield key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, words
+        elif isinstance(section[name], DictConfig):
+            yield from _ranged(section[name], f"{key}.", ours)
+
+
+def _allowed(value: Any, words: str) -> bool:
+    if value is None or isinstance(value, str):
+        return ("null" if value is None else value) in words.split(" or ")
+    many, numbers = isinstance(value, list), value if isinstance(value, list) else [value]
+    forms = ("a list", "two" if len(numbers) == 2 else "a list") if many else ("a number", "a whole")
+    bound, least, most = re.search(r"(from|above) (\S+) (?:up )?to (\S+)", words).groups()  # type: ignore[union-attr]
+    low, high = float(least) + (1e-300 if bound == "above" else 0), float(most)
+    kinds = (int,) if "whole" in words else (int, float)
+    right = any(form in words for form in forms) and bool(numbers)
+    return right and all(type(number) in kinds and low <= number <= high for number in numbers)
 
 
 _VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")

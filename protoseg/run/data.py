@@ -24,7 +24,6 @@ from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack
 from protoseg.data.statistics import class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation.pictures import (
-    MANY_CLASSES,
     PAPER,
     Picture,
     bars_figure,
@@ -38,7 +37,7 @@ from protoseg.files import write_file
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
 from protoseg.text import Terminal, command, override, say
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import ProtosegError
 
 _SIZES_SHOWN = 4
 _COLUMNS, _WIDTH, _GAP = 2, 420, 8
@@ -139,9 +138,7 @@ def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
     padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=PAPER[0]) for tile in tiles]
     grid = make_grid(torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2), 2 * _COLUMNS, _GAP, pad_value=PAPER[0])
     sheet: Picture = grid.permute(1, 2, 0).numpy()
-    many = dataset.label_space.num_classes > MANY_CLASSES
-    shown = sorted(classes - {IGNORE_INDEX}) if many else None
-    return np.concatenate([sheet, legend(dataset.label_space, sheet.shape[1], shown)])
+    return np.concatenate([sheet, legend(dataset.label_space, sheet.shape[1], classes)])
 
 
 def stats(cfg: DictConfig, data: str) -> None:

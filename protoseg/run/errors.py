@@ -70,6 +70,8 @@ def explain(error: BaseException, config_name: str) -> str | None:
             key, _, value = str(cause.override).partition("=")
             remedy = f"; a path or another text goes into quotes: {command(override(key, value))}" if value else ""
             return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}{remedy}"
+        if isinstance(cause, ValueError) and str(cause).startswith("Config group override"):  # Hydra's, of a number
+            return f"{' '.join(str(cause).split())}; choose one by its name, see python train.py --help"
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key}: expected a value, got none; give {cause.full_key}=…"
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
@@ -91,6 +93,11 @@ def _explain_override(error: ConfigCompositionException, config_name: str) -> st
     if match is None:
         return text
     wrong = match.group(1).split("=")[0]
+    for word in sys.argv:  # Hydra composes what is not swept with none of the swept choices
+        if word.startswith(f"{wrong}=") and any(re.match(rf"{wrong.partition('.')[0]}=.*,", w) for w in sys.argv):
+            key, _, value = word.partition("=")
+            only = command(f"{key}=choice({value})")
+            return f"{key}: expected to be of every choice swept beside it, got some without; write {only}"
     # Every key that may be overridden, with the groups that were chosen; the defaults' where that is of a group.
     if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.parent_node is not None:
         cfg = error.__cause__.parent_node._get_root()

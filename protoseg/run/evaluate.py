@@ -52,10 +52,10 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         from protoseg.run.report import Report
 
         report = Report(cfg, trained)
-    save, observe = tuple(cfg.save), report.observe if report else None
-    result = evaluate(
-        model, loader, predictor, space, output, device, save, cfg.max_overlays, subsets=subsets, observe=observe
-    )
+    save, observe, unlabelled = tuple(cfg.save), report.observe if report else None, _judged(datamodule).unlabelled
+    facts = {"checkpoint": str(Path(cfg.ckpt_path).absolute()), "network": cfg.network}
+    to = (predictor, space, output, device, save, cfg.max_overlays)
+    result = evaluate(model, loader, *to, subsets=subsets, observe=observe, unlabelled=unlabelled, facts=facts)
     if report:
         report.write(output, result)
     return float(result["mIoU"])
@@ -95,10 +95,13 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)
-    judged = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
-    match_classes(judged, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
+    match_classes(_judged(datamodule), trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
     check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
     return datamodule
+
+
+def _judged(datamodule: SegmentationDataModule | AdaptationDataModule) -> SegmentationDataModule:
+    return datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protoseg.api import load
-from protoseg.export.onnx import compare_onnx, export_onnx, require
+from protoseg.export.onnx import compare_onnx, export_onnx, multiple_of, require
 from protoseg.text import Terminal
 from protoseg.types import ProtosegError
 
@@ -21,11 +21,14 @@ def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: st
     started = time.perf_counter()
     with terminal.status("exporting (half a minute to some minutes)"):
         path = export_onnx(trained.network, trained.label_space, out, size)
-    multiple = max(trained.network.encoder.strides)
-    sizes = [size] if size else [(4 * multiple, 6 * multiple), (7 * multiple, 3 * multiple)]
+    multiple = multiple_of(path)
+    sizes = (
+        [size] if size else [(128, 192), (240, 320), (241, 319)] if multiple == 1 else [(4 * multiple, 6 * multiple)]
+    )
     difference = compare_onnx(trained.network, path, sizes)
     logits, labels = f"{difference.logits:.1e}", f"{difference.labels:.4%}"
     seen = f"logits differ from torch's by at most {logits}, {labels} of the labels differ"
     if difference.logits > TOLERANCE:
         raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {TOLERANCE}: do not use it")
-    terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {seen}")
+    free = "" if size else "any size; " if multiple == 1 else f"height and width multiples of {multiple}; "
+    terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {free}{seen}")

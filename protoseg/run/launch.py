@@ -34,11 +34,13 @@ def launch(cfg: DictConfig) -> float:
                 f"trainer.num_nodes={nodes}: expected torchrun or srun to start the processes on every node, got this "
                 f"one alone; run torchrun --nnodes={nodes} --nproc-per-node={devices} train.py … on each of them"
             )
+        elif devices > 1 and not hasattr(signal, "SIGUSR1"):
+            raise ProtosegError(f"trainer.devices: expected 1 on Windows, got {devices}; train in WSL or on Linux")
         elif devices > 1:
             return run_workers(cfg, devices)
         return run_training(cfg)
     except Stopped as stopped:
-        if stopped.signum == signal.SIGUSR1:
+        if stopped.signum.name == "SIGUSR1":
             requeue()
         raise
 
@@ -74,7 +76,7 @@ def requested_devices(cfg: DictConfig) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trainer of the training says them again
             trainer = instantiate(cfg.trainer, _partial_=True)(**silent, plugins=[LightningEnvironment()])
-    except (ValueError, TypeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, OverflowError, MisconfigurationException) as error:
         raise ProtosegError(f"trainer: {' '.join(str(error).split())}; see python train.py --cfg job") from error
     cores = usable_cores()
     if cfg.trainer.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:

@@ -17,7 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from protoseg.job_records import Job, Sweep, alone_in, read_sweep, settings, write_manifest
+from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
+from protoseg.run.config import check_ranges
 from protoseg.run.errors import explained
 from protoseg.run.folders import check_folder, reserve
 from protoseg.run.launch import first_process
@@ -110,18 +111,13 @@ def start(config: DictConfig) -> None:
             os.rmdir(folder)  # if it was made just now: it is empty
         raise
     if (new.folder / "manifest.json").is_file():
-        sweep = read_sweep(new.folder)
-        check_same(sweep, new)
+        sweep = go_on(read_sweep(new.folder), new)
     else:
         sweep = new
         if found := [job.folder for job in sweep.jobs if job.folder.exists()]:
             raise ProtosegError(
                 f"{found[0]} exists, but there is no manifest.json of a sweep beside it; choose another hydra.sweep.dir"
             )
-    for job in sweep.jobs:
-        if (job.folder / "job.lock").exists():
-            with alone_in(job.folder):
-                pass
     write_manifest(sweep)
     _folder = sweep.folder
     begun = _states([job for job in sweep.jobs if job.state != "waiting"])
@@ -143,12 +139,12 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
     from rich.progress import track
 
     (combinations,) = BasicSweeper.split_arguments(overrides, None)
-    jobs = [Job(number, tuple(combination), folder) for number, combination in enumerate(combinations)]
-    composed = (
-        replace(job, folder=folder / compose_job(config, loader, sweep, job))
-        for job in track(jobs, "Composing the jobs", transient=True)
-    )
-    return replace(sweep, jobs=tuple(composed))
+    jobs = []
+    for number, combination in enumerate(track(combinations, "Composing the jobs", transient=True)):
+        job = Job(number, tuple(combination), folder)
+        jobs.append(replace(job, folder=folder / compose_job(config, loader, sweep, job)))
+    several = [key for key in swept if len({job.values.get(key) for job in jobs}) > 1]
+    return replace(sweep, jobs=tuple(jobs), swept=tuple(several))
 
 
 def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
@@ -162,6 +158,7 @@ def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job
             with hydra_config(composed):
                 own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
                 OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+                check_ranges(own)
                 return str(composed.hydra.sweep.subdir)
     except ProtosegError as error:
         raise ProtosegError(
@@ -170,19 +167,62 @@ def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job
         ) from error
 
 
-def check_same(old: Sweep, new: Sweep) -> None:
-    """A sweep is continued with the settings that it was started with; how its jobs are launched may change."""
-    before, now = settings(old.arguments), settings(new.arguments)
-    if before != now or old.planned != new.planned:
+def go_on(old: Sweep, new: Sweep) -> Sweep:
+    """The plan ``new`` in the folder of ``old``: a job of the same settings keeps what it did, under its new number.
+
+    How jobs are launched may change. A failed job that is not in the new plan is set aside (``N_failed``). Raises
+    ProtosegError, and changes nothing, where one that is done, or was stopped on its way, is not; or a job is running.
+    """
+    folders = dict.fromkeys(
+        [*(job.folder for job in old.jobs), *(path.parent for path in old.folder.glob("*/job.json"))]
+    )
+    begun = {_key(job): job for folder in folders if (job := read_job(folder))}
+    for job in begun.values():
+        with alone_in(job.folder):
+            pass
+    if not new.planned and not old.planned and settings(new.arguments) == settings(old.arguments):
+        return old
+    dropped = [begun[key] for key in begun.keys() - {_key(job) for job in new.jobs}]
+    lost = [" ".join(job.overrides) for job in dropped if job.state != "failed"]
+    if lost:
+        more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
         raise ProtosegError(
-            f"{old.folder} holds another sweep: expected {_difference(before, now)}, got {_difference(now, before)}; "
-            "continue it with the command that it was started with, or choose another hydra.sweep.dir"
+            f"{old.folder} holds another sweep: expected its jobs {lost[0]}{more} among the new ones, got others, "
+            "and these have not failed; add to its values, or choose another hydra.sweep.dir"
         )
+    for job in dropped:
+        aside = job.folder.with_name(f"{job.folder.name}_failed")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}_")
+        job.folder.rename(aside)
+        (aside / "job.json").rename(aside / "failed.json")
+    jobs = []
+    for job in new.jobs:
+        did = begun.get(_key(job), job)
+        if did is not job:
+            exchange(did.folder, job.folder)
+            begun = {k: replace(o, folder=did.folder) if o.folder == job.folder else o for k, o in begun.items()}
+            job = replace(did, number=job.number, overrides=job.overrides, folder=job.folder)
+            write_job(job)
+        jobs.append(job)
+    return replace(new, jobs=tuple(jobs))
 
 
-def _difference(these: Sequence[str], those: Sequence[str]) -> str:
-    """What only these have; all of them where nothing but the order, or the sweeper, differs."""
-    return " ".join(these if {*these} == {*those} else [each for each in these if each not in those]) or "nothing more"
+def _key(job: Job) -> frozenset[tuple[str, str]]:
+    return frozenset(replace(job, overrides=tuple(settings(job.overrides))).values.items())
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two folders change names, of which the other need not exist."""
+    if one == other:
+        return
+    aside = one.with_name(f".{one.name}.swap")  # of a kill the next start finds it
+    if other.exists():
+        other.rename(aside)
+    other.parent.mkdir(parents=True, exist_ok=True)
+    one.rename(other)
+    if aside.exists():
+        aside.rename(one)
 
 
 def report(ended: bool) -> int:

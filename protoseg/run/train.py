@@ -17,12 +17,11 @@ import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.table import Column, Table
 
 from protoseg.callbacks import Checkpoint
-from protoseg.callbacks.loggers import finish_wandb
+from protoseg.callbacks.loggers import StepLog, finish_wandb
 from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stopped, StopRequest
 from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
@@ -80,7 +79,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     # Under a name that is free, for CSVLogger deletes the log that it finds.
     logs = next(name for name in chain(["logs"], (f"logs_{i}" for i in count(1))) if not (output / name).exists())
     # Written row by row: what is held back, a kill would take.
-    log = CSVLogger(output, name="", version=logs, flush_logs_every_n_steps=1)
+    log = StepLog(output, name="", version=logs, flush_logs_every_n_steps=1)
     loggers = [log, *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     with wrong_input("trainer", ValueError, TypeError):

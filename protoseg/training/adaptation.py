@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from protoseg.distributed import all_reduce_, world_size
-from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.evaluation.metrics import SegmentationMetrics, scores
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import Mixed, Step, Target, Term
@@ -203,7 +203,9 @@ class AdaptationModule(SegmentationModule):
         self.log("val/reliable", reliable["confusion"].sum() / counted.sum())
         self._log_classes("val/reliable", reliable["confusion"].sum(1) / counted)
         if self.source_metrics.update_called:
-            self.log("val/source_mIoU", self.source_metrics.compute()["mIoU"])
+            datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            source = scores(self.source_metrics.compute()["confusion"], datamodule.source.unlabelled)
+            self.log("val/source_mIoU", source["mIoU"])
         for metrics in (self.teacher_metrics, self.reliable_metrics, self.source_metrics):
             metrics.reset()
         if not self.trainer.sanity_checking:

@@ -56,6 +56,7 @@ def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     assert wandb_logger(save_dir=tmp_path)._offline is False
+    assert "anonymous" not in wandb_logger(save_dir=tmp_path)._wandb_init  # of which wandb warns
     monkeypatch.delenv("WANDB_API_KEY")
     netrc = tmp_path / "netrc"
     netrc.write_text("machine api.wandb.ai login user password key\n")
@@ -130,6 +131,7 @@ def test_tensorboard(configure: Callable[..., DictConfig], tmp_path: Path) -> No
 
     run_training(configure("train", *SHORT, "logger=tensorboard"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
+    assert "hp_metric" not in events["scalars"]
     assert {"val/mIoU", "train/loss", "prototypes/diversity"} <= set(events["scalars"])
     assert {"val/predictions", "prototypes/occupancy", "prototypes/similarity"} <= set(events["images"])
     assert {"prototypes/activations", "prototypes/embedding"} <= set(events["images"])

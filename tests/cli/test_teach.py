@@ -115,6 +115,21 @@ def test_a_removed_class_counts_nowhere(base: Path, configure: Callable[..., Dic
     assert sum(entry["true_pixels"] for entry in report["classes"]) == counted.sum()
 
 
+def test_an_added_class_that_the_data_do_not_label_leaves_the_mean_alone(
+    base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    more = tmp_path / "more.ckpt"
+    options = ("--images", cars[0], "--masks", cars[1], "--name Plate --color 1,2,3 --id 8 --device cpu --out", more)
+    call("add", base, *options)
+    run_evaluation(configure("evaluate", f"ckpt_path={more}", "num_workers=0", "save=[]", output=tmp_path / "e"))
+    report = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    ious = {entry["name"]: entry["IoU"] for entry in report["classes"]}
+    assert report["classes_not_labelled"] == ["Plate"]
+    assert ious.pop("Plate") is None
+    assert report["mIoU"] == pytest.approx(np.mean([iou for iou in ious.values() if iou is not None]))
+    assert (report["checkpoint"], report["network"], report["split"]) == (str(more), "student", "val")
+
+
 def test_refresh(base: Path, cars: tuple[Path, Path], tmp_path: Path) -> None:
     new = tmp_path / "new.ckpt"
     call("refresh", base, "--images", cars[0], "--masks", cars[1], "--name Road --id 3 --keep 0 --out", new)

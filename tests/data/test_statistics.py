@@ -186,9 +186,10 @@ def test_only_the_first_rank_shows_progress(camvid: Path, monkeypatch: pytest.Mo
     assert shown == [True, False]
 
 
-def test_frequencies_come_from_the_file(camvid: Path) -> None:
+def test_frequencies_come_from_the_file(camvid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = SegmentationDataModule(CamVid, batch_size=1, crop_size=[8, 8], root=str(camvid))
     found = data.class_frequencies()
+    assert f"the counts are kept in {camvid}" in capsys.readouterr().err
     (path,) = camvid.glob("protoseg_statistics_*.json")
     content = json.loads(path.read_text())
     content["pixels"] = [[*key, [1] + [0] * 10] for *key, _ in content["pixels"]]

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from protoseg import __version__
 from protoseg.evaluation import metrics
 from protoseg.evaluation.evaluate import evaluate, output_names
 from protoseg.evaluation.pictures import overlay, panel
@@ -122,6 +123,7 @@ def test_report_files(tmp_path: Path) -> None:
     assert saved["mIoU"] == result["mIoU"]
     assert math.isnan(result["classes"][3]["IoU"])
     assert saved["classes"][3]["IoU"] is None
+    assert (saved["data"], saved["version"]) == (os.path.abspath("/data"), __version__)
     assert saved["inference"] == {
         "mode": "slide",
         "crop_size": [16, 16],
@@ -185,6 +187,31 @@ def test_all_pixels_ignored(tmp_path: Path) -> None:
 def test_subset_of_classes(tmp_path: Path) -> None:
     result = run(tmp_path, loader(), subsets={"above": ["sky"]})
     assert result["mIoU_above"] == result["classes"][1]["IoU"] != result["mIoU"]
+
+
+def test_a_class_that_the_data_do_not_label_is_in_no_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Trams(Reader):
+        """Calls the left of every picture a tram."""
+
+        def forward(self, image: Tensor) -> SegOutput:
+            logits = super().forward(image).logits.clone()
+            logits[:, 3, :, :2] = 99
+            return SegOutput(logits, logits)
+
+    told = evaluate(Trams(), loader(), Predictor(), SPACE, tmp_path, "cpu", ())
+    result = evaluate(Trams(), loader(), Predictor(), SPACE, tmp_path, "cpu", (), unlabelled=[3])
+    assert result["classes"][3]["predicted_pixels"] > 0
+    assert result["mIoU"] == pytest.approx(told["mIoU"] * 4 / 3)
+    assert [entry["IoU"] for entry in result["classes"][:3]] == [entry["IoU"] for entry in told["classes"][:3]]
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert (saved["classes_in_means"], saved["classes_not_labelled"]) == (["road", "sky", "car"], ["tram"])
+    assert (saved["classes"][3]["IoU"], saved["classes"][3]["predicted_pixels"] > 0) == (None, True)
+    table = (tmp_path / "table.md").read_text()
+    assert "| tram | – | – | not labelled here |" in table
+    assert f"| mean of 3 | {100 * result['mIoU']:.2f} |" in table
+    printed = capsys.readouterr().out
+    assert "mean of 4" in printed
+    assert "mean of 3" in printed
 
 
 def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,13 +95,22 @@ def test_ids_outside_the_label_space(wrong: int) -> None:
 
 @pytest.mark.parametrize("width", [60, 400])
 def test_legend_shows_every_class_at_any_width(width: int) -> None:
-    got = pictures.legend(SPACE, width)
-    assert got.shape[1] == width
-    found = {tuple(color) for color in got.reshape(-1, 3).tolist()}
-    assert found >= {*SPACE.colors, (0, 0, 0)}
-    part = {tuple(color) for color in pictures.legend(SPACE, width, [1]).reshape(-1, 3).tolist()}
-    assert SPACE.colors[1] in part
-    assert SPACE.colors[0] not in part
+    def colors(space: LabelSpace, shown: list[int]) -> set[tuple[int, ...]]:
+        got = pictures.legend(space, width, shown)
+        assert got.shape[1] == width
+        return {tuple(color) for color in got.reshape(-1, 3).tolist()}
+
+    assert colors(SPACE, [0, -1]) >= {*SPACE.colors, (0, 0, 0)}
+    assert (0, 0, 0) not in colors(SPACE, [0])  # nothing is ignored
+    assert {color for color in colors(many(200), [150]) if color[0] > 0 == color[1]} == {(150, 0, 0)}
+
+
+def test_ignored_pixels_have_no_class_colour(tmp_path: Path) -> None:
+    space = LabelSpace("voc", ("background", "person"), ((0, 0, 0), (192, 128, 128)))
+    got = pictures.colorize(torch.tensor([[0, 1, -1]]), space)[0]
+    assert got.tolist() == [[0, 0, 0], [192, 128, 128], [255, 255, 255]]
+    pictures.label_png(torch.tensor([[0, 1, -1]]), space, tmp_path / "label.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "label.png").convert("RGB"))[0], got)
 
 
 def test_panel_holds_all_four_pictures() -> None:
@@ -162,6 +171,26 @@ def test_heatmap_is_a_picture() -> None:
     assert got.ndim == 3
     assert got.shape[2] == 3
     assert len(np.unique(got.reshape(-1, 3), axis=0)) > 50
+
+
+def test_curves_of_many_classes_can_be_told_apart(tmp_path: Path) -> None:
+    names = [f"val/IoU/class {i}" for i in range(60)]
+    (tmp_path / "logs").mkdir()
+    lines = [",".join(["step", "val/mIoU", *names]), *(f"{s},0.51{s}" + f",0.{s}" * 60 for s in range(1, 4))]
+    (tmp_path / "logs" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    figure = curves_figure(tmp_path)
+    charts = {axes.get_title(): axes for axes in figure.axes}
+    assert list(charts) == ["validation", "IoU by class, the 40 lowest"]
+    drawn = charts["IoU by class, the 40 lowest"].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == len(drawn) == 40
+    assert all(axes.get_ylim() == (0, 1) for axes in figure.axes)  # half a point is no trend
+    height, width = pictures.figure_picture(figure).shape[:2]
+    for axes in figure.axes:
+        box = axes.get_legend().get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= width
+        assert box.y0 >= 0
+        assert box.y1 <= height
 
 
 @pytest.mark.parametrize("rows", ["", "1,0.5,,\n2,0.4,0.3,0.1\n"])

@@ -75,6 +75,7 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
             "a loader process died (Killed), mos",
         ),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error. "), "ran out of shared memory"),
+        (ValueError("Config group override must be a string or a list. Got int"), "Got int; choose one by its name"),
         (FileNotFoundError(2, "No such file or directory", "x"), None),
         (RuntimeError("a fault of the program"), None),
     ],

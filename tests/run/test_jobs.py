@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, write_job, write_manifest
+from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, short_names, write_job, write_manifest
 from protoseg.run import jobs
 from protoseg.run.config import CONFIG_DIR
 from protoseg.types import ProtosegError
@@ -195,6 +195,41 @@ with alone_in(Path({str(tmp_path)!r})):
     process.wait()
     with alone_in(tmp_path):
         os.kill(int("".join(lines)), signal.SIGKILL)  # the worker was still there
+
+
+@pytest.mark.slow
+def test_without_what_windows_lacks(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys, types
+import pytorch_lightning, torch
+taken = set()
+def locking(file, mode, size):
+    if taken:
+        raise PermissionError(13, "Permission denied")
+    taken.add(file)
+sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+del signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.alarm
+import protoseg.run.evaluate, protoseg.run.launch, protoseg.run.train, protoseg.run.workers
+from pathlib import Path
+from protoseg.callbacks.restart import StopRequest
+from protoseg.job_records import alone_in
+from protoseg.types import ProtosegError
+with StopRequest() as request, alone_in(Path({str(tmp_path)!r})):
+    assert request.signals == (signal.SIGTERM,)
+    try:
+        with alone_in(Path({str(tmp_path)!r})):
+            raise AssertionError
+    except ProtosegError as error:
+        assert "another process is training there" in str(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_columns_are_distinct() -> None:
+    names = short_names(("head.temperature", "contrast.temperature", "encoder.mean", "+optimizer.lr", "seed"))
+    assert [*names.values()] == ["head.temperature", "contrast.temperature", "encoder.mean", "lr", "seed"]
 
 
 def test_a_damaged_record_is_one_clear_error(job: Job, run: Callable[..., float]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,9 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from protoseg.checkpoint import read_checkpoint
-from protoseg.job_records import Sweep, read_sweep, write_job
+from protoseg.job_records import Job, Sweep, read_sweep, write_job
 from protoseg.run import multirun as engine
 from protoseg.run.config import CONFIG_DIR
+from protoseg.run.errors import explain
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 
@@ -77,17 +80,70 @@ def test_what_does_not_compose_is_said_before_any_job(
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_sweep_is_continued_by_its_command_only(multirun: Multirun) -> None:
+def finish(job: Job, state: str = "done") -> None:
+    """As if the job had run, and left a file that says which it was."""
+    write_job(replace(job, state=state, score=job.number / 10 if state == "done" else math.nan))
+    (job.folder / "which.txt").write_text(" ".join(job.overrides))
+
+
+def found(sweep: Sweep) -> dict[str, str]:
+    """The state of each job by its overrides; a job that ran lies in its own folder."""
+    for job in sweep.jobs:
+        assert job.folder == sweep.folder / str(job.number)
+        if job.state != "waiting":
+            assert {*(job.folder / "which.txt").read_text().split()} == {*job.overrides} - {"launcher=local"}
+    return {" ".join(job.overrides): job.state for job in sweep.jobs}
+
+
+def test_a_sweep_that_grows_keeps_its_jobs(multirun: Multirun) -> None:
+    first = started(multirun("head.num_prototypes=1,5", "seed=0,1"))
+    for job, state in zip(first.jobs, ("done", "done", "stopped", "failed"), strict=True):
+        finish(job, state)
+    grown = started(multirun("launcher=local", "head.num_prototypes=5,1", "seed=2,1,0"))
+    states = found(grown)
+    assert len(states) == 6
+    assert states["launcher=local head.num_prototypes=1 seed=0"] == "done"
+    assert states["launcher=local head.num_prototypes=1 seed=1"] == "done"
+    assert states["launcher=local head.num_prototypes=5 seed=0"] == "stopped"
+    assert states["launcher=local head.num_prototypes=5 seed=1"] == "failed"
+    assert [*states.values()].count("waiting") == 2
+    assert {job.score for job in grown.jobs if job.state == "done"} == {0.0, 0.1}
+
+
+def test_a_result_is_not_given_up(multirun: Multirun, tmp_path: Path) -> None:
     first = started(multirun("head.num_prototypes=1,2", "threads=1"))
-    write_job(replace(first.jobs[0], state="done", score=0.5))
-    again = started(multirun("head.num_prototypes=1,2", "threads=1", "launcher=local"))
-    assert [job.state for job in again.jobs] == ["done", "waiting"]
-    with pytest.raises(ProtosegError, match=r"expected head\.num_prototypes=1,2, got head\.num_prototypes=1,3;"):
-        engine.start(multirun("head.num_prototypes=1,3", "threads=1"))
-    with pytest.raises(ProtosegError, match="expected nothing more, got seed=1;"):
-        engine.start(multirun("head.num_prototypes=1,2", "threads=1", "seed=1"))
-    with pytest.raises(ProtosegError, match="another sweep"):
-        engine.start(multirun("threads=1", "head.num_prototypes=1,2"))
+    finish(first.jobs[0])
+    before = sorted(tmp_path.rglob("*"))
+    for other in (("head.num_prototypes=2,3", "threads=1"), ("head.num_prototypes=1,2", "threads=2")):
+        with pytest.raises(
+            ProtosegError, match=r"another sweep: expected its jobs head\.num_prototypes=1 threads=1 among"
+        ):
+            engine.start(multirun(*other))
+    assert {*tmp_path.rglob("*")} - {*before} <= {first.jobs[0].folder / "job.lock"}
+    assert [*found(started(multirun("head.num_prototypes=1,3", "threads=1"))).values()] == ["done", "waiting"]
+
+
+def test_a_corrected_command_goes_on_where_all_failed(multirun: Multirun, tmp_path: Path) -> None:
+    first = started(multirun("head.num_prototypes=1,2", "optimizer.lr=5"))
+    for job in first.jobs:
+        finish(job, "failed")
+    again = started(multirun("head.num_prototypes=1,2", "optimizer.lr=0.01"))
+    assert [*found(again).values()] == ["waiting"] * 2
+    assert not again.jobs[0].folder.exists()
+    assert (tmp_path / "sweep" / "1_failed" / "which.txt").is_file()
+
+
+def test_a_value_of_every_swept_choice(multirun: Multirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["contrast=pgpc,u2pl", "contrast.temperature=0.1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+    with pytest.raises(Exception) as error:  # noqa: PT011 - Hydra's
+        multirun(*words)
+    message = explain(error.value, "train") or ""
+    assert message.startswith("contrast.temperature: expected to be of every choice swept beside it")
+    (remedy,) = shlex.split(message.rpartition("write ")[2])
+    sweep = started(multirun(words[0], remedy))
+    assert sweep.swept == ("contrast",)
+    assert [job.overrides[1] for job in sweep.jobs] == ["contrast.temperature=0.1"] * 2
 
 
 def test_results_of_something_else_are_left_alone(multirun: Multirun, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from protoseg.data.concat import ConcatDataModule
 from protoseg.data.export import export_predictions
 from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack
+from protoseg.data.polygons.convert import convert, write_form
 from protoseg.data.statistics import class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation.pictures import (
     PAPER,
@@ -174,6 +176,22 @@ def pack_data(cfg: DictConfig, data: str, to: Path) -> None:
 def export(benchmark: str, labels: Path, out: Path) -> None:
     """Write label PNGs as a benchmark's server wants them."""
     say(f"{len(export_predictions(labels, out, benchmark))} files for {benchmark}: {out}")
+
+
+def convert_data(inputs: Sequence[Path], out: Path, to: str | None, classes: Path | None, **reading: Any) -> None:
+    """Make a folder to train on of annotation files (``reading``: of ``convert``), or write one in the form ``to``."""
+    if (to and (len(inputs) > 1 or any(reading.values()))) or (classes and not to):
+        raise ProtosegError("convert: expected one folder, OUT and --classes alone with --to: leave out the others")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ProtosegError(f"convert: expected a new or empty folder, got {out.absolute()}: choose another")
+    if to:
+        say(f"{write_form(inputs[0], out, to, classes)} label maps as {to}: {out}")
+        return
+    form, names, count, left_out = convert(inputs, out, **reading)
+    say(f"{count} images, read as {form}; {len(names)} classes: {', '.join(names)}")
+    for reason, places in left_out.items():
+        say(f"left out: {len(places)} x {reason} (first: {places[0]})")
+    say(f"Train with {command('data=folder', override('data.root', out))}")
 
 
 def render(

@@ -25,19 +25,13 @@ MAX_VALUES = 10_000
 
 
 class Slot(NamedTuple):
-    """A place in a config where an object may stand, with slots inside it (``parts``) by key.
+    """A place in a config where an object may stand, with slots inside it (``parts``) by key."""
 
-    Attributes:
-        classes, base: their names, as configs write them; what one from elsewhere must be, by the caller's word.
-        partial: whether configs leave its arguments to be completed (``_partial_``): always, never, or either.
-        each: it is a mapping of names to such objects.
-    """
-
-    classes: tuple[str, ...]
-    base: type = nn.Module
+    classes: tuple[str, ...]  # their names, as configs write them
+    base: type = nn.Module  # what one from elsewhere must be, by the caller's word
     parts: Mapping[str, Slot] = {}
-    partial: bool | None = None
-    each: bool = False
+    partial: bool | None = None  # whether configs leave its arguments to be completed: always, never, or either
+    each: bool = False  # it is a mapping of names to such objects
 
 
 def _names(module: str, *names: str) -> tuple[str, ...]:

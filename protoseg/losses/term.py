@@ -46,19 +46,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step after its forward passes. Parts that a method does not have are None.
+    """A training step after its forward passes. Parts that a method does not have are None."""
 
-    Attributes:
-        model: what is trained (for terms with a forward pass of their own).
-        labelled: its output on labelled images: of adaptation, the source's.
-        mixed: its output on mixed images.
-        target: the unlabelled images.
-    """
-
-    model: nn.Module
-    labelled: Seen
-    mixed: Mixed | None = None
-    target: Target | None = None
+    model: nn.Module  # what is trained (for terms with a forward pass of their own)
+    labelled: Seen  # its output on labelled images: of adaptation, the source's
+    mixed: Mixed | None = None  # its output on mixed images
+    target: Target | None = None  # the unlabelled images
 
 
 class Term(nn.Module, ABC):

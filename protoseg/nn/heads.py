@@ -27,15 +27,10 @@ def projection(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Head(nn.Module, ABC):
-    """From the decoder's map to class logits; the base of all heads, made by ``(in_channels, num_classes)``.
+    """From the decoder's map to class logits; the base of all heads, made by ``(in_channels, num_classes)``."""
 
-    Attributes:
-        embedding_dim: channels of ``SegOutput.embeddings``.
-        memory: the prototypes of its classes, None where it has none.
-    """
-
-    embedding_dim: int
-    memory: PrototypeMemory | None
+    embedding_dim: int  # channels of ``SegOutput.embeddings``
+    memory: PrototypeMemory | None  # the prototypes of its classes, None where it has none
 
     def __init__(self, num_classes: int, embedding_dim: int) -> None:
         super().__init__()

@@ -46,16 +46,11 @@ class PrototypeMemory(nn.Module):
         init: ``features``: a prototype's first pixels (labelled right or wrong) become its position;
             ``random``: unit vectors at random, only moved by momentum (released code).
         assignment, epsilon, rounds: see :func:`protoseg.functional.prototypes.cluster`.
-
-    Attributes:
-        prototypes: ``c k d``, unit vectors.
-        updates: number of updates each prototype has had, int64 ``c k``.
-        occupancy: pixels that moved each prototype in the last step, over all ranks, ``c k``.
     """
 
-    prototypes: Tensor
-    updates: Tensor
-    occupancy: Tensor
+    prototypes: Tensor  # ``c k d``, unit vectors
+    updates: Tensor  # number of updates each prototype has had, int64 ``c k``
+    occupancy: Tensor  # pixels that moved each prototype in the last step, over all ranks, ``c k``
     pending_sums: Tensor
     pending_counts: Tensor
 

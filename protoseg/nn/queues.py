@@ -14,18 +14,13 @@ class ClassQueues(nn.Module):
         num_classes, length, dim: ``c``, ``L`` and ``d`` of the queues.
         per_step: the most embeddings that one :meth:`push` writes per class, over all ranks.
 
-    Attributes:
-        features: ``c L d``; the first ``fill`` of each class are in use.
-        pointer: slot of each class that is written next, int64 ``c``.
-        fill: slots in use, int64 ``c``.
-
     Raises:
         ProtosegError: sizes below 1, or ``per_step`` larger than the queue.
     """
 
-    features: Tensor
-    pointer: Tensor
-    fill: Tensor
+    features: Tensor  # ``c L d``; the first ``fill`` of each class are in use
+    pointer: Tensor  # slot of each class that is written next, int64 ``c``
+    fill: Tensor  # slots in use, int64 ``c``
 
     def __init__(self, num_classes: int, length: int, dim: int, per_step: int) -> None:
         super().__init__()

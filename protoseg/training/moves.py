@@ -11,21 +11,13 @@ from protoseg.types import IGNORE_INDEX, Batch
 
 
 class Mixture(NamedTuple):
-    """Images made of labelled and target images, for the student.
+    """Images made of labelled and target images, for the student."""
 
-    Attributes:
-        image: uint8 ``b 3 H W``.
-        label: int64 ``b H W``: the labelled image's where pasted, else the teacher's.
-        reliable: the same, ``IGNORE_INDEX`` where the teacher is not sure: what prototypes follow.
-        pasted: pixels that come from the labelled image, bool ``b H W``.
-        weight: of every pixel in the cross-entropy, fp32 ``b H W``.
-    """
-
-    image: Tensor
-    label: Tensor
-    reliable: Tensor
-    pasted: Tensor
-    weight: Tensor
+    image: Tensor  # uint8 ``b 3 H W``
+    label: Tensor  # int64 ``b H W``: the labelled image's where pasted, else the teacher's
+    reliable: Tensor  # the same, ``IGNORE_INDEX`` where the teacher is not sure: what prototypes follow
+    pasted: Tensor  # pixels that come from the labelled image, bool ``b H W``
+    weight: Tensor  # of every pixel in the cross-entropy, fp32 ``b H W``
 
 
 class ClassMix:
@@ -55,13 +47,9 @@ class ClassMix:
         return class_mix_mask(label, num_classes, *self.choice)
 
     def __call__(self, labelled: Batch, target: Target, num_classes: int, threshold: float) -> Mixture:
-        """Mix image i with target image i.
+        """Mix image i with target image i, of which there are as many, of the same size.
 
-        Args:
-            labelled: images with labels.
-            target: as many images of the same size, with pseudo-labels.
-            num_classes: number of classes.
-            threshold: confidence from which a pseudo-label is reliable.
+        ``threshold`` is the confidence from which a pseudo-label is reliable.
         """
         pasted = self.mask(labelled.label, num_classes)
         image = paste(pasted, labelled.image, target.image)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from protoseg.text import markdown_text
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.data.channels import ImageReader
 
 WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""
@@ -88,7 +91,7 @@ class Model:
     predictor: Predictor
     device: torch.device
     origin: dict[str, Any]  # what its checkpoint says of it
-    image_range: tuple[float, float] | None
+    reader: ImageReader | None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,10 +101,11 @@ class Model:
     def predict(self, image: Source) -> Prediction:
         """Segment an image of any size.
 
-        It is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; raises
+        It is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; of a model of
+        other channels a path, an array ``h w c`` of numbers as in its files, or a tensor ``c h w`` in [0, 1]. Raises
         ProtosegError for anything else, or a file that cannot be read.
         """
-        pixels = as_tensor(image, self.image_range)
+        pixels = as_tensor(image, self.reader)
         batch, size = pixels[None].to(self.device), torch.tensor([pixels.shape[1:]])
         ((seen, probability),) = self.predictor.predict_with_confidence(self.network, batch, size)
         kind: Any = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
@@ -182,26 +186,29 @@ def load(
     """
     file = open_file(_find(source, revision), trust)
     model, where = file.model(network), choose_device(device)
-    return Model(model.to(where), file.label_space, file.predictor(), where, file.content["protoseg"], file.image_range)
+    return Model(model.to(where), file.label_space, file.predictor(), where, file.content["protoseg"], file.reader)
 
 
-def as_tensor(image: Source, image_range: tuple[float, float] | None = None) -> Tensor:
-    """RGB ``3 h w``, uint8 or float in [0, 1]; arguments and errors as of :meth:`Model.predict`."""
+def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
+    """RGB ``3 h w`` (or the reader's channels), uint8 or float in [0, 1]; as of :meth:`Model.predict`."""
     given: Any = image
+    channels = (reader and reader.channels) or 3
     if isinstance(image, (str, Path)):
-        from protoseg.data.files import read_image
+        from protoseg.data.channels import ImageReader
 
-        given = read_image(Path(image), value_range=image_range)
+        given = (reader or ImageReader()).read(Path(image))
     elif isinstance(image, Image.Image):
         given = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == 3:
+    elif isinstance(given, np.ndarray) and given.ndim == 3 and reader and given.shape[2] == reader.channels:
+        given = reader.scaled(given, "predict")
+    if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == channels:
         given = torch.from_numpy(np.ascontiguousarray(given.transpose(2, 0, 1)))
-    good = isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == 3 and given.numel() > 0
+    good = isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == channels and given.numel() > 0
     if not good or not (given.dtype == torch.uint8 or given.is_floating_point()):
         got = f"{type(image).__name__} of {getattr(image, 'dtype', '?')}, {tuple(getattr(image, 'shape', ()))}"
         raise ProtosegError(
-            "predict: expected the path of an image, a PIL image, an RGB array h w 3 or a tensor 3 h w, of uint8 or of "
-            f"float in [0, 1], got {got}"
+            f"predict: expected the path of an image, PIL image, array h w {channels} or tensor {channels} h w, of "
+            f"uint8 or of float in [0, 1], got {got}"
         )
     return given
 

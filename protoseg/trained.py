@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from protoseg.types import LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
+    from protoseg.data.channels import ImageReader
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class TrainedFile:
     @property
     def label_space(self) -> LabelSpace:
         """Its classes."""
-        return checkpoint_label_space(self.content)
+        from protoseg.data.channels import ImageReader
+
+        shown = ImageReader(**self.image_options("channels", "bands", "shown")).shown
+        return replace(checkpoint_label_space(self.content), shown=tuple(shown))
 
     @property
     def networks(self) -> list[str]:
@@ -104,12 +108,17 @@ class TrainedFile:
             return instantiate(OmegaConf.create(data | changes))
 
     @property
-    def image_range(self) -> tuple[float, float] | None:
-        """The values of images of 16 bits that were black and white in training (of adaptation, the target's).
+    def reader(self) -> ImageReader:
+        """How images were read in training (of adaptation, the target's).
 
-        Raises ProtosegError: data sets that were put together have several.
+        Raises ProtosegError: data sets that were put together were read in several ways.
         """
-        from protoseg.data.decoding import checked_range
+        from protoseg.data.channels import OPTIONS, ImageReader
+
+        return ImageReader(**self.image_options(*OPTIONS))
+
+    def image_options(self, *keys: str) -> dict[str, Any]:
+        """Settings of the data set that say how images are read; raises as ``reader``."""
 
         def part(of: Any, key: str) -> Any:  # plain values: nothing of the section is built
             return of.get(key) if isinstance(of, dict) else None
@@ -117,10 +126,12 @@ class TrainedFile:
         data = part(self.content["protoseg"]["config"], "data")
         judged = part(data, "target") or data
         parts = part(judged, "parts") or {"": judged}
-        found = {checked_range(part(part(parts[name], "dataset"), "image_range")) for name in parts} - {None}
-        if len(found) > 1:
-            raise ProtosegError(f"checkpoint {self.path}: expected one image_range in data.parts, got {found}")
-        return next(iter(found), None)
+        found = {key: [part(part(parts[name], "dataset"), key) for name in parts] for key in keys}
+        for key, values in found.items():
+            found[key] = values = [value for value in values if value is not None]
+            if any(value != values[0] for value in values):
+                raise ProtosegError(f"checkpoint {self.path}: expected one {key} in data.parts, got {values}")
+        return {key: values[0] if values else None for key, values in found.items()}
 
     def predictor(self) -> Predictor:
         """How it looks at images, as it was trained."""

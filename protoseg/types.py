@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from protoseg.text import visible
@@ -35,12 +35,14 @@ class LabelSpace:
         classes: class names; the position is the train id.
         colors: one RGB colour (0 to 255) per class.
         things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
+        shown: of images that are not RGB, the channels that pictures show as red, green, blue; none: the first three.
     """
 
     name: str
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     things: tuple[str, ...] = ()
+    shown: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.colors):

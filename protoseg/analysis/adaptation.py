@@ -20,6 +20,7 @@ from protoseg.evaluation.pictures import (
     marked,
     name_bars,
     overlay,
+    rgb,
     tidy,
     tile_row,
 )
@@ -83,15 +84,16 @@ def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> P
 def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
     """Photo, truth, each network's prediction, and what the last one changed against the first, side by side."""
     counted = seen.label != IGNORE_INDEX
-    tiles = {"image": as_picture(seen.image)}
+    image = rgb(seen.image, label_space.shown)
+    tiles = {"image": as_picture(image)}
     if counted.any():
-        tiles["truth"] = overlay(seen.image, seen.label, label_space)
+        tiles["truth"] = overlay(image, seen.label, label_space)
     for network, prediction in seen.predictions.items():
         share = f" · {100 * (prediction == seen.label)[counted].double().mean():.1f} % right" if counted.any() else ""
-        tiles[f"{network}{share}"] = overlay(seen.image, prediction, label_space)
+        tiles[f"{network}{share}"] = overlay(image, prediction, label_space)
     predictions = list(seen.predictions.values())
     if counted.any() and len(predictions) > 1:
-        tiles["blue: gained, red: lost"] = change_map(seen.image, seen.label, predictions[0], predictions[-1])
+        tiles["blue: gained, red: lost"] = change_map(image, seen.label, predictions[0], predictions[-1])
     return tile_row(tiles, label_space, [seen.label, *predictions])
 
 

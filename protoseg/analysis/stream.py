@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from protoseg.evaluation.pictures import rgb
 from protoseg.evaluation.predictor import evaluating
 from protoseg.functional.resize import downsample_label, upsample_logits
 from protoseg.nn import PrototypeMemory
@@ -24,7 +25,7 @@ class Scene(NamedTuple):
 
     number: int  # place in the stream
     name: str  # path of the image
-    image: Tensor  # uint8 RGB, ``3 H W``
+    image: Tensor  # what pictures show of it: uint8 RGB, ``3 H W``
     label: Tensor  # int64 ``H W``, class ids or the ignored one
     output: SegOutput  # of a batch of one
     stride: int  # pixels per cell of the grid
@@ -107,22 +108,26 @@ def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterat
     Whole and at its own size, in eval mode, without gradient, where the parameters are, one image at a time: memory and
     results do not depend on the loader's batch size.
     """
+    space = getattr(loader.dataset, "label_space", None)
     with evaluating(model):
         for number, name, image, label in images(loader, title):
-            yield look(model, image, label, number, name)
+            yield look(model, image, label, number, name, space.shown if space else ())
 
 
 @torch.no_grad()
-def look(model: nn.Module, image: Tensor, label: Tensor | None = None, number: int = 0, name: str = "") -> Scene:
-    """One image, uint8 RGB (or float in 0 to 1) ``3 H W``, with the output of a ``Segmentor`` in eval mode.
+def look(
+    model: nn.Module, image: Tensor, label: Tensor | None = None, number: int = 0, name: str = "", shown: Any = ()
+) -> Scene:
+    """One image, uint8 or float in 0 to 1, ``c H W``, with the output of a ``Segmentor`` in eval mode.
 
-    Without a label, int64 ``H W``, all pixels count as ignored.
+    Without a label, int64 ``H W``, all pixels count as ignored. ``shown`` are the channels that pictures show, if any.
     """
     network: Any = model
     image = image.to(next(model.parameters(), image).device)
     if label is None:
         label = torch.full(image.shape[1:], IGNORE_INDEX)
-    return Scene(number, name, image, label.to(image.device), network(image.unsqueeze(0)), network.stride)
+    output = network(image.unsqueeze(0))
+    return Scene(number, name, rgb(image, shown), label.to(image.device), output, network.stride)
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class Dashboard(pl.Callback):
     def _fixed_image(self, trainer: pl.Trainer, pl_module: Any, image: Tensor, label: Tensor) -> None:
         model, space = pl_module.model, pl_module.label_space
         with torch.no_grad(), evaluating(model):
-            scene = look(model, image, label)
+            scene = look(model, image, label, shown=space.shown)
             self._show(trainer, "activations", "prototypes/activations", activation_rows(model, scene, space))
             plane = embedding_plane(model, scene)
         self._show(trainer, "embedding", "prototypes/embedding", plane_picture(plane, space))

@@ -52,6 +52,8 @@ def _check_all(dataset: SegmentationDataset, indices: Sequence[int]) -> list[Che
 
 def check_samples(dataset: SegmentationDataset) -> Iterator[Checked]:
     """``check_sample`` of each sample in turn, read by as many processes as there are cores."""
+    if dataset.reader.channels and not dataset.reader.ranges:  # what is read is looked at and dropped
+        dataset.reader.ranges = [(0, 1)] * dataset.reader.channels
     loader: DataLoader[Any] = DataLoader(
         range(len(dataset)),  # type: ignore[arg-type]
         batch_size=_BATCH,
@@ -88,7 +90,7 @@ def turned_images(dataset: SegmentationDataset, indices: Sequence[int] | None = 
 
 def deep_images(dataset: SegmentationDataset) -> str:
     """Whether images of 16 bits use few of these, so that 8 bits of them keep little; "" if not. Looks at a few."""
-    if dataset.image_range is not None:
+    if dataset.reader.ranges or dataset.reader.channels:
         return ""
     largest, path = 0, None
     for index in spread(len(dataset), _LOOKED_AT):

@@ -29,6 +29,7 @@ class Concatenation(SegmentationDataset):
         own = [{"train": part.train_split, "val": part.val_split}.get(split, split) for part in parts]
         self.parts = [part.dataset(name, labels) for part, name in zip(parts, own, strict=True) if name is not None]
         super().__init__([sample for part in self.parts for sample in part.samples], split)
+        self.reader = self.parts[0].reader if self.parts else self.reader
         self._ends = np.cumsum([len(part) for part in self.parts])
         if weights and len(self.parts) == len(parts):
             each = [np.full(len(part), weight / len(part)) for part, weight in zip(self.parts, weights, strict=True)]
@@ -38,7 +39,7 @@ class Concatenation(SegmentationDataset):
         part = self.parts[number := int(np.searchsorted(self._ends, index, side="right"))]
         return part, index - int(self._ends[number]) + len(part)
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
+    def read(self, index: int) -> tuple[NDArray[Any], Ids]:
         part, index = self.locate(index)
         return part.read(index)
 

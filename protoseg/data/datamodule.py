@@ -18,7 +18,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from protoseg import distributed
-from protoseg.data.checking import turned_images
+from protoseg.data.checking import deep_images, turned_images
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
 from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
@@ -262,9 +262,10 @@ class SegmentationDataModule(pl.LightningDataModule):
 
 
 def _tell(dataset: SegmentationDataset) -> None:
-    """Warn of files that are left out, of how masks were found, and of images that EXIF turns among a few."""
+    """Warn of files left out, of how masks were found, of images among a few that EXIF turns or that lose depth."""
     if distributed.rank() == 0:
-        looks = ((*part.notes, turned_images(part, spread(len(part), 64))) for part in dataset.parts or [dataset])
+        parts = dataset.parts or [dataset]
+        looks = ((*part.notes, turned_images(part, spread(len(part), 64)), deep_images(part)) for part in parts)
         for note in filter(None, chain.from_iterable(looks)):
             warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 

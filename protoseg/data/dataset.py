@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from protoseg.data.decoding import Range, orientation
-from protoseg.data.files import Channel, read_image, read_label
+from protoseg.data.channels import ImageReader
+from protoseg.data.decoding import orientation
+from protoseg.data.files import Channel, read_label
 from protoseg.data.label_spaces import Ids
 from protoseg.data.label_spaces.tables import file_ignored, ignored_in
 from protoseg.data.masks import Color
@@ -31,14 +32,14 @@ CONVERTED = "_labelTrainIds"
 
 
 class Sample(NamedTuple):
-    """One item of a data set: ``image`` uint8 RGB ``3 h w``, ``label`` int64 train ids ``h w``, path of the image."""
+    """One item of a data set: image uint8 RGB ``3 h w`` (or see ``ImageReader``), label int64 ``h w``, image's path."""
 
     image: Tensor
     label: Tensor
     name: str
 
 
-def to_sample(image: NDArray[np.uint8], label: Ids, name: str) -> Sample:
+def to_sample(image: NDArray[Any], label: Ids, name: str) -> Sample:
     """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them, ignored pixels ``IGNORE_INDEX``."""
     ids = torch.from_numpy(label.astype(np.int64))
     ids[ids == ignored_in(label)] = IGNORE_INDEX
@@ -63,7 +64,7 @@ class SegmentationDataset(Dataset[Sample]):
         split: the split read.
         samples: path of each image and of its mask (None: no mask, every pixel reads as ignored).
         turn: whether images are turned as EXIF says; else they are read as they are stored.
-        image_range: the values of images of 16 bits that become black and white; None: the high 8 bits.
+        reader: how images are read; RGB unless set.
         transform: how training augments its images; a DataModule sets it.
         parts: the data sets that it is put together from.
         weights: how often training draws each sample, relative to the others; None: all alike.
@@ -79,7 +80,7 @@ class SegmentationDataset(Dataset[Sample]):
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: str = ""
     turn: bool = True
-    image_range: Range | None = None
+    reader: ImageReader = ImageReader()
     transform: TrainTransform | None = None
     parts: Sequence[SegmentationDataset] = ()
     weights: NDArray[np.float64] | None = None
@@ -108,14 +109,14 @@ class SegmentationDataset(Dataset[Sample]):
         image, label = self.read(index)
         return to_sample(image, label, str(self.samples[index][0]))
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], Ids]:
-        """Image ``h w 3`` (RGB) and label ``h w`` (train ids; the largest of its dtype where ignored).
+    def read(self, index: int) -> tuple[NDArray[Any], Ids]:
+        """Image ``h w c`` (see ``ImageReader``) and label ``h w`` (train ids; the largest of its dtype where ignored).
 
         Raises:
             ProtosegError: a file is bad or the two differ in size; the message names the file.
         """
         image_path, mask_path = self.samples[index]
-        image = read_image(image_path, self.turn, self.image_range)
+        image = self.reader.read(image_path, self.turn)
         if mask_path is None:
             ignored = file_ignored(self.label_space.num_classes)
             return image, np.full(image.shape[:2], ignored, dtype=np.min_scalar_type(ignored))

@@ -1,6 +1,7 @@
 """The formats that are read, the limit of pixels asked of a file's header, damaged JPEGs, EXIF's orientation."""
 
 import io
+import logging
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -16,8 +18,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from omegaconf import ListConfig
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from protoseg.types import ProtosegError
 
@@ -27,7 +28,7 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 NPY_START = b"\x93NUMPY"
 _JP2_SIZE, _JP2_CODING = b"\xff\x4f\xff\x51", b"\xff\x52"  # markers: start and size; coding style
-_TIFF_STARTS = (b"II*\0", b"MM\0*")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow's names. No other decoder is let near a file: that of EPS would start a program.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 MAX_PIXELS = 500_000_000
@@ -45,7 +46,9 @@ _BLOCK = 64  # pixels
 
 LOSSY = "whose compression changes class ids, most of all at the edges"
 _UNREAD_MODES = {"I": "whole numbers of 32 bits", "F": "floating-point numbers"}
+_OTHERS = "; as a number of channels data.dataset.channels reads such"
 
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # what it cannot read is told as an error
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``check_pixels`` speaks
 
 
@@ -82,8 +85,29 @@ def check_pixels(what: str, width: int, height: int) -> None:
         )
 
 
+def file_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image of any channels, of which only the header is asked; raises ``FAILURES``."""
+    check_regular(path)
+    if path.suffix.lower() == ".npy":
+        return picture_size(path.read_bytes())
+    try:
+        with open_picture(path) as file:
+            return file.size
+    except UnidentifiedImageError:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise
+    with geotiff(path) as file:
+        return file.width, file.height
+
+
 def picture_size(data: bytes) -> tuple[int, int]:
     """Width and height, of which only the header of the file is asked; raises ``FAILURES`` if it has none."""
+    if data.startswith(NPY_START):
+        shape = read_array(data).shape
+        if len(shape) not in (2, 3):
+            raise ValueError(f"it is an array of {shape}, not h w, h w 3 or h w 4")
+        height, width = shape[1:] if len(shape) == 3 and shape[0] < shape[2] else shape[:2]
+        return width, height
     if data.startswith(PNG_START) and data[12:16] == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         return width, height
@@ -117,13 +141,18 @@ def open_picture(source: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
 
 
-def _open_array(data: bytes) -> Image.Image:
+def read_array(data: bytes) -> NDArray[Any]:
+    """The array in the bytes of a file of NumPy's; raises ``FAILURES``."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, in_columns, dtype = read(file)  # type: ignore[no-untyped-call]
     # From the bytes that are there: a header may promise more. Never objects, whose pickles are code.
-    array = np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if in_columns else "C")
+    return np.frombuffer(data, dtype, math.prod(shape), file.tell()).reshape(shape, order="F" if in_columns else "C")
+
+
+def _open_array(data: bytes) -> Image.Image:
+    array = read_array(data)
     array = array.astype(np.uint8) if array.dtype == bool else array
     if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16):
         if array.size and not -(1 << 31) <= int(array.min()) <= int(array.max()) < 1 << 31:
@@ -134,17 +163,20 @@ def _open_array(data: bytes) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def checked_range(value: Any) -> Range | None:
-    """``[low, high]`` of 0 to 65535, or None; raises ProtosegError for anything else."""
-    if value is None:
-        return None
-    numbers = list(value) if isinstance(value, list | tuple | ListConfig) else []
-    if [type(x) in (int, float) for x in numbers] != [True, True] or not 0 <= numbers[0] < numbers[1] <= 65535:
+@contextmanager
+def geotiff(path: Path) -> Iterator[Any]:
+    """A TIFF as rasterio opens it; raises ProtosegError where that is not installed, or the image is too large."""
+    try:
+        import rasterio
+    except ImportError as error:
         raise ProtosegError(
-            f"image_range: expected [low, high], the values that become black and white, got {value!r}: e.g. [0, 4095] "
-            "for 12 bits"
-        )
-    return float(numbers[0]), float(numbers[1])
+            f"image {path}: expected rasterio for such a TIFF, got none: pip install 'protoseg[geo]'"
+        ) from error
+    # One driver: others would follow what is written in a file to further files.
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, driver="GTiff") as file:
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        check_pixels(f"image {path}", file.width, file.height)
+        yield file
 
 
 def to_bytes(pixels: NDArray[np.uint16], value_range: Range | None) -> NDArray[np.uint8]:
@@ -158,15 +190,18 @@ def to_bytes(pixels: NDArray[np.uint16], value_range: Range | None) -> NDArray[n
 def largest_deep_value(path: Path) -> int:
     """The largest value in an image of 16 bits, 0 of any other; raises ``FAILURES``."""
     with open_picture(path) as file:
-        if file.format != "PNG" and not file.mode.startswith("I;16"):
+        if file.format != "PNG" and not file.mode.startswith("I;16") and not _deep_colors(file):
             return 0
     data = path.read_bytes()
     check_pixels(f"image {path}", *picture_size(data))
-    if not data.startswith(PNG_START):
-        return int(np.asarray(open_picture(data)).max())
-    deep = data[PNG_DEPTH] == 16
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if deep else None
+    deep = not data.startswith(PNG_START) or data[PNG_DEPTH] == 16
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if deep else None
     return 0 if image is None else int(image.max())
+
+
+def _deep_colors(file: Image.Image) -> bool:
+    """Whether a TIFF has red, green and blue of more than 8 bits, of which Pillow keeps the high 8."""
+    return len(file.getbands()) > 1 and max(getattr(file, "tag_v2", {}).get(258, (8,))) > 8
 
 
 def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.uint8]:
@@ -179,17 +214,20 @@ def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.
     """
     with open_picture(data) as file:
         if getattr(file, "n_frames", 1) > 1:
-            raise ValueError(f"it has {file.n_frames} pages or frames, not one")  # type: ignore[attr-defined]
+            raise ValueError(f"it has {file.n_frames} pages or frames, not one{_OTHERS}")  # type: ignore[attr-defined]
         before = _orientation(file)
         file.load()
         channels = getattr(file, "tag_v2", {}).get(277, 1)  # of a TIFF; Pillow leaves out what it has no name for
         if file.mode in _UNREAD_MODES or channels > len(file.getbands()):
             got = _UNREAD_MODES.get(file.mode, f"of {channels} channels")
-            raise ValueError(f"its pixels are {got}, not grey or RGB of 8 or 16 bits")
+            raise ValueError(f"its pixels are {got}, not grey or RGB of 8 or 16 bits{_OTHERS}")
         deep = file.mode.startswith("I;16")
-        if value_range and not deep and max(getattr(file, "tag_v2", {}).get(258, (8,))) > 8:
-            raise ValueError("Pillow has only the high 8 of its 16 bits of red, green and blue, so that image_range "
-                             "cannot be taken from it; PNGs have all")  # fmt: skip
+        if value_range and _deep_colors(file):
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+            colors = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if before != 1 or colors is None or colors.dtype != np.uint16 or colors.shape[1::-1] != file.size:
+                raise ValueError("its 16 bits of red, green and blue cannot be decoded")
+            return to_bytes(colors[..., ::-1], value_range)
         picture = Image.fromarray(to_bytes(np.asarray(file), value_range)) if deep else file
         pixels = np.asarray(picture.convert("RGB"))
         # Pillow turns TIFFs by itself, and forgets then that they were to be turned.
@@ -242,7 +280,7 @@ def _may_be_turned(data: bytes) -> bool:
         return any(data[at + 4 : at + 8] == b"eXIf" for at in png_chunks(data))
     if data[8:16] == b"WEBPVP8X":
         return bool(data[20] & 8)
-    return b"Exif" in data[: 1 << 17] if data.startswith(JPEG_START) else data.startswith(_TIFF_STARTS)
+    return b"Exif" in data[: 1 << 17] if data.startswith(JPEG_START) else data.startswith(TIFF_STARTS)
 
 
 def png_chunks(data: bytes) -> Iterator[int]:
@@ -258,8 +296,8 @@ def _orientation(file: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """An image ``h w 3`` turned and mirrored as EXIF's orientation says (Exif 2.32, tag 0x0112)."""
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """An image ``h w c`` turned and mirrored as EXIF's orientation says (Exif 2.32, tag 0x0112)."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))

@@ -49,7 +49,7 @@ def read_image(path: Path, turn: bool = True, value_range: Range | None = None) 
     try:
         pixels = _decode_image(data, value_range)
     except (*FAILURES, cv2.error) as error:
-        raise _unreadable(path, "image", error) from error
+        raise unreadable(path, "image", error) from error
     return turned(pixels, orientation(data)) if turn else pixels
 
 
@@ -106,7 +106,7 @@ def read_mask(path: Path) -> Mask:
         with open_picture(data) as file:
             mask, mode = as_mask(file, data), file.mode
     except FAILURES as error:
-        raise _unreadable(path, "mask", error) from error
+        raise unreadable(path, "mask", error) from error
     if mask is None:
         raise ProtosegError(
             f"mask {path}: expected class ids in one channel (grey or palette PNG) or RGB colours of 8 bits, got "
@@ -120,7 +120,7 @@ def _mask_bytes(path: Path) -> bytes:
     try:
         doubt = mask_doubt(data)
     except FAILURES as error:
-        raise _unreadable(path, "mask", error) from error
+        raise unreadable(path, "mask", error) from error
     if doubt:
         raise doubtful_mask(path, doubt)
     return data
@@ -133,7 +133,7 @@ def read_bounded(path: Path, kind: str) -> bytes:
         data = path.read_bytes()
         size = picture_size(data)
     except FAILURES as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     check_pixels(f"{kind} {path}", *size)
     return data
 
@@ -141,13 +141,13 @@ def read_bounded(path: Path, kind: str) -> bytes:
 def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
     """The ids of a colour PNG of 8 or 16 bits. Pillow keeps only the high byte of 16-bit colours, OpenCV both."""
     if not _ends_properly(data):
-        raise _unreadable(path, "mask", "it is cut short, or no PNG file")
+        raise unreadable(path, "mask", "it is cut short, or no PNG file")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise _unreadable(path, "mask", error) from error
+        raise unreadable(path, "mask", error) from error
     if image is None:
-        raise _unreadable(path, "mask", "it cannot be decoded")
+        raise unreadable(path, "mask", "it cannot be decoded")
     if image.ndim != 3:
         raise ProtosegError(
             f"mask {path}: expected class ids in {'the channels' if callable(channel) else f'channel {channel}'} of a "
@@ -173,13 +173,14 @@ def doubtful_mask(path: Path, doubt: str) -> ProtosegError:
     )
 
 
-def _unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
+def unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
+    """The error of a file that cannot be decoded."""
     if isinstance(reason, FileNotFoundError):
         return ProtosegError(
             f"{kind} {path}: expected a file, got none there; correct the path, or copy the file again"
         )
     if isinstance(reason, UnidentifiedImageError):
-        reason = "it is no image"  # Pillow names the buffer, not the file
+        reason = "it is no image, or of channels that data.dataset.channels reads"  # Pillow names the buffer
     return ProtosegError(
         f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason}): "
         "copy the file again, or move it elsewhere (of labelled data, image and mask)"

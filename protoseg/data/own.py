@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from protoseg.data.channels import ImageReader, as_list
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
-from protoseg.data.decoding import checked_range
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import (
     IMAGE_SUFFIXES,
@@ -60,7 +61,7 @@ class LabelledFolder(SegmentationDataset):
             of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
         mask_suffix: how the names of masks end (or begin), where every image has several.
-        image_range: the values of images of 16 bits that become black and white; without it the high 8 bits are read.
+        image_range, channels, bands, shown: see :class:`protoseg.data.channels.ImageReader`.
 
     Raises:
         ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks that
@@ -69,7 +70,9 @@ class LabelledFolder(SegmentationDataset):
 
     @classmethod
     def space(cls, **options: Any) -> LabelSpace | None:
-        return None if options["classes"] is None else read_class_file(options["classes"]).label_space
+        if options["classes"] is None:
+            return None
+        return replace(read_class_file(options["classes"]).label_space, shown=tuple(as_list(options.get("shown"))))
 
     source = "It is a folder of your own, with images/, masks/ and classes.yaml (see docs/data.md)."
 
@@ -84,16 +87,20 @@ class LabelledFolder(SegmentationDataset):
         images: str | None = None,
         masks: str | None = None,
         mask_suffix: str | None = None,
-        image_range: Sequence[float] | None = None,
+        image_range: Sequence[Any] | None = None,
+        channels: int | None = None,
+        bands: Sequence[str] | None = None,
+        shown: Sequence[int] | None = None,
     ) -> None:
-        self.image_range = checked_range(image_range)
+        self.reader = ImageReader(channels, bands, image_range, shown)
         if not 0 < val_share < 1:
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)
         self.check_folder(root)
         if classes is not None:
             file = read_class_file(classes)
-            self.label_space, self.id_table, self.colors = file.label_space, file.table, file.colors
+            self.label_space = replace(file.label_space, shown=tuple(self.reader.shown))
+            self.id_table, self.colors = file.table, file.colors
         elif labels:
             raise ProtosegError(
                 f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none: set it"
@@ -130,7 +137,7 @@ class LabelledFolder(SegmentationDataset):
 
     def _listed(self, images: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
         """The files of images and of masks; those of one folder are told apart."""
-        files = list_images(images, recursive=images != self._flat)
+        files = self.reader.first(list_images(images, recursive=images != self._flat))
         if masks == images:
             return apart(files, self._suffix)
         return files, list_images(masks, recursive=True) if masks else []

@@ -34,7 +34,7 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     if output.resolve().is_relative_to(root.resolve()):
         raise ProtosegError(f"pack: expected a folder outside that of the data, {root}, got {output}")
     files = {path: 1 for dataset in datasets for _, path in dataset.samples if path is not None}
-    files |= {path: 0 for dataset in datasets for path, _ in dataset.samples}
+    files |= {path: 0 for dataset in datasets for image, _ in dataset.samples for path in dataset.reader.files(image)}
     files |= {path: -1 for path in root.iterdir() if path.is_file() and path not in files}
     files |= {path: -1 for dataset in datasets for path in dataset.lists}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -19,7 +20,7 @@ from rich.progress import track
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import FAILURES, check_pixels, open_picture
+from protoseg.data.decoding import FAILURES, check_pixels, file_size
 from protoseg.files import write_file
 from protoseg.text import say
 from protoseg.types import ProtosegError
@@ -28,6 +29,7 @@ Stamp = tuple[int, int]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PROGRESS_BAR_FROM = 500
 _THREADS = 8
+_IMAGES, _PIXELS, _LEAST_STD = 256, 10_000, 0.01  # of channels: the last for one that is the same everywhere
 _KEEP_EVERY = 60.0  # seconds: what a stopped count loses at most
 
 
@@ -165,12 +167,36 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height; only the head of the file is read. Raises as ``image_sizes``."""
     try:
-        with open_picture(path) as file:
-            size = file.size
+        size = file_size(path)
     except FAILURES as error:
         raise ProtosegError(f"image {path}: expected an image file, got {error}: run `check` on it") from error
     check_pixels(f"image {path}", *size)
     return size
+
+
+def channel_statistics(dataset: SegmentationDataset) -> tuple[list[list[float]], list[float], list[float]]:
+    """Of each channel the values that become 0 and 1, and mean and standard deviation of what they become.
+
+    Measured on up to 256 images and 10,000 pixels of each. The range of bytes is 0 to 255; of other numbers it leaves
+    out the lowest and the highest 0.1 % of a channel; one that is set stays. From now on the data set is read so.
+    Raises ProtosegError: an image that cannot be read, or has other channels.
+    """
+
+    def look(index: int) -> NDArray[Any]:
+        part, index = dataset.locate(index)
+        pixels = part.reader.raw(part.samples[index][0])
+        step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // _PIXELS))
+        return pixels[::step, ::step].reshape(-1, pixels.shape[2]).copy()
+
+    found = np.concatenate([*in_threads(look, spread(len(dataset), _IMAGES), "measuring channels")])
+    readers = [part.reader for part in dataset.parts or [dataset]]
+    pairs = zip(*np.percentile(found, (0.1, 99.9), axis=0).tolist(), strict=True)
+    measured = [(low, high if high > low else low + 1) for low, high in pairs]
+    for reader in readers:
+        reader.ranges = readers[0].ranges or ([(0, 255)] * len(measured) if found.dtype == np.uint8 else measured)
+    scaled = readers[0].scaled(found, "")
+    std = np.maximum(scaled.std(0, np.float64), _LEAST_STD)
+    return [list(pair) for pair in readers[0].ranges], scaled.mean(0, np.float64).tolist(), std.tolist()
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -60,7 +60,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         out: Ids = super().apply_to_mask(label, **crop)
         return out
 
-    def apply(self, img: NDArray[np.uint8], label: Ids, crop_coords: tuple[int, ...], **crop: Any) -> NDArray[np.uint8]:
+    def apply(self, img: NDArray[Any], label: Ids, crop_coords: tuple[int, ...], **crop: Any) -> NDArray[Any]:
         pad = crop["pad_params"] or dict.fromkeys(("pad_top", "pad_left"), 0)
         left, top, right, bottom = np.subtract(crop_coords, 2 * (pad["pad_left"], pad["pad_top"])).tolist()
         height, width = label.shape
@@ -68,9 +68,10 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         part = scaled_part(img, (height, width), shown)
         if part.shape[:2] == (bottom - top, right - left):
             return part
-        around = shown[1] - top, bottom - shown[3], shown[0] - left, right - shown[2]
-        padded = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=(PAD_IMAGE,) * 3)
-        return np.asarray(padded, dtype=np.uint8)
+        fill = PAD_IMAGE if img.dtype == np.uint8 else PAD_IMAGE / 255
+        padded = np.full((bottom - top, right - left, img.shape[2]), fill, img.dtype)
+        padded[shown[1] - top : shown[3] - top, shown[0] - left : shown[2] - left] = part
+        return padded
 
     def _draw(self, label: Ids) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
@@ -92,11 +93,11 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         return drawn
 
 
-def scaled_part(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def scaled_part(image: NDArray[Any], size: tuple[int, int], box: tuple[int, int, int, int]) -> NDArray[Any]:
     """What ``cv2.resize`` of the whole image, and a slice of that, would give: bilinear, to a grey level or two.
 
     Args:
-        image: ``h w 3``.
+        image: ``h w c``.
         size: height and width to scale to.
         box: left, top, right and bottom of the part, in pixels of the scaled image.
     """
@@ -107,8 +108,12 @@ def scaled_part(image: NDArray[np.uint8], size: tuple[int, int], box: tuple[int,
     y, x = image.shape[0] / size[0], image.shape[1] / size[1]
     inverse = np.array([[x, 0, (left + 0.5) * x - 0.5], [0, y, (top + 0.5) * y - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    part = cv2.warpAffine(image, inverse, (right - left, bottom - top), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(part, dtype=np.uint8)
+    parts = []
+    for first in range(0, image.shape[2], 4):  # OpenCV warps four channels at most
+        some = np.ascontiguousarray(image[..., first : first + 4])
+        part = cv2.warpAffine(some, inverse, (right - left, bottom - top), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        parts.append(part.reshape(*part.shape[:2], -1))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def largest_class_share(label: Ids) -> float:
@@ -126,7 +131,7 @@ class TrainTransform:
         crop_size: height and width of the result.
         scale: range of the factor by which the image is scaled before cropping.
         aspect: range of the factor of the image's width by its height, at the same area; 1 keeps it.
-        photometric: distort brightness, contrast, saturation and hue.
+        photometric: distort brightness, contrast, saturation and hue; of images that are not uint8 RGB the first two.
         brightness: of 255, up to as much is added or taken away everywhere; beside ``photometric``.
         max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
 
@@ -157,26 +162,29 @@ class TrainTransform:
         self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.aspect = (float(aspect[0]), float(aspect[1]))
         self._crop.max_class_share = max_class_share
-        steps: list[Any] = [self._crop, A.HorizontalFlip(p=0.5)]
-        if photometric:  # last: the crop is usually smaller than the image
-            steps += [_jitter(brightness=BRIGHTNESS), _jitter(contrast=CONTRAST)]
-            steps += [_jitter(saturation=SATURATION), _jitter(hue=HUE)]
-        if brightness:
-            steps.append(A.RandomBrightnessContrast(brightness / 255, 0, p=1))
-        self._compose = A.Compose(steps)
+        colors = [_jitter(brightness=BRIGHTNESS), _jitter(contrast=CONTRAST)]
+        colors += [_jitter(saturation=SATURATION), _jitter(hue=HUE)]
+        more = [A.RandomBrightnessContrast(brightness / 255, 0, p=1)] if brightness else []
+        self._rgb, self._channels = (  # distorted last: the crop is usually smaller than the image
+            A.Compose([self._crop, A.HorizontalFlip(p=0.5), *(last if photometric else ()), *more])
+            for last in (colors, [A.RandomBrightnessContrast(BRIGHTNESS, CONTRAST, p=0.5)])
+        )
 
     def __call__(
-        self, image: NDArray[np.uint8], label: Ids, seed: int, wanted: Wanted | None = None
-    ) -> tuple[NDArray[np.uint8], Ids]:
-        """Augment ``image`` (``h w 3``) and ``label`` (``h w``); the result depends on these arguments alone.
+        self, image: NDArray[Any], label: Ids, seed: int, wanted: Wanted | None = None
+    ) -> tuple[NDArray[Any], Ids]:
+        """Augment ``image`` (uint8 RGB ``h w 3``, or float32 ``h w c`` in [0, 1]) and ``label`` (``h w``).
+
+        The result depends on these arguments alone.
 
         With ``wanted``, the crop (not the scale) is drawn again until it holds that, see ``ScaledCrop``.
         """
         # One generator for all steps. Compose.set_random_seed gives every step the same seed, so that their draws agree
         # (a flip would go with a dark image), and takes seven times as long.
-        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        compose = self._rgb if image.dtype == np.uint8 else self._channels
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         self._crop.wanted, self._crop.fill_mask = wanted, ignored_in(label)
-        out = self._compose(image=image, mask=label)
+        out = compose(image=image, mask=label)
         return out["image"], out["mask"]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -181,9 +183,11 @@ def jpeg(picture: Picture) -> Callable[[Path], None]:
     """What ``write_file`` needs to write a picture; one with longer sides than a JPEG may have is made smaller."""
 
     def save(path: Path) -> None:
+        if max(picture.shape) <= _JPEG_SIDE:  # Pillow would copy it, to four bytes a pixel
+            path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(picture), 92, colorsubsampling="420"))
+            return
         image = Image.fromarray(picture)
-        if max(image.size) > _JPEG_SIDE:
-            image.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+        image.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
         image.save(path, format="JPEG", quality=92)
 
     return save

@@ -29,7 +29,7 @@ DIM = 0.35  # brightness of the photo under ignored pixels
 WRONG = (230, 40, 60)
 INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (170, 170, 170)
 TILE_WIDTH, MARGIN = (280, 640), 8  # a panel's pictures are enlarged or reduced into this range of widths
-_PIECE = 2**20  # pixels mixed at once: a large photo in fp64 takes gigabytes
+_PIECE = 2**18  # pixels mixed at once: a large photo in fp64 takes gigabytes
 
 
 def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
@@ -40,20 +40,26 @@ def colorize(label: Tensor, label_space: LabelSpace) -> Picture:
 def overlay(image: Tensor, label: Tensor, label_space: LabelSpace, alpha: float = 0.55) -> Picture:
     """Class colours of strength ``alpha`` (0 to 1) over the photo; ignored pixels show the photo, dimmed.
 
-    The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are int64 ``h w``, class ids or ``IGNORE_INDEX``.
+    The photo is uint8 (or float in 0 to 1) RGB, ``3 h w``; labels are ``h w``, class ids or ``IGNORE_INDEX``.
     """
-    photo = as_picture(image)
-    picture, step = np.empty_like(photo), max(1, _PIECE // photo.shape[1])
-    for rows in (slice(first, first + step) for first in range(0, len(photo), step)):
+    photo = as_picture(image, label_space.shown)
+    picture = np.empty_like(photo)
+    for rows in _strips(label.shape):
         mixed = (1 - alpha) * photo[rows] + alpha * colorize(label[rows], label_space)
         ignored = label[rows].cpu().numpy() == IGNORE_INDEX
         picture[rows] = np.where(ignored[..., None], DIM * photo[rows], mixed).round()
     return picture
 
 
+def _strips(shape: Sequence[int]) -> list[slice]:
+    """The rows of a map ``h w``, of about ``_PIECE`` pixels each."""
+    step = max(1, _PIECE // shape[1])
+    return [slice(first, first + step) for first in range(0, shape[0], step)]
+
+
 def error_map(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
     """Wrong pixels in red on a pale grey photo, ignored pixels dark; arguments as of ``overlay``, ``h w 3``."""
-    return marked(image, truth == IGNORE_INDEX, {WRONG: truth != prediction})
+    return marked(rgb(image, label_space.shown), truth == IGNORE_INDEX, {WRONG: truth != prediction})
 
 
 def marked(image: Tensor, ignored: Tensor, marks: Mapping[Color, Tensor]) -> Picture:
@@ -73,9 +79,12 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     """
     from protoseg.data.label_spaces.tables import file_ignored  # not above: data brings matplotlib
 
-    ids, ignored = _ids(label, label_space), file_ignored(label_space.num_classes)
-    ids[ids == label_space.num_classes] = ignored
-    picture = Image.fromarray(ids.astype(np.min_scalar_type(ignored)))
+    ignored = file_ignored(label_space.num_classes)
+    values = np.empty(label.shape, np.min_scalar_type(ignored))
+    for rows in _strips(label.shape):
+        ids = _ids(label[rows], label_space)
+        values[rows] = np.where(ids == label_space.num_classes, ignored, ids)
+    picture = Image.fromarray(values)
     if picture.mode == "L":
         palette = np.zeros((256, 3), dtype=np.uint8)
         palette[: label_space.num_classes], palette[ignored] = label_space.colors, label_space.ignored_color
@@ -128,7 +137,7 @@ def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSp
     right = 100 * (prediction == truth)[counted].double().mean().item()
     share = f"{right:.1f} % of pixels right" if counted.any() else "no labelled pixel"
     tiles = {
-        "image": as_picture(image),
+        "image": as_picture(image, label_space.shown),
         "truth": overlay(image, truth, label_space),
         "prediction": overlay(image, prediction, label_space),
         f"errors · {share}": error_map(image, truth, prediction, label_space),
@@ -151,8 +160,8 @@ def adaptation_panel(
     and what both predict after it; the teacher's confidence, ``h w`` in [0, 1].
     """
     tiles = {
-        "target image": as_picture(image),
-        "mixed image": as_picture(mixed),
+        "target image": as_picture(image, label_space.shown),
+        "mixed image": as_picture(mixed, label_space.shown),
         "pseudo-label": overlay(image, pseudo_label, label_space),
         f"confidence · mean {confidence.mean().item():.2f}": heat(confidence),
         "student": overlay(image, student, label_space),
@@ -314,9 +323,9 @@ def empty_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
-def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
-    """Class ids, with the number of classes in place of ``IGNORE_INDEX``."""
-    ids: npt.NDArray[np.int64] = label.cpu().numpy().astype(np.int64, copy=False)
+def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.integer]:
+    """Class ids in their own type, with the number of classes in place of ``IGNORE_INDEX``."""
+    ids: npt.NDArray[np.integer] = label.cpu().numpy()
     n, ignored = label_space.num_classes, ids == IGNORE_INDEX
     unknown = ((ids < 0) | (ids >= n)) & ~ignored
     if unknown.any():
@@ -324,15 +333,22 @@ def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.int64]:
             f"picture of labels: expected ids 0 to {n - 1} or {IGNORE_INDEX} of label space "
             f"{label_space.name!r}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it"
         )
-    return np.where(ignored, n, ids)
+    return np.where(ignored, ids.dtype.type(n), ids)
 
 
-def as_picture(image: Tensor) -> Picture:
-    """RGB, uint8 or float in 0 to 1, ``3 h w``, as a picture ``h w 3``."""
-    pixels = image.detach().cpu()
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round().clamp(0, 255).byte()
-    return pixels.permute(1, 2, 0).numpy()
+def rgb(image: Tensor, shown: Sequence[int] = ()) -> Tensor:
+    """What pictures show of an image ``c h w``, uint8 or float in 0 to 1: uint8 ``3 h w``.
+
+    Of more than three channels ``shown``, or the first; of fewer the first, in grey.
+    """
+    if len(image) != 3:
+        image = image[list(shown or (0, 1, 2))] if len(image) > 3 else image[:1].expand(3, -1, -1)
+    return (image * 255).round().clamp(0, 255).byte() if image.is_floating_point() else image
+
+
+def as_picture(image: Tensor, shown: Sequence[int] = ()) -> Picture:
+    """An image as a picture ``h w 3``; see :func:`rgb`."""
+    return rgb(image.detach(), shown).permute(1, 2, 0).cpu().numpy()
 
 
 def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture:

@@ -1,9 +1,11 @@
 """Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from protoseg.evaluation.pictures import Picture, overlay
 from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.data.channels import ImageReader
 
 SAVES = ("overlays", "labels")
 SETTLED = 1.0  # seconds: an image that was changed later may still be written
@@ -47,14 +52,13 @@ class Writer(PictureWriter):
 
     def is_done(self, name: Path) -> bool:
         """Whether all that is wanted of an image is there."""
-        return not self.overwrite and all(self.path(kind, name).is_file() for kind in self.save)
+        paths = [self.path(kind, name) for kind in self.save]
+        return not self.overwrite and all(path.is_file() or path.with_suffix(".tif").is_file() for path in paths)
 
     def predict(self, image: Tensor) -> Tensor:
-        """Label map int64 ``h w`` of ``3 h w``, on the CPU."""
+        """Label map ``h w`` of ``c h w``, on the CPU."""
         size = torch.tensor([image.shape[1:]])
-        prediction = self.predictor.predict(self.model, image[None].to(self.device), size)[0].cpu()  # type: ignore[arg-type]
-        self.predicted += 1
-        return prediction
+        return self.predictor.predict(self.model, image[None].to(self.device), size)[0].cpu()  # type: ignore[arg-type]
 
     def rate(self) -> str:
         """Images predicted per second, in words."""
@@ -71,11 +75,12 @@ def predict(
     save: Sequence[str] = SAVES,
     overwrite: bool = False,
     follow: float | None = None,
-    image_range: tuple[float, float] | None = None,
+    reader: ImageReader | None = None,
 ) -> Outcome:
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
     Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``) and ``overlays/NAME.jpg``;
+    for a georeferenced TIFF, which is read and written by windows, ``labels/NAME.tif`` in the same place;
     for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``. Images that cannot be read are named at the
     end. Images and frames whose files are there are left out, so that a run that was stopped goes on where it was.
 
@@ -88,7 +93,7 @@ def predict(
         device: where the model runs.
         save: what to write, out of ``SAVES``.
         overwrite: predict again what is there.
-        image_range: values of images of 16 bits that become black and white, as in the training.
+        reader: how images are read, as in the training; RGB unless given.
         follow: of a folder, go on with the images that come into it, until for so many seconds none came.
 
     Raises:
@@ -111,7 +116,7 @@ def predict(
     failed: list[str] = []
     place = Path(images)
     with evaluating(model):
-        skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, image_range)
+        skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, reader)
     if rank() == 0:
         before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
         say(f"{writer.predicted} {'frames' if is_video else 'images'} predicted{before}: {writer.output}")
@@ -125,13 +130,13 @@ def predict(
     return Outcome(writer.written, skipped)
 
 
-def _images(
-    writer: Writer, place: Path, follow: float | None, failed: list[str], image_range: tuple[float, float] | None
-) -> int:
+def _images(writer: Writer, place: Path, follow: float | None, failed: list[str], reader: ImageReader | None) -> int:
     """Predict the images of a place; returns how many were done before, and adds what ``failed``, one line each."""
-    from protoseg.data.files import read_image
+    from protoseg.data.channels import ImageReader
     from protoseg.data.pairing import other_formats
+    from protoseg.evaluation.geotiff import opened
 
+    reader = reader or ImageReader()
     if rank() == 0 and (others := other_formats(place)):
         say(f"left out: {others}")
     seen: list[Path] = []
@@ -139,6 +144,7 @@ def _images(
     with progress_bar() as progress:
         task = progress.add_task("predicting", total=0, rate="")
         for paths in _arrivals(place, writer.label_space, follow):
+            paths = reader.first(paths)
             seen = sorted([*seen, *paths])
             names = output_names([str(path) for path in seen], place if place.is_dir() else place.parent)
             mine = paths[rank() :: world_size()]
@@ -147,17 +153,22 @@ def _images(
             progress.update(task, total=writer.predicted + len(todo))
             for path in todo:
                 try:
-                    image = _tensor(read_image(path, value_range=image_range))
-                    prediction = writer.predict(image)
+                    with opened(path, reader) as geo:
+                        if geo is not None:
+                            geo.predict(writer, names[str(path)])
+                        else:
+                            image = _tensor(reader.read(path))
+                            prediction = writer.predict(image)
                 except ProtosegError as error:
                     failed.append(" ".join(str(error).split()))
                     continue
                 except (RuntimeError, ValueError) as error:  # a norm over one cell, a window of 0, memory of a GPU
-                    height, width = image.shape[1:]
                     reason = " ".join(str(error).split())[:200]
-                    failed.append(f"image {path}: the network cannot take its {width} x {height} pixels ({reason})")
+                    failed.append(f"image {path}: the network cannot take its pixels ({reason})")
                     continue
-                writer.write(names[str(path)], image, None, prediction)
+                if geo is None:
+                    writer.write(names[str(path)], image, None, prediction)
+                writer.predicted += 1
                 progress.update(task, completed=writer.predicted, rate=writer.rate())
     return skipped
 
@@ -201,6 +212,7 @@ def _video(writer: Writer, path: Path) -> int:
                 skipped += known
                 if not known or show is not None:
                     prediction = _read_labels(labels) if known else writer.predict(image)
+                    writer.predicted += not known
                     if not known and "labels" in writer.save:
                         writer.write_labels(labels, prediction)
                     if show is not None:
@@ -233,6 +245,6 @@ def _read_labels(path: Path) -> Tensor:
         return torch.from_numpy(np.asarray(file).astype(np.int64))
 
 
-def _tensor(picture: Picture) -> Tensor:
-    """RGB ``h w 3`` to ``3 h w``."""
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+def _tensor(picture: np.ndarray) -> Tensor:
+    """``h w c`` to ``c h w``, of the same memory where it may be written to."""
+    return torch.from_numpy(np.require(picture, requirements="W")).permute(2, 0, 1)

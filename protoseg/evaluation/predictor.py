@@ -1,9 +1,9 @@
 """From a batch of images to label maps at each image's own resolution: whole, sliding window, multi-scale, flip."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,20 @@ from protoseg.types import ProtosegError, SegOutput
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
 AT_ONCE = 2**21  # pixels that go through the network at once, 1024 x 2048; of mode auto, larger images go in windows
-WINDOW, OVERLAP = 1024, 128  # of those
-PIECE = 2**24  # scores at full size that are held at once; the result does not depend on it
+WINDOW, OVERLAP = 768, 128  # of those
+PIECE = 2**22  # scores at full size that are held at once; the result does not depend on it
 
 Reduced = tuple[Tensor, ...]
+Box = tuple[slice, slice]
 Reduce = Callable[[Tensor], Reduced]
+
+
+class Piece(NamedTuple):
+    """A window of an image, rows and columns: what the network sees, what of it counts, and where that lies."""
+
+    seen: Box
+    inner: Box
+    place: Box
 
 
 class SegmentationModel(Protocol):
@@ -53,7 +62,8 @@ class Predictor:
 
     Args:
         mode: ``whole`` runs each image at once; ``slide`` runs overlapping windows and averages their logits; ``auto``
-            is whole up to ``AT_ONCE`` pixels, and beyond slides windows of ``WINDOW`` that overlap by ``OVERLAP``.
+            is whole up to ``AT_ONCE`` pixels, and beyond runs windows of ``WINDOW`` that overlap by ``OVERLAP``, each
+            for the pixels that are nearest to its middle.
         crop_size, stride: of ``slide`` only, the window and the step between windows, two thirds of it if None; each
             one number or (height, width), in pixels.
         scales: the image is also run at these multiples of its size; softmax probabilities are averaged.
@@ -115,12 +125,12 @@ class Predictor:
         return [scores for (scores,) in self._per_image(model, image, size, lambda x: (self._probability(x),))]
 
     def predict(self, model: SegmentationModel, image: Tensor, size: Tensor) -> list[Tensor]:
-        """The likeliest class of each pixel, int64 ``h w`` per image; arguments as of the call."""
+        """The likeliest class of each pixel, ``h w`` per image, int16 (int32 of 2**15 classes); arguments as above."""
 
         def reduce(scores: Tensor) -> Reduced:
-            return (scores.argmax(1).to(torch.int16 if scores.shape[1] < 2**15 else torch.int64),)
+            return (scores.argmax(1).to(torch.int16 if scores.shape[1] < 2**15 else torch.int32),)
 
-        return [label.long() for (label,) in self._per_image(model, image, size, reduce)]
+        return [label for (label,) in self._per_image(model, image, size, reduce)]
 
     def predict_with_confidence(
         self, model: SegmentationModel, image: Tensor, size: Tensor
@@ -141,32 +151,35 @@ class Predictor:
             groups[height, width].append(i)
         results: dict[int, Reduced] = {}
         for (height, width), members in groups.items():
-            values = self._reduced(model, image[members, :, :height, :width], reduce)
+            chosen = image if len(members) == len(image) else image[members]  # which copies
+            values = self._reduced(model, chosen[..., :height, :width], reduce)
             results.update(zip(members, zip(*values, strict=True), strict=True))
         return [results[i] for i in range(len(image))]
 
     def _reduced(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
-        """``reduce`` of all parts of images of one size, joined: full-size scores of many classes are larger than all.
-
-        Runs that are averaged are whole scores of one part, which of a large image is its middle in a window.
-        """
+        """``reduce`` of all pieces of images of one size, put together: full-size scores of many classes are large."""
+        found: Reduced = ()
         height, width = image.shape[2:]
-        if not self.averages:
-            return _joined((reduce(rows) for rows in self._rows(model, image)), -2)
-        if self._fits(image):
-            return reduce(self._average(model, image))
-        bands = []
-        for rows, above in _middles(height):
-            row = []
-            for columns, left in _middles(width):
-                window = self._average(model, image[..., above : above + WINDOW, left : left + WINDOW])
-                row.append(reduce(window[..., rows, columns]))
-            bands.append(_joined(row, -1))
-        return _joined(bands, -2)
+        for piece in self.pieces(height, width):
+            part = self._piece(model, image[..., piece.seen[0], piece.seen[1]], reduce)
+            found = found or tuple(values.new_empty(*values.shape[:-2], height, width) for values in part)
+            for whole, values in zip(found, part, strict=True):
+                whole[..., piece.place[0], piece.place[1]] = values[..., piece.inner[0], piece.inner[1]]
+        return found
 
-    def _fits(self, image: Tensor) -> bool:
-        """Whether images of this size are run in one piece."""
-        return self.mode == "whole" or image.shape[2] * image.shape[3] <= AT_ONCE
+    def pieces(self, height: int, width: int) -> Iterator[Piece]:
+        """Windows that an image is seen through one by one, so that memory is that of a window; one if it is small."""
+        sliding = self.mode == "slide" and not self.averages  # in strips, whose windows overlap
+        whole = self.mode == "whole" or sliding or height * width <= AT_ONCE
+        for rows in _middles(height, height if whole else WINDOW):
+            for columns in _middles(width, width if whole else WINDOW):
+                yield Piece(*zip(rows, columns, strict=True))
+
+    def _piece(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
+        if self.averages:
+            return reduce(self._average(model, image))
+        parts = zip(*map(reduce, self._rows(model, image)), strict=True)
+        return tuple(torch.cat(pieces, -2) for pieces in parts)
 
     def _probability(self, scores: Tensor) -> Tensor:
         return scores if self.averages else scores.softmax(1)
@@ -185,12 +198,8 @@ class Predictor:
 
     def _rows(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
         """Logits at the image's own size, at least fp32, some rows at a time."""
-        height, width = image.shape[2:]
-        if self.crop_size is not None and self.stride is not None:
-            return slide_rows(model, image, self.crop_size, self.stride)
-        if self._fits(image):
-            return slide_rows(model, image, (height, width), (height, width))
-        return slide_rows(model, image, (WINDOW, WINDOW), (WINDOW - OVERLAP, WINDOW - OVERLAP))
+        size = (image.shape[2], image.shape[3])
+        return slide_rows(model, image, self.crop_size or size, self.stride or size)
 
 
 def slide_rows(
@@ -238,16 +247,12 @@ def _run(model: SegmentationModel, image: Tensor, lefts: Sequence[int], width: i
     return [torch.stack(outputs[k : k + batch]) for k in range(0, len(outputs), batch)], output.align_corners
 
 
-def _middles(length: int) -> Iterator[tuple[slice, int]]:
-    """Windows over a side of an image: what each contributes, half of the overlap left out, and where it begins."""
-    starts = window_starts(length, min(WINDOW, length), WINDOW - OVERLAP)
+def _middles(length: int, window: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Windows over a side of an image as in :class:`Piece`: each gives what is nearer to its middle than to others'."""
+    starts = window_starts(length, min(window, length), window - OVERLAP if window < length else length)
     cuts = [0, *(start + OVERLAP // 2 for start in starts[1:]), length]
     for start, low, high in zip(starts, cuts, cuts[1:], strict=False):
-        yield slice(low - start, high - start), start
-
-
-def _joined(parts: Iterable[Reduced], dim: int) -> Reduced:
-    return tuple(torch.cat(pieces, dim) for pieces in zip(*parts, strict=True))
+        yield slice(start, start + window), slice(low - start, high - start), slice(low, high)
 
 
 def _rescale(image: Tensor, scale: float) -> Tensor:

@@ -32,12 +32,17 @@ class Difference(NamedTuple):
 
 
 def export_onnx(
-    model: Segmentor, label_space: LabelSpace, path: str | Path, size: tuple[int, int] | None = None
+    model: Segmentor,
+    label_space: LabelSpace,
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    ranges: Sequence[tuple[float, float]] = (),
 ) -> Path:
     """Write ``model`` as an ONNX file.
 
-    Input ``image``: uint8 RGB, ``b 3 h w``; it is normalised inside. Outputs ``labels``: class ids ``b h w``, uint8 or,
-    of more than 255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid. Classes and colours stand in the
+    Input ``image``: uint8 RGB, ``b 3 h w``; it is normalised inside. With ``ranges``, the values of each channel that
+    become 0 and 1, it is float32 ``b c h w`` in [0, 1]. Outputs ``labels``: class ids ``b h w``, uint8 or, of more than
+    255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid. Classes, colours and ranges stand in the
     file's metadata, as JSON.
 
     The file is for one ``size``, height and width, or for any: padding and cropping are inside. Only where the exporter
@@ -53,7 +58,8 @@ def export_onnx(
     network = _Network(copy.deepcopy(model).cpu().eval(), size)
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["labels", "logits"]}
     for step in (1, multiple):
-        image = torch.zeros(2, 3, *(size or (3 * multiple + 5 // step, 4 * multiple + 3 // step)), dtype=torch.uint8)
+        height, width = size or (3 * multiple + 5 // step, 4 * multiple + 3 // step)
+        image = _inputs(torch.zeros(2, model.mean.shape[1], height, width), bool(ranges))
         most = MAX_SIDE // step
         sides = {i: step * torch.export.Dim(name, min=2, max=most) for i, name in ((2, "height"), (3, "width"))}
         shapes = {"image": {0: torch.export.Dim("batch"), **(sides if size is None else {})}}
@@ -62,7 +68,9 @@ def export_onnx(
         if size is not None or not any(isinstance(side, int) for side in program.model.graph.inputs[0].shape[2:]):
             break
     program.model.metadata_props["multiple"] = str(step)
-    program.model.metadata_props["input"] = "image: uint8 RGB, b 3 h w, not normalised"
+    kind = f"float32 in [0, 1], b {len(ranges)} h w" if ranges else "uint8 RGB, b 3 h w"
+    program.model.metadata_props["input"] = f"image: {kind}, not normalised"
+    program.model.metadata_props["ranges"] = json.dumps(ranges)
     program.model.metadata_props["classes"] = json.dumps(label_space.classes)
     program.model.metadata_props["colors"] = json.dumps(label_space.colors)
     write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
@@ -76,8 +84,13 @@ def multiple_of(path: str | Path) -> int:
     return int({entry.key: entry.value for entry in onnx.load(path).metadata_props}["multiple"])
 
 
-def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]]) -> Difference:
-    """The largest difference between ``model`` and its file on random images, two of each size; as ``require``."""
+def compare_onnx(
+    model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]], scaled: bool = False
+) -> Difference:
+    """The largest difference between ``model`` and its file on random images, two of each size; as ``require``.
+
+    ``scaled``: the file was written with ``ranges``.
+    """
     require("onnxruntime")
     import onnxruntime
 
@@ -86,14 +99,18 @@ def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, 
     logits, labels = 0.0, 0.0
     for size in sizes:
         # Soft blobs: noise alone would be one class everywhere.
-        blobs = torch.rand(2, 3, 6, 8, generator=generator)
-        image = (F.interpolate(blobs, size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+        blobs = torch.rand(2, model.mean.shape[1], 6, 8, generator=generator)
+        image = _inputs(F.interpolate(blobs, size, mode="bicubic").clamp(0, 1), scaled)
         with torch.no_grad():
             own = network(image)
         there = [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
         logits = max(logits, float((own[1] - there[1]).abs().max()))
         labels = max(labels, float((own[0] != there[0]).float().mean()))
     return Difference(logits, labels)
+
+
+def _inputs(image: Tensor, scaled: bool) -> Tensor:
+    return image if scaled else (image * 255).to(torch.uint8)
 
 
 def require(*modules: str) -> None:

@@ -51,10 +51,11 @@ def check_colours(where: str, jitter: float = 0.2, jitter_probability: float = 0
 def strong_transform(
     image: Tensor, jitter: float = 0.2, jitter_probability: float = 0.8, blur: bool = True, kornia: bool = False
 ) -> Tensor:
-    """Colour jitter and Gaussian blur, drawn anew for every image: uint8 ``b 3 H W`` to the same.
+    """Colour jitter and Gaussian blur, drawn anew for every image: uint8 RGB ``b 3 H W`` to the same.
 
     The strengths of DACS and DAFormer: brightness, contrast, saturation and hue by up to ``jitter``, in four of five
     images; a blur of sigma 0.15 to 1.15 in every second one. ``kornia``: by the formulas of :func:`kornia_jitter`.
+    Of other channels (float in [0, 1], ``b c H W``) brightness and contrast are changed, all by one factor.
     """
     return torch.stack([_transform_one(one, jitter, jitter_probability, blur, kornia) for one in image])
 
@@ -85,7 +86,10 @@ def _transform_one(image: Tensor, jitter: float, jitter_probability: float, blur
     draw = torch.rand(7).tolist()  # on the CPU: these steer which kernels run
     if draw[0] < jitter_probability and jitter > 0:
         shifts = [jitter * (2 * x - 1) for x in draw[1:5]]
-        if kornia:
+        if image.is_floating_point():
+            mean = image.mean((1, 2), keepdim=True)
+            image = (((image - mean) * (1 + shifts[1]) + mean) * (1 + shifts[0])).clamp(0, 1)
+        elif kornia:
             image = kornia_jitter(image, shifts, torch.randperm(4).tolist())
         else:
             image = TF.adjust_brightness(image, 1 + shifts[0])

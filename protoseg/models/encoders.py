@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from protoseg.models.recompute import recompute_blocks
-from protoseg.models.weights import check_match, load_timm_weights, no_download, read_weights
+from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
 from protoseg.types import ProtosegError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -35,7 +35,7 @@ FEATURE_OPTIONS: dict[str, dict[str, Any]] = {"hrnet": {"feature_location": ""}}
 
 
 class Encoder(nn.Module):
-    """``forward(image b 3 h w, normalised) -> list of maps b c h/s w/s``, finest first; h, w multiples of max(strides).
+    """``forward(image b c h w, normalised) -> list of maps b c h/s w/s``, finest first; h, w multiples of max(strides).
 
     Attributes:
         channels, strides: of each map.
@@ -47,13 +47,13 @@ class Encoder(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def set_input(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set ``mean`` and ``std``; raises ProtosegError unless they are three numbers each, of std above 0."""
+    def set_input(self, mean: Sequence[float], std: Sequence[float], channels: int = 3) -> None:
+        """Set ``mean`` and ``std``; raises ProtosegError unless there is a number for each channel, of std above 0."""
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
             raise ProtosegError(
-                "encoder.mean, encoder.std: expected three numbers each (red, green, blue in [0, 1]), std above 0, got "
-                f"{list(mean)} and {list(std)}"
+                f"encoder.mean, encoder.std: expected {channels} numbers each (of each channel, pixels in [0, 1]), std "
+                f"above 0, got {list(mean)} and {list(std)}"
             )
 
 
@@ -101,6 +101,7 @@ class TimmEncoder(Encoder):
         fuse_align_corners: of HRNet: its branches go to the finer ones bilinear with align_corners=True, as in the
             original code and the released ProtoSeg; timm takes the nearest cell.
         mean, std: of red, green and blue in [0, 1], where they are not those that timm states.
+        in_chans: channels of the image; pretrained weights of RGB are adapted to others as timm does.
         timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...); not what would fetch or
             read weights there.
 
@@ -119,6 +120,7 @@ class TimmEncoder(Encoder):
         fuse_align_corners: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        in_chans: int = 3,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -135,15 +137,15 @@ class TimmEncoder(Encoder):
                     "encoder.weights=FILE or encoder.pretrained"
                 )
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs
+        options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
         self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)
         config: Any = self.model.pretrained_cfg
-        self.set_input(mean or config["mean"], std or config["std"])
+        self.set_input(mean or config["mean"], std or config["std"], in_chans)
         if weights is not None or pretrained:
             seen = {"mean": self.mean, "std": self.std, "fuse_align_corners": fuse_align_corners}
             load_timm_weights(self.model, name, weights, options, **seen)
         if config.get("fixed_input_size") and not (FAMILY_OPTIONS.get(family) or "img_size" in timm_kwargs):
-            _check_any_size(name, self.model)
+            _check_any_size(name, self.model, in_chans)
         if fuse_align_corners:
             _align_fusion(self.model, name)
 
@@ -201,10 +203,10 @@ def _align_fusion(model: nn.Module, name: str) -> None:
 
 
 @torch.no_grad()
-def _check_any_size(name: str, model: nn.Module) -> None:
+def _check_any_size(name: str, model: nn.Module, channels: int) -> None:
     # timm's flag for one input size only is also set on models that take any: so try, where it is set
     try:
-        model.eval()(torch.zeros(1, 3, 64, 96))
+        model.eval()(torch.zeros(1, channels, 64, 96))
     except (AssertionError, RuntimeError) as error:
         raise ProtosegError(
             f"encoder {name!r} takes images of one size only ({str(error).splitlines()[0]}); choose another encoder, "
@@ -228,7 +230,7 @@ class MiTEncoder(Encoder):
         pretrained: ImageNet weights from segmentation-models-pytorch's hub (cached).
         weights: local weights file in SegFormer's names; goes before ``pretrained``.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
-        mean, std: see :class:`TimmEncoder`; ImageNet's unless given.
+        mean, std, in_chans: see :class:`TimmEncoder`; mean and std are ImageNet's unless given.
 
     Raises:
         ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
@@ -242,6 +244,7 @@ class MiTEncoder(Encoder):
         grad_checkpointing: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         if variant not in MIT_VARIANTS:
@@ -250,13 +253,15 @@ class MiTEncoder(Encoder):
                 f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
-        self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD)
+        self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_chans)
         name = f"mit_{variant}"
         with _NumbersReadable():
-            self.model = self._pretrained(name) if pretrained and weights is None else get_encoder(name, weights=None)
+            loaded = pretrained and weights is None
+            self.model = self._made(name, in_channels=in_chans, weights="imagenet" if loaded else None)
         if weights is not None:
             state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier
+            adapt_first_layer(state, expected)
             check_match(state, expected, expected, f"weights file {weights}")
             self.model.load_state_dict(state)
         out_channels: Any = self.model.out_channels
@@ -265,9 +270,9 @@ class MiTEncoder(Encoder):
             recompute_blocks(self.model, name)
 
     @staticmethod
-    def _pretrained(name: str) -> nn.Module:
+    def _made(name: str, **options: Any) -> nn.Module:
         try:
-            return get_encoder(name, weights="imagenet")
+            return get_encoder(name, **options)
         except Exception as error:  # the hub's clients raise whatever their transport raises
             raise no_download(name, error) from error
 

@@ -85,7 +85,7 @@ class Segmentor(nn.Module):
         return self._cropped(self._encode(image, encoder), image_size(image))
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Segment RGB images, uint8 or float in [0, 1], ``b 3 H W``, of any size.
+        """Segment images of the encoder's channels (RGB), uint8 or float in [0, 1], ``b c H W``, of any size.
 
         The result is on the grid ``ceil(H / stride), ceil(W / stride)``, auxiliary logits too;
         ``protoseg.functional.resize`` brings logits to pixels. Raises ProtosegError: another shape or dtype.
@@ -105,10 +105,11 @@ class Segmentor(nn.Module):
 
     def _encoder_input(self, image: Tensor) -> Tensor:
         """Checked and normalised, not yet padded."""
-        if image.ndim != 4 or image.shape[1] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        channels, known = self.mean.shape[1], image.dtype == torch.uint8 or image.is_floating_point()
+        if image.ndim != 4 or image.shape[1] != channels or not known:
             raise ProtosegError(
-                f"Segmentor: expected RGB images b 3 h w as uint8 or float in [0, 1], got {tuple(image.shape)} of "
-                f"{image.dtype}"
+                f"Segmentor: expected images b {channels} h w, of the channels it was trained on, as uint8 or float in "
+                f"[0, 1], got {tuple(image.shape)} of {image.dtype}; choose data and checkpoint that belong together"
             )
         return self.normalize(image)
 

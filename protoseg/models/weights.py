@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from protoseg.types import ProtosegError
@@ -70,8 +71,9 @@ def _check_settings(own: dict[Any, Any], settings: Mapping[str, Any], path: Path
     config: Any = own.get("config")
     trained: Any = config.get("encoder") if isinstance(config, dict) else None
     for key, value in settings.items() if isinstance(trained, dict) else ():
-        before = trained.get(key)
-        if before is not None and before != (list(value) if isinstance(value, tuple) else value):
+        before, now = trained.get(key), list(value) if isinstance(value, tuple) else value
+        other_channels = isinstance(before, list) and isinstance(now, list) and len(before) != len(now)
+        if before not in (None, now) and not other_channels:
             raise ProtosegError(
                 f"encoder weights: expected encoder.{key} as {path} was trained with, got {value}; set "
                 f"++encoder.{key}={str(before).replace(' ', '')}"
@@ -101,6 +103,14 @@ def mismatch(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> str:
     both = [(key, tuple(state[key].shape), tuple(model[key].shape)) for key in model if key in state]
     shapes = [f"{key} {got} instead of {wanted}" for key, got, wanted in both if got != wanted]
     return listed_keys({"missing": missing, "unexpected": unexpected, "of another shape": shapes})
+
+
+def adapt_first_layer(state: State, expected: Mapping[str, Tensor]) -> None:
+    """Let the layer that sees the image take other channels than RGB, in place, as timm does."""
+    for key, value in state.items():
+        wanted = expected[key].shape if key in expected else value.shape
+        if value.ndim == 4 == len(wanted) and value.shape[1] == 3 != wanted[1] and value.shape[2:] == wanted[2:]:
+            state[key] = adapt_input_conv(wanted[1], value)
 
 
 def listed_keys(found: Mapping[str, list[str]]) -> str:
@@ -222,5 +232,6 @@ def load_timm_weights(
             state = timm.create_model(name, pretrained=True, **options).state_dict()
         except Exception as error:  # the hub's clients raise whatever their transport raises
             raise no_download(name, error) from error
+    adapt_first_layer(state, expected)
     check_match(state, expected, names, where)
     features.load_state_dict({names[key]: value for key, value in state.items() if key in names})

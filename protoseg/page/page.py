@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class WorstImages:
         if math.isnan(mean) or (len(self.found) == self.n and mean >= self.found[-1].mIoU):
             return
         pictures = {
-            "photo": as_picture(image),
+            "photo": as_picture(image, space.shown),
             "truth": overlay(image, truth, space),
             "prediction": overlay(image, prediction, space),
             "errors": error_map(image, truth, prediction, space),
@@ -177,7 +177,9 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
     for i in track(chosen, "activation maps", console=Console(stderr=True)):
         drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], nearest[i], i, space)})
         if occupancy.example[i] >= 0:
-            drawn[-1] |= _maps(model, loader.dataset[int(occupancy.example[i])], i, drawn[-1]["prototypes"])
+            image, label, name = cast(Any, loader.dataset[int(occupancy.example[i])])
+            scene = look(model, image, label, name=name, shown=space.shown)
+            drawn[-1] |= _maps(model, scene, i, drawn[-1]["prototypes"])
     return PrototypeReport(entries, drawn, figures, [css(color) for color in prototype_colors(k)])
 
 
@@ -205,17 +207,16 @@ def _prototypes(
     ]
 
 
-def _maps(model: nn.Module, sample: Any, class_id: int, prototypes: list[dict[str, Any]]) -> dict[str, str]:
+def _maps(model: nn.Module, scene: Scene, class_id: int, prototypes: list[dict[str, Any]]) -> dict[str, str]:
     """Photo and assignment of one image; the map of each prototype is put beside its patches."""
-    image, label, name = sample
-    found = activation(model, look(model, image, label, name=name), class_id)
+    image, found = scene.image, activation(model, scene, class_id)
     low, high = found.range
     for prototype, cosines in zip(prototypes, found.cosines, strict=True):
         prototype["map"] = jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH)
     return {
         "photo": jpeg_uri(as_picture(image), _MAPPED_WIDTH),
         "assignment": jpeg_uri(assignment_picture(image, found), _MAPPED_WIDTH),
-        "file": Path(name).name,
+        "file": Path(scene.name).name,
         "range": f"{low:.2f} to {high:.2f}",
     }
 

@@ -70,8 +70,8 @@ def prototypes(
             there = [i for i in ids if found.example[i] >= 0]
             for i in track(there, "activations", console=console):
                 image, label, name = cast(Any, loader.dataset[int(found.example[i])])
-                scene = look(model, image, label, name=name)
-                panel = activation_panel(image, activation(model, scene, i), space)
+                scene = look(model, image, label, name=name, shown=space.shown)
+                panel = activation_panel(scene.image.cpu(), activation(model, scene, i), space)
                 _save(out / "activations" / _class_file(i, space), panel)
     if "embedding" not in skip:
         with console.status("t-SNE"):

@@ -4,14 +4,18 @@ from typing import Any
 
 import torch
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from protoseg.checkpoint import NETWORKS, read_checkpoint
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
+from protoseg.data.channels import OPTIONS, ImageReader
+from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
 from protoseg.models.build import build_model, wrong_input
 from protoseg.models.segmentor import Segmentor
+from protoseg.text import say
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -20,6 +24,32 @@ def build_datamodule(cfg: DictConfig) -> SegmentationDataModule | AdaptationData
     """The DataModule; no file is looked at before its ``setup``."""
     limit_pixels(cfg.max_pixels)
     return instantiate(cfg.data)
+
+
+def with_channels(cfg: DictConfig) -> DictConfig:
+    """The config with what images of other channels than RGB need: their range, mean and std, measured unless given.
+
+    A pair is measured on its source, so that one number means the same in both. Raises ProtosegError: images that
+    cannot be read, or parts of different channels.
+    """
+    cfg = cfg.copy()
+    sides = [cfg.data[key] for key in ("source", "target") if key in cfg.data] or [cfg.data]
+    parts = [part for side in sides for part in (side.parts.values() if side.get("parts") else [side])]
+    given = [{key: (part.get("dataset") or {}).get(key) for key in OPTIONS} for part in parts]
+    counts = {ImageReader(**options).channels for options in given}
+    if len(counts) > 1:
+        raise ProtosegError(f"data.*.dataset.channels: expected one number for all parts, got {counts}")
+    if counts == {None}:
+        return cfg
+    datamodule: Any = build_datamodule(cfg)
+    ranges, mean, std = channel_statistics(getattr(datamodule, "source", datamodule).train_dataset())
+    with open_dict(cfg):
+        for part in [part for part, options in zip(parts, given, strict=True) if options["image_range"] is None]:
+            part.dataset.image_range = ranges
+        for key, value in {"in_chans": len(mean), "mean": mean, "std": std}.items():
+            cfg.encoder[key] = value if cfg.encoder.get(key) is None else cfg.encoder[key]
+    rank_zero_only(say)(f"{len(mean)} channels: brightness and contrast are augmented, not saturation and hue")
+    return cfg
 
 
 def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule:

@@ -24,10 +24,11 @@ from protoseg.data.export import export_predictions
 from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack
 from protoseg.data.polygons.convert import convert, write_form
-from protoseg.data.statistics import class_statistics, image_sizes, rare_class_probability, spread
+from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation.pictures import (
     PAPER,
     Picture,
+    as_picture,
     bars_figure,
     fit_width,
     frequent_classes,
@@ -122,6 +123,8 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
 def show(cfg: DictConfig, data: str, count: int, out: Path) -> None:
     """Write ``DATA_SPLIT.jpg`` for both splits."""
     for title, dataset in _datasets(build_datamodule(cfg)).items():
+        if dataset.reader.channels:
+            channel_statistics(dataset)
         path = out / f"{data}_{title.replace(' ', '_')}.jpg"
         write_file(path, partial(Image.fromarray(_sheet(dataset, count)).save, format="JPEG", quality=90))
         say(f"Picture: {path}")
@@ -134,7 +137,7 @@ def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
     for index in track(spread(len(dataset), count), "drawing", transient=True, console=Console(stderr=True)):
         image, label, _ = dataset[index]
         classes |= set(label.unique().tolist())
-        for picture in (image.permute(1, 2, 0).numpy(), overlay(image, label, dataset.label_space)):
+        for picture in (as_picture(image, dataset.label_space.shown), overlay(image, label, dataset.label_space)):
             tiles.append(fit_width(picture, (_WIDTH, _WIDTH)))
     height = max(len(tile) for tile in tiles)
     padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=PAPER[0]) for tile in tiles]
@@ -158,6 +161,12 @@ def stats(cfg: DictConfig, data: str) -> None:
         rows.append([*row, f"{weights[ids[0]].item():.2f}" if len(ids) == 1 else ""])
     header = ("class", "pixels", "share %", "images", "most in one image", f"drawn % at T = {temperature}", "weight")
     Terminal().table(f"{data}: {len(found.names)} training masks", header, rows)
+    part = datamodule if isinstance(datamodule, SegmentationDataModule) else datamodule.source
+    if (reader := (dataset := part.train_dataset()).reader).channels:
+        names, measured = reader.bands or range(reader.channels), channel_statistics(dataset)
+        rows = [[str(n), *(f"{x:.6g}" for x in (*r, m, s))] for n, r, m, s in zip(names, *measured, strict=True)]
+        titles = ("channel", "becomes 0", "becomes 1", "mean then", "std then")
+        Terminal().table(f"{reader.channels} channels", titles, rows)
     say(f"File: {found.path or 'none could be written'}")
 
 

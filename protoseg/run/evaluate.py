@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 
 from protoseg.checkpoint import NETWORKS, check_same_classes
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
+from protoseg.data.channels import OPTIONS
 from protoseg.data.label_spaces import relabelled
 from protoseg.data.loading import Loader
 from protoseg.data.statistics import spread
@@ -31,7 +32,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
             raise ProtosegError(f"{key}: expected one of {', '.join(known)}, got {cfg[key]!r}")
     if cfg.report and cfg.mode == "predict":
         raise ProtosegError("report: expected mode=evaluate, got mode=predict; the page needs images with labels")
-    keep_freed_memory()
+    if cfg.mode == "evaluate":  # of one large photo freed memory is better given back
+        keep_freed_memory()
     trained = open_checkpoint(cfg)
     model, space, predictor = trained.model, trained.label_space, trained.predictor
     if cfg.compile:
@@ -41,8 +43,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         if cfg.images is None:
             raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
         save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
-        deep = trained.file.image_range
-        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow, deep)
+        reader = trained.file.reader
+        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow, reader)
         return None
     datamodule = open_data(cfg, trained)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
@@ -90,8 +92,8 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
             if cfg.root is not None:
                 cfg.data.get("target", cfg.data).root = cfg.root
             own: Any = cfg.data.get("target", cfg.data).get("dataset") or {}
-            if own.get("image_range", 0) is None:  # it has this setting, and none is given
-                own.image_range = trained.file.image_range
+            missing = [key for key in OPTIONS if own.get(key, 0) is None]  # it has this setting, and none is given
+            own.update(trained.file.image_options(*missing))
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)

@@ -18,14 +18,15 @@ def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: st
     require("onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
     terminal = Terminal()
     trained = load(checkpoint, device="cpu", network=network, trust=trust)
+    ranges = trained.reader.ranges if trained.reader and trained.reader.channels else ()
     started = time.perf_counter()
     with terminal.status("exporting (half a minute to some minutes)"):
-        path = export_onnx(trained.network, trained.label_space, out, size)
+        path = export_onnx(trained.network, trained.label_space, out, size, ranges)
     multiple = multiple_of(path)
     sizes = (
         [size] if size else [(128, 192), (240, 320), (241, 319)] if multiple == 1 else [(4 * multiple, 6 * multiple)]
     )
-    difference = compare_onnx(trained.network, path, sizes)
+    difference = compare_onnx(trained.network, path, sizes, scaled=bool(ranges))
     logits, labels = f"{difference.logits:.1e}", f"{difference.labels:.4%}"
     seen = f"logits differ from torch's by at most {logits}, {labels} of the labels differ"
     if difference.logits > TOLERANCE:

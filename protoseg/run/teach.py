@@ -110,7 +110,7 @@ def run_trial(
 
 
 def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> ClassEdit:
-    dataset.image_range = file.image_range
+    dataset.reader = file.reader
     edit, found = teach(file, dataset, *arguments, title="images")
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"

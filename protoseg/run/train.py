@@ -30,7 +30,7 @@ from protoseg.files import remove_partial_files
 from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
 from protoseg.run.allocator import keep_freed_memory
-from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain
+from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain, with_channels
 from protoseg.run.launch import first_process
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
 from protoseg.text import Terminal, command, override, say
@@ -58,6 +58,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     cfg = cfg.copy()
     cfg.resume = checkpoint_to_resume(cfg.resume, last)
     rank_zero_only(remove_partial_files)(last.parent)
+    cfg = with_channels(cfg)
     datamodule, start = build_datamodule(cfg), None
     if cfg.resume is not None:
         # Before anything is built; the trainer will read the file in full.

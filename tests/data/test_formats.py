@@ -81,7 +81,7 @@ def test_arrays_of_other_numbers_as_masks(tmp_path: Path, dtype: type) -> None:
     ("array", "message"),
     [
         (PHOTO.transpose(2, 0, 1), r"Cannot handle this data type"),
-        (IDS.astype(np.float32), "floating-point numbers, not grey or RGB of 8 or 16 bits"),
+        (IDS.astype(np.float32), "floating-point numbers, not grey or RGB of 8 or 16 bits; .* data.dataset.channels"),
         (IDS[0], r"it is an array of \(32,\), not h w, h w 3 or h w 4"),
         (IDS.astype(np.int64) << 40, "its numbers are too large"),
         (np.array([[{}]], dtype=object), "cannot create an OBJECT array"),

@@ -314,8 +314,10 @@ def test_images_of_16_bits_in_a_tiff(tmp_path: Path) -> None:
     assert read_image(path)[..., 1].tolist() == (values >> 8).tolist()
     assert largest_deep_value(path) == 65535
     assert cv2.imwrite(str(path), np.dstack([values] * 3))
-    with pytest.raises(ProtosegError, match="has only the high 8 of its 16 bits"):
-        read_image(path, value_range=(0, 4095))
+    assert read_image(path, value_range=(0, 4095))[..., 2].tolist() == [[0, 62], [255, 255]]
+    assert largest_deep_value(path) == 65535
+    assert cv2.imwrite(str(path), np.array([[[300, 200, 100]]], np.uint16))  # OpenCV takes blue first
+    assert read_image(path, value_range=(0, 510)).tolist() == [[[50, 100, 150]]]
 
 
 def test_classes_may_be_mapped(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -255,12 +256,18 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"protoseg.evaluation.predictor.{name}", value)
 
 
-def test_auto_slides_over_large_images_alone(small_windows: None) -> None:
+def test_auto_takes_windows_of_large_images_alone(small_windows: None) -> None:
     image, size = batch([(40, 56), (24, 24)])
-    auto, slide = Predictor(), Predictor("slide", crop_size=24, stride=16)
     model = Net()
-    for a, b in zip(auto(model, image, size), slide(Net(), image, size), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    large, small = Predictor()(model, image, size)
+    torch.testing.assert_close(small, Predictor("whole")(Net(), image, size)[1])
+    for (top, rows), (left, columns) in product(
+        [(0, slice(0, 20)), (16, slice(20, 40))], [(0, slice(0, 20)), (16, slice(20, 36)), (32, slice(36, 56))]
+    ):
+        window = image[:1, :, top : top + 24, left : left + 24]
+        whole = Predictor("whole")(Net(), window, torch.tensor([[24, 24]]))[0]
+        inner = whole[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        torch.testing.assert_close(large[:, rows, columns], inner)
     assert max(height * width * n for n, _, height, width in model.calls) == 24 * 24
 
 

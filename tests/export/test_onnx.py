@@ -34,10 +34,12 @@ class Pyramid(Encoder):
 
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
 
-    def __init__(self) -> None:
+    def __init__(self, in_chans: int = 3) -> None:
         super().__init__()
+        if in_chans != 3:
+            self.set_input((0.5,) * in_chans, (0.2,) * in_chans, in_chans)
         self.channels, self.strides = [4, 4, 4, 4], [4, 8, 16, 32]
-        self.stem = Conv2dSame(3, 4, 4, stride=2)
+        self.stem = Conv2dSame(in_chans, 4, 4, stride=2)
         self.stages = nn.ModuleList(Conv2dSame(4, 4, 3, stride=2) for _ in range(4))
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -48,10 +50,24 @@ class Pyramid(Encoder):
         return maps
 
 
-def tiny() -> Segmentor:
+def tiny(in_chans: int = 3) -> Segmentor:
     torch.manual_seed(0)
     decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
-    return Segmentor(Pyramid(), decoder, partial(PrototypeHead, num_prototypes=3), 11).eval()
+    return Segmentor(Pyramid(in_chans), decoder, partial(PrototypeHead, num_prototypes=3), 11).eval()
+
+
+@pytest.mark.slow
+def test_other_channels_are_given_in_0_to_1(tmp_path: Path) -> None:
+    ranges = [(100.0 * k, 500.0 + 1000 * k) for k in range(5)]
+    model = tiny(5)
+    path = export_onnx(model, CAMVID, tmp_path / "model.onnx", (64, 64), ranges)
+    difference = compare_onnx(model, path, [(64, 64)], scaled=True)
+    assert difference.logits < 1e-4
+    session, image = onnxruntime.InferenceSession(str(path)), torch.rand(1, 5, 64, 64)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["ranges"]) == [list(pair) for pair in ranges]
+    _, logits = session.run(None, {"image": image.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), model(image).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +109,7 @@ def test_one_size_of_any_kind(tmp_path: Path) -> None:
 
 def test_free_size_of_hrda_is_refused(tmp_path: Path) -> None:
     decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
-    model = HRDASegmentor(Pyramid(), decoder, PrototypeHead, 11, detail_size=32, attention=decoder)
+    model = HRDASegmentor(Pyramid(3), decoder, PrototypeHead, 11, detail_size=32, attention=decoder)
     with pytest.raises(ProtosegError, match="expected a fixed size for HRDA"):
         export_onnx(model, CAMVID, tmp_path / "model.onnx")
 
@@ -122,7 +138,7 @@ def test_real_encoders(name: str, tmp_path: Path) -> None:
 def test_hrda_at_one_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     decoder = partial(FPNDecoder, pyramid_channels=8, segmentation_channels=32)
-    model = HRDASegmentor(Pyramid(), decoder, PrototypeHead, 11, detail_size=64, attention=decoder).eval()
+    model = HRDASegmentor(Pyramid(3), decoder, PrototypeHead, 11, detail_size=64, attention=decoder).eval()
     size = (128, 192)  # two coarsest cells and more: normalised over one cell, the FPN's norms would amplify rounding
     path = export_onnx(model, CAMVID, tmp_path / "model.onnx", size)
     assert compare_onnx(model, path, [size]).logits < 1e-4

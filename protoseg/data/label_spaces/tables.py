@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import repeat
 from pathlib import Path
@@ -115,7 +116,7 @@ def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[La
             f"becomes or null to ignore it, got {got}"
         )
     things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) is not None))
-    return LabelSpace(space.name, tuple(colors), tuple(colors.values()), things), mapping
+    return replace(space, classes=tuple(colors), colors=tuple(colors.values()), things=things), mapping
 
 
 def _names(names: Iterable[object]) -> str:

@@ -106,7 +106,7 @@ def test_bands_in_files_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(dataset.read(0)[0] * 500 + [0, 1000], pixels, atol=1e-3)
     assert len({image for image, _ in dataset.samples}) == 5
     (missing := dataset.reader.files(dataset.samples[0][0])[1]).unlink()
-    with pytest.raises(ProtosegError, match=rf"image {missing}: .*No such file"):
+    with pytest.raises(ProtosegError, match=rf"image {missing}: .*expected a file, got none"):
         dataset.read(0)
 
 

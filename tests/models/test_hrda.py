@@ -312,5 +312,5 @@ def test_wrong_input() -> None:
         toy([64])
     with pytest.raises(ProtosegError, match=r"training images of at least the detail crop \(64, 64\), got \(48, 96\)"):
         toy(64)(torch.rand(1, 3, 48, 96, dtype=torch.double))
-    with pytest.raises(ProtosegError, match="expected RGB images"):
+    with pytest.raises(ProtosegError, match="expected images b 3 h w"):
         toy()(torch.rand(3, 64, 64))

@@ -149,8 +149,7 @@ def _check_keys(keys: list[Any]) -> None:
 def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
     """What ``torch.save`` wrote: tensors and plain values, checked before they are made; options as of ``torch.load``.
 
-    Raises:
-        ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.
+    Raises ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.
     """
     try:
         _check(Path(path))
@@ -210,8 +209,7 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
     Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
     one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known.
 
-    Raises:
-        ProtosegError: no such file; damaged, or it holds code.
+    Raises ProtosegError: no such file; damaged, or it holds code.
     """
     try:
         with ExitStack() as stack:

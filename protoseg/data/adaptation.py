@@ -30,9 +30,8 @@ class AdaptationDataModule(pl.LightningDataModule):
         validate_source: validate on the source too, as the second loader.
         shared: of both, such as ``batch_size``, ``crop_size`` and ``num_workers``: each has as many.
 
-    Raises:
-        ProtosegError: classes that differ without a mapping, a mapping that does not fit, values that make no sense;
-            later, data that is missing or bad.
+    Raises ProtosegError: classes that differ without a mapping, a mapping that does not fit, values that make no sense;
+    later, data that is missing or bad.
     """
 
     def __init__(

@@ -42,8 +42,7 @@ class ImageReader:
             of the channels. Without ``channels``, those of images of 16 bits that become black and white.
         shown: of more than three channels those, from 0, that pictures show as red, green and blue; None: the first.
 
-    Raises:
-        ProtosegError: settings that make no sense.
+    Raises ProtosegError: settings that make no sense.
     """
 
     def __init__(self, channels: Any = None, bands: Any = None, image_range: Any = None, shown: Any = None) -> None:
@@ -82,8 +81,7 @@ class ImageReader:
     def read(self, path: Path, turn: bool = True) -> NDArray[Any]:
         """An image as the class says, turned as its EXIF says if ``turn``.
 
-        Raises:
-            ProtosegError: as ``files.read_image``; other channels than expected; numbers that are not finite.
+        Raises ProtosegError: as ``files.read_image``; other channels than expected; numbers that are not finite.
         """
         if self.channels is None:
             return read_image(path, turn, *self.ranges)

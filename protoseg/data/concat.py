@@ -59,9 +59,8 @@ class ConcatDataModule(SegmentationDataModule):
         weights: how often an image is of each part, relative to the others; None: as often as it has images.
         photometric, options: as of ``SegmentationDataModule``, but for what parts have of their own.
 
-    Raises:
-        ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
-            ``SegmentationDataModule``.
+    Raises ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
+    ``SegmentationDataModule``.
     """
 
     def __init__(

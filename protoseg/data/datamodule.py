@@ -52,8 +52,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
         label_space: the classes of images that have none of their own.
 
-    Raises:
-        ProtosegError: values that make no sense; later, data that is missing or bad.
+    Raises ProtosegError: values that make no sense; later, data that is missing or bad.
     """
 
     def __init__(
@@ -177,9 +176,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         """One pass over this loader is the whole training: ``max_steps * accumulate_grad_batches`` batches.
 
-        Raises:
-            ProtosegError: the trainer does not count in steps, cuts the pass short or replaces the sampler; or too
-                few pixels for rare-class sampling.
+        Raises ProtosegError: the trainer does not count in steps, cuts the pass short or replaces the sampler; or too
+        few pixels for rare-class sampling.
         """
         dataset = self.train_dataset()
         place = (distributed.rank(), distributed.world_size(), self._start)
@@ -217,8 +215,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def class_frequencies(self) -> Tensor:
         """Share of each class among the labelled pixels of training, as it draws masks, float32 ``c``, sums to 1.
 
-        Raises:
-            ProtosegError: no pixel is labelled, or a mask is bad.
+        Raises ProtosegError: no pixel is labelled, or a mask is bad.
         """
         statistics, dataset = self.class_statistics(), self.train_dataset()
         pixels = statistics.pixels if dataset.weights is None else dataset.weights @ statistics.counts

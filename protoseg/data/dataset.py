@@ -97,8 +97,7 @@ class SegmentationDataset(Dataset[Sample]):
 
         None where it has none of its own.
 
-        Raises:
-            ProtosegError: arguments that name no classes.
+        Raises ProtosegError: arguments that name no classes.
         """
         return getattr(cls, "label_space", None)
 
@@ -112,8 +111,7 @@ class SegmentationDataset(Dataset[Sample]):
     def read(self, index: int) -> tuple[NDArray[Any], Ids]:
         """Image ``h w c`` (see ``ImageReader``) and label ``h w`` (train ids; the largest of its dtype where ignored).
 
-        Raises:
-            ProtosegError: a file is bad or the two differ in size; the message names the file.
+        Raises ProtosegError: a file is bad or the two differ in size; the message names the file.
         """
         image_path, mask_path = self.samples[index]
         image = self.reader.read(image_path, self.turn)

@@ -55,8 +55,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``
 def limit_pixels(pixels: int) -> None:
     """Refuse images and masks of more pixels from now on, in this process and in those that it starts.
 
-    Raises:
-        ProtosegError: not a whole number above 0, or more than can be decoded.
+    Raises ProtosegError: not a whole number above 0, or more than can be decoded.
     """
     if not isinstance(pixels, int) or not 0 < pixels <= _OPENCV_PIXELS:
         raise ProtosegError(
@@ -209,8 +208,7 @@ def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.
 
     Header and pixels are read by the same decoder, so that none decodes more than was asked of the header.
 
-    Raises:
-        FAILURES: a damaged file, one of several pages or frames, or with other than grey or RGB of 8 or 16 bits.
+    Raises FAILURES: a damaged file, one of several pages or frames, or with other than grey or RGB of 8 or 16 bits.
     """
     with open_picture(data) as file:
         if getattr(file, "n_frames", 1) > 1:
@@ -309,8 +307,7 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
 
     OpenCV and Pillow fill what is missing of a JPEG with grey where the file has its end mark, and say nothing.
 
-    Raises:
-        ValueError: a part of the coded pixels is missing or damaged.
+    Raises ValueError: a part of the coded pixels is missing or damaged.
     """
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)

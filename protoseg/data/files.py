@@ -41,9 +41,8 @@ def read_image(path: Path, turn: bool = True, value_range: Range | None = None) 
 
     Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``).
 
-    Raises:
-        ProtosegError: the file cannot be read, is cut short, is not an image, or has too many pixels
-            (``decoding.limit_pixels``).
+    Raises ProtosegError: the file cannot be read, is cut short, is not an image, or has too many pixels
+    (``decoding.limit_pixels``).
     """
     data = read_bounded(path, "image")
     try:
@@ -81,9 +80,8 @@ def read_label(path: Path, table: Ids, channel: Channel | None = None) -> Ids:
         channel: the channel that holds the ids, 0 being the first in the file, of masks with several, or how the ids
             follow from all channels; None: one channel of grey, or a palette.
 
-    Raises:
-        ProtosegError: the file cannot be read, is no PNG, has too many pixels, holds other channels, or holds an id
-            that ``table`` does not know.
+    Raises ProtosegError: the file cannot be read, is no PNG, has too many pixels, holds other channels, or holds an id
+    that ``table`` does not know.
     """
     if channel is not None:
         return labels_of_ids(path, _decode_channel(path, _mask_bytes(path), channel), table)

@@ -51,8 +51,7 @@ class LayoutDataset(SegmentationDataset):
         source: where the data set comes from and under which terms, for the message when it is absent.
         **chosen: values of ``choices``.
 
-    Raises:
-        ProtosegError: an unknown split, choice or table, or files that are missing or do not pair up.
+    Raises ProtosegError: an unknown split, choice or table, or files that are missing or do not pair up.
     """
 
     def __init__(

@@ -63,9 +63,8 @@ class LabelledFolder(SegmentationDataset):
         mask_suffix: how the names of masks end (or begin), where every image has several.
         image_range, channels, bands, shown: see :class:`protoseg.data.channels.ImageReader`.
 
-    Raises:
-        ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks that
-            could be read in two ways (``mask_reading.decide``).
+    Raises ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks
+    that could be read in two ways (``mask_reading.decide``).
     """
 
     @classmethod
@@ -300,8 +299,7 @@ class ImageFolder(SegmentationDataset):
         label_space: the classes of the model that will see the images.
         split: any name.
 
-    Raises:
-        ProtosegError: ``root`` is no folder and no image, or holds no image.
+    Raises ProtosegError: ``root`` is no folder and no image, or holds no image.
     """
 
     def __init__(self, root: str | Path, label_space: LabelSpace, split: str = "predict") -> None:

@@ -65,8 +65,7 @@ def rare_class_probability(pixels: NDArray[Any], temperature: float) -> NDArray[
     Returns:
         float64 ``c``, sums to 1; 0 for a class without pixels.
 
-    Raises:
-        ProtosegError: no pixels at all.
+    Raises ProtosegError: no pixels at all.
     """
     present = pixels > 0
     if not present.any():
@@ -85,8 +84,7 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     size and time of each mask. While counting, it is written once a minute, and a count that was stopped goes on from
     there. Every process of a run counts for itself if it has to: they would find the same.
 
-    Raises:
-        ProtosegError: an image without mask, or a mask that is bad.
+    Raises ProtosegError: an image without mask, or a mask that is bad.
     """
     names, places = _names_and_places(dataset)
     classes, stamps = dataset.label_space.classes, _stamps(dataset)
@@ -157,8 +155,7 @@ def count_pixels(
 def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
     """How many images there are of each width and height; only the heads of the files are read.
 
-    Raises:
-        ProtosegError: a file that is no image, or has too many pixels.
+    Raises ProtosegError: a file that is no image, or has too many pixels.
     """
 
     return Counter(in_threads(image_size, [image for image, _ in dataset.samples], "reading sizes"))

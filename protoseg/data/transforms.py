@@ -135,8 +135,7 @@ class TrainTransform:
         brightness: of 255, up to as much is added or taken away everywhere; beside ``photometric``.
         max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
 
-    Raises:
-        ProtosegError: a size or range that makes no sense.
+    Raises ProtosegError: a size or range that makes no sense.
     """
 
     def __init__(

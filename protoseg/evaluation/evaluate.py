@@ -65,9 +65,8 @@ def evaluate(
         unlabelled: classes that these data do not label: they have no IoU, and count in no mean.
         facts: what else ``metrics.json`` is to say.
 
-    Raises:
-        ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
-            read or written.
+    Raises ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
+    read or written.
     """
     check_model(model, label_space)
     if unknown := sorted(set(save) - set(SAVES)):

@@ -96,9 +96,8 @@ def predict(
         reader: how images are read, as in the training; RGB unless given.
         follow: of a folder, go on with the images that come into it, until for so many seconds none came.
 
-    Raises:
-        ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
-            others are predicted, images that could not be read.
+    Raises ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
+    others are predicted, images that could not be read.
     """
     # Only here, so that OpenCV and albumentations are needed where images are read.
     from protoseg.data.video import VIDEO_SUFFIXES

@@ -69,8 +69,7 @@ class Predictor:
         scales: the image is also run at these multiples of its size; softmax probabilities are averaged.
         flip: also run the mirrored image, and average.
 
-    Raises:
-        ProtosegError: settings that contradict each other.
+    Raises ProtosegError: settings that contradict each other.
     """
 
     def __init__(

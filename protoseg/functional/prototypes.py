@@ -40,8 +40,7 @@ def cluster(
             for comparison with published checkpoints.
         epsilon, rounds: see :func:`protoseg.functional.sinkhorn.sinkhorn`.
 
-    Raises:
-        ProtosegError: unknown ``assignment``.
+    Raises ProtosegError: unknown ``assignment``.
     """
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")

@@ -24,8 +24,7 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_co
         stride: pixels per cell.
         align_corners: take the outermost cells for the outermost pixels, as ProtoSeg's released code does.
 
-    Raises:
-        ProtosegError: ``logits`` is not on the grid of ``size`` and ``stride``.
+    Raises ProtosegError: ``logits`` is not on the grid of ``size`` and ``stride``.
     """
     height, width = logits.shape[-2:]
     if (height, width) != grid_size(size, stride):

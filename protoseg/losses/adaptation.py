@@ -58,8 +58,7 @@ class FeatureDistance(Term):
         min_ratio: 0.75 in the paper.
         classes: names of the classes that count; the label space's things by default.
 
-    Raises:
-        ProtosegError: classes that the label space lacks, or no things at all.
+    Raises ProtosegError: classes that the label space lacks, or no things at all.
     """
 
     things: Tensor

@@ -33,8 +33,7 @@ class TargetContrast(ProjectedContrast):
         queue_length: per class.
         per_step: written to a queue per class and step, over all ranks.
 
-    Raises:
-        ProtosegError: numbers that make no sense.
+    Raises ProtosegError: numbers that make no sense.
     """
 
     needs = ("mixed", "target")

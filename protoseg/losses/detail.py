@@ -10,8 +10,7 @@ from protoseg.types import ProtosegError, SegOutput
 def on_detail(output: SegOutput, *maps: Tensor) -> list[Tensor]:
     """Logits of the detail crop, and of maps ``b H W`` of the whole image what lies under it.
 
-    Raises:
-        ProtosegError: the model has no detail crop, or is not in training.
+    Raises ProtosegError: the model has no detail crop, or is not in training.
     """
     if output.detail is None:
         raise ProtosegError(

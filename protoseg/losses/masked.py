@@ -26,8 +26,7 @@ class MaskedImageConsistency(Term):
         all_pixels: as of :class:`protoseg.losses.CrossEntropy`.
         colours: of :func:`protoseg.functional.mixing.strong_transform`.
 
-    Raises:
-        ProtosegError: a ratio outside [0, 1] or a block size below 1.
+    Raises ProtosegError: a ratio outside [0, 1] or a block size below 1.
     """
 
     needs = ("target",)

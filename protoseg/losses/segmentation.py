@@ -82,8 +82,7 @@ class CrossEntropy(Term):
         ohem_min_kept: but at least this many pixels of a batch.
         all_pixels: divide by the number of all pixels, not of the labelled ones.
 
-    Raises:
-        ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
+    Raises ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
     """
 
     class_weights: Tensor | None

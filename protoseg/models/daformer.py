@@ -45,8 +45,7 @@ class DAFormerDecoder(nn.Module):
         dilations: of the fusion's branches.
         dropout: share of channels of the result that are dropped while training.
 
-    Raises:
-        ProtosegError: maps that do not come finest first; no dilations, or one below 1.
+    Raises ProtosegError: maps that do not come finest first; no dilations, or one below 1.
     """
 
     def __init__(

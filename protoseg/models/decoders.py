@@ -40,8 +40,7 @@ class FPNDecoder(nn.Module):
         segmentation_channels: width of the result, a multiple of 32 (GroupNorm's groups).
         dropout: share of channels of the result that are dropped while training.
 
-    Raises:
-        ProtosegError: strides other than 4, 8, 16, 32; a width that GroupNorm cannot divide.
+    Raises ProtosegError: strides other than 4, 8, 16, 32; a width that GroupNorm cannot divide.
     """
 
     def __init__(
@@ -165,8 +164,7 @@ class FCNDecoder(nn.Module):
         concat_input: join the input to the convolutions' result by one more convolution.
         dropout: share of channels of the result that are dropped while training.
 
-    Raises:
-        ProtosegError: no map of that index.
+    Raises ProtosegError: no map of that index.
     """
 
     def __init__(

@@ -105,9 +105,8 @@ class TimmEncoder(Encoder):
         timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...); not what would fetch or
             read weights there.
 
-    Raises:
-        ProtosegError: unknown name; a model without the four maps or for one image size only; options timm refuses;
-            weights that do not fit; ``grad_checkpointing`` of a model that is not made of blocks.
+    Raises ProtosegError: unknown name; a model without the four maps or for one image size only; options timm refuses;
+    weights that do not fit; ``grad_checkpointing`` of a model that is not made of blocks.
     """
 
     def __init__(
@@ -232,8 +231,7 @@ class MiTEncoder(Encoder):
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
         mean, std, in_chans: see :class:`TimmEncoder`; mean and std are ImageNet's unless given.
 
-    Raises:
-        ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
+    Raises ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
     """
 
     def __init__(

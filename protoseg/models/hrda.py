@@ -90,8 +90,7 @@ class HRDASegmentor(Segmentor):
             parameters does not depend on the number of classes.
         released_fusion: fuse by :func:`fuse_released`, as networks were trained that were published.
 
-    Raises:
-        ProtosegError: a detail size that does not fit the encoder's cells; in training an image smaller than that.
+    Raises ProtosegError: a detail size that does not fit the encoder's cells; in training an image smaller than that.
     """
 
     def __init__(

@@ -25,8 +25,7 @@ def recompute_blocks(model: nn.Module, name: str) -> None:
         model: an encoder; names in its ``state_dict`` stay.
         name: for the message.
 
-    Raises:
-        ProtosegError: less than half of the weights are in blocks that stand in lists of layers.
+    Raises ProtosegError: less than half of the weights are in blocks that stand in lists of layers.
     """
     blocks = list(_innermost_blocks(model))
     share = sum(_size(block) for block in blocks) / max(_size(model), 1)

@@ -34,8 +34,7 @@ def read_weights(path: str | Path, **settings: Any) -> State:
         path: the file.
         settings: of the encoder that is to have the weights, by which they must have been trained, where that is said.
 
-    Raises:
-        ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
+    Raises ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,8 +85,7 @@ def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed
     Keys of ``model`` outside ``needed`` (its classifier) may be present or absent, in any shape. So may BatchNorm's
     step counters be absent: files older than PyTorch 0.4.1 lack them and nothing here reads them.
 
-    Raises:
-        ProtosegError: lists the missing, unexpected and wrongly shaped keys.
+    Raises ProtosegError: lists the missing, unexpected and wrongly shaped keys.
     """
     expected = {key: model[key] for key in needed if key in state or not key.endswith("num_batches_tracked")}
     if listed := mismatch({key: state[key] for key in state if key in expected or key not in model}, expected):
@@ -211,8 +209,7 @@ def load_timm_weights(
         options: the keyword arguments the classifier is built with.
         settings: see :func:`read_weights`.
 
-    Raises:
-        ProtosegError: file and model differ (keys listed), or nothing could be fetched.
+    Raises ProtosegError: file and model differ (keys listed), or nothing could be fetched.
     """
     classifier = timm.create_model(name, pretrained=False, **options)
     expected, known = classifier.state_dict(), features.state_dict()

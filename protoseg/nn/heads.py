@@ -59,8 +59,7 @@ class PrototypeHead(Head):
             normalisation of channels running along the last dimension, which there is the width.
         memory: keyword arguments of :class:`PrototypeMemory`: momentum, momentum_warmup, init, assignment, …
 
-    Raises:
-        ProtosegError: unknown ``logits``, non-positive temperature or sizes.
+    Raises ProtosegError: unknown ``logits``, non-positive temperature or sizes.
     """
 
     memory: PrototypeMemory

@@ -14,8 +14,7 @@ class ClassQueues(nn.Module):
         num_classes, length, dim: ``c``, ``L`` and ``d`` of the queues.
         per_step: the most embeddings that one :meth:`push` writes per class, over all ranks.
 
-    Raises:
-        ProtosegError: sizes below 1, or ``per_step`` larger than the queue.
+    Raises ProtosegError: sizes below 1, or ``per_step`` larger than the queue.
     """
 
     features: Tensor  # ``c L d``; the first ``fill`` of each class are in use

@@ -21,8 +21,7 @@ def build(classes: Sequence[str], *overrides: str, **groups: str) -> Segmentatio
         overrides: any value of ``conf/train.yaml``, as on the command line: ``"head.num_prototypes=5"``.
         groups: files of ``conf/``: ``encoder="resnet50"``, ``decoder="fpn"``, ``head="prototype"``, ``loss=…``.
 
-    Raises:
-        ProtosegError: names or values that the command line would refuse, too.
+    Raises ProtosegError: names or values that the command line would refuse, too.
     """
     of_a_run = ("~data", "~callbacks", "~logger", "paths.output=null")
     with explained():

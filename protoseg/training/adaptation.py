@@ -47,8 +47,7 @@ class AdaptationModule(SegmentationModule):
         separate_backward: the gradients of the source terms are computed before the mixed images go through the
             student. The same gradients, less memory, unless a term needs the source outputs again.
 
-    Raises:
-        ProtosegError: values that make no sense, or as ``SegmentationModule``.
+    Raises ProtosegError: values that make no sense, or as ``SegmentationModule``.
     """
 
     parts = ("labelled", "mixed", "target")

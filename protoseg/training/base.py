@@ -50,9 +50,8 @@ class SegmentationModule(pl.LightningModule):
     Attributes:
         parts: of :class:`protoseg.losses.Step` that the method has.
 
-    Raises:
-        ProtosegError: model and data of different classes, a subset with a class that is not there, a term that needs
-            a part which the method lacks, or two terms of one name.
+    Raises ProtosegError: model and data of different classes, a subset with a class that is not there, a term that
+    needs a part which the method lacks, or two terms of one name.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("labelled",)

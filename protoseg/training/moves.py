@@ -32,8 +32,7 @@ class ClassMix:
         target_weight: 1, or 0.8 in the released code of PGPC.
         colours: of :func:`protoseg.functional.mixing.strong_transform`.
 
-    Raises:
-        ProtosegError: values that make no sense.
+    Raises ProtosegError: values that make no sense.
     """
 
     def __init__(

@@ -64,8 +64,7 @@ def poly_factor(
 def poly_schedule(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, **factor: Any) -> LambdaLR:
     """The field's poly schedule, counted in optimizer steps, with linear warm-up; the rest as of :func:`poly_factor`.
 
-    Raises:
-        ProtosegError: warm-up as long as the whole training.
+    Raises ProtosegError: warm-up as long as the whole training.
     """
     if warmup_steps >= total_steps > 0:
         raise ProtosegError(

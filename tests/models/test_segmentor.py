@@ -144,7 +144,7 @@ def test_learned_parameters() -> None:
 
 @pytest.mark.parametrize("image", [torch.rand(3, 8, 8), torch.rand(1, 4, 8, 8), torch.ones(1, 3, 8, 8).long()])
 def test_wrong_images(image: Tensor) -> None:
-    with pytest.raises(ProtosegError, match="expected images b 3 h w, .* as uint8 or float"):
+    with pytest.raises(ProtosegError, match=r"expected images b 3 h w, .* as uint8 or float"):
         Segmentor(PoolEncoder(), FinestMap, TinyHead, 2)(image)
 
 

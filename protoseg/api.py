@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
-from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.checkpoint import AtomicCheckpointIO, own_part
 from protoseg.evaluation.pictures import Picture, label_png, overlay
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
+from protoseg.models.decoders import FCNDecoder
+from protoseg.models.own import NetworkEncoder
 from protoseg.models.segmentor import Segmentor
-from protoseg.text import markdown_text
+from protoseg.nn import LogitsHead
+from protoseg.text import markdown_text, visible
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError
@@ -37,6 +41,7 @@ WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""
 
 _IN_FOLDER = (WEIGHTS, "checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
+_AS_IT_IS: dict[str, Any] = {"num_convs": 0, "dropout": 0.0}
 HUB = "hf://"
 """What the name of a model on the Hugging Face hub begins with: any other is a place on this machine."""
 
@@ -51,12 +56,14 @@ class Prediction:
         labels, confidence: class ids, ``h w``, uint8, or uint16 of more than 255 classes; probability, fp32 ``h w``.
         image: uint8 (or float in [0, 1]) RGB, ``3 h w``.
         label_space: classes and colours.
+        probabilities: of all classes, fp32 ``c h w``, where they were asked for.
     """
 
     labels: npt.NDArray[np.uint8 | np.uint16]
     confidence: npt.NDArray[np.float32]
     image: Tensor
     label_space: LabelSpace
+    probabilities: npt.NDArray[np.float32] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,26 +98,49 @@ class Model:
     predictor: Predictor
     device: torch.device
     origin: dict[str, Any]  # what its checkpoint says of it
-    reader: ImageReader | None
+    reader: ImageReader | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names; the position is the id."""
         return self.label_space.classes
 
-    def predict(self, image: Source) -> Prediction:
-        """Segment an image of any size.
+    def __repr__(self) -> str:
+        names = ", ".join(map(visible, self.classes[:6])) + ", …" * (len(self.classes) > 6)
+        return f"Model: {self._parts()}, on {self.device}\n{len(self.classes)} classes: {names}"
 
-        It is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; of a model of
-        other channels a path, an array ``h w c`` of numbers as in its files, or a tensor ``c h w`` in [0, 1]. Raises
-        ProtosegError for anything else, or a file that cannot be read.
+    def _parts(self) -> str:
+        encoder, decoder, head = self.network.encoder, self.network.decoder, self.network.head
+        parts = [encoder.network, head] if isinstance(encoder, NetworkEncoder) else [encoder, decoder, head]
+        return " + ".join(type(part).__name__ for part in parts)
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move it, and return it; raises ProtosegError where there is no such device."""
+        self.device = choose_device(str(device))
+        self.network.to(self.device)
+        return self
+
+    def predict(self, image: Source | Sequence[Source], probabilities: bool = False) -> Any:
+        """Segment an image of any size: a :class:`Prediction`; or several, one after the other: a list of them.
+
+        One is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; where it has
+        other channels a path, an array ``h w c`` of numbers as in its files, or a tensor ``c h w`` in [0, 1]. Several
+        are a list, or an array or a tensor with ``b`` before these. ``probabilities`` keeps those of all classes.
+        Raises ProtosegError for anything else, or a file that cannot be read.
         """
-        pixels = as_tensor(image, self.reader)
+        if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
+            return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
+        pixels, scores = as_tensor(image, self.reader), None  # type: ignore[arg-type]
         batch, size = pixels[None].to(self.device), torch.tensor([pixels.shape[1:]])
-        ((seen, probability),) = self.predictor.predict_with_confidence(self.network, batch, size)
+        if probabilities:
+            (every,) = self.predictor(self.network, batch, size)
+            best, seen = every.max(0)
+            scores = every.float().cpu().numpy()
+        else:
+            ((seen, best),) = self.predictor.predict_with_confidence(self.network, batch, size)
         kind: Any = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
-        confidence = probability.float().cpu().numpy()
-        return Prediction(seen.cpu().numpy().astype(kind), confidence, pixels.cpu(), self.label_space)
+        labels, confidence = seen.cpu().numpy().astype(kind), best.float().cpu().numpy()
+        return Prediction(labels, confidence, pixels.cpu(), self.label_space, scores)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model, without what only training needs, and a card; returns the weights, ``folder/model.ckpt``.
@@ -118,6 +148,8 @@ class Model:
         Folders of the machine it was trained on do not travel with it. Raises ProtosegError if the disk refuses.
         """
         path = Path(folder) / WEIGHTS
+        if self.origin["config"]["encoder"] is None:
+            raise ProtosegError("save_pretrained: expected a network made with Model.from_network(…, arguments={…})")
         config = {name: self.origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
         checkpoint = {
             "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
@@ -128,6 +160,31 @@ class Model:
         if not card.exists():  # one may have been written by hand
             write_file(card, lambda partial: partial.write_text(self._card(), encoding="utf-8"))
         return path
+
+    @classmethod
+    def from_network(
+        cls, network: nn.Module, classes: Sequence[str], arguments: Mapping[str, Any] | None = None, **seen: Any
+    ) -> Model:
+        """A network of one's own, or of another library, that predicts, is evaluated, saved and loaded again.
+
+        Args:
+            network: images ``b 3 h w`` to logits ``b c h/s w/s``, or an object with ``.logits``.
+            classes: names; the position is the channel.
+            arguments: what its class makes it of, plain values by name, so that ``load(…, trust=[MODULE])`` can make it
+                again; without them it is not saved. Raises ProtosegError where they make another network.
+            seen: stride, multiple, mean, std, as of :class:`protoseg.models.own.NetworkEncoder`.
+        """
+        from protoseg.data.class_file import own_space
+
+        space, where = own_space(classes), choose_device(None)
+        encoder = NetworkEncoder(network, space.num_classes, **seen)
+        config = {
+            "encoder": None if arguments is None else encoder.config(arguments),
+            "decoder": {"_target_": "protoseg.models.decoders.FCNDecoder", "_partial_": True, **_AS_IT_IS},
+            "head": {"_target_": "protoseg.nn.LogitsHead"},
+        }
+        segmentor = Segmentor(encoder, partial(FCNDecoder, **_AS_IT_IS), LogitsHead, space.num_classes)
+        return cls(segmentor.to(where).eval(), space, Predictor(), where, own_part(config, space))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Model:
@@ -156,11 +213,10 @@ class Model:
         return str(commit)
 
     def _card(self) -> str:
-        network, space = self.network, self.label_space
-        parts = " + ".join(type(part).__name__ for part in (network.encoder, network.decoder, network.head))
+        space = self.label_space
         name, classes = markdown_text(space.name), ", ".join(map(markdown_text, space.classes))
         template = Path(__file__).with_name("card.md").read_text("utf-8")
-        return template.format(name=name, parts=parts, number=space.num_classes, classes=classes)
+        return template.format(name=name, parts=self._parts(), number=space.num_classes, classes=classes)
 
 
 def load(

@@ -38,6 +38,7 @@ def _names(module: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{module}.{name}" for name in names)
 
 
+_HEADS = (f"{name}Head" for name in ("Prototype", "Parametric", "Linear", "Atrous", "Logits"))
 _DECODERS = (f"{name}Decoder" for name in ("DeepLabV3Plus", "FCN", "FPN", "HRNet", "SegFormer", "UPerNet"))
 _DECODER = Slot((*_names("protoseg.models.decoders", *_DECODERS), "protoseg.models.daformer.DAFormerDecoder"))
 _DATASET = Slot(
@@ -55,10 +56,14 @@ _OF_DATA["parts"] = Slot((_MODULE,), object, {**_OF_DATA}, partial=False, each=T
 _PART = Slot((_MODULE, "protoseg.data.ConcatDataModule"), object, _OF_DATA, True)
 
 SLOTS: dict[str, Slot] = {
-    "encoder": Slot(_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), partial=False),
+    "encoder": Slot(
+        (*_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), "protoseg.models.own.NetworkEncoder"),
+        parts={"network": Slot((), nn.Module)},  # of NetworkEncoder: any, by the caller's word
+        partial=False,
+    ),
     "decoder": _DECODER,
     "segmentor": Slot(_names("protoseg.models", "Segmentor", "HRDASegmentor"), parts={"attention": _DECODER}),
-    "head": Slot(_names("protoseg.nn", "PrototypeHead", "ParametricHead", "LinearHead", "AtrousHead"), Head),
+    "head": Slot(_names("protoseg.nn", *_HEADS), Head),
     "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
     "inference": Slot(("protoseg.evaluation.predictor.Predictor",), object, partial=False),
     "data": Slot(

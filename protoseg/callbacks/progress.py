@@ -1,15 +1,19 @@
 """What a training says of itself meanwhile: the bar, images per second, how its prototypes fare."""
 
+import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from protoseg.functional.prototypes import within_class_cosine
 from protoseg.nn import PrototypeMemory
+from protoseg.text import say
 from protoseg.types import AdaptationBatch
 
 _SHOWN = {"train/loss": "loss", "val/mIoU": "mIoU", "train/images_per_s": "images/s"}
@@ -27,9 +31,10 @@ class ProgressBar(RichProgressBar):
 
 
 class Throughput(pl.Callback):
-    """Logs ``train/images_per_s``: all ranks, loading included, validation left out; smoothed over about 10 steps."""
+    """Logs ``train/images_per_s`` (all ranks, loading too, validation not; over about 10 steps); says once the cost."""
 
     def __init__(self) -> None:
+        self._tell_at = 0
         self._last: float | None = None
         self._seconds_per_image: float | None = None
 
@@ -37,11 +42,29 @@ class Throughput(pl.Callback):
         now = time.perf_counter()
         if self._last is not None:
             parts = (batch.source, batch.target) if isinstance(batch, AdaptationBatch) else (batch,)
-            latest = (now - self._last) / (sum(len(part.image) for part in parts) * trainer.world_size)
+            images = sum(len(part.image) for part in parts) * trainer.world_size
+            latest = (now - self._last) / images
             old = self._seconds_per_image
             self._seconds_per_image = latest if old is None else 0.9 * old + 0.1 * latest
             pl_module.log("train/images_per_s", 1 / self._seconds_per_image, prog_bar=True)
+            if trainer.global_step == self._tell_at < trainer.max_steps:
+                self._tell_at = 0  # once
+                self._tell_cost(trainer, self._seconds_per_image * images * trainer.accumulate_grad_batches)
         self._last = now
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._tell_at = trainer.global_step + 20
+
+    def _tell_cost(self, trainer: pl.Trainer, seconds: float) -> None:
+        left = timedelta(seconds=round(seconds * (trainer.max_steps - trainer.global_step)))
+        memory = ""
+        if torch.cuda.is_available():
+            memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of memory of the GPU so far"
+        elif sys.platform == "linux":
+            import resource  # Windows has none
+
+            memory = f", {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB of memory so far"
+        rank_zero_only(say)(f"{1 / seconds:.2f} steps/s, {left} left without validations{memory}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = None
@@ -56,6 +79,11 @@ class PrototypeMemoryCallback(pl.Callback):
 
     def __init__(self) -> None:
         self._stepped = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for memory in pl_module.modules():  # a teacher's too
+            if isinstance(memory, PrototypeMemory):
+                memory.cared_for = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stepped = trainer.global_step

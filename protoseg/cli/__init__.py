@@ -33,6 +33,10 @@ def train() -> None:
 def evaluate(places: Sequence[str] = ("ckpt_path",)) -> None:
     """Entry of ``evaluate.py`` and ``protoseg-evaluate``; ``places``: keys of words without ``KEY=``."""
     sys.argv[1:] = named(sys.argv[1:], places)
+    given = next((word.partition("=")[2] for word in sys.argv if word.startswith("ckpt_path=")), "")
+    checkpoints = Path(given.strip("'\"")).parent
+    if checkpoints.name == "checkpoints" and os.access(checkpoints.parent, os.W_OK):
+        os.environ["PROTOSEG_RUN"] = str(checkpoints.parent)  # for the folder in conf/evaluate.yaml
     _run("evaluate", _evaluate)
 
 

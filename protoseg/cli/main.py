@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from protoseg import __version__, cli
 from protoseg.cli.tool import COMMANDS, run_tool
@@ -32,8 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+def completion() -> None:
+    """Print what bash completes commands and, below them, files by."""
+    print(Path(__file__).with_name("completion.bash").read_text("utf-8"), end="")
+
+
 def _help() -> str:
     lines = ["usage: protoseg COMMAND …", "", "Semantic segmentation with class prototypes.", "", "commands:"]
-    lines += [f"  {name:<10}{entry['summary']}" for name, entry in COMMANDS.items()]
+    lines += [f"  {name:<11}{entry['summary']}" for name, entry in COMMANDS.items()]
     example = command("protoseg", "evaluate", "RUN/checkpoints/best.ckpt", "split=val")
-    return "\n".join([*lines, "", "protoseg COMMAND --help says more.", f"example: {example}"])
+    codes = "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
+    return "\n".join([*lines, "", "protoseg COMMAND --help says more.", codes, f"example: {example}"])

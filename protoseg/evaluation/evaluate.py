@@ -141,7 +141,8 @@ class PictureWriter:
         self.written: list[Path] = []
 
     def path(self, kind: str, name: Path) -> Path:
-        return with_ending(self.output / kind / name, ".png" if kind == "labels" else ".jpg")
+        ending = {"labels": ".png", "probabilities": ".npy"}.get(kind, ".jpg")
+        return with_ending(self.output / kind / name, ending)
 
     def write(
         self, name: Path, image: Tensor, truth: Tensor | None, prediction: Tensor, only_labels: bool = False

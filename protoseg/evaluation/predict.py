@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,10 +56,15 @@ class Writer(PictureWriter):
         paths = [self.path(kind, name) for kind in self.save]
         return not self.overwrite and all(path.is_file() or path.with_suffix(".tif").is_file() for path in paths)
 
-    def predict(self, image: Tensor) -> Tensor:
-        """Label map ``h w`` of ``c h w``, on the CPU."""
-        size = torch.tensor([image.shape[1:]])
-        return self.predictor.predict(self.model, image[None].to(self.device), size)[0].cpu()  # type: ignore[arg-type]
+    def predict(self, image: Tensor, name: Path | None = None) -> Tensor:
+        """Label map ``h w`` of ``c h w``, on the CPU; writes the probabilities of ``name`` if they are wanted."""
+        model: Any = self.model
+        batch, size = image[None].to(self.device), torch.tensor([image.shape[1:]])
+        if name is None or "probabilities" not in self.save:
+            return self.predictor.predict(model, batch, size)[0].cpu()
+        (scores,) = self.predictor(model, batch, size)
+        self.put(self.path("probabilities", name), partial(np.save, arr=scores.half().cpu().numpy()))
+        return scores.argmax(0).cpu()
 
     def rate(self) -> str:
         """Images predicted per second, in words."""
@@ -79,10 +85,10 @@ def predict(
 ) -> Outcome:
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
-    Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``) and ``overlays/NAME.jpg``;
-    for a georeferenced TIFF, which is read and written by windows, ``labels/NAME.tif`` in the same place;
-    for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``. Images that cannot be read are named at the
-    end. Images and frames whose files are there are left out, so that a run that was stopped goes on where it was.
+    Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``), ``overlays/NAME.jpg`` and
+    ``probabilities/NAME.npy`` (fp16 ``c h w``); for a georeferenced TIFF, which is read and written by windows,
+    ``labels/NAME.tif`` in the same place; for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``.
+    Images that cannot be read are named at the end; what is there is left out, so that a stopped run goes on.
 
     Args:
         model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
@@ -91,7 +97,7 @@ def predict(
         label_space: classes of the model.
         output: folder, made if it is missing.
         device: where the model runs.
-        save: what to write, out of ``SAVES``.
+        save: what to write, out of ``SAVES`` and, of images, ``probabilities``.
         overwrite: predict again what is there.
         reader: how images are read, as in the training; RGB unless given.
         follow: of a folder, go on with the images that come into it, until for so many seconds none came.
@@ -103,12 +109,13 @@ def predict(
     from protoseg.data.video import VIDEO_SUFFIXES
 
     check_model(model, label_space)
-    if not set(save) <= set(SAVES) or not save:
+    is_video = Path(images).suffix.lower() in VIDEO_SUFFIXES and not Path(images).is_dir()
+    known = SAVES if is_video else (*SAVES, "probabilities")
+    if not set(save) <= set(known) or not save:
         raise ProtosegError(
-            f"save: expected {' or '.join(SAVES)} to predict, got {', '.join(save) or 'nothing'}"
+            f"save: expected {' or '.join(known)} to predict, got {', '.join(save) or 'nothing'}"
             f"{', and panels need a truth to compare with' if 'panels' in save else ''}"
         )
-    is_video = Path(images).suffix.lower() in VIDEO_SUFFIXES and not Path(images).is_dir()
     if follow is not None and (follow <= 0 or not Path(images).is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
     writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
@@ -153,11 +160,16 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
             for path in todo:
                 try:
                     with opened(path, reader) as geo:
+                        if geo is not None and "probabilities" in writer.save:
+                            raise ProtosegError(
+                                f"image {path}: expected save=[labels] or [overlays] of a georeferenced TIFF, which is "
+                                "read by windows, got probabilities; leave them out"
+                            )
                         if geo is not None:
                             geo.predict(writer, names[str(path)])
                         else:
                             image = _tensor(reader.read(path))
-                            prediction = writer.predict(image)
+                            prediction = writer.predict(image, names[str(path)])
                 except ProtosegError as error:
                     failed.append(" ".join(str(error).split()))
                     continue

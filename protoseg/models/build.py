@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import ProtosegError
 
-_UNLOADED = {"pretrained": False, "weights": None}
+_UNLOADED = {"pretrained": False, "weights": None, "encoder_weights": None}  # the last is smp's
 
 
 @contextmanager
@@ -30,15 +30,19 @@ def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> S
     ``pretrained=False`` overrules the encoder's own settings: where a checkpoint brings the weights, no other file is
     opened or downloaded. Random weights come from torch's global generator.
     """
-    unloaded = {} if pretrained else {key: off for key, off in _UNLOADED.items() if key in cfg.encoder}
     with wrong_input("encoder, decoder or head", TypeError):
         # Checkpoints of before the group existed have no segmentor.
         make = instantiate(cfg.segmentor, _partial_=True) if cfg.get("segmentor") else Segmentor
         model = make(
-            encoder=instantiate(cfg.encoder, **unloaded),
+            encoder=instantiate(cfg.encoder, _convert_="all", **({} if pretrained else _unloaded(cfg.encoder))),
             decoder=instantiate(cfg.decoder, _partial_=True),
             head=instantiate(cfg.head, _partial_=True),
             num_classes=num_classes,
             auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
         )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _unloaded(section: DictConfig) -> dict[str, object]:
+    off: dict[str, object] = {key: value for key, value in _UNLOADED.items() if key in section}
+    return off | ({"network": _unloaded(section.network)} if "network" in section else {})

@@ -91,6 +91,8 @@ class PrototypeHead(Head):
 
     def forward(self, features: Tensor) -> SegOutput:
         """``b in_channels h w`` to logits ``b c h w``, unit embeddings ``b d h w``, cosines of its ``b h w`` pixels."""
+        if not self.training:
+            self.memory.check_moved()
         projected = self.projection(features)
         b, _, h, w = projected.shape
         with no_autocast(projected):
@@ -156,3 +158,16 @@ class LinearHead(Head):
     def forward(self, features: Tensor) -> SegOutput:
         """``b in_channels h w`` to logits ``b c h w``; the embeddings are the features themselves."""
         return SegOutput(logits=at_least_fp32(self.classifier(features)), embeddings=features)
+
+
+class LogitsHead(Head):
+    """Of a network that classifies itself: the map it gives is the logits, and the embeddings."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(num_classes, in_channels)
+        if in_channels != num_classes:
+            raise ProtosegError(f"LogitsHead: expected a channel for each of {num_classes} classes, got {in_channels}")
+
+    def forward(self, features: Tensor) -> SegOutput:
+        """``b c h w`` as it is."""
+        return SegOutput(logits=at_least_fp32(features), embeddings=features)

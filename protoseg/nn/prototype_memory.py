@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,7 @@ class PrototypeMemory(nn.Module):
             )
         self.momentum, self.momentum_warmup = momentum, momentum_warmup
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
+        self.cared_for = False  # moved, loaded, or moved by whom we know: nothing to warn of
         c, k = num_classes, num_prototypes
         self.register_buffer("prototypes", F.normalize(torch.randn(c, k, dim), dim=2))
         self.register_buffer("updates", torch.zeros(c, k, dtype=torch.int64))
@@ -148,6 +150,7 @@ class PrototypeMemory(nn.Module):
     @torch.no_grad()
     def step(self) -> None:
         """Sum what was observed over all ranks, move the prototypes, and forget it."""
+        self.cared_for = True
         sums, counts = all_reduce_(self.pending_sums), all_reduce_(self.pending_counts)
         self.move(sums, counts, self._momentum().flatten())
         self.occupancy.copy_(counts.view_as(self.occupancy))
@@ -158,6 +161,20 @@ class PrototypeMemory(nn.Module):
         """Move the prototypes by the sums ``c*k d`` and counts ``c*k`` of all ranks' pixels, each at its momentum."""
         flat = self.prototypes.flatten(0, 1)
         flat.copy_(update_prototypes(flat, sums, counts, momentum))
+
+    def check_moved(self) -> None:
+        """Warn, once, of prototypes that are where they were made: of a loop that forgets :meth:`step`."""
+        if not (self.cared_for or torch.compiler.is_compiling()):
+            self.cared_for = True
+            warnings.warn(
+                "prototype memory: evaluated with prototypes that never moved, which are random vectors; call "
+                "after_optimizer_step() of the module, or memory.step() of the head, after every step of the optimizer",
+                stacklevel=2,
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.cared_for = True
 
     def _momentum(self) -> Tensor:
         momentum = torch.full_like(self.prototypes[..., 0], self.momentum)

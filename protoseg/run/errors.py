@@ -22,6 +22,7 @@ from protoseg.types import ProtosegError
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 """Hydra's sweepers and launchers that are packages of their own, and our extra that installs each."""
 
+_ADVICE = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
 _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
@@ -83,7 +84,9 @@ def explain(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"{disk_refusal(error, Path(os.fsdecode(error.filename or '.')))}; choose another folder, or free space"
     if isinstance(error, HydraException):
-        return " ".join(str(error).split())
+        missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
+        where = f" ({missing}): put its folder on PYTHONPATH" if missing else ""
+        return f"{' '.join(str(error).replace(_ADVICE, '').split())}{where}"
     return None
 
 

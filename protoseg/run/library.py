@@ -1,16 +1,34 @@
-"""A network with its losses and prototypes, for a training loop of one's own."""
+"""For a program of one's own: a network with its losses and prototypes, and the scores of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from protoseg.data.class_file import with_made_colors
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from protoseg.api import Model, Source
+from protoseg.data.class_file import own_space
+from protoseg.data.files import read_label
+from protoseg.data.label_spaces.tables import file_ignored
+from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.evaluation.tables import summary
+from protoseg.models.own import NetworkEncoder
 from protoseg.run.build import build_module
 from protoseg.run.config import composed
 from protoseg.run.errors import explained
 from protoseg.training.base import SegmentationModule
-from protoseg.types import LabelSpace
+from protoseg.types import IGNORE_INDEX
 
 
-def build(classes: Sequence[str], *overrides: str, **groups: str) -> SegmentationModule:
+def build(
+    classes: Sequence[str],
+    *overrides: str,
+    network: NetworkEncoder | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **groups: str,
+) -> SegmentationModule:
     """Encoder, decoder, head, losses and prototype memory by name; a LightningModule that needs no Trainer.
 
     ``loss(image, label)`` is the whole loss of a batch; ``after_optimizer_step()``, called after each step of the
@@ -18,6 +36,8 @@ def build(classes: Sequence[str], *overrides: str, **groups: str) -> Segmentatio
 
     Args:
         classes: names; the position is the id in labels, in which -1 is ignored.
+        network: one's own, in place of encoder and decoder.
+        arguments: what its class makes it of, for a checkpoint that ``load(…, trust=[MODULE])`` opens.
         overrides: any value of ``conf/train.yaml``, as on the command line: ``"head.num_prototypes=5"``.
         groups: files of ``conf/``: ``encoder="resnet50"``, ``decoder="fpn"``, ``head="prototype"``, ``loss=…``.
 
@@ -25,5 +45,31 @@ def build(classes: Sequence[str], *overrides: str, **groups: str) -> Segmentatio
     """
     of_a_run = ("~data", "~callbacks", "~logger", "paths.output=null")
     with explained():
+        groups |= {} if network is None else {"decoder": "none"}
         cfg = composed("train", [*of_a_run, *(f"{group}={name}" for group, name in groups.items()), *overrides])
-        return build_module(cfg, LabelSpace("own", tuple(classes), with_made_colors([None] * len(classes), ())))
+        if network is None:
+            return build_module(cfg, own_space(classes))
+        cfg.encoder = OmegaConf.create(network.config(arguments or {}))
+        module = build_module(cfg, own_space(classes))
+        module.model.encoder = network
+        return module
+
+
+def evaluate(model: Model, pairs: Iterable[tuple[Source, Any]]) -> dict[str, Any]:
+    """Scores of a model over images with labels, in 0 to 1, and NaN where there is nothing to count.
+
+    Args:
+        model: of :func:`load` or :meth:`Model.from_network`.
+        pairs: image, as of :meth:`Model.predict`, and label: class ids ``h w`` or the path of a PNG of them, in which
+            -1 and 255 (of 255 classes and more, 65535) are ignored.
+
+    Returns the means by name, as ``mIoU``, and ``classes``, the rows of a table with ``name``, ``IoU``, ``accuracy``,
+    ``true_pixels``, ``predicted_pixels``. Raises ProtosegError: what cannot be read, sizes that differ, wrong ids.
+    """
+    metrics, ids = SegmentationMetrics(model.label_space), np.arange(2**16, dtype=np.uint16)
+    for image, truth in pairs:
+        given = read_label(Path(truth), ids) if isinstance(truth, (str, Path)) else np.asarray(truth)
+        label = torch.from_numpy(given.astype(np.int64))
+        label = label.where(label != file_ignored(model.label_space.num_classes), IGNORE_INDEX)
+        metrics.update(torch.from_numpy(model.predict(image).labels.astype(np.int64)), label)
+    return summary(metrics.compute(), model.label_space)

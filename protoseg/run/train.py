@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.table import Column, Table
 
@@ -26,14 +26,14 @@ from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stoppe
 from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.evaluation.curves import curves_figure, read_log
-from protoseg.files import remove_partial_files
+from protoseg.files import remove_partial_files, write_file
 from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
 from protoseg.run.allocator import keep_freed_memory
 from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain, with_channels
-from protoseg.run.launch import first_process
+from protoseg.run.launch import first_process, requested_devices
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
-from protoseg.text import Terminal, command, override, say
+from protoseg.text import Terminal, command, markdown_table, override, say
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
@@ -60,6 +60,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     rank_zero_only(remove_partial_files)(last.parent)
     cfg = with_channels(cfg)
     datamodule, start = build_datamodule(cfg), None
+    set_steps(cfg, datamodule)
     if cfg.resume is not None:
         # Before anything is built; the trainer will read the file in full.
         checkpoint = read_checkpoint(cfg.resume, mmap=True)
@@ -141,6 +142,24 @@ def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, chang
     if changed:
         rank_zero_only(say)(f"Changed settings have no effect any more: {changed}")
     return score
+
+
+def set_steps(cfg: DictConfig, datamodule: Any) -> None:
+    """Turn ``trainer.max_epochs`` into steps, and shorten a warm-up that the training has no steps for; say both."""
+    trainer, epochs = cfg.trainer, cfg.trainer.max_epochs or -1
+    if epochs > 0:
+        devices, nodes = requested_devices(cfg)
+        images = len(getattr(datamodule, "source", datamodule).train_dataset())
+        batch = cfg.data.batch_size * devices * nodes * trainer.accumulate_grad_batches
+        trainer.max_steps, trainer.max_epochs = math.ceil(epochs * images / batch), -1
+        text = f"trainer.max_epochs={epochs} is trainer.max_steps={trainer.max_steps}"
+        rank_zero_only(say)(f"{text}: {images} images, {batch} a step")
+    if trainer.get("fast_dev_run"):
+        trainer.max_steps = int(trainer.fast_dev_run)
+    steps, warmup = trainer.max_steps, cfg.schedule.get("warmup_steps", 0)
+    if warmup >= steps > 0:
+        cfg.schedule.warmup_steps = steps // 10
+        rank_zero_only(say)(f"schedule.warmup_steps={warmup} is shortened to {steps // 10} for a training of {steps}")
 
 
 def best_of(callbacks: list[Any]) -> Checkpoint | None:
@@ -241,26 +260,32 @@ def summarise(
     score = math.nan if best_score is None or not math.isfinite(best_score) else float(best_score)
     monitor = best.monitor if best is not None and best.monitor else "val/mIoU"
     best_file = best.best_file if best is not None else None
-    table = Table("", Column(overflow="fold"), title="Training finished", show_header=False)
-    table.add_row("steps", steps)
-    table.add_row("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", in_words(score, validated))
-    table.add_row("last val mIoU", in_words(last_score, validated))
+    rows = [
+        ("steps", steps),
+        ("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", in_words(score, validated)),
+        ("last val mIoU", in_words(last_score, validated)),
+    ]
     if "val/teacher_mIoU" in metrics:
-        table.add_row("last val mIoU of the teacher", f"{metrics['val/teacher_mIoU']:.4f}")
+        rows.append(("last val mIoU of the teacher", f"{metrics['val/teacher_mIoU']:.4f}"))
     if "prototypes/diversity" in metrics:
-        table.add_row("prototype diversity (mean cosine)", f"{metrics['prototypes/diversity']:.3f}")
-    if parameters is not None:
-        table.add_row("learned parameters", f"{parameters / 1e6:.2f} M")
+        rows.append(("prototype diversity (mean cosine)", f"{metrics['prototypes/diversity']:.3f}"))
+    if parameters is not None:  # trained now
+        rows.append(("learned parameters", f"{parameters / 1e6:.2f} M"))
     elsewhere = "none here: it is older than the checkpoint that was resumed, and beside that" if best_score else "none"
-    table.add_row("best checkpoint", str(best_file or elsewhere))
-    table.add_row("last checkpoint", str(output / "checkpoints" / "last.ckpt"))
+    rows.append(("best checkpoint", str(best_file or elsewhere)))
+    rows.append(("last checkpoint", str(output / "checkpoints" / "last.ckpt")))
     if logs := sorted(output.glob("logs*/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        table.add_row("metrics", str(logs[-1]))
+        rows.append(("metrics", str(logs[-1])))
         curves_figure(output).savefig(output / "curves.png")
-        table.add_row("curves", str(output / "curves.png"))
+        rows.append(("curves", str(output / "curves.png")))
     if (output / "panels").is_dir():
-        table.add_row("predictions, prototypes", str(output / "panels"))
+        rows.append(("predictions, prototypes", str(output / "panels")))
+    table = Table("", Column(overflow="fold"), title="Training finished", show_header=False)
+    for row in rows:
+        table.add_row(*row)
     Terminal().print(table)
+    if parameters is not None:
+        explain_folder(output, rows)
     if best_file is not None:
         network = ["network=teacher"] if "teacher" in monitor else []
         say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', best_file), *network)}")
@@ -268,6 +293,18 @@ def summarise(
         again = command("python", "evaluate.py", override("ckpt_path", output / "checkpoints" / "last.ckpt"))
         say(f"Nothing is known of how right it is. Look at it: {again} mode=predict images=FOLDER")
     return score
+
+
+def explain_folder(output: Path, rows: list[tuple[str, str]]) -> None:
+    """Write what the run was and where its files are into its README.md, unless somebody has written one."""
+    page, said = output / "README.md", output / ".hydra" / "overrides.yaml"
+    template = Path(__file__).with_name("run_folder.md").read_text("utf-8")
+    if page.exists() and not page.read_text("utf-8", "replace").startswith(template.partition("\n")[0]):
+        return
+    words = [str(word) for word in OmegaConf.load(said)] if said.is_file() else []
+    table = markdown_table(("what", "here"), [(what, text.removeprefix(f"{output}{os.sep}")) for what, text in rows])
+    text = template.format(command=command("protoseg", "train", *words), table=table)
+    write_file(page, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def in_words(score: float, validated: bool) -> str:

@@ -1,0 +1,52 @@
+"""``protoseg doctor``: what is installed here, what it runs on, and what of it is slow."""
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.table import Column, Table
+
+from protoseg import __version__
+from protoseg.data.starving import SHARED_MEMORY
+from protoseg.distributed import usable_cores
+from protoseg.run.allocator import keep_freed_memory
+from protoseg.text import Terminal
+
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "hydra-core", "numpy")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in so many microseconds, or max
+
+
+def doctor(as_json: bool) -> None:
+    """Print what was found, each with what to do where it is slow; or a list as JSON."""
+    if as_json:
+        print(json.dumps([dict(zip(("what", "found", "advice"), row, strict=True)) for row in _found()], indent=2))
+        return
+    table = Table("", Column("here", overflow="fold"), Column("what to do", overflow="fold"))
+    for row in _found():
+        table.add_row(*row)
+    Terminal().print(table)
+
+
+def _found() -> list[tuple[str, str, str]]:
+    rows = [("protoseg, Python", f"{__version__}, {platform.python_version()}, {platform.platform()}", "")]
+    rows += [(name, version(name), "") for name in _PACKAGES]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    slow = "" if gpus else "trainings take hours on a CPU; for one see experiment=small_…, and docs/speed.md"
+    rows.append(("GPUs", ", ".join(gpus) or f"none (torch is built for CUDA: {torch.version.cuda})", slow))
+    cores, threads = usable_cores(), torch.get_num_threads()
+    quota = _QUOTA.read_text().split() if _QUOTA.is_file() else ["max"]
+    share = float(cores) if quota[0] == "max" else min(cores, int(quota[0]) / int(quota[1]))
+    many = f"more threads than cores wait for one another: threads={max(1, int(share))}" if threads > share else ""
+    rows.append(("CPU", f"{cores} cores, {share:g} of them granted, {threads} threads of torch", many))
+    if keep_freed_memory():
+        rows.append(("freed memory", "kept by the C library", ""))
+    else:
+        rows.append(("freed memory", "given back", "a step on a CPU takes about twice as long; use Linux with glibc"))
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free / 1e9
+        small = "data.num_workers=0, or docker run --shm-size=8g" if free < 1 else ""
+        rows.append((f"shared memory ({SHARED_MEMORY})", f"{free:.1f} GB free", small))
+    return rows

@@ -88,7 +88,7 @@ def plain_pipeline(setting: DataSetting, table: NDArray[np.uint8]) -> Callable[[
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-    from protoseg.data.label_spaces.tables import FILE_IGNORED
+    from protoseg.data.label_spaces import FILE_IGNORED
     from protoseg.data.transforms import BRIGHTNESS, CONTRAST, HUE, PAD_IMAGE, SATURATION
 
     fill = {Image.Image: PAD_IMAGE, tv_tensors.Mask: FILE_IGNORED}

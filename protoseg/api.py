@@ -50,20 +50,13 @@ Source = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image.
+    """What a model says of an image."""
 
-    Attributes:
-        labels, confidence: class ids, ``h w``, uint8, or uint16 of more than 255 classes; probability, fp32 ``h w``.
-        image: uint8 (or float in [0, 1]) RGB, ``3 h w``.
-        label_space: classes and colours.
-        probabilities: of all classes, fp32 ``c h w``, where they were asked for.
-    """
-
-    labels: npt.NDArray[np.uint8 | np.uint16]
-    confidence: npt.NDArray[np.float32]
-    image: Tensor
-    label_space: LabelSpace
-    probabilities: npt.NDArray[np.float32] | None = None
+    labels: npt.NDArray[np.uint8 | np.uint16]  # class ids, ``h w``; uint16 of more than 255 classes
+    confidence: npt.NDArray[np.float32]  # probability of that class, ``h w``
+    image: Tensor  # uint8 (or float in [0, 1]) RGB, ``3 h w``, or the model's other channels
+    label_space: LabelSpace  # classes and colours
+    probabilities: npt.NDArray[np.float32] | None = None  # of all classes, ``c h w``, where they were asked for
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -167,12 +160,10 @@ class Model:
     ) -> Model:
         """A network of one's own, or of another library, that predicts, is evaluated, saved and loaded again.
 
-        Args:
-            network: images ``b 3 h w`` to logits ``b c h/s w/s``, or an object with ``.logits``.
-            classes: names; the position is the channel.
-            arguments: what its class makes it of, plain values by name, so that ``load(…, trust=[MODULE])`` can make it
-                again; without them it is not saved. Raises ProtosegError where they make another network.
-            seen: stride, multiple, mean, std, as of :class:`protoseg.models.own.NetworkEncoder`.
+        ``network`` gives for images ``b 3 h w`` logits ``b c h/s w/s``, or an object with ``.logits``; ``seen``
+        (stride, multiple, mean, std) is as of :class:`protoseg.models.own.NetworkEncoder`. ``arguments`` are what its
+        class makes it of, plain values by name, so that ``load(…, trust=[MODULE])`` can make it again; without them it
+        is not saved. Raises ProtosegError where they make another network.
         """
         from protoseg.data.class_file import own_space
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from protoseg.data import SegmentationDataset
-from protoseg.data.label_spaces import id_table
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED, id_table
 from protoseg.types import LabelSpace, ProtosegError
 
 

@@ -10,8 +10,15 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from protoseg.data.label_spaces import UNKNOWN_ID, WIDE_UNKNOWN_ID, Ids, unknown_id
-from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED, ignored_in
+from protoseg.data.label_spaces import (
+    FILE_IGNORED,
+    UNKNOWN_ID,
+    WIDE_FILE_IGNORED,
+    WIDE_UNKNOWN_ID,
+    Ids,
+    ignored_in,
+    unknown_id,
+)
 from protoseg.data.masks import Color
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from protoseg.data.class_file import ClassFile
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces import Ids
-from protoseg.data.label_spaces.tables import FILE_IGNORED, WIDE_FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, Ids
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
 from protoseg.data.masks import Color
 from protoseg.data.pairing import by_image, by_key, list_images, pair, stem_in, stems_of_masks

@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 from protoseg.data.channels import ImageReader
 from protoseg.data.decoding import orientation
 from protoseg.data.files import Channel, read_label
-from protoseg.data.label_spaces import Ids
-from protoseg.data.label_spaces.tables import file_ignored, ignored_in
+from protoseg.data.label_spaces import Ids, file_ignored, ignored_in
 from protoseg.data.masks import Color
 from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError

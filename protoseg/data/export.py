@@ -11,8 +11,7 @@ from rich.progress import track
 
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.files import read_label
-from protoseg.data.label_spaces import UNKNOWN_ID, Ids, file_ids, id_table
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID, Ids, file_ids, id_table
 from protoseg.data.pairing import list_images
 from protoseg.data.public import ACDC, ADE20K, Cityscapes, COCOStuff, DarkZurich
 from protoseg.files import write_file

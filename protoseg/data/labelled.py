@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces.tables import ignored_in
+from protoseg.data.label_spaces import ignored_in
 from protoseg.data.statistics import class_statistics, count_pixels, image_size, kept_statistics, spread
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -12,8 +12,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from protoseg.data.label_spaces import ADE20K_FULL
-from protoseg.data.label_spaces.tables import WIDE_FILE_IGNORED
+from protoseg.data.label_spaces import ADE20K_FULL, WIDE_FILE_IGNORED
 from protoseg.data.layout import LayoutDataset, described_classes
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-from protoseg.data.label_spaces import Ids
-from protoseg.data.label_spaces.tables import ignored_in
+from protoseg.data.label_spaces import Ids, ignored_in
 from protoseg.types import ProtosegError
 
 PAD_IMAGE = 127

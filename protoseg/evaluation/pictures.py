@@ -77,7 +77,7 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     Ignored pixels are 255. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
     Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
     """
-    from protoseg.data.label_spaces.tables import file_ignored  # not above: data brings matplotlib
+    from protoseg.data.label_spaces import file_ignored  # not above: data brings matplotlib
 
     ignored = file_ignored(label_space.num_classes)
     values = np.empty(label.shape, np.min_scalar_type(ignored))

@@ -1,8 +1,12 @@
 """Loss terms: the record of a training step, :class:`Step`, to a scalar; the module sums them with their weights."""
 
-from protoseg.losses.adaptation import FeatureDistance, MixedCrossEntropy
-from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy
-from protoseg.losses.masked import MaskedImageConsistency
+from protoseg.losses.adaptation import (
+    DetailCrossEntropy,
+    FeatureDistance,
+    MaskedImageConsistency,
+    MixedCrossEntropy,
+    MixedDetailCrossEntropy,
+)
 from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.losses.segmentation import AuxiliaryCrossEntropy, CrossEntropy
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term

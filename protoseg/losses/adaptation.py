@@ -1,4 +1,4 @@
-"""The terms of DACS and DAFormer: weighted cross-entropy on mixed images, and the feature distance."""
+"""The terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop) and MIC (masked images)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
+from protoseg.functional.mixing import check_colours, mask_image, random_patch_mask, strong_transform
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import majority_label
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import Step, Term
-from protoseg.types import IGNORE_INDEX, LabelSpace
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, SegOutput
 
 
 class MixedCrossEntropy(Term):
@@ -94,3 +95,96 @@ class FeatureDistance(Term):
         cells = majority_label(seen.label, model.feature_strides[-1], self.min_ratio, classes)
         counted = self.things[cells.where(cells != IGNORE_INDEX, classes)]
         return mean_over_ranks((distance * counted).sum(), counted.sum())
+
+
+def on_detail(output: SegOutput, *maps: Tensor) -> list[Tensor]:
+    """Logits of the detail crop, and of maps ``b H W`` of the whole image what lies under it.
+
+    Raises ProtosegError: the model has no detail crop, or is not in training.
+    """
+    if output.detail is None:
+        raise ProtosegError(
+            "detail loss: expected a model with a detail crop, got none; set segmentor=hrda, or drop the term"
+        )
+    logits, (top, left, height, width) = output.detail
+    return [logits, *(pixels[:, top : top + height, left : left + width] for pixels in maps)]
+
+
+class DetailCrossEntropy(CrossEntropy):
+    """Cross-entropy of the detail crop of labelled images (HRDA, arXiv 2204.13132, Sec. 3.3).
+
+    In the paper its weight is lambda_d = 0.1, and that of the cross-entropy on the fused logits 1 - lambda_d.
+    """
+
+    def forward(self, step: Step) -> Tensor:
+        logits, label = on_detail(step.labelled.output, step.labelled.label)
+        return self.on_labels(logits, label, step.labelled.stride)
+
+
+class MixedDetailCrossEntropy(Term):
+    """The same on the mixed images with their pixel weights: 0.1 of it and 0.9 of the mixed cross-entropy."""
+
+    needs = ("mixed",)
+    uses_labelled_graph = False
+
+    def __init__(self, weight: float = 1.0, all_pixels: bool = False) -> None:
+        super().__init__(weight)
+        self.all_pixels = all_pixels
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.mixed is not None
+        logits, label, weight = on_detail(step.mixed.output, step.mixed.label, step.mixed.weight)
+        return weighted_cross_entropy(logits, label, weight, step.mixed.stride, all_pixels=self.all_pixels)
+
+
+class MaskedImageConsistency(Term):
+    """Cross-entropy of the student on masked target images against the pseudo-labels (MIC, arXiv 2212.01322, Eq. 8).
+
+    The student must tell from the context what the teacher sees in the hidden patches. Images get colour jitter and
+    blur before patches are hidden, as in the released code. Every pixel weighs as much as the pseudo-labels' quality;
+    pixels whose pseudo-label is ``IGNORE_INDEX`` do not count.
+
+    Args:
+        block_size: side of a patch in pixels, 64 in the paper.
+        ratio: share of hidden patches, 0.7 in the paper.
+        detail_weight: of the detail crop's cross-entropy, the fused logits having the rest; models with a detail crop
+            (HRDA) only.
+        all_pixels: as of :class:`protoseg.losses.CrossEntropy`.
+        colours: of :func:`protoseg.functional.mixing.strong_transform`.
+
+    Raises ProtosegError: a ratio outside [0, 1] or a block size below 1.
+    """
+
+    needs = ("target",)
+    uses_labelled_graph = False
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        block_size: int = 64,
+        ratio: float = 0.7,
+        detail_weight: float = 0.1,
+        all_pixels: bool = False,
+        **colours: Any,
+    ) -> None:
+        super().__init__(weight)
+        random_patch_mask(0, (1, 1), block_size, ratio)  # refuses wrong settings now, not at the first step
+        self.block_size, self.ratio, self.detail_weight = block_size, ratio, detail_weight
+        check_colours("method.terms.masked", **colours)
+        self.colours, self.all_pixels = colours, all_pixels
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.target is not None
+        student: Any = step.model
+        image, label = step.target.image, step.target.label
+        height, width = image.shape[-2:]
+        visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
+        output: SegOutput = student(mask_image(strong_transform(image, **self.colours), visible, student.mean))
+        weight = step.target.quality.expand(label.shape)
+        how = (student.stride, output.align_corners, self.all_pixels)
+        loss = weighted_cross_entropy(output.logits, label, weight, *how)
+        if output.detail is None:
+            return loss
+        logits, label, weight = on_detail(output, label, weight)
+        detail = weighted_cross_entropy(logits, label, weight, student.stride, all_pixels=self.all_pixels)
+        return (1 - self.detail_weight) * loss + self.detail_weight * detail

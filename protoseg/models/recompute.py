@@ -1,15 +1,15 @@
 """Gradient checkpointing: the backward pass recomputes an encoder's blocks instead of keeping what is inside them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from protoseg.nn.norms import unmoved_statistics
 from protoseg.types import ProtosegError
 
 LISTS = (nn.Sequential, nn.ModuleList)
@@ -19,13 +19,8 @@ def recompute_blocks(model: nn.Module, name: str) -> None:
     """Of each block of ``model`` keep only the input for the backward pass, which runs the block again.
 
     Gradients, dropout and running statistics are those of the model as it was. timm's own ``set_grad_checkpointing``
-    moves BatchNorm's running statistics twice a step, and does not take HRNet.
-
-    Args:
-        model: an encoder; names in its ``state_dict`` stay.
-        name: for the message.
-
-    Raises ProtosegError: less than half of the weights are in blocks that stand in lists of layers.
+    moves BatchNorm's running statistics twice a step, and does not take HRNet. Names in the ``state_dict`` stay;
+    ``name`` is for the message. Raises ProtosegError: less than half of the weights are in blocks in lists of layers.
     """
     blocks = list(_innermost_blocks(model))
     share = sum(_size(block) for block in blocks) / max(_size(model), 1)
@@ -69,3 +64,18 @@ def _recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any, **m
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Of the first run, and of the one in the backward pass, whose batch the statistics already hold."""
     return nullcontext(), unmoved_statistics(block)
+
+
+@contextmanager
+def unmoved_statistics(model: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm normalises by the batch, as ever in training, but its running statistics stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    # Not by track_running_stats, without which gradient checkpointing would find other tensors in the second run.
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

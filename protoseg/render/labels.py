@@ -5,8 +5,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.data.label_spaces import CAMVID, CAMVID_VOID, CITYSCAPES, CITYSCAPES_TO_CAMVID, mapping_table
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import (
+    CAMVID,
+    CAMVID_VOID,
+    CITYSCAPES,
+    CITYSCAPES_TO_CAMVID,
+    FILE_IGNORED,
+    mapping_table,
+)
 from protoseg.types import LabelSpace
 
 # Cityscapes' 19 classes in their order, then what neither label space names.

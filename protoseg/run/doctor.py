@@ -41,10 +41,8 @@ def _found() -> list[tuple[str, str, str]]:
     share = float(cores) if quota[0] == "max" else min(cores, int(quota[0]) / int(quota[1]))
     many = f"more threads than cores wait for one another: threads={max(1, int(share))}" if threads > share else ""
     rows.append(("CPU", f"{cores} cores, {share:g} of them granted, {threads} threads of torch", many))
-    if keep_freed_memory():
-        rows.append(("freed memory", "kept by the C library", ""))
-    else:
-        rows.append(("freed memory", "given back", "a step on a CPU takes about twice as long; use Linux with glibc"))
+    twice = "" if (kept := keep_freed_memory()) else "a step on a CPU takes about twice as long; use Linux with glibc"
+    rows.append(("freed memory", "kept by the C library" if kept else "given back", twice))
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free / 1e9
         small = "data.num_workers=0, or docker run --shm-size=8g" if free < 1 else ""

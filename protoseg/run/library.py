@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from protoseg.api import Model, Source
 from protoseg.data.class_file import own_space
 from protoseg.data.files import read_label
-from protoseg.data.label_spaces.tables import file_ignored
+from protoseg.data.label_spaces import file_ignored
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.evaluation.tables import summary
 from protoseg.models.own import NetworkEncoder
@@ -58,10 +58,8 @@ def build(
 def evaluate(model: Model, pairs: Iterable[tuple[Source, Any]]) -> dict[str, Any]:
     """Scores of a model over images with labels, in 0 to 1, and NaN where there is nothing to count.
 
-    Args:
-        model: of :func:`load` or :meth:`Model.from_network`.
-        pairs: image, as of :meth:`Model.predict`, and label: class ids ``h w`` or the path of a PNG of them, in which
-            -1 and 255 (of 255 classes and more, 65535) are ignored.
+    Pairs are an image, as of :meth:`Model.predict`, and class ids ``h w`` or the path of a PNG of them, in which -1 and
+    255 (of 255 classes and more, 65535) are ignored.
 
     Returns the means by name, as ``mIoU``, and ``classes``, the rows of a table with ``name``, ``IoU``, ``accuracy``,
     ``true_pixels``, ``predicted_pixels``. Raises ProtosegError: what cannot be read, sizes that differ, wrong ids.

@@ -14,7 +14,7 @@ from protoseg.evaluation.metrics import SegmentationMetrics, scores
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import Mixed, Step, Target, Term
-from protoseg.nn.norms import unmoved_statistics
+from protoseg.models.recompute import unmoved_statistics
 from protoseg.nn.prototype_memory import Observation
 from protoseg.nn.teacher import EMATeacher
 from protoseg.training.base import SegmentationModule

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.data.label_spaces import ADE20K_FULL_IDS
-from protoseg.data.label_spaces.tables import WIDE_FILE_IGNORED
+from protoseg.data.label_spaces import ADE20K_FULL_IDS, WIDE_FILE_IGNORED
 
 Write = Callable[..., None]
 

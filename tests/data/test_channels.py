@@ -261,12 +261,16 @@ def test_a_geotiff_for_an_rgb_model_keeps_its_place(
     model = nn.Conv2d(3, 3, 1).eval()
     space = LabelSpace("three", ("a", "b", "c"), ((0, 0, 0), (9, 9, 9), (99, 99, 99)))
     predict(Labels(model), tmp_path / "in", Predictor(), space, tmp_path / "out", "cpu")
+    with pytest.raises(ProtosegError, match="1 image"):
+        predict(Labels(model), tmp_path / "in", Predictor(), space, tmp_path / "no", "cpu", save=["probabilities"])
+    told = capsys.readouterr()
+    assert "of a georeferenced TIFF, which is read by windows, got probabilities" in " ".join(told.err.split())
     with rasterio.open(tmp_path / "out" / "labels" / "a.tif") as file:
         assert (str(file.crs), file.transform[:6]) == ("EPSG:32632", PLACE)
         rgb = torch.tensor(read_image(path)).permute(2, 0, 1).float()
         np.testing.assert_array_equal(file.read(1), model(rgb[None])[0].argmax(0))
         assert kind == "grey" or len(np.unique(file.read(1))) > 1
-    assert "1 images predicted" in capsys.readouterr().out
+    assert "1 images predicted" in told.out
 
 
 class Labels(nn.Module):

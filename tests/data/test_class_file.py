@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from protoseg.data import read_class_file
-from protoseg.data.label_spaces import UNKNOWN_ID
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID
 from protoseg.types import ProtosegError
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from protoseg.data.class_masks import REST, ClassMasks
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED
 from protoseg.types import ProtosegError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -23,8 +23,7 @@ from protoseg.data import (
     Streets,
     Synthia,
 )
-from protoseg.data.label_spaces import CITYSCAPES_IDS, SYNTHIA_IDS
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import CITYSCAPES_IDS, FILE_IGNORED, SYNTHIA_IDS
 from protoseg.types import ProtosegError
 
 

@@ -18,6 +18,7 @@ from protoseg.data.label_spaces import (
     CITYSCAPES_TRAIN_IDS,
     COCO_STUFF,
     COCO_STUFF_IDS,
+    FILE_IGNORED,
     GTA5_IDS,
     MAPPINGS,
     SYNTHIA_13,
@@ -29,7 +30,6 @@ from protoseg.data.label_spaces import (
     mapping_table,
     named_mapping,
 )
-from protoseg.data.label_spaces.tables import FILE_IGNORED
 from protoseg.types import LabelSpace, ProtosegError
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from protoseg.data import LabelledFolder, SegmentationDataModule, read_class_file
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED
 from protoseg.types import ProtosegError
 
 COLORS = {(128, 64, 128): 0, (0, 0, 142): 1, (10, 200, 30): 2, (0, 0, 0): FILE_IGNORED}

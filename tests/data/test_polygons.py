@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 
 from protoseg.cli.tool import COMMANDS, run_tool
 from protoseg.data import CITYSCAPES, read_class_file
-from protoseg.data.label_spaces.tables import file_ids
+from protoseg.data.label_spaces import file_ids
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.own import LabelledFolder
 from protoseg.data.polygons.convert import WRITERS, convert, write_form

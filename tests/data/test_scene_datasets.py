@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from protoseg.data import ADE20K, ADE20K_150, COCO_STUFF, COCOStuff
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED
 from protoseg.types import ProtosegError
 
 

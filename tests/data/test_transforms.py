@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from protoseg.data.label_spaces.tables import FILE_IGNORED
+from protoseg.data.label_spaces import FILE_IGNORED
 from protoseg.data.transforms import PAD_IMAGE, A, TrainTransform, largest_class_share, scaled_part
 from protoseg.types import ProtosegError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protoseg.functional.masking import mask_image, random_patch_mask
+from protoseg.functional.mixing import mask_image, random_patch_mask
 from protoseg.types import ProtosegError
 
 

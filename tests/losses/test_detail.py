@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from protoseg.losses.detail import DetailCrossEntropy, MixedDetailCrossEntropy, on_detail
+from protoseg.losses.adaptation import DetailCrossEntropy, MixedDetailCrossEntropy, on_detail
 from protoseg.losses.segmentation import CrossEntropy
 from protoseg.losses.term import Mixed, Seen, Step
 from protoseg.types import Detail, ProtosegError, SegOutput

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.functional.masking import random_patch_mask
+from protoseg.functional.mixing import random_patch_mask
 from protoseg.losses import masked
-from protoseg.losses.masked import MaskedImageConsistency
+from protoseg.losses.adaptation import MaskedImageConsistency
 from protoseg.losses.term import Step, Target
 from protoseg.types import Detail, ProtosegError, SegOutput
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from protoseg.models.encoders import Encoder, MiTEncoder, TimmEncoder
-from protoseg.nn.norms import unmoved_statistics
+from protoseg.models.recompute import unmoved_statistics
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
 from tests.conftest import TINY

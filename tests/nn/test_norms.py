@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from protoseg.nn.norms import unmoved_statistics
+from protoseg.models.recompute import unmoved_statistics
 
 
 def test_the_output_is_the_same_and_the_statistics_stay() -> None:

@@ -3,23 +3,178 @@
 The tables are the .tsv files beside this file; each opens with its source.
 """
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
 
-from protoseg.data.label_spaces.tables import (
-    UNKNOWN_ID,
-    WIDE_UNKNOWN_ID,
-    Ids,
-    column,
-    file_ids,
-    id_table,
-    mapping_table,
-    read_classes,
-    read_colors,
-    read_ids,
-    relabelled,
-    unknown_id,
-)
-from protoseg.types import ProtosegError
+import numpy as np
+from numpy.typing import NDArray
+
+from protoseg.types import LabelSpace, ProtosegError
+
+Ids = NDArray[np.uint8 | np.uint16]
+"""Labels ``h w``, and tables of train ids: uint8, or uint16 in label spaces of more than 255 classes."""
+
+# What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
+FILE_IGNORED, WIDE_FILE_IGNORED = 255, 65535
+"""Ignored pixels in label files and tables, uint8 and uint16; in tensors they are ``IGNORE_INDEX``."""
+
+UNKNOWN_ID, WIDE_UNKNOWN_ID = FILE_IGNORED - 1, WIDE_FILE_IGNORED - 1
+
+
+def unknown_id(table: Ids) -> int:
+    """``UNKNOWN_ID``, or ``WIDE_UNKNOWN_ID`` of a uint16 table."""
+    return UNKNOWN_ID if table.dtype == np.uint8 else WIDE_UNKNOWN_ID
+
+
+def file_ignored(num_classes: int) -> int:
+    """Ignored pixels in label files of so many classes: 255, or 65535 where 255 is a class."""
+    return FILE_IGNORED if num_classes <= FILE_IGNORED else WIDE_FILE_IGNORED
+
+
+def ignored_in(label: Ids) -> int:
+    """Ignored pixels of an array as it was read from a file: the largest value of its dtype."""
+    return int(np.iinfo(label.dtype).max)
+
+
+def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
+    """The 256-entry table ``file id -> train id``; ids not in ``train_ids`` give ``UNKNOWN_ID``, 255 stays ignored."""
+    table = np.full(256, UNKNOWN_ID, dtype=np.uint8)
+    table[FILE_IGNORED] = FILE_IGNORED
+    for file_id, train_id in train_ids.items():
+        table[file_id] = train_id
+    return table
+
+
+def file_ids(table: Ids, num_classes: int) -> Ids:
+    """The way back: the id that stands for each train id in mask files, ``c``.
+
+    Where several ids are one class, the smallest; 255 (or 65535) for a class that no id stands for.
+    """
+    ids: Ids = np.full(num_classes, np.iinfo(table.dtype).max, dtype=table.dtype)
+    for file_id in np.flatnonzero(table < num_classes)[::-1]:
+        ids[table[file_id]] = file_id
+    return ids
+
+
+def mapping_table(
+    source: LabelSpace, target: LabelSpace, mapping: Mapping[str, str | None] | None
+) -> NDArray[np.uint8]:
+    """The 256-entry table ``train id of source -> train id of target``; ignored and unknown ids stay what they are.
+
+    ``mapping`` is of the name of each source class to that of a target class, or None for ignored; without one the
+    classes are the same already. Raises ProtosegError: classes that differ without a mapping, a mapping that does not
+    fit them, more than 255 classes.
+    """
+    for space in (source, target):
+        if space.num_classes > FILE_IGNORED:
+            raise ProtosegError(
+                f"mapping: expected label spaces of at most {FILE_IGNORED} classes, got {space.name!r} of "
+                f"{space.num_classes}: choose other data"
+            )
+    if mapping is None:
+        if source.classes != target.classes:
+            raise ProtosegError(
+                f"source and target: expected the same classes, got {source.name!r} ({', '.join(source.classes)}) and "
+                f"{target.name!r} ({', '.join(target.classes)}): give data.mapping, {{class of {source.name!r}: class "
+                f"of {target.name!r}, or null to ignore it}}"
+            )
+        mapping = {name: name for name in source.classes}
+    unmapped = set(source.classes) - mapping.keys()
+    unknown = [*(mapping.keys() - set(source.classes)), *({*mapping.values()} - {*target.classes, None})]
+    if unmapped or unknown:
+        raise ProtosegError(
+            f"mapping: expected every class of {source.name!r} with a class of {target.name!r} or null, got "
+            f"{f'none for {_names(unmapped)}' if unmapped else f'no class of theirs: {_names(unknown)}'}; "
+            f"{source.name!r} has {', '.join(source.classes)}; {target.name!r} has {', '.join(target.classes)}"
+        )
+    labels = dict(zip((*target.classes, None), (*range(target.num_classes), FILE_IGNORED), strict=True))
+    table = np.arange(256, dtype=np.uint8)
+    table[: source.num_classes] = [labels[mapping[name]] for name in source.classes]
+    return table
+
+
+def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[LabelSpace, dict[str, str | None]]:
+    """The label space in which some classes are left out, merged or renamed, and the mapping to it from ``space``.
+
+    ``changes`` are of the name of a class to None for ignored, or to the name of the class that it becomes: another of
+    ``space``, or a new one, which takes the colour of the first class that becomes it. Raises ProtosegError: a change
+    to a class that is not there, or no class left.
+    """
+    unknown = changes.keys() - set(space.classes)
+    mapping = {name: changes.get(name, name) for name in space.classes}
+    colors: dict[str, tuple[int, int, int]] = {}
+    for old, color in zip(space.classes, space.colors, strict=True):
+        new = mapping[old]
+        if new is not None and (new == old or new not in colors):
+            colors[new] = color
+    if unknown or not colors:
+        got = f"no class of it: {_names(unknown)}" if unknown else "nothing but null, which leaves no class"
+        raise ProtosegError(
+            f"relabel: expected classes of {space.name!r} ({', '.join(space.classes)}), each with the class that it "
+            f"becomes or null to ignore it, got {got}"
+        )
+    things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) is not None))
+    return replace(space, classes=tuple(colors), colors=tuple(colors.values()), things=things), mapping
+
+
+def _names(names: Iterable[object]) -> str:
+    return ", ".join(sorted(map(str, names)))
+
+
+@cache
+def _rows(name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The lines of ``NAME.tsv`` beside this file: those of what is ignored, which have no name, and the classes."""
+    with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader((line for line in file if not line.startswith("#")), delimiter="\t"))
+    return [row for row in rows if not row["name"]], [row for row in rows if row["name"]]
+
+
+def column(name: str, title: str) -> dict[str, str | None]:
+    """What a column of ``NAME.tsv`` says of each class; None where it is empty."""
+    return {row["name"]: row[title] or None for row in _rows(name)[1]}
+
+
+@cache
+def read_classes(name: str) -> LabelSpace:
+    """The classes of ``NAME.tsv``, in the order of its lines."""
+    _, rows = _rows(name)
+    things = tuple(row["name"] for row in rows if row["kind"] == "thing")
+    return LabelSpace(name, tuple(row["name"] for row in rows), tuple(map(_color, rows)), things)
+
+
+def read_ids(name: str, title: str = "id") -> NDArray[Any]:
+    """The table ``file id -> train id`` of a column of ``NAME.tsv``, whose cells are numbers and ranges (``2 5-7``).
+
+    Ids that no cell has are unknown; 255 is ignored.
+    """
+    void_rows, rows = _rows(name)
+    dtype = np.uint8 if len(rows) < UNKNOWN_ID else np.uint16
+    void = np.iinfo(dtype).max
+    labels: dict[int, int] = {}
+    for label, row in [*zip(repeat(void), void_rows), *enumerate(rows)]:
+        for low, _, high in (part.partition("-") for part in row[title].split()):
+            labels |= dict.fromkeys(range(int(low), int(high or low) + 1), label)
+    table: NDArray[Any] = np.full(max(FILE_IGNORED, max(labels)) + 1, void - 1, dtype)
+    table[FILE_IGNORED] = void
+    table[[*labels]] = [*labels.values()]
+    return table
+
+
+def read_colors(name: str) -> dict[tuple[int, int, int], int]:
+    """The label of each colour in ``NAME.tsv``: train ids, and 255 for those that are ignored."""
+    void_rows, rows = _rows(name)
+    labels = [*zip(repeat(FILE_IGNORED), void_rows), *enumerate(rows)]
+    return {_color(row): label for label, row in labels if row["red"]}
+
+
+def _color(row: Mapping[str, str]) -> tuple[int, int, int]:
+    return int(row["red"]), int(row["green"]), int(row["blue"])
+
 
 ADE20K_150, ADE20K_IDS = read_classes("ade20k"), read_ids("ade20k")
 ADE20K_FULL, ADE20K_FULL_IDS = read_classes("ade20k_full"), read_ids("ade20k_full")

@@ -18,7 +18,7 @@ from rich.progress import track
 from protoseg.data.class_file import read_class_file
 from protoseg.data.decoding import orientation, picture_size, turned
 from protoseg.data.files import read_bounded
-from protoseg.data.label_spaces.tables import Ids, file_ids, file_ignored
+from protoseg.data.label_spaces import Ids, file_ids, file_ignored
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, list_images, stem_in
 from protoseg.data.polygons.readers import FOREIGN, FORMS, Drawing, Form, LeftOut, coco_mask, parts_of, read, recognise

@@ -192,6 +192,7 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_with_micro_batches_equal_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     one = run([slice(None)])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.functional.mixing import random_patch_mask
-from protoseg.losses import masked
+from protoseg.losses import adaptation
 from protoseg.losses.adaptation import MaskedImageConsistency
 from protoseg.losses.term import Step, Target
 from protoseg.types import Detail, ProtosegError, SegOutput
@@ -51,7 +51,7 @@ def batch(student: Student, quality: float = 0.6) -> Step:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without colour jitter and blur."""
-    monkeypatch.setattr(masked, "strong_transform", lambda image, *colours: image)
+    monkeypatch.setattr(adaptation, "strong_transform", lambda image, *colours: image)
 
 
 @pytest.mark.usefixtures("plain")

@@ -57,7 +57,7 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method=mic", "method.terms.masked.block_size=16"),
+        pytest.param(("method=mic", "method.terms.masked.block_size=16"), marks=pytest.mark.slow),
         # Patches smaller than the detail: BatchNorm of a wholly masked crop has no variance.
         pytest.param(
             (*HRDA, "method=mic", "method.terms.masked.block_size=16",

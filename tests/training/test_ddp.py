@@ -6,9 +6,9 @@ Of the adaptation the same is shown in tests/training/test_adaptation_distribute
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 from torch.optim.lr_scheduler import ConstantLR
 
 from protoseg.checkpoint import read_checkpoint
@@ -25,6 +26,7 @@ from protoseg.losses import CrossEntropy
 from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeHead
+from protoseg.run.evaluate import run_evaluation
 from protoseg.training import SupervisedModule
 from protoseg.types import Batch
 from tests.conftest import TINY
@@ -47,15 +49,13 @@ def train(output: Path, *overrides: str) -> dict[str, str]:
         return [row for row in csv.DictReader(file) if row["val/mIoU"]][-1]
 
 
-def judged(folder: Path, name: str, network: str) -> float:
+def judged(configure: Callable[..., DictConfig], folder: Path, name: str, network: str) -> float:
     """mIoU of a run's last checkpoint, by one process."""
-    output = folder / f"evaluation_{network}"
-    checkpoint = f"ckpt_path={folder / name}/checkpoints/last.ckpt"
-    run("evaluate.py", checkpoint, f"network={network}", "num_workers=0", "save=[]", f"hydra.run.dir={output}")
-    return float(json.loads((output / "metrics.json").read_text())["mIoU"])
+    words = (f"ckpt_path={folder / name}/checkpoints/last.ckpt", f"network={network}", "num_workers=0", "save=[]")
+    return run_evaluation(configure("evaluate", *words, output=folder / f"evaluation_{network}"))
 
 
-def test_two_ranks_train_and_are_judged_as_one(tmp_path: Path) -> None:
+def test_two_ranks_train_and_are_judged_as_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     common = ("trainer.max_steps=3", "trainer.limit_val_batches=1.0", "trainer.val_check_interval=3")
     two = train(
         tmp_path / "two",
@@ -69,14 +69,14 @@ def test_two_ranks_train_and_are_judged_as_one(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")
     assert checkpoint["SegmentationDataModule"]["world_size"] == 2
     # The same weights judged by one process give the same metrics: summed over ranks, no image twice.
-    assert judged(tmp_path, "two", "student") == pytest.approx(float(two["val/mIoU"]), abs=1e-6)
+    assert judged(configure, tmp_path, "two", "student") == pytest.approx(float(two["val/mIoU"]), abs=1e-6)
     state = checkpoint["state_dict"]
     assert state["model.head.memory.updates"].sum() > 0
     torch.testing.assert_close(state["model.head.memory.prototypes"].norm(dim=2), torch.ones(11, 2))
 
 
 @pytest.mark.slow
-def test_two_ranks_adapt_and_are_judged_as_one(tmp_path: Path) -> None:
+def test_two_ranks_adapt_and_are_judged_as_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     two = train(
         tmp_path / "two",
         *ADAPT,
@@ -90,7 +90,7 @@ def test_two_ranks_adapt_and_are_judged_as_one(tmp_path: Path) -> None:
         "contrast.reliable=0.1",
     )
     for network, key in (("student", "val/mIoU"), ("teacher", "val/teacher_mIoU")):
-        assert judged(tmp_path, "two", network) == pytest.approx(float(two[key]), abs=1e-6)
+        assert judged(configure, tmp_path, "two", network) == pytest.approx(float(two[key]), abs=1e-6)
     state = read_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["teacher.n_averaged"] == 4
     assert state["terms.contrast.reliable_queue.fill"].sum() > 0

@@ -16,7 +16,8 @@ from protoseg.types import ProtosegError, SegOutput
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
 AT_ONCE = 2**21  # pixels that go through the network at once, 1024 x 2048; of mode auto, larger images go in windows
-WINDOW, OVERLAP = 768, 128  # of those
+# Of those; context counts: of enlarged street scenes 91 % of the labels were those of whole, at 768 and 128 79 %.
+WINDOW, OVERLAP = 1024, 256
 PIECE = 2**22  # scores at full size that are held at once; the result does not depend on it
 
 Reduced = tuple[Tensor, ...]

@@ -10,7 +10,7 @@ import torch
 from benchmarks.memory import peak_megabytes
 from benchmarks.paired import paired_medians
 from benchmarks.report import Measured
-from protoseg.run.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 
 Steps = Callable[..., dict[str, Callable[[], object]]]
 

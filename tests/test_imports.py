@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 FLOORS = (
-    {"types", "text", "files", "distributed", "archive", "checkpoint", "job_records", "lightning"},
+    {"types", "text", "files", "distributed", "archive", "checkpoint", "job_records", "lightning", "allocator"},
     {"functional", "data"},
     {"nn"},
     {"losses", "models", "trusted"},

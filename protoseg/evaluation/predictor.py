@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
 from protoseg.types import ProtosegError, SegOutput
@@ -161,6 +162,8 @@ class Predictor:
         found: Reduced = ()
         height, width = image.shape[2:]
         for piece in self.pieces(height, width):
+            if found:
+                give_back_freed_memory()
             part = self._piece(model, image[..., piece.seen[0], piece.seen[1]], reduce)
             found = found or tuple(values.new_empty(*values.shape[:-2], height, width) for values in part)
             for whole, values in zip(found, part, strict=True):
@@ -242,9 +245,10 @@ def _run(model: SegmentationModel, image: Tensor, lefts: Sequence[int], width: i
         chunk = torch.stack([image[i, :, :, left : left + width] for i, left in crops[first : first + at_once]])
         output = model(chunk)
         # bf16 has 8 bits: upsampled in it, many pixels between two classes would tie.
-        outputs += at_least_fp32(output.logits)
+        outputs += at_least_fp32(output.logits).split(1)
     batch = len(image)
-    return [torch.stack(outputs[k : k + batch]) for k in range(0, len(outputs), batch)], output.align_corners
+    rows = [outputs[k : k + batch] for k in range(0, len(outputs), batch)]
+    return [torch.cat(row) if batch > 1 else row[0] for row in rows], output.align_corners
 
 
 def _middles(length: int, window: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from protoseg import __version__
 from protoseg.data.starving import SHARED_MEMORY
 from protoseg.distributed import usable_cores
-from protoseg.run.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 from protoseg.text import Terminal
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "hydra-core", "numpy")

@@ -19,7 +19,7 @@ from protoseg.evaluation.evaluate import evaluate
 from protoseg.evaluation.predict import predict
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.models.segmentor import Segmentor
-from protoseg.run.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 from protoseg.run.build import compile_networks
 from protoseg.trained import TrainedFile, open_file
 from protoseg.types import LabelSpace, ProtosegError

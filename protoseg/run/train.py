@@ -29,7 +29,7 @@ from protoseg.evaluation.curves import curves_figure, read_log
 from protoseg.files import remove_partial_files, write_file
 from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
-from protoseg.run.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain, with_channels
 from protoseg.run.launch import first_process, requested_devices
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from protoseg.run.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 {call}
 def use():
     torch.ones(16, 1024, 1024).add_(1)  # 64 MiB
@@ -31,9 +31,31 @@ def test_no_page_is_faulted_in_anew() -> None:
     assert faults["keep_freed_memory()"] < 0.1 * faults[""]
 
 
+GAPS = """
+import torch
+from protoseg.allocator import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+blocks = [torch.ones(4, 1024, 1024) for _ in range(16)]  # 16 MiB each
+full = resident()
+del blocks[:15]  # the last one keeps the heap's end where it is
+kept = full - resident()
+give_back_freed_memory()
+print(kept, full - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc_trim is glibc's")
+def test_gaps_between_what_is_in_use_are_given_back_when_asked() -> None:
+    result = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True)
+    kept, given = map(int, result.stdout.split())
+    assert kept < 2**24 and given > 200 * 2**20
+
+
 LARGE = """
 import ctypes, resource
-from protoseg.run.allocator import keep_freed_memory
+from protoseg.allocator import keep_freed_memory
 keep_freed_memory()
 libc, size = ctypes.CDLL(None), 750 * 2**20
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -38,10 +38,10 @@ def data_steps(setting: DataSetting, device: torch.device) -> dict[str, Callable
     """Read ``images`` images by each pipeline, the plain one first. On one core, whatever ``device`` is."""
     import cv2
 
-    from protoseg.data import TrainTransform
     from protoseg.data.dataset import to_sample
     from protoseg.data.files import read_image, read_label
     from protoseg.data.label_spaces import CAMVID_IDS, Ids
+    from protoseg.data.transforms import TrainTransform
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

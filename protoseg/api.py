@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from protoseg.checkpoint import AtomicCheckpointIO, own_part
+from protoseg.checkpoint import own_part, save_checkpoint
 from protoseg.evaluation.pictures import Picture, label_png, overlay
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
@@ -148,7 +148,7 @@ class Model:
             "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
             "protoseg": self.origin | {"config": _without_places(config)},
         }
-        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+        save_checkpoint(checkpoint, path)
         card = path.with_name("README.md")
         if not card.exists():  # one may have been written by hand
             write_file(card, lambda partial: partial.write_text(self._card(), encoding="utf-8"))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from protoseg import __version__
@@ -19,28 +18,22 @@ NETWORKS = {"student": "model.", "teacher": "teacher.module."}
 """What the names of a network's weights begin with."""
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """A killed run or a full disk leaves the old checkpoint whole; reading cannot run code."""
+def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """A killed run or a full disk leaves the old checkpoint whole; raises as :func:`protoseg.files.write_file` does."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write to ``path``; raises as :func:`protoseg.files.write_file` does."""
+    def save(partial: Path) -> None:
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch's own writer trips over the half-written file and hides the reason
+            refusal = error.__context__
+            raise (refusal if isinstance(refusal, OSError) else OSError(str(error))) from None
 
-        def save(partial: Path) -> None:
-            try:
-                with open(partial, "wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except RuntimeError as error:  # torch's own writer trips over the half-written file and hides the reason
-                refusal = error.__context__
-                raise (refusal if isinstance(refusal, OSError) else OSError(str(error))) from None
-
-        sizes: list[int] = []
-        apply_to_collection(checkpoint, Tensor, lambda tensor: sizes.append(tensor.nbytes))
-        write_file(Path(path), save, sum(sizes))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+    sizes: list[int] = []
+    apply_to_collection(checkpoint, Tensor, lambda tensor: sizes.append(tensor.nbytes))
+    write_file(Path(path), save, sum(sizes))
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 import protoseg
-from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
+from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.data import CAMVID
 from protoseg.evaluation.predictor import Predictor
 from protoseg.run.build import build_module
@@ -33,7 +33,7 @@ def run(configure: Callable[..., DictConfig], tmp_path: Path) -> Path:
     module.teacher.module.head.memory.prototypes.neg_()  # type: ignore[union-attr, operator]
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "optimizer_states": [torch.zeros(10)]}
     module.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    save_checkpoint(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
     return tmp_path / "run"
 
 

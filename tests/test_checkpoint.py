@@ -17,7 +17,8 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from protoseg.checkpoint import AtomicCheckpointIO, read_checkpoint
+from protoseg.callbacks.checkpoint import AtomicCheckpointIO
+from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS, Slot, checked_sections
 from protoseg.types import ProtosegError
@@ -301,5 +302,5 @@ def test_a_full_disk_is_told_with_what_was_wanted(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_500_000))
     state = {"state_dict": {"a": torch.ones(1000, 1000)}, "optimizer_states": [{"b": torch.ones(250_000)}]}
     with pytest.raises(ProtosegError) as error:
-        AtomicCheckpointIO().save_checkpoint(state, tmp_path / "new" / "last.ckpt")
+        save_checkpoint(state, tmp_path / "new" / "last.ckpt")
     assert "last.ckpt: No space left on device (5.0 MB wanted, 1.5 MB free). What was written" in str(error.value)

@@ -22,7 +22,7 @@ from PIL import Image
 
 import protoseg
 from protoseg import notebook
-from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.checkpoint import save_checkpoint
 from protoseg.cli.tool import run_tool
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
@@ -102,7 +102,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def save(content: dict[str, Any], path: Path) -> Path:
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    save_checkpoint(content, path)
     return path
 
 

@@ -10,9 +10,21 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
 
+from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to the two functions of :mod:`protoseg.checkpoint`: whole files, and reading runs no code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)
 
 
 class Checkpoint(ModelCheckpoint):

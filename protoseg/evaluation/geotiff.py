@@ -14,9 +14,9 @@ from protoseg.data.channels import ImageReader, check_numbers
 from protoseg.data.decoding import FAILURES, geotiff, open_picture, to_bytes
 from protoseg.data.files import unreadable
 from protoseg.data.label_spaces import file_ignored
-from protoseg.evaluation.evaluate import jpeg
 from protoseg.evaluation.pictures import overlay
 from protoseg.evaluation.predictor import Box
+from protoseg.evaluation.writer import jpeg
 
 if TYPE_CHECKING:
     from protoseg.evaluation.predict import Writer

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.distributed import rank, world_size
-from protoseg.evaluation.evaluate import PictureWriter, check_model, output_names, progress_bar
 from protoseg.evaluation.pictures import Picture, overlay
 from protoseg.evaluation.predictor import Predictor, evaluating
+from protoseg.evaluation.writer import PictureWriter, check_model, output_names, progress_bar
 from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -158,16 +158,25 @@ class Predictor:
         return [results[i] for i in range(len(image))]
 
     def _reduced(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
-        """``reduce`` of all pieces of images of one size, put together: full-size scores of many classes are large."""
+        """``reduce`` of all pieces of images of one size, put together: full-size scores of many classes are large.
+
+        Each strip's result is put in its place at once: small tensors kept between large ones that come and go leave
+        gaps that the C library cannot fill, some megabytes a strip.
+        """
         found: Reduced = ()
-        height, width = image.shape[2:]
-        for piece in self.pieces(height, width):
+        for piece in self.pieces(*image.shape[2:]):
             if found:
                 give_back_freed_memory()
-            part = self._piece(model, image[..., piece.seen[0], piece.seen[1]], reduce)
-            found = found or tuple(values.new_empty(*values.shape[:-2], height, width) for values in part)
-            for whole, values in zip(found, part, strict=True):
-                whole[..., piece.place[0], piece.place[1]] = values[..., piece.inner[0], piece.inner[1]]
+            (top, low, high), first = (piece.seen[0].start, piece.inner[0].start, piece.inner[0].stop), 0
+            for scores in self._strips(model, image[..., piece.seen[0], piece.seen[1]]):
+                last = first + scores.shape[2]
+                start, stop = max(first, low), min(last, high)
+                if start < stop:
+                    part = reduce(scores[:, :, start - first : stop - first, piece.inner[1]])
+                    found = found or tuple(values.new_empty(*values.shape[:-2], *image.shape[2:]) for values in part)
+                    for whole, values in zip(found, part, strict=True):
+                        whole[..., top + start : top + stop, piece.place[1]] = values
+                first = last
         return found
 
     def pieces(self, height: int, width: int) -> Iterator[Piece]:
@@ -178,11 +187,9 @@ class Predictor:
             for columns in _middles(width, width if whole else WINDOW):
                 yield Piece(*zip(rows, columns, strict=True))
 
-    def _piece(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
-        if self.averages:
-            return reduce(self._average(model, image))
-        parts = zip(*map(reduce, self._rows(model, image)), strict=True)
-        return tuple(torch.cat(pieces, -2) for pieces in parts)
+    def _strips(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
+        """Scores from top to bottom; averages at once."""
+        return iter([self._average(model, image)]) if self.averages else self._rows(model, image)
 
     def _probability(self, scores: Tensor) -> Tensor:
         return scores if self.averages else scores.softmax(1)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import ProtosegError
@@ -41,6 +42,15 @@ def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> S
             auxiliary=instantiate(cfg.auxiliary, _partial_=True) if cfg.get("auxiliary") else None,
         )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compile_networks(module: nn.Module) -> None:
+    """Let ``torch.compile`` make the forward and backward of every network in ``module`` (student and teacher)."""
+    for part in module.modules():
+        if isinstance(part, Segmentor):
+            # In place, so that names in checkpoints stay. Every size is compiled for itself, up to torch's limit: SAME
+            # padding over symbolic sizes takes minutes.
+            part.compile(dynamic=False)
 
 
 def _unloaded(section: DictConfig) -> dict[str, object]:

@@ -24,7 +24,8 @@ from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figur
 from protoseg.evaluation.tables import write_json
 from protoseg.files import with_ending, write_file
 from protoseg.models.segmentor import Segmentor
-from protoseg.run.evaluate import image_loader, open_checkpoint
+from protoseg.run.evaluate import image_loader
+from protoseg.run.predict import open_checkpoint
 from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, ProtosegError
 

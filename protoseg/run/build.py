@@ -13,7 +13,7 @@ from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pi
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
-from protoseg.models.build import build_model, wrong_input
+from protoseg.models.build import build_model, compile_networks, wrong_input
 from protoseg.models.segmentor import Segmentor
 from protoseg.text import say
 from protoseg.training.base import SegmentationModule
@@ -93,15 +93,6 @@ def load_weights(module: nn.Module, path: str) -> None:
         if isinstance(part, Segmentor):
             with wrong_input(f"resume={path}", RuntimeError):
                 part.load_state_dict(weights)
-
-
-def compile_networks(module: nn.Module) -> None:
-    """Let ``torch.compile`` make the forward and backward of every network in ``module`` (student and teacher)."""
-    for part in module.modules():
-        if isinstance(part, Segmentor):
-            # In place, so that names in checkpoints stay. Every size is compiled for itself, up to torch's limit: SAME
-            # padding over symbolic sizes takes minutes.
-            part.compile(dynamic=False)
 
 
 def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:

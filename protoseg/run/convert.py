@@ -14,7 +14,7 @@ from omegaconf import open_dict
 from torch import Tensor
 
 from protoseg.archive import Unread, read_foreign
-from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO, own_part
+from protoseg.checkpoint import NETWORKS, own_part, save_checkpoint
 from protoseg.files import write_file
 from protoseg.models.build import build_model
 from protoseg.models.published import KINDS, Kind
@@ -82,7 +82,7 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         "state_dict": {NETWORKS["student"] + name: tensor for name, tensor in fitted.items()},
         "protoseg": own_part(plain(cfg), space),
     }
-    AtomicCheckpointIO().save_checkpoint(checkpoint, out)
+    save_checkpoint(checkpoint, out)
     return kind
 
 

@@ -10,9 +10,9 @@ import torch
 from rich.table import Column, Table
 
 from protoseg import __version__
+from protoseg.allocator import keep_freed_memory
 from protoseg.data.starving import SHARED_MEMORY
 from protoseg.distributed import usable_cores
-from protoseg.allocator import keep_freed_memory
 from protoseg.text import Terminal
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "hydra-core", "numpy")

@@ -1,52 +1,35 @@
-"""``evaluate.py``: judge a checkpoint on labelled data, or predict a folder of images."""
+"""``protoseg evaluate``: judge a checkpoint on labelled data."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch.utils.data import Subset
 
-from protoseg.checkpoint import NETWORKS, check_same_classes
-from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
+from protoseg.checkpoint import check_same_classes
+from protoseg.data import AdaptationDataModule, SegmentationDataModule
 from protoseg.data.channels import OPTIONS
 from protoseg.data.label_spaces import relabelled
 from protoseg.data.loading import Loader
 from protoseg.data.statistics import spread
 from protoseg.evaluation.evaluate import evaluate
-from protoseg.evaluation.predict import predict
-from protoseg.evaluation.predictor import Predictor, choose_device
-from protoseg.models.segmentor import Segmentor
-from protoseg.allocator import keep_freed_memory
-from protoseg.run.build import compile_networks
-from protoseg.trained import TrainedFile, open_file
+from protoseg.evaluation.predictor import choose_device
+from protoseg.run.predict import Trained, open_checkpoint, run_prediction
 from protoseg.types import LabelSpace, ProtosegError
 
 
 def run_evaluation(cfg: DictConfig) -> float | None:
     """Evaluate or predict as configured; returns the mIoU in mode ``evaluate``; ProtosegError at wrong input."""
-    for key, known in (("mode", ("evaluate", "predict")), ("network", NETWORKS)):
-        if cfg[key] not in known:
-            raise ProtosegError(f"{key}: expected one of {', '.join(known)}, got {cfg[key]!r}")
-    if cfg.report and cfg.mode == "predict":
-        raise ProtosegError("report: expected mode=evaluate, got mode=predict; the page needs images with labels")
-    if cfg.mode == "evaluate":  # of one large photo freed memory is better given back
-        keep_freed_memory()
-    trained = open_checkpoint(cfg)
-    model, space, predictor = trained.model, trained.label_space, trained.predictor
-    if cfg.compile:
-        compile_networks(model)
-    device, output = choose_device(cfg.device), Path(cfg.paths.output)
     if cfg.mode == "predict":
-        if cfg.images is None:
-            raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
-        save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
-        reader = trained.file.reader
-        predict(model, cfg.images, predictor, space, output, device, save, cfg.overwrite, cfg.follow, reader)
+        run_prediction(cfg)
         return None
-    datamodule = open_data(cfg, trained)
+    if cfg.mode != "evaluate":
+        raise ProtosegError(f"mode: expected one of evaluate, predict, got {cfg.mode!r}")
+    trained = open_checkpoint(cfg)
+    datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
     report = None
@@ -54,31 +37,13 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         from protoseg.run.report import Report
 
         report = Report(cfg, trained)
-    save, observe, unlabelled = tuple(cfg.save), report.observe if report else None, _judged(datamodule).unlabelled
+    observe, unlabelled = report.observe if report else None, _judged(datamodule).unlabelled
     facts = {"checkpoint": str(Path(cfg.ckpt_path).absolute()), "network": cfg.network}
-    to = (predictor, space, output, device, save, cfg.max_overlays)
-    result = evaluate(model, loader, *to, subsets=subsets, observe=observe, unlabelled=unlabelled, facts=facts)
+    to = (trained.predictor, trained.label_space, output, choose_device(cfg.device), tuple(cfg.save), cfg.max_overlays)
+    result = evaluate(trained.model, loader, *to, subsets, observe, unlabelled, facts)
     if report:
         report.write(output, result)
     return float(result["mIoU"])
-
-
-class Trained(NamedTuple):
-    """What a checkpoint holds, built."""
-
-    file: TrainedFile
-    label_space: LabelSpace
-    model: Segmentor  # with its weights and prototypes, in eval mode, on the device
-    predictor: Predictor  # as configured, else as trained
-
-
-def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str | None = None) -> Trained:
-    """What ``evaluate.yaml`` names, unless another checkpoint or network is given; ProtosegError if bad."""
-    limit_pixels(cfg.max_pixels)
-    file = open_file(ckpt_path or cfg.ckpt_path, cfg.trust)
-    predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
-    model = file.model(network or cfg.network).to(choose_device(cfg.device))
-    return Trained(file, file.label_space, model, predictor)
 
 
 def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:

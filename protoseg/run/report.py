@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from protoseg.analysis.stream import scenes
 from protoseg.page.page import PrototypeReport, WorstImages, pixel_view, prototype_report, write_page
-from protoseg.run.evaluate import Trained, image_loader
+from protoseg.run.evaluate import image_loader
+from protoseg.run.predict import Trained
 from protoseg.text import say
 from protoseg.types import ProtosegError
 

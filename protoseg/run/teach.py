@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.checkpoint import save_checkpoint
 from protoseg.data.class_masks import ClassMasks
 from protoseg.evaluation.predictor import choose_device
 from protoseg.evaluation.tables import write_json
@@ -25,7 +25,7 @@ def _changing(make: Callable[..., ClassEdit]) -> Callable[..., None]:
     def run(checkpoint: Path, trust: Sequence[str], out: Path, delta: Path | None = None, **settings: Any) -> None:
         file = open_file(checkpoint, trust)
         edit = make(file, **settings)
-        AtomicCheckpointIO().save_checkpoint(apply_edit(file.content, edit), out)
+        save_checkpoint(apply_edit(file.content, edit), out)
         say(f"{len(edit.classes)} classes: {', '.join(edit.classes)}")
         if delta is not None:
             write_edit(edit, delta)

@@ -20,16 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.table import Column, Table
 
-from protoseg.callbacks import Checkpoint
+from protoseg.allocator import keep_freed_memory
+from protoseg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from protoseg.callbacks.loggers import StepLog, finish_wandb
 from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stopped, StopRequest
-from protoseg.checkpoint import AtomicCheckpointIO, check_same_classes, checkpoint_label_space, read_checkpoint
+from protoseg.checkpoint import check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.evaluation.curves import curves_figure, read_log
 from protoseg.files import remove_partial_files, write_file
 from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
-from protoseg.allocator import keep_freed_memory
 from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain, with_channels
 from protoseg.run.launch import first_process, requested_devices
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from protoseg.checkpoint import NETWORKS, AtomicCheckpointIO, check_class_names, read_tensors
+from protoseg.checkpoint import NETWORKS, check_class_names, read_tensors, save_checkpoint
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 
@@ -135,7 +135,7 @@ def reading_again(data: Any, classes: list[str]) -> Any:
 def write_edit(edit: ClassEdit, path: str | Path) -> None:
     """Write the change alone, a few kilobytes; :func:`read_edit` and :func:`apply_edit` bring it onto a checkpoint."""
     content = asdict(edit) | {"new": {network: memory._asdict() for network, memory in edit.new.items()}}
-    AtomicCheckpointIO().save_checkpoint({"protoseg_classes": content}, path)
+    save_checkpoint({"protoseg_classes": content}, path)
 
 
 def read_edit(path: str | Path) -> ClassEdit:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg.callbacks.progress import PrototypeMemoryCallback
-from protoseg.checkpoint import AtomicCheckpointIO, own_part
+from protoseg.checkpoint import own_part, save_checkpoint
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.predictor import Predictor
@@ -288,7 +288,7 @@ class SegmentationModule(pl.LightningModule):
     def save(self, path: str | Path) -> None:
         """Write the weights, prototypes and config, as ``protoseg.load`` opens them; raises as ``write_file``."""
         content = {"state_dict": self.state_dict(), "protoseg": own_part(self.config, self.label_space)}
-        AtomicCheckpointIO().save_checkpoint(content, path)
+        save_checkpoint(content, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.judge_loss()

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
+from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_checkpoint
 from protoseg.cli.tool import run_tool
 from protoseg.data import CAMVID, SegmentationDataModule, Streets
 from protoseg.run.build import build_module
@@ -29,7 +29,7 @@ def base(configure: Callable[..., DictConfig], tmp_path: Path) -> Path:
     checkpoint: dict = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     path = tmp_path / "base.ckpt"
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    save_checkpoint(checkpoint, path)
     return path
 
 

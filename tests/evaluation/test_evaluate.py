@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from protoseg import __version__
 from protoseg.evaluation import metrics
-from protoseg.evaluation.evaluate import evaluate, output_names
+from protoseg.evaluation.evaluate import evaluate
 from protoseg.evaluation.pictures import overlay, panel
 from protoseg.evaluation.predictor import Predictor
+from protoseg.evaluation.writer import output_names
 from protoseg.files import write_file
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 

@@ -182,7 +182,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_pictures_with_longer_sides_than_a_jpeg_may_have(tmp_path: Path) -> None:
-    from protoseg.evaluation.evaluate import jpeg
+    from protoseg.evaluation.writer import jpeg
 
     jpeg(np.zeros((3, 70_000, 3), np.uint8))(tmp_path / "a.jpg")
     assert Image.open(tmp_path / "a.jpg").size == (65_500, 3)

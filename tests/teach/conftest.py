@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.checkpoint import AtomicCheckpointIO
+from protoseg.checkpoint import save_checkpoint
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
 from tests.conftest import TINY
@@ -30,7 +30,7 @@ def make_checkpoint(configure: Callable[..., DictConfig], tmp_path: Path) -> Mak
         checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
         module.on_save_checkpoint(checkpoint)
         path = tmp_path / f"{name}.ckpt"
-        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+        save_checkpoint(checkpoint, path)
         return path
 
     return make

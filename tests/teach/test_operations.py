@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import protoseg
-from protoseg.checkpoint import AtomicCheckpointIO, checkpoint_label_space, read_checkpoint
+from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_checkpoint
 from protoseg.data import CAMVID
 from protoseg.data.class_masks import ClassMasks
 from protoseg.teach import add_classes, apply_edit, merge_classes, read_edit, refresh_class, remove_classes, write_edit
@@ -72,9 +72,7 @@ def test_an_added_class_is_found_in_an_image_that_was_not_given(
 def test_the_new_checkpoint_knows_the_class(base: Path, patches: tuple[Path, Path]) -> None:
     old = read_checkpoint(base)
     path = base.with_name("new.ckpt")
-    AtomicCheckpointIO().save_checkpoint(
-        apply_edit(old, add_classes(TrainedFile(base, old), green(patches, "a"), ["a"])[0]), path
-    )
+    save_checkpoint(apply_edit(old, add_classes(TrainedFile(base, old), green(patches, "a"), ["a"])[0]), path)
     before, after = protoseg.load(base, "cpu"), protoseg.load(path, "cpu")
     assert after.classes == (*CAMVID.classes, "a")
     assert after.label_space.colors[-1] == GREEN

@@ -43,11 +43,20 @@ def picture() -> Image.Image:
 
 
 def test_importing_the_package_stays_light() -> None:
-    code = "import sys, protoseg; assert not {'torch', 'numpy', 'hydra'} & set(sys.modules)"
+    code = "import sys, protoseg, protoseg.data; assert not {'torch', 'numpy', 'hydra'} & set(sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         protoseg.lod  # noqa: B018
+
+
+def test_to_load_and_predict_needs_nothing_of_training(run: Path) -> None:
+    code = f"""import sys, numpy, protoseg
+protoseg.load({str(run)!r}, device="cpu").predict(numpy.zeros((40, 40, 3), "uint8"))
+found = {{"pytorch_lightning", "torchmetrics", "albumentations", "matplotlib", "scipy"}} & sys.modules.keys()
+assert not found, found"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_image_in_whatever_form(run: Path, picture: Image.Image, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import protoseg.data
+
 PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 FLOORS = (
@@ -60,6 +62,12 @@ def test_mathematics_needs_no_data_library() -> None:
     code += "".join(f"import protoseg.{room}\n" for room in rooms)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_the_data_room_offers_is_there() -> None:
+    assert all(getattr(protoseg.data, name) is not None for name in protoseg.data.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Street'"):
+        protoseg.data.Street  # noqa: B018
 
 
 INTERNALS = ("fit_loop", "epoch_loop", "trainer._", "_connector", "_batches_that_stepped")

@@ -14,7 +14,7 @@ from torch import Tensor
 from protoseg.analysis.activations import activation_rows
 from protoseg.analysis.embedding import embedding_plane, plane_picture
 from protoseg.analysis.stream import look
-from protoseg.callbacks.loggers import chart_classes, log_picture, log_table
+from protoseg.callbacks.loggers import log_picture, log_table, prepare_charts
 from protoseg.evaluation.pictures import adaptation_panel, heatmap_figure, panel
 from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.files import write_file
@@ -39,7 +39,7 @@ class Dashboard(pl.Callback):
         self._first: tuple[Tensor, Tensor] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        chart_classes(trainer)
+        prepare_charts(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         picture = outputs.get("picture")

@@ -1,6 +1,7 @@
 """Loggers as users expect them, and one way to hand pictures and tables to whichever logger is there."""
 
 import os
+import math
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -71,19 +72,25 @@ def finish_wandb(failed: bool = False) -> None:
         sys.modules["wandb"].finish(exit_code=int(failed))
 
 
+def _step(trainer: Trainer) -> int:
+    return max(0, trainer.global_step - 1)  # as Lightning counts for scalars, from 0
+
+
 def log_picture(trainer: Trainer, key: str, picture: np.ndarray) -> None:
     """Send an RGB uint8 picture ``h w 3`` to wandb and TensorBoard, where they are in use."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [picture], step=trainer.global_step)
+            logger.log_image(key, [picture], step=_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(key, picture, trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(key, picture, _step(trainer), dataformats="HWC")
 
 
-def chart_classes(trainer: Trainer) -> None:
-    """Let TensorBoard show the IoU of all classes in one chart, under "Custom scalars"."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+def prepare_charts(trainer: Trainer) -> None:
+    """Let TensorBoard show the IoU of all classes in one chart ("Custom scalars"), wandb the best mIoU of a run."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if isinstance(logger, WandbLogger):
+            logger.experiment.define_metric("val/mIoU", step_metric="trainer/global_step", summary="max")
+        elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars({"validation": {"IoU by class": ["Multiline", ["val/IoU/.*"]]}})
 
 
@@ -92,6 +99,14 @@ def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[An
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             shown = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-            logger.log_table(key, columns=columns, data=shown, step=trainer.global_step)
+            logger.log_table(key, columns=columns, data=shown, step=_step(trainer))
         elif isinstance(logger, TensorBoardLogger) and text:
-            logger.experiment.add_text(key, markdown_table(columns, rows), trainer.global_step)
+            logger.experiment.add_text(key, markdown_table(columns, rows), _step(trainer))
+
+
+def log_score(trainer: Trainer, config: Mapping[str, Any] | None, score: float) -> None:
+    """Let TensorBoard show the settings beside the run's best score, under "HPARAMS"."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and math.isfinite(score):  # NaN: nothing was validated
+            logger.log_hyperparams(dict(config or {}), {"val/best_mIoU": score}, trainer.global_step)
+            logger.finalize("success")  # fit has closed it before

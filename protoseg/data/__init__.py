@@ -1,32 +1,17 @@
-"""Label spaces, data sets, augmentation and the DataModules; each name is imported when it is first used (PEP 562)."""
+"""Label spaces, data sets, augmentation and the DataModules; their names are in ``__init__.pyi``."""
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from protoseg.data.adaptation import AdaptationDataModule as AdaptationDataModule
-    from protoseg.data.datamodule import SegmentationDataModule as SegmentationDataModule
-    from protoseg.data.dataset import SegmentationDataset as SegmentationDataset
-
-_MODULES = {
-    "adaptation": "AdaptationDataModule",
-    "class_file": "ClassFile read_class_file",
-    "concat": "ConcatDataModule",
-    "datamodule": "SegmentationDataModule",
-    "dataset": "Sample SegmentationDataset",
-    "decoding": "limit_pixels",
-    "label_spaces": "ADE20K_150 ADE20K_FULL CAMVID CAMVID_TO_CITYSCAPES CITYSCAPES CITYSCAPES_TO_CAMVID COCO_STUFF "
-    "SYNTHIA_13 SYNTHIA_16",
-    "layout": "LayoutDataset",
-    "own": "ImageFolder LabelledFolder",
-    "public": "ACDC ADE20K GTA5 ADE20KFull CamVid Cityscapes COCOStuff DarkZurich Streets Synthia",
-    "samplers": "RareClasses",
-    "transforms": "TrainTransform",
-}
+_STUB: Any = ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8"))  # holds imports alone
+_PLACES = {alias.name: node.module for node in _STUB.body for alias in node.names}
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names.split():
-            return getattr(import_module(f"protoseg.data.{module}"), name)
+    """Imported when it is first used (PEP 562): to predict, or to print a help, needs no augmentation."""
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from rich.table import Column, Table
 
 from protoseg.allocator import keep_freed_memory
 from protoseg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
-from protoseg.callbacks.loggers import StepLog, finish_wandb
+from protoseg.callbacks.loggers import StepLog, finish_wandb, log_score
 from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stopped, StopRequest
 from protoseg.checkpoint import check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
@@ -115,7 +115,9 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         rank_zero_only(say)("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
     elif trainer.is_global_zero:
         steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
-        return summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
+        score = summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
+        log_score(trainer, module.config, score)
+        return score
     return metrics.get("val/mIoU", math.nan)
 
 

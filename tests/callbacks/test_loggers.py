@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,27 @@ from tests.conftest import DRAWN
 SHORT = (*DRAWN, "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.limit_val_batches=2")
 
 
+def wandb_records(path: Path) -> tuple[dict[str, set[int]], set[str]]:
+    """Of a wandb run file the steps at which every key was logged, and the metrics summarised by their maximum."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    steps: dict[str, set[int]] = defaultdict(set)
+    best, data, place, content = set(), path.read_bytes(), 7, b""  # LevelDB's log format behind seven bytes
+    while place < len(data):
+        if (left := -place % 2**15) and left < 7:  # the end of a block
+            place += left
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        content += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            record, content = Record.FromString(content), b""
+            best |= {record.metric.name} if record.metric.summary.max else set()
+            row = {(it.key or "/".join(it.nested_key)): json.loads(it.value_json) for it in record.history.item}
+            for key in row:
+                steps[key.removesuffix("/_type")].add(row["trainer/global_step"])
+    return steps, best
+
+
 def test_wandb_offline_without_a_key(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,6 +61,13 @@ def test_wandb_offline_without_a_key(
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_training(configure("train", *SHORT, "logger=wandb"))
+    history, best = wandb_records(next((tmp_path / "run" / "wandb").glob("*/*.wandb")))
+    assert {key: history[key] for key in ("val/mIoU", "val/predictions", "val/per_class_IoU")} == {
+        "val/mIoU": {1},
+        "val/predictions": {1},
+        "val/per_class_IoU": {1},
+    }
+    assert best == {"val/mIoU"}
     assert wandb.run is None  # finished, so that the next job of a sweep starts its own
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     media = {path.relative_to(folder / "files" / "media").parts[:3] for path in folder.rglob("media/**/*.*")}
@@ -129,8 +159,13 @@ def test_activation_rows_show_the_classes_of_the_truth() -> None:
 def test_tensorboard(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_training(configure("train", *SHORT, "logger=tensorboard"))
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Tags()
+    score = run_training(configure("train", *SHORT, "logger=tensorboard"))
+    written = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    settings = written.PluginTagToContent("hparams")
+    assert b"val/best_mIoU" in settings["_hparams_/experiment"]
+    assert b"schedule/warmup_steps" in settings["_hparams_/session_start_info"]
+    assert [(it.step, it.value) for it in written.Scalars("val/best_mIoU")] == [(2, pytest.approx(score))]
+    events = written.Tags()
     assert "hp_metric" not in events["scalars"]
     assert {"val/mIoU", "train/loss", "prototypes/diversity"} <= set(events["scalars"])
     assert {"val/predictions", "prototypes/occupancy", "prototypes/similarity"} <= set(events["images"])

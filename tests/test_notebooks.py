@@ -28,8 +28,12 @@ SMALL = {
     "02_choose_k": {"IMAGES": 2},
     "03_domain_adaptation": {"IMAGES": 3},
     "04_new_classes": {"SHOTS": [1, 2], "DRAWS": 1},
+    "05_own_folder": {"IMAGES": 12},
 }
 """What the cell tagged ``parameters`` says, otherwise."""
+
+LONG = ("05_own_folder",)
+"""Too long for every day even so: a check, a training, a report and four lessons."""
 
 STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "threads=1", "callbacks.dashboard=null")
 FAST = (*(setting for setting in TINY if not setting.startswith(("head.", "trainer.max_steps"))), *STEPS)
@@ -65,7 +69,7 @@ def pictures(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray[Any, Any]]:
     return shown
 
 
-def test_there_are_four() -> None:
+def test_all_have_a_small_form() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
 
@@ -78,7 +82,11 @@ def test_outputs_are_not_in_git(path: Path) -> None:
         assert max(map(len, cell.source.splitlines())) <= 140
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in LONG)) for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_runs(path: Path, workplace: Path, pictures: list[np.ndarray[Any, Any]]) -> None:
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     parameters = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", ()))

@@ -1,7 +1,7 @@
 """Loggers as users expect them, and one way to hand pictures and tables to whichever logger is there."""
 
-import os
 import math
+import os
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Any network as the encoder of a segmentor: one's own, or of another library."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Adding, refreshing, removing and merging classes of a checkpoint, without a gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

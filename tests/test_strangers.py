@@ -150,9 +150,12 @@ DOORS: dict[str, Door] = {
     "classes show": lambda ckpt, images, out, configure: _command("teach", "show", ckpt),
     "notebook": lambda ckpt, images, out, configure: notebook.open_run(ckpt, limit=1),
     "export": lambda ckpt, images, out, configure: export(str(ckpt), out / "model.onnx", None, "student", []),
-    "resume": lambda ckpt, images, out, configure: run_training(
-        configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", f"resume={ckpt}", output=out)
-    ),
+    **{
+        key: lambda ckpt, images, out, configure, key=key: run_training(
+            configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", f"{key}={ckpt}", output=out)
+        )
+        for key in ("resume", "init_from")
+    },
 }  # fmt: skip
 """All that opens a checkpoint; SECURITY.md lists them."""
 
@@ -176,7 +179,7 @@ def test_no_door_reaches_the_network_or_the_disk(
     config["encoder"] |= {"pretrained": True, "weights": str(tmp_path / "secret.pth")}
     (tmp_path / "secret.pth").write_text("not weights")
     path = save(content, tmp_path / "stranger.ckpt")
-    with blocked(tmp_path / "out"), pytest.raises(ProtosegError) if door == "export" else nullcontext():
+    with blocked(tmp_path / "out"), pytest.raises(ProtosegError) if door in ("export", "resume") else nullcontext():
         DOORS[door](path, images, tmp_path / "out", configure)
 
 
@@ -194,7 +197,7 @@ def test_no_door_builds_what_is_not_on_the_list(
     for section in ("encoder", "decoder", "head", "inference", "data", "segmentor", "auxiliary"):
         content["protoseg"]["config"][section] = marker
     path = save(content, tmp_path / "stranger.ckpt")
-    if door in ("classes show", "resume"):  # these build nothing of what is inside
+    if door in ("classes show", "resume", "init_from"):  # these build nothing of what is inside
         return
     with pytest.raises(ProtosegError) as error:
         DOORS[door](path, images, tmp_path / "out", configure)

@@ -72,8 +72,9 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
 
 
 def _train(cfg: DictConfig) -> float | None:
-    if cfg.resume not in (None, "auto"):
-        existing_checkpoint(cfg.resume)  # before torch, which takes seconds
+    for path in (cfg.resume, cfg.init_from):
+        if path not in (None, "auto"):
+            existing_checkpoint(path)  # before torch, which takes seconds
     from protoseg.run.jobs import run_job
 
     return run_job(cfg)

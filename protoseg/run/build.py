@@ -8,14 +8,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from protoseg.checkpoint import NETWORKS, read_checkpoint
+from protoseg.checkpoint import NETWORKS, checkpoint_label_space
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
 from protoseg.models.build import build_model, compile_networks, wrong_input
 from protoseg.models.segmentor import Segmentor
-from protoseg.text import say
+from protoseg.models.weights import listed_keys
+from protoseg.text import say, visible
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -84,15 +85,44 @@ def build_module(cfg: DictConfig, label_space: LabelSpace) -> SegmentationModule
     return module
 
 
-def load_weights(module: nn.Module, path: str) -> None:
-    """Let every network of a new training (student and teacher) begin as the student of a checkpoint."""
-    prefix = NETWORKS["student"]
-    state = read_checkpoint(path)["state_dict"].items()
-    weights = {name.removeprefix(prefix): tensor for name, tensor in state if name.startswith(prefix)}
+def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: DictConfig) -> str:
+    """Let every network of a new training (student and teacher) begin as the student of a checkpoint, where it fits.
+
+    Tensors of the same name and shape are taken; of those with a row for each class (prototypes, classifiers), where
+    the classes are others, the rows of classes of the same name. Returns what was taken and what is new, in words.
+    Raises ProtosegError: nothing fits.
+    """
+    prefix, state = NETWORKS["student"], checkpoint["state_dict"]
+    given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    old, new, now = checkpoint_label_space(checkpoint).classes, module.label_space.classes, module.model.state_dict()
+    by_class: set[str] = set()
+    if old != new:
+        with torch.device("meta"):
+            wider = build_model(cfg, len(new) + 1, pretrained=False).state_dict()
+        by_class = {name for name in now if now[name].shape != wider[name].shape}
+    same = [name for name in new if name in old]
+    taken = {}
+    for name in [name for name in now if name in given]:
+        value, mine = given[name], now[name].clone()
+        if name in by_class and same and value.shape == (len(old), *mine.shape[1:]):
+            mine[[new.index(each) for each in same]] = value[[old.index(each) for each in same]].to(mine)
+            taken[name] = mine
+        elif name not in by_class and value.shape == mine.shape:
+            taken[name] = value
+    left = [visible(name) for name in given if name not in taken]
+    fresh = [name for name in now if name not in taken]
+    said = listed_keys({"tensors taken": [*taken], "new": fresh, "of the file not used": left})
+    if not taken:
+        raise ProtosegError(
+            f"init_from={cfg.init_from}: expected tensors of the network's names and shapes, got {said}"
+        )
     for part in module.modules():
         if isinstance(part, Segmentor):
-            with wrong_input(f"resume={path}", RuntimeError):
-                part.load_state_dict(weights)
+            part.load_state_dict(taken, strict=False)
+    if old == new:
+        return said
+    others = {"classes of the same name": same, "new classes": [name for name in new if name not in old]}
+    return f"{said}; {listed_keys(others)}"
 
 
 def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:

@@ -1,7 +1,7 @@
 """What a run goes on from, and which of its settings may change meanwhile."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 from protoseg.types import ProtosegError
 
 SAID, SILENT = "said", "silent"
+_SAME_ENCODER = ("_target_", "name", "variant")
 RULES: list[tuple[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 """Patterns of keys, first match first, and what becomes of a change; :data:`SAID`, :data:`SILENT`, or why it is not."""
 
@@ -42,12 +43,17 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.ckpt") if not path.name.startswith("."))
 
 
-def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any], only: Sequence[str] = ()) -> str:
+def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any]) -> str:
     """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
 
-    With ``only``, of these sections, without where an encoder's first weights came from. ProtosegError where a change
-    cannot be taken over. The checkpoint may be a stranger's: its config is compared and printed, and nothing else.
+    ProtosegError where a change cannot be taken over, or where the checkpoint holds weights alone. The checkpoint may
+    be a stranger's: its config is compared and printed, and nothing else.
     """
+    if "loops" not in checkpoint:
+        raise ProtosegError(
+            f"resume={path}: expected a checkpoint of a training that can go on, got weights alone; start a new "
+            f"training from them with init_from={path}"
+        )
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):
         raise ProtosegError(f"resume: checkpoint {path}: expected the run's config inside, got none")
@@ -61,9 +67,9 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
         raise ProtosegError(f"resume: checkpoint {path}: its config is nested too deeply") from error
     said, refused = [], []
     for key in dict.fromkeys([*now, *old]):
-        was, is_now = old.get(key, "null"), now.get(key, "null")
-        passed = only and (key.partition(".")[0] not in only or key in ("encoder.pretrained", "encoder.weights"))
-        if was == is_now or passed or (rule := rule_of(key)) == SILENT:
+        is_now = now.get(key, "null")
+        was = old.get(key, "false" if is_now == "false" else "null")  # a switch that is newer than the run, and off
+        if was == is_now or (rule := rule_of(key)) == SILENT:
             continue
         change = f"{_short(key)} {_short(was)} -> {_short(is_now)}"
         said.append(change) if rule == SAID else refused.append(f"{change} ({rule})")
@@ -77,13 +83,18 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
 
 
 def take_input(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
-    """Normalise images as the network of a checkpoint does, where ``cfg`` leaves that to the encoder."""
+    """Normalise images as the same encoder of a checkpoint does, where ``cfg`` leaves that to the encoder."""
     from protoseg.trusted import checked_sections  # torch, which no help waits for
 
-    said = checked_sections(checkpoint["protoseg"]["config"] or {}, ["encoder"])["encoder"] or {}
+    said = (checkpoint["protoseg"]["config"] or {}).get("encoder")
+    if not isinstance(said, dict) or any(said.get(key) != cfg.encoder.get(key) for key in _SAME_ENCODER):
+        return
+    # whose class the caller's own config names
+    checked_sections({"encoder": said}, ["encoder"], [cfg.encoder["_target_"].rpartition(".")[0]])
     with open_dict(cfg.encoder):
         for key in ("mean", "std"):
-            cfg.encoder[key] = cfg.encoder.get(key) or said.get(key)
+            if said.get(key) is not None and cfg.encoder.get(key) is None:
+                cfg.encoder[key] = said[key]
 
 
 def rule_of(key: str) -> str:

@@ -30,14 +30,13 @@ from protoseg.evaluation.curves import curves_figure, read_log
 from protoseg.files import remove_partial_files, write_file
 from protoseg.job_records import read_job
 from protoseg.models.build import wrong_input
-from protoseg.run.build import build_datamodule, build_module, instances, load_weights, plain, with_channels
+from protoseg.run.build import build_datamodule, build_module, instances, plain, start_from, with_channels
 from protoseg.run.launch import first_process, requested_devices
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
 from protoseg.text import Terminal, command, markdown_table, override, say
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
-from protoseg.trusted import NETWORK
 from protoseg.types import ProtosegError
 
 
@@ -59,24 +58,24 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     cfg.resume = checkpoint_to_resume(cfg.resume, last)
     rank_zero_only(remove_partial_files)(last.parent)
     cfg = with_channels(cfg)
-    datamodule, start = build_datamodule(cfg), None
+    datamodule = build_datamodule(cfg)
     set_steps(cfg, datamodule)
     if cfg.resume is not None:
         # Before anything is built; the trainer will read the file in full.
         checkpoint = read_checkpoint(cfg.resume, mmap=True)
         check_same_classes(cfg.resume, checkpoint_label_space(checkpoint), datamodule.label_space)
-        if "loops" not in checkpoint:  # published weights, of no training that could go on
-            start, cfg.resume = cfg.resume, None
-            take_input(cfg, checkpoint)
-        changed = changed_settings(start or cfg.resume, checkpoint, plain(cfg), NETWORK if start else ())
-        if start is None and is_finished(checkpoint, cfg.trainer.max_steps):
+        changed = changed_settings(cfg.resume, checkpoint, plain(cfg))
+        if is_finished(checkpoint, cfg.trainer.max_steps):
             return show_finished(cfg, checkpoint, last, changed)
         if changed:
             rank_zero_only(say)(f"resumed with changed settings: {changed}")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
+    start = read_checkpoint(cfg.init_from) if cfg.init_from and cfg.resume is None else None
+    if start is not None:
+        take_input(cfg, start)
     module = build_module(cfg, datamodule.label_space)
     if start is not None:
-        load_weights(module, start)
+        rank_zero_only(say)(f"init_from={cfg.init_from}: {start_from(module, start, cfg)}")
     check_data_suit_method(datamodule, module)
     # Under a name that is free, for CSVLogger deletes the log that it finds.
     logs = next(name for name in chain(["logs"], (f"logs_{i}" for i in count(1))) if not (output / name).exists())
@@ -225,7 +224,7 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
 
 def learned_parameters(module: SegmentationModule) -> int:
     """Number of parameters that a gradient reaches: prototypes are buffers and count as none."""
-    return sum(parameter.numel() for parameter in module.model.parameters())
+    return sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
 
 
 def validation_interval(cfg: DictConfig) -> int:

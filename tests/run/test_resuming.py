@@ -24,11 +24,11 @@ def config(**more: Any) -> dict[str, Any]:
 
 
 def changes(before: object, now: dict[str, Any]) -> str:
-    return changed_settings("last.ckpt", {"protoseg": {"config": before}}, now)
+    return changed_settings("last.ckpt", {"protoseg": {"config": before}, "loops": {}}, now)
 
 
 def test_what_is_taken_over_is_said() -> None:
-    assert changes(config(), config()) == ""
+    assert changes(config(), config(encoder={"freeze": False})) == ""  # a switch newer than the run, and off
     now = config(optimizer={"lr": 0.001, "encoder_lr": None}, trainer={"max_steps": 8}, overwrite=False)
     assert changes(config(), now) == "optimizer.lr 0.002 -> 0.001, trainer.max_steps null -> 8"
 

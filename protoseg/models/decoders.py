@@ -2,7 +2,7 @@
 
 All take ``(channels, strides)`` of the encoder's maps, have ``out_channels`` and ``stride`` of what they return, and
 ``forward(features, finest first) -> b d h w``. UPerNet, DeepLabV3+ pool to one cell before a BatchNorm: they need a
-batch of two or more (per process) while training.
+batch of two or more (per process) while training, and raise ProtosegError for one.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,15 @@ def conv_bn_relu(
     padding = kernel // 2 * dilation
     conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def _check_batch(decoder: nn.Module, features: list[Tensor]) -> None:
+    together = any(isinstance(module, nn.SyncBatchNorm) for module in decoder.modules())
+    if decoder.training and len(features[0]) == 1 and not together:
+        raise ProtosegError(
+            f"{type(decoder).__name__}: expected two images or more in a batch while training, for it normalises one "
+            "cell of each by the batch, got 1; set data.batch_size=2, or use decoder=fpn, segformer or fcn"
+        )
 
 
 def _bilinear(factor: int) -> nn.Module:
@@ -96,6 +105,7 @@ class UPerNetDecoder(nn.Module):
         self.out_channels, self.stride = width, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        _check_batch(self, features)
         return self.decoder([features[0], features[0], *features])
 
 
@@ -151,6 +161,7 @@ class DeepLabV3PlusDecoder(nn.Module):
         self.out_channels, self.stride = width, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        _check_batch(self, features)
         return self.decoder([features[0], features[0], *features])
 
 

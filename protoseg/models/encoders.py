@@ -46,6 +46,19 @@ class Encoder(nn.Module):
     strides: list[int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    model: nn.Module  # what has pretrained weights
+    frozen = False
+
+    def freeze(self) -> None:
+        """Weights and BatchNorm statistics of ``model`` stay as they are: it is in eval mode, also in training."""
+        self.frozen = True
+        self.model.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
 
     def set_input(self, mean: Sequence[float], std: Sequence[float], channels: int = 3) -> None:
         """Set ``mean`` and ``std``; raises ProtosegError unless there is a number for each channel, of std above 0."""
@@ -98,6 +111,7 @@ class TimmEncoder(Encoder):
         weights: local weights file (``.pth``, ``.safetensors``); goes before ``pretrained``.
         pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
+        freeze: what has pretrained weights (not a plain ViT's pyramid) stays as it is, see :meth:`Encoder.freeze`.
         fuse_align_corners: of HRNet: its branches go to the finer ones bilinear with align_corners=True, as in the
             original code and the released ProtoSeg; timm takes the nearest cell.
         mean, std: of red, green and blue in [0, 1], where they are not those that timm states.
@@ -116,6 +130,7 @@ class TimmEncoder(Encoder):
         weights: str | Path | None = None,
         pyramid_channels: int = 256,
         grad_checkpointing: bool = False,
+        freeze: bool = False,
         fuse_align_corners: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -165,6 +180,8 @@ class TimmEncoder(Encoder):
                 )
         if grad_checkpointing:
             recompute_blocks(self.model, name)
+        if freeze:
+            self.freeze()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if self.pyramid is not None:
@@ -229,6 +246,7 @@ class MiTEncoder(Encoder):
         pretrained: ImageNet weights from segmentation-models-pytorch's hub (cached).
         weights: local weights file in SegFormer's names; goes before ``pretrained``.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
+        freeze: see :meth:`Encoder.freeze`.
         mean, std, in_chans: see :class:`TimmEncoder`; mean and std are ImageNet's unless given.
 
     Raises ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
@@ -240,6 +258,7 @@ class MiTEncoder(Encoder):
         pretrained: bool = False,
         weights: str | Path | None = None,
         grad_checkpointing: bool = False,
+        freeze: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         in_chans: int = 3,
@@ -266,6 +285,8 @@ class MiTEncoder(Encoder):
         self.channels, self.strides = list(out_channels[-4:]), [4, 8, 16, 32]
         if grad_checkpointing:
             recompute_blocks(self.model, name)
+        if freeze:
+            self.freeze()
 
     @staticmethod
     def _made(name: str, **options: Any) -> nn.Module:

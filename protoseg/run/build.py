@@ -13,7 +13,7 @@ from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pi
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
-from protoseg.models.build import build_model, compile_networks, wrong_input
+from protoseg.models.build import build_model, compile_networks
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import listed_keys
 from protoseg.text import say, visible
@@ -113,9 +113,7 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
     fresh = [name for name in now if name not in taken]
     said = listed_keys({"tensors taken": [*taken], "new": fresh, "of the file not used": left})
     if not taken:
-        raise ProtosegError(
-            f"init_from={cfg.init_from}: expected tensors of the network's names and shapes, got {said}"
-        )
+        raise ProtosegError(f"init_from={cfg.init_from}: expected tensors of the network's names and shapes: {said}")
     for part in module.modules():
         if isinstance(part, Segmentor):
             part.load_state_dict(taken, strict=False)

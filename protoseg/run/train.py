@@ -58,6 +58,9 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     cfg.resume = checkpoint_to_resume(cfg.resume, last)
     rank_zero_only(remove_partial_files)(last.parent)
     cfg = with_channels(cfg)
+    if cfg.optimizer.get("encoder_lr") == 0 and cfg.encoder.get("freeze") is False:
+        cfg.encoder.freeze = True  # else BatchNorm's statistics would move
+        rank_zero_only(say)("optimizer.encoder_lr=0: the encoder stays as it is, as with encoder.freeze=true")
     datamodule = build_datamodule(cfg)
     set_steps(cfg, datamodule)
     if cfg.resume is not None:

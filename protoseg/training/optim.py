@@ -1,5 +1,6 @@
 """Parameter groups (encoder and decoder learning rates, no decay for norms) and the poly schedule by steps."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from protoseg.types import ProtosegError
 
+_BLOCK = re.compile(r"\b(?:blocks|stages|layers)[._](\d+)\.")
+
 
 def parameter_groups(
     model: nn.Module,
@@ -17,8 +20,14 @@ def parameter_groups(
     encoder_lr: float | None = None,
     weight_decay: float = 0.0,
     no_decay: Sequence[str] | None = None,
+    layer_decay: float | None = None,
 ) -> list[dict]:
     """Up to four named groups: encoder / decoder, each with and without weight decay; ``encoder_lr`` is ``lr`` if None.
+
+    A plain ViT's pyramid, which no weights file brings, goes with the decoder. With ``layer_decay`` d, block i of n
+    of the encoder learns at ``encoder_lr`` times d^(n - i), i from 0, what comes before the blocks at d^(n + 1) (Bao et
+    al., BEiT, arXiv 2106.08254), each in groups of its own. Raises ProtosegError: an encoder that is frozen, or whose
+    blocks are in no list.
 
     ``model`` is a ``Segmentor``, or a LightningModule that holds one and perhaps loss terms with parameters, which go
     with the decoder. Not decayed are parameters with one axis (norm scales, biases); or, with ``no_decay``, those with
@@ -26,12 +35,21 @@ def parameter_groups(
     BatchNorms of the decoder are decayed there), ``[]`` in that of ProtoSeg. Frozen parameters are left out.
     """
     groups: dict[str, dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        name = name.removeprefix("model.")
-        part = "encoder" if name.startswith("encoder.") else "decoder"
+    learned = [
+        (name.removeprefix("model."), tensor) for name, tensor in model.named_parameters() if tensor.requires_grad
+    ]
+    encoder = [name for name, _ in learned if name.startswith("encoder.") and not name.startswith("encoder.pyramid.")]
+    depth = {name: int(found[1]) + 1 if (found := _BLOCK.search(name)) else 0 for name in encoder}
+    if layer_decay is not None and max(depth.values(), default=0) < 2:
+        raise ProtosegError(
+            "optimizer.layer_decay: expected an encoder that learns, with its blocks in one list (plain ViT, ConvNeXt, "
+            f"Swin), got {'another' if encoder else 'a frozen one'}; set optimizer.layer_decay=null"
+        )
+    for name, parameter in learned:
+        part = "encoder" if name in depth else "decoder"
         rate = lr if encoder_lr is None or part == "decoder" else encoder_lr
+        if layer_decay is not None and name in depth:
+            part, rate = f"encoder_{depth[name]}", rate * layer_decay ** (max(depth.values()) + 1 - depth[name])
         spared = parameter.ndim <= 1 if no_decay is None else any(word in name for word in no_decay)
         new = {"params": [], "lr": rate, "weight_decay": 0.0 if spared else weight_decay}
         groups.setdefault(f"{part}_no_decay" if spared else part, new)["params"].append(parameter)

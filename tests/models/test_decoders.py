@@ -134,3 +134,12 @@ def test_bad_arguments() -> None:
 def test_auxiliary_head() -> None:
     logits = AuxiliaryHead(CHANNELS, STRIDES, num_classes=5, width=8)(maps(96, 160))
     assert logits.shape == (2, 5, 6, 10)
+
+
+@pytest.mark.parametrize("kind", [DeepLabV3PlusDecoder, UPerNetDecoder])
+def test_one_image_is_no_batch_for_what_pools_to_one_cell(kind: type[nn.Module]) -> None:
+    decoder = kind([8, 8, 8, 8], [4, 8, 16, 32], width=8)
+    one = [torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
+    with pytest.raises(ProtosegError, match=r"expected two images or more .*, got 1; set data\.batch_size=2"):
+        decoder(one)
+    assert decoder.eval()(one).shape == (1, 8, 16, 16)

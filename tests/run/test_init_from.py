@@ -69,7 +69,7 @@ def test_another_head_is_new_and_said(make: Make, tmp_path: Path) -> None:
     assert "9 new: head.projection.0.weight" in said
     assert said.endswith("1 of the file not used: head.classifier.weight")
     nothing = {"state_dict": {"model.x": torch.zeros(1)}, "protoseg": own_part(None, space("a"))}
-    with pytest.raises(ProtosegError, match=r"names and shapes, got \d+ new: enc.*1 of the file not used: x"):
+    with pytest.raises(ProtosegError, match=r"names and shapes: \d+ new: enc.*1 of the file not used: x"):
         start_from(second, nothing, cfg)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import pytest
+import timm
+import timm.optim
 import torch
 from torch import nn
 
+from protoseg.models.encoders import TimmEncoder
 from protoseg.training.optim import build_optimizer, parameter_groups, poly_factor, poly_schedule
 from protoseg.types import ProtosegError
 
@@ -83,3 +86,23 @@ def test_warm_up_longer_than_training() -> None:
     optimizer = build_optimizer(model(), torch.optim.SGD, lr=1.0)
     with pytest.raises(ProtosegError, match="fewer than"):
         poly_schedule(optimizer, total_steps=5, warmup_steps=5)
+
+
+def test_layer_decay_is_timms() -> None:
+    """Rates of every parameter of a plain ViT against timm's grouping, whose scale is of the whole classifier."""
+    net = nn.Module()
+    net.encoder = TimmEncoder("test_vit", pyramid_channels=8)
+    vit = timm.create_model("test_vit")
+    theirs = {
+        id(parameter): group["lr_scale"]
+        for group in timm.optim.param_groups_layer_decay(vit, 0.05, layer_decay=0.7)
+        for parameter in group["params"]
+    }
+    expected = {name: theirs[id(parameter)] for name, parameter in vit.named_parameters()}
+    rates = {id(p): g["lr"] for g in parameter_groups(net, 1.0, 0.5, layer_decay=0.7) for p in g["params"]}
+    own = {name.removeprefix("model.model."): rates[id(p)] for name, p in net.encoder.named_parameters()}
+    for name, rate in own.items():
+        assert rate == pytest.approx(1.0 if name.startswith("pyramid.") else 0.5 * expected[name])
+    assert len(set(own.values())) == len(vit.blocks) + 2
+    with pytest.raises(ProtosegError, match=r"blocks in one list .*, got another"):
+        parameter_groups(model(), 1.0, layer_decay=0.7)

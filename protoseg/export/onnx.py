@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from protoseg.files import write_file
 from protoseg.models.hrda import HRDASegmentor
+from protoseg.models.lora import merge
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -55,7 +56,9 @@ def export_onnx(
         raise ProtosegError("export: expected a fixed size for HRDA, whose windows depend on it, got none; give --size")
     if size is not None and min(size) < 1:
         raise ProtosegError(f"export: expected a height and width of at least 1, got {size}")
-    network = _Network(copy.deepcopy(model).cpu().eval(), size)
+    copied = copy.deepcopy(model).cpu().eval()
+    merge(copied)
+    network = _Network(copied, size)
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["labels", "logits"]}
     for step in (1, multiple):
         height, width = size or (3 * multiple + 5 // step, 4 * multiple + 3 // step)

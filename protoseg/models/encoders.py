@@ -14,6 +14,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from protoseg.models.lora import adapt
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
 from protoseg.types import ProtosegError
@@ -112,6 +113,7 @@ class TimmEncoder(Encoder):
         pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
         freeze: what has pretrained weights (not a plain ViT's pyramid) stays as it is, see :meth:`Encoder.freeze`.
+        lora_rank: see :func:`protoseg.models.lora.adapt`; not together with ``freeze``.
         fuse_align_corners: of HRNet: its branches go to the finer ones bilinear with align_corners=True, as in the
             original code and the released ProtoSeg; timm takes the nearest cell.
         mean, std: of red, green and blue in [0, 1], where they are not those that timm states.
@@ -131,6 +133,7 @@ class TimmEncoder(Encoder):
         pyramid_channels: int = 256,
         grad_checkpointing: bool = False,
         freeze: bool = False,
+        lora_rank: int | None = None,
         fuse_align_corners: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -180,8 +183,14 @@ class TimmEncoder(Encoder):
                 )
         if grad_checkpointing:
             recompute_blocks(self.model, name)
+        if lora_rank is not None:
+            adapt(self.model, lora_rank, name)
         if freeze:
             self.freeze()
+        if freeze and lora_rank is not None:
+            raise ProtosegError(
+                "encoder: expected freeze or lora_rank, got both, and nothing would learn; leave one out"
+            )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if self.pyramid is not None:

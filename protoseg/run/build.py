@@ -14,6 +14,7 @@ from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
 from protoseg.models.build import build_model, compile_networks
+from protoseg.models.lora import ORIGINAL
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import listed_keys
 from protoseg.text import say, visible
@@ -102,6 +103,10 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
         by_class = {name for name in now if now[name].shape != wider[name].shape}
     same = [name for name in new if name in old]
     taken = {}
+    for name in [name for name in now if name.endswith(ORIGINAL)]:  # a weight that is adapted from now on
+        plain_name = name.removesuffix(ORIGINAL) + ".weight"
+        if plain_name in given:
+            given[name] = given.pop(plain_name)
     for name in [name for name in now if name in given]:
         value, mine = given[name], now[name].clone()
         if name in by_class and same and value.shape == (len(old), *mine.shape[1:]):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from protoseg.checkpoint import own_part, read_checkpoint
 from protoseg.run.build import build_module, start_from
 from protoseg.run.resuming import changed_settings, take_input
+from protoseg.trained import open_file
 from protoseg.training.base import SegmentationModule
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -71,6 +72,21 @@ def test_another_head_is_new_and_said(make: Make, tmp_path: Path) -> None:
     nothing = {"state_dict": {"model.x": torch.zeros(1)}, "protoseg": own_part(None, space("a"))}
     with pytest.raises(ProtosegError, match=r"names and shapes: \d+ new: enc.*1 of the file not used: x"):
         start_from(second, nothing, cfg)
+
+
+def test_a_plain_network_goes_on_with_lora(make: Make, tmp_path: Path) -> None:
+    vit = ("encoder=vit_small", "encoder.name=test_vit", "encoder.pyramid_channels=8")
+    _, first = make("a b", *vit)
+    first.save(tmp_path / "a.ckpt")
+    cfg, second = make("a b", *vit, "encoder.lora_rank=2", "seed=1")
+    said = start_from(second, read_checkpoint(tmp_path / "a.ckpt"), cfg)
+    image = torch.rand(1, 3, 64, 64)
+    second.save(tmp_path / "b.ckpt")
+    opened = open_file(tmp_path / "b.ckpt").model()
+    with torch.no_grad():
+        maps = [model.encoder.eval()(image) for model in (first.model, second.model, opened)]
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*maps, strict=True))
+    assert "not used" not in said
 
 
 def test_images_are_seen_as_the_same_encoder_was_trained(

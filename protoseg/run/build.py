@@ -6,7 +6,6 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
 
 from protoseg.checkpoint import NETWORKS, checkpoint_label_space
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels

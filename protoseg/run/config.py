@@ -78,6 +78,8 @@ def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[
 
 
 def _allowed(value: Any, words: str) -> bool:
+    if words.startswith(("a path", "true or false")):
+        return value is None or isinstance(value, str if words.startswith("a path") else bool)
     if value is None or isinstance(value, str):
         return ("null" if value is None else value) in words.split(" or ")
     many, numbers = isinstance(value, list), value if isinstance(value, list) else [value]

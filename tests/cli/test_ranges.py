@@ -26,7 +26,7 @@ ZERO = MINUS_ONE | {
 }
 NULL = {
     *("max_overlays", "max_epochs", "every_n_train_steps", "stride", "ohem_threshold", "max_class_share", "encoder_lr"),
-    *("limit_val_batches", "class_weights", "beta"),
+    *("limit_val_batches", "class_weights", "beta", "layer_decay"),
 }
 
 
@@ -98,6 +98,8 @@ def test_every_number_of_conf_is_checked() -> None:
         ("inference.crop_size", "big", "a whole number or two whole numbers [A,B] from 1 to 65536 or null"),
         ("loss.ce.class_weights", "balance", "a list of numbers [A,…] from 0 to 1000000 or null or balanced"),
         ("threads", 0, "a whole number from 1 to 1000000 or null"),
+        ("data.root", 5, "a path (of a number alone ./5) or null"),
+        ("encoder.freeze", 1, "true or false"),
     ],
 )
 def test_the_sentence_says_what_is_allowed(key: str, value: Any, allowed: str) -> None:

@@ -156,7 +156,7 @@ def test_every_encoder_and_decoder_config_instantiates() -> None:
         decoder = instantiate(OmegaConf.load(path))([8, 8, 8, 8], [4, 8, 16, 32])
         assert decoder.out_channels > 0
     encoders = sorted((CONF / "encoder").glob("*.yaml"))
-    assert len(encoders) == 16
+    assert len(encoders) == 19
     for path in encoders:
         config = OmegaConf.load(path)
         assert config.pretrained is True

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.sinkhorn import EPSILON, ROUNDS, plan_of_one_class
-from protoseg.functional.product import times_table
+from protoseg.functional.precision import times_table
 from protoseg.functional.prototypes import (
     cluster,
     pixel_prototype_contrast,

@@ -22,9 +22,8 @@ from protoseg.data.checking import deep_images, turned_images
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
 from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
-from protoseg.data.loading import Augmented, Loader
+from protoseg.data.loading import TIMEOUT, Augmented, Loader, check_shared_memory
 from protoseg.data.samplers import RareClassDraw, RareClasses, StepBatchSampler
-from protoseg.data.starving import TIMEOUT, check_shared_memory
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
 from protoseg.lightning import batches_seen, replaces_samplers

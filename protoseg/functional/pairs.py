@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protoseg.functional.product import times_table
+from protoseg.functional.precision import times_table
 from protoseg.types import IGNORE_INDEX
 
 CHUNK = 256  # rows whose similarities to all columns exist at once

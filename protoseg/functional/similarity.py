@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.product import times_table
+from protoseg.functional.precision import at_least_fp32, no_autocast, times_table
 from protoseg.types import IGNORE_INDEX, Similarities
 
 KEEP_BYTES = 2**30

@@ -118,31 +118,9 @@ def listed_keys(found: Mapping[str, list[str]]) -> str:
 
 
 def lite_to_timm(state: Mapping[str, Tensor], model: nn.Module) -> State:
-    """Rename an EfficientNet-Lite state of the early PyTorch ports to the names of timm's classifier ``model``.
-
-    The ports number all blocks through; timm numbers stages and blocks within a stage. Blocks without expansion
-    (the first stage) start at the depthwise convolution.
-    """
-    with_expansion = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    with_expansion |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    without = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    stages: Any = model.blocks
-    blocks = [
-        (f"blocks.{s}.{b}", hasattr(block, "conv_pwl")) for s, st in enumerate(stages) for b, block in enumerate(st)
-    ]
-
-    def rename(key: str) -> str:
-        if not key.startswith("_blocks."):
-            module, rest = key.split(".", 1)
-            return f"{top.get(module, module)}.{rest}"
-        _, index, module, rest = key.split(".", 3)
-        if int(index) >= len(blocks):
-            return key
-        prefix, expands = blocks[int(index)]
-        return f"{prefix}.{(with_expansion if expands else without).get(module, module)}.{rest}"
-
-    return {rename(key): value for key, value in state.items()}
+    """A state of the early PyTorch ports of EfficientNet-Lite in timm's names: the same layers, in the same order."""
+    names = model.state_dict()
+    return dict(zip(names, state.values(), strict=True)) if len(state) == len(names) else dict(state)
 
 
 def _pypi_file(name: str) -> Path | None:

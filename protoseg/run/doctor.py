@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from protoseg import __version__
 from protoseg.allocator import keep_freed_memory
-from protoseg.data.starving import SHARED_MEMORY
+from protoseg.data.loading import SHARED_MEMORY
 from protoseg.distributed import usable_cores
 from protoseg.text import Terminal
 

@@ -78,7 +78,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
             return " ".join(str(cause).split())
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere
-            from protoseg.data.starving import worker_failure
+            from protoseg.data.loading import worker_failure
 
             return worker_failure(cause)
     if isinstance(error, OSError) and error.errno in _DISK:

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
 from protoseg.run.config import check_ranges
 from protoseg.run.errors import explained
-from protoseg.run.folders import check_folder, reserve
 from protoseg.run.launch import first_process
+from protoseg.run.resuming import check_folder, reserve
 from protoseg.text import Terminal, command, override, say
 from protoseg.types import ProtosegError
 

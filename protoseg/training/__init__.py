@@ -1,4 +1,4 @@
 """LightningModules, optimizers and schedules."""
 
 from protoseg.training.adaptation import AdaptationModule
-from protoseg.training.supervised import SupervisedModule
+from protoseg.training.base import SupervisedModule

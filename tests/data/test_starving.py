@@ -18,8 +18,7 @@ from torch.utils.data._utils import signal_handling
 
 from protoseg.data import AdaptationDataModule, CamVid, SegmentationDataModule, starving
 from protoseg.data.dataset import Sample
-from protoseg.data.loading import Loader
-from protoseg.data.starving import check_shared_memory, worker_failure
+from protoseg.data.loading import Loader, check_shared_memory, worker_failure
 from protoseg.types import ProtosegError
 from tests.data.helpers import batches
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protoseg.functional.product import times_table
+from protoseg.functional.precision import times_table
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from protoseg.job_records import alone_in
 from protoseg.run import multirun
 from protoseg.run.config import CONFIG_DIR
-from protoseg.run.folders import check_folder, run_in
 from protoseg.run.multirun import SweepCallback, own_folder
+from protoseg.run.resuming import check_folder, run_in
 from protoseg.types import ProtosegError
 
 

@@ -93,9 +93,8 @@ class TrainedFile:
     ) -> SegmentationDataModule | AdaptationDataModule:
         """The data it was trained on; raises ProtosegError for a section that is not allowed or cannot be built.
 
-        Args:
-            root: their folder (of adaptation, the target's) where it is not where the run found it.
-            change, changes: of the section ``data`` before it is built, and values of it.
+        ``root`` is their folder (of adaptation, the target's) where it is not where the run found it; ``change`` and
+        ``changes`` are of the section ``data`` before it is built, and values of it.
         """
         data = self.sections("data")["data"]
         if data is None:

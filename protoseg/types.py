@@ -28,20 +28,13 @@ class ProtosegError(ValueError):
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``.
+    """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``."""
 
-    Attributes:
-        name: short name, e.g. ``"camvid"``.
-        classes: class names; the position is the train id.
-        colors: one RGB colour (0 to 255) per class.
-        things: names of the countable classes (car, person, …); the others are "stuff" (road, sky, …).
-        shown: of images that are not RGB, the channels that pictures show as red, green, blue; none: the first three.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    things: tuple[str, ...] = ()
+    name: str  # e.g. ``"camvid"``
+    classes: tuple[str, ...]  # names; the position is the train id
+    colors: tuple[tuple[int, int, int], ...]  # RGB, 0 to 255
+    things: tuple[str, ...] = ()  # names of the countable classes (car, person, …); the others are "stuff" (road, sky)
+    # Of images that are not RGB, the channels that pictures show as red, green, blue; none: the first three.
     shown: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -121,22 +114,12 @@ class Similarities(Protocol):
 
 
 class SegOutput(NamedTuple):
-    """What a ``Segmentor`` returns. The grid ``h w`` is the decoder's (usually a quarter of the image).
+    """What a ``Segmentor`` returns. The grid ``h w`` is the decoder's (usually a quarter of the image)."""
 
-    Attributes:
-        logits: class logits, ``b c h w``.
-        embeddings: ``b d h w``; unit length for prototype heads.
-        similarities: cosine of each pixel to each prototype, pixels flattened; None for heads without prototypes.
-        features: the encoder's maps, finest first.
-        auxiliary: class logits of the auxiliary head (training only), or None.
-        detail: of multi-resolution models (training only), or None.
-        align_corners: how the logits go to pixels, see :func:`protoseg.functional.resize.upsample_logits`.
-    """
-
-    logits: Tensor
-    embeddings: Tensor
-    similarities: Similarities | None = None
-    features: list[Tensor] | None = None
-    auxiliary: Tensor | None = None
-    detail: Detail | None = None
-    align_corners: bool = False
+    logits: Tensor  # of the classes, ``b c h w``
+    embeddings: Tensor  # ``b d h w``; unit length for prototype heads
+    similarities: Similarities | None = None  # of each pixel, flattened, to each prototype; None without prototypes
+    features: list[Tensor] | None = None  # the encoder's maps, finest first
+    auxiliary: Tensor | None = None  # class logits of the auxiliary head (training only)
+    detail: Detail | None = None  # of multi-resolution models (training only)
+    align_corners: bool = False  # how logits go to pixels, see :func:`protoseg.functional.resize.upsample_logits`

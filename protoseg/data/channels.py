@@ -35,12 +35,9 @@ OPTIONS = ("channels", "bands", "image_range", "shown")
 class ImageReader:
     """Reads an image as uint8 RGB ``h w 3``, or, with ``channels``, as float32 ``h w channels`` in [0, 1].
 
-    Args:
-        channels: how many there are; None: RGB.
-        bands: how the names of the files of each image end, without suffix, one file for each channel.
-        image_range: values that become 0 and 1, what lies outside cut off: ``[low, high]``, or one such pair for each
-            of the channels. Without ``channels``, those of images of 16 bits that become black and white.
-        shown: of more than three channels those, from 0, that pictures show as red, green and blue; None: the first.
+    ``bands`` is how the names of the files of each image end, without suffix, one file for each channel. The values of
+    ``image_range``, ``[low, high]`` or a pair for each channel, become 0 and 1 (without ``channels``, of images of 16
+    bits, black and white), what lies outside cut off. Of more than three channels pictures show ``shown``, from 0.
 
     Raises ProtosegError: settings that make no sense.
     """

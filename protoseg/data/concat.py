@@ -54,10 +54,8 @@ class ConcatDataModule(SegmentationDataModule):
     Class counts, and with them rare-class sampling and class weights, are of all parts, with ``weights`` of images as
     they are drawn. Each part is split, read and scaled as it says itself; crops, batches, … are given here.
 
-    Args:
-        parts: by name.
-        weights: how often an image is of each part, relative to the others; None: as often as it has images.
-        photometric, options: as of ``SegmentationDataModule``, but for what parts have of their own.
+    ``weights`` is how often an image is of each part, relative to the others; None: as often as it has images. The
+    other options are those of ``SegmentationDataModule``, but for what parts have of their own.
 
     Raises ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
     ``SegmentationDataModule``.

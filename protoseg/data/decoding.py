@@ -66,12 +66,7 @@ def limit_pixels(pixels: int) -> None:
 
 
 def check_pixels(what: str, width: int, height: int) -> None:
-    """Raise ProtosegError if an image or mask is too large to be decoded.
-
-    Args:
-        what: kind and path, for the message.
-        width, height: as its header says.
-    """
+    """Raise ProtosegError if ``what`` (an image or mask) is too large to be decoded, by the sides in its header."""
     limit = int(os.environ.get(_LIMIT, MAX_PIXELS))
     if width * height > limit:
         raise ProtosegError(

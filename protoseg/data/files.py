@@ -72,13 +72,10 @@ def _decode_image(data: bytes, value_range: Range | None) -> NDArray[np.uint8]:
 
 
 def read_label(path: Path, table: Ids, channel: Channel | None = None) -> Ids:
-    """Decode a mask of class ids and map it by ``table`` (see ``label_spaces.id_table``) to train ids, ``h w``.
+    """Decode a PNG of class ids and map it by ``table`` (``label_spaces.id_table``) to train ids of its type, ``h w``.
 
-    Args:
-        path: a PNG file.
-        table: id -> train id; its type is the label's.
-        channel: the channel that holds the ids, 0 being the first in the file, of masks with several, or how the ids
-            follow from all channels; None: one channel of grey, or a palette.
+    ``channel`` holds the ids of masks with several, 0 being the first in the file, or says how they follow from all;
+    None: one channel of grey, or a palette.
 
     Raises ProtosegError: the file cannot be read, is no PNG, has too many pixels, holds other channels, or holds an id
     that ``table`` does not know.

@@ -292,14 +292,9 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
 
 
 class ImageFolder(SegmentationDataset):
-    """All images under ``root``, subfolders included, of any size; every label pixel reads as ignored.
+    """All images under ``root``, subfolders included, of any size, or one; every label pixel reads as ignored.
 
-    Args:
-        root: the folder, or a single image.
-        label_space: the classes of the model that will see the images.
-        split: any name.
-
-    Raises ProtosegError: ``root`` is no folder and no image, or holds no image.
+    ``label_space`` has the classes of the model that will see them. Raises ProtosegError: no image there.
     """
 
     def __init__(self, root: str | Path, label_space: LabelSpace, split: str = "predict") -> None:

@@ -35,19 +35,12 @@ _KEEP_EVERY = 60.0  # seconds: what a stopped count loses at most
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Pixel counts of a split.
+    """Pixel counts of a split."""
 
-    Attributes:
-        classes: class names, by train id.
-        names: the images, as paths in the folder that holds the data.
-        counts: int64 ``n c``, pixels of each class in the mask of each image, at its full size.
-        path: the file that keeps all this; None if it could not be written.
-    """
-
-    classes: tuple[str, ...]
-    names: tuple[str, ...]
-    counts: NDArray[np.int64]
-    path: Path | None = None
+    classes: tuple[str, ...]  # by train id
+    names: tuple[str, ...]  # the images, as paths in the folder that holds the data
+    counts: NDArray[np.int64]  # ``n c``, pixels of each class in the mask of each image, at its full size
+    path: Path | None = None  # the file that keeps all this; None if it could not be written
 
     @property
     def pixels(self) -> NDArray[np.int64]:
@@ -58,14 +51,8 @@ class ClassStatistics:
 def rare_class_probability(pixels: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """DAFormer's probability to draw each class (arXiv 2111.14887, Section 3.2): softmax over them of (1 - f) / T.
 
-    Args:
-        pixels: count of each class in any unit, ``c``; f is its share of their sum.
-        temperature: T; the smaller, the more the rarest class is preferred.
-
-    Returns:
-        float64 ``c``, sums to 1; 0 for a class without pixels.
-
-    Raises ProtosegError: no pixels at all.
+    f is a class's share of ``pixels``, ``c`` in any unit; the smaller T, the more the rarest class is preferred. The
+    result sums to 1, 0 for a class without pixels. Raises ProtosegError: no pixels at all.
     """
     present = pixels > 0
     if not present.any():
@@ -130,12 +117,9 @@ def count_pixels(
     indices: Sequence[int] | None = None,
     keep: Callable[[NDArray[np.int64]], object] = lambda counts: None,
 ) -> NDArray[np.int64]:
-    """Pixels of each class in the mask of each sample, int64 ``n c``; raises ProtosegError as ``read_label``.
+    """Pixels of each class in the mask of each sample (``indices``, or all), int64 ``n c``; raises as ``read_label``.
 
-    Args:
-        dataset: whose masks are read, by several threads.
-        indices: the samples; all unless given.
-        keep: called with the counts so far, once a minute.
+    Read by several threads; ``keep`` is called with the counts so far, once a minute.
     """
     num_classes = dataset.label_space.num_classes
     rows: list[NDArray[np.intp]] = []

@@ -95,10 +95,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
 def scaled_part(image: NDArray[Any], size: tuple[int, int], box: tuple[int, int, int, int]) -> NDArray[Any]:
     """What ``cv2.resize`` of the whole image, and a slice of that, would give: bilinear, to a grey level or two.
 
-    Args:
-        image: ``h w c``.
-        size: height and width to scale to.
-        box: left, top, right and bottom of the part, in pixels of the scaled image.
+    Of ``h w c``, scaled to ``size`` (height, width), ``box`` is left, top, right and bottom in pixels of the result.
     """
     left, top, right, bottom = box
     if size == image.shape[:2]:
@@ -126,13 +123,10 @@ def largest_class_share(label: Ids) -> float:
 class TrainTransform:
     """Random scale, crop (padded if the image is smaller), horizontal flip and photometric distortion.
 
-    Args:
-        crop_size: height and width of the result.
-        scale: range of the factor by which the image is scaled before cropping.
-        aspect: range of the factor of the image's width by its height, at the same area; 1 keeps it.
-        photometric: distort brightness, contrast, saturation and hue; of images that are not uint8 RGB the first two.
-        brightness: of 255, up to as much is added or taken away everywhere; beside ``photometric``.
-        max_class_share: draw the crop again (``ScaledCrop``) while one class has more than this share; None: never.
+    ``scale`` is the range of the factor before cropping to ``crop_size`` (height, width), ``aspect`` that of width by
+    height at the same area. ``photometric`` distorts brightness, contrast, saturation and hue (of images that are not
+    uint8 RGB the first two); up to ``brightness`` of 255 is added or taken away besides. The crop is drawn again
+    (``ScaledCrop``) while one class has more than ``max_class_share``.
 
     Raises ProtosegError: a size or range that makes no sense.
     """

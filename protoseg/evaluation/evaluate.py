@@ -45,15 +45,11 @@ def evaluate(
 
     Returns what ``metrics.json`` holds; numbers are in 0 to 1, NaN (null in the file) where there is nothing to count.
 
-    Args:
-        model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
-        dataloader: its data set lists its files in ``samples``, (image, mask) paths.
-        save: which pictures to write, out of ``SAVES``.
-        max_overlays: write overlays and panels of the first so many images only; None: of all.
-        subsets: further means of the IoU, see :func:`protoseg.evaluation.metrics.subset_means`.
-        observe: is given each image's name, photo, truth and prediction, on the CPU and without padding.
-        unlabelled: classes that these data do not label: they have no IoU, and count in no mean.
-        facts: what else ``metrics.json`` is to say.
+    The model is moved to ``device``, run in eval mode, then left in the mode it was in; the loader's data set lists its
+    (image, mask) paths in ``samples``. ``save`` is out of ``SAVES``, overlays and panels of ``max_overlays`` images.
+    ``subsets`` are of :func:`protoseg.evaluation.metrics.subset_means`; ``observe`` is given each image's name, photo,
+    truth and prediction, on the CPU and without padding; classes ``unlabelled`` in these data have no IoU and count in
+    no mean; ``facts`` is what else ``metrics.json`` is to say.
 
     Raises ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
     read or written.

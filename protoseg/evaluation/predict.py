@@ -90,17 +90,9 @@ def predict(
     ``labels/NAME.tif`` in the same place; for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``.
     Images that cannot be read are named at the end; what is there is left out, so that a stopped run goes on.
 
-    Args:
-        model: a ``SegmentationModel``; moved to ``device``, run in eval mode, then left in the mode it was in.
-        images: folder, image or video.
-        predictor: how images become label maps; for images too large for the memory one in mode ``slide``.
-        label_space: classes of the model.
-        output: folder, made if it is missing.
-        device: where the model runs.
-        save: what to write, out of ``SAVES`` and, of images, ``probabilities``.
-        overwrite: predict again what is there.
-        reader: how images are read, as in the training; RGB unless given.
-        follow: of a folder, go on with the images that come into it, until for so many seconds none came.
+    The model is moved to ``device``, run in eval mode, then left in the mode it was in. What is written is out of
+    ``SAVES`` and, of images, ``probabilities``; with ``overwrite`` what is there is predicted again; with ``follow`` it
+    goes on with the images that come into a folder, until for so many seconds none came. ``reader`` is of the training.
 
     Raises ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
     others are predicted, images that could not be read.

@@ -75,14 +75,8 @@ def turned_away(prototypes: Tensor, members: Tensor, others: Tensor, rivals: Ten
     ``p`` becomes the direction of ``p - s * mean of others``, with that s of 0, 0.1, …, 1 for which the IoU of the
     class on these very pixels is highest, where a pixel belongs to it if its prototypes are nearer than all rivals.
 
-    Args:
-        prototypes: of the class, ``k d``.
-        members: embeddings of its pixels, ``n d``.
-        others: embeddings of pixels of other classes, ``m d``; none leave the prototypes as they are.
-        rivals: prototypes of the other classes, ``r d``.
-
-    Returns:
-        The prototypes, unit vectors ``k d``, and s.
+    Of the class prototypes ``k d`` and embeddings of its pixels ``n d``; of others embeddings ``m d``, none of which
+    leave the prototypes as they are, and prototypes ``r d``. Returns the unit vectors ``k d``, and s.
     """
     if len(others) == 0:
         return prototypes, 0.0

@@ -16,12 +16,9 @@ BLUR_SIGMA = (0.15, 1.15)
 def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, ignored: bool = False) -> Tensor:
     """Pixels of half of the classes of each image (rounded up), chosen at random: bool ``b H W``.
 
-    ClassMix (Olsson et al., arXiv 2007.07936).
-
-    Args:
-        label: int64 ``b H W``, ``IGNORE_INDEX`` where unlabelled.
-        of_batch: choose, for each image, from the classes of all images, as DAFormer's released code does (not DACS's).
-        ignored: take the ignored label for a class that may be pasted, as the released codes do.
+    ClassMix (Olsson et al., arXiv 2007.07936). Of labels int64 ``b H W``; with ``of_batch`` from the classes of all
+    images, as DAFormer's released code does (not DACS's), and with ``ignored`` the ignored label is a class that may be
+    pasted, as in the released codes.
     """
     b = len(label)
     ids = label.where(label != IGNORE_INDEX, num_classes).flatten(1)
@@ -67,10 +64,8 @@ def kornia_jitter(image: Tensor, shifts: list[float], order: list[int]) -> Tenso
     """Colour jitter of kornia 0.5, which the released codes of DAFormer, HRDA and MIC use: uint8 ``3 H W`` to the same.
 
     Brightness is added, contrast is a factor about black, saturation a factor of that of HSV, each clamped to [0, 1].
-
-    Args:
-        shifts: of brightness, contrast, saturation (from a factor of 1) and hue (of the whole circle).
-        order: of these four, by their numbers.
+    ``shifts`` are of brightness, contrast, saturation (from a factor of 1) and hue (of the whole circle), ``order``
+    that of these four by their numbers.
     """
     colour = image.float() / 255
     for step in order:

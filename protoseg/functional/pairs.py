@@ -29,13 +29,8 @@ class PairLosses(torch.autograd.Function):
     The gradient is made where the similarities are, a few rows at a time, and only multiplied in the backward pass:
     three products in all, where computing similarities again would take four.
 
-    Args:
-        rows: ``n d``, fp32 or fp64.
-        columns: ``m d``; both get a gradient, the following do not.
-        label, column_label: int64 ``n`` and ``m``; ``IGNORE_INDEX`` is no class.
-        weight, column_weight: ``n`` and ``m``.
-        own: column of each row itself, int64 ``n``.
-        temperature: of the similarities.
+    Rows ``n d`` and columns ``m d``, fp32 or fp64, get a gradient. Nothing else does: labels int64 ``n`` and ``m``, of
+    which ``IGNORE_INDEX`` is no class; weights ``n`` and ``m``; ``own``, the column of each row itself, int64 ``n``.
     """
 
     @staticmethod

@@ -73,15 +73,10 @@ def window_starts(length: int, window: int, step: int) -> list[int]:
 
 
 def majority_label(label: Tensor, stride: int, min_ratio: float, num_classes: int) -> Tensor:
-    """The class that covers most of every grid cell, where it covers enough of it: ``b H W`` to ``b h w``.
+    """The class that covers most of every cell of ``stride`` pixels, int64 ``b H W`` to ``b h w``.
 
-    DAFormer (arXiv 2111.14887, Sec. 3.3): source labels on the grid of the feature distance. Ignored pixels count
-    as a class of their own.
-
-    Args:
-        label: int64 ``b H W``.
-        stride: pixels per cell; a cell cut by the border is judged by the pixels it has.
-        min_ratio: share of the cell's pixels that its class must cover; ``IGNORE_INDEX`` where it does not.
+    DAFormer (arXiv 2111.14887, Sec. 3.3): source labels on the grid of the feature distance. ``IGNORE_INDEX`` where it
+    covers less than ``min_ratio`` of the pixels (a cell cut by the border: of those it has); ignored ones are a class.
     """
     ids = label.where(label != IGNORE_INDEX, num_classes)
     one_hot = F.one_hot(ids, num_classes + 1).permute(0, 3, 1, 2).float()

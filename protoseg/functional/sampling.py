@@ -9,11 +9,8 @@ from protoseg.types import IGNORE_INDEX
 def sample_per_class(label: Tensor, num_classes: int, per_class: int) -> tuple[Tensor, Tensor]:
     """At most ``per_class`` pixels of every class, without replacement, from torch's global generator.
 
-    From labels, int64 ``n`` (``IGNORE_INDEX`` is never drawn); the cost is one sort of ``n`` numbers.
-
-    Returns:
-        index: int64 ``c per_class`` into the pixels; 0 where there is no pixel.
-        valid: bool ``c per_class``, the slots that hold a pixel: the first ones of each row.
+    From labels, int64 ``n`` (``IGNORE_INDEX`` is never drawn), by one sort of ``n`` numbers. Returns the indices of the
+    pixels, int64 ``c per_class``, 0 where there is none, and which slots hold one, the first of each row.
     """
     ids, device = label.where(label != IGNORE_INDEX, num_classes), label.device
     # Random order within each class by one sort: a 24-bit fraction added to a small integer is exact in fp64.

@@ -53,12 +53,8 @@ class FusedSimilarities:
 
     The cosines are kept for the backward pass where they fit into ``keep_bytes``, and computed again, piece by piece,
     where not: memory is then bounded, whatever ``n``, ``c`` and ``k``. Without gradient they are never kept. The
-    gradient is that of the embeddings; it cannot be differentiated again, and none reaches the prototypes.
-
-    Args:
-        embeddings: ``n d``, fp32 or fp64.
-        prototypes: ``c k d``; taken as they are now, later changes in place have no effect.
-        keep_bytes: see above.
+    gradient is that of the embeddings ``n d``, fp32 or fp64; it cannot be differentiated again, and none reaches the
+    prototypes ``c k d``, which are taken as they are now: later changes in place have no effect.
     """
 
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep_bytes: int = KEEP_BYTES) -> None:

@@ -167,12 +167,8 @@ class ClassMeanContrast(ProjectedContrast):
     go through the student unmixed; ours are the target's part of the mixed images. And its uniformity term has the
     other sign, see :func:`protoseg.functional.contrast.mean_feature_uniformity`.
 
-    Args:
-        weight: 1 as released.
-        temperature: divides the cosine, 100 as released.
-        uniformity: weight of the uniformity term beside the contrast, 0.01 as released.
-        min_ratio: 0.75 as released.
-        momentum: of the class means.
+    Released are weight 1, temperature 100 (divides the cosine), ``min_ratio`` 0.75, and 0.01 as the weight of the
+    uniformity term beside the contrast; ``momentum`` is that of the class means.
     """
 
     def __init__(
@@ -222,14 +218,9 @@ class SupervisedPixelContrast(ProjectedContrast):
     it compares with whole queues of pixels and of region means, ours with a draw from a queue of pixels; and its loss
     leaves out the other anchors where there is a queue, ours does not.
 
-    Args:
-        weight: 0.1 as released.
-        temperature: 0.07 in the paper.
-        anchors: per class and rank.
-        reliable: confidence from which target pixels take part.
-        keys: drawn from the queue, per class.
-        queue_length: per class.
-        per_step: written to the queue per class and step.
+    The weight is 0.1 as released, the temperature 0.07 in the paper. Of each class ``anchors`` are taken (per rank),
+    ``keys`` drawn from the queue, ``queue_length`` kept, ``per_step`` written. Target pixels take part from the
+    confidence ``reliable``.
     """
 
     def __init__(

@@ -25,13 +25,9 @@ class TargetContrast(ProjectedContrast):
     An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order: it joins
     the queues of these, as a negative. The defaults are U2PL's.
 
-    Args:
-        anchors: the most per class and rank.
-        negatives: drawn per class or anchor, see the subclass.
-        low_rank, high_rank: ranks in the teacher's order of classes (0 is the likeliest) that a pixel surely does not
-            show: ``low_rank <= rank < high_rank``.
-        queue_length: per class.
-        per_step: written to a queue per class and step, over all ranks.
+    Per class there are at most ``anchors`` a rank, ``negatives`` (or per anchor, see the subclass), and queues of
+    ``queue_length``, to which a step writes ``per_step`` over all ranks. ``low_rank <= rank < high_rank`` are the ranks
+    in the teacher's order of classes (0 is the likeliest) that a pixel surely does not show.
 
     Raises ProtosegError: numbers that make no sense.
     """
@@ -71,12 +67,9 @@ class TargetContrast(ProjectedContrast):
 
     @torch.no_grad()
     def push_unreliable(self, unreliable: Tensor, said: SegOutput, features: Tensor, by: nn.Module) -> None:
-        """A sample of the unreliable pixels to the queues of all classes that they surely do not show.
+        """A sample of the unreliable pixels (bool ``n``) to the queues of all classes that they surely do not show.
 
-        Args:
-            unreliable: bool ``n``.
-            said: by the teacher.
-            features: ``b D h w``, which the projection ``by`` embeds.
+        ``said`` is the teacher's output; the projection ``by`` embeds ``features``, ``b D h w``.
         """
         index, valid = sample_per_class((~unreliable).long() * IGNORE_INDEX, 1, self.per_step)
         index, valid = index[0], valid[0]
@@ -199,11 +192,9 @@ class UnreliablePixelContrast(TargetContrast):
     pixels too, of which the teacher here says nothing; and its share of pixels falls to 0 over the training. Queues and
     means hold embeddings of the teacher's features by the averaged projection.
 
-    Args:
-        confident: probability above which a reliable pixel may be an anchor (paper: 0.3).
-        entropy_share: share of the pixels that are reliable, and of those that are unreliable (released code: 0.2).
-        alpha: largest momentum of the averaged projection, as of the teacher.
-        options: of :class:`TargetContrast`; the paper has 50 ``negatives``, per anchor.
+    A reliable pixel may be an anchor above the probability ``confident`` (paper: 0.3); ``entropy_share`` of the pixels
+    are reliable, and as many unreliable (released code: 0.2); ``alpha`` is the largest momentum of the averaged
+    projection, as of the teacher. ``options`` are of :class:`TargetContrast`; the paper has 50 ``negatives`` an anchor.
     """
 
     def __init__(

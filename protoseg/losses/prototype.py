@@ -19,9 +19,7 @@ def _prototypes_of(step: Step, term: str) -> tuple[Similarities, Clustering]:
 class PixelPrototypeContrast(Term):
     """PPC: draws a pixel to its own prototype and away from all c*k - 1 others.
 
-    Args:
-        weight: 0.01 in the paper.
-        temperature: 0.1 in the paper, 1 in the released code.
+    ``weight`` is 0.01 in the paper, ``temperature`` 0.1, and 1 in the released code.
     """
 
     def __init__(self, weight: float = 0.01, temperature: float = 0.1) -> None:

@@ -40,10 +40,8 @@ class DAFormerDecoder(nn.Module):
     :class:`SeparableASPP` fuses them. With MiT-B5 and 19 classes: 3 707 392 parameters, with a 1 x 1 classifier
     3 712 275, the whole model 85 155 283 (the paper's 3.7 M and 85.2 M).
 
-    Args:
-        width: channels of each embedding and of the result.
-        dilations: of the fusion's branches.
-        dropout: share of channels of the result that are dropped while training.
+    ``width`` is that of each embedding and of the result, of which a share of ``dropout`` is dropped while training;
+    ``dilations`` are of the fusion's branches.
 
     Raises ProtosegError: maps that do not come finest first; no dilations, or one below 1.
     """

@@ -44,10 +44,8 @@ def _bilinear(factor: int) -> nn.Module:
 class FPNDecoder(nn.Module):
     """Panoptic feature pyramid (Kirillov et al., arXiv 1901.02446).
 
-    Args:
-        pyramid_channels: width of the pyramid.
-        segmentation_channels: width of the result, a multiple of 32 (GroupNorm's groups).
-        dropout: share of channels of the result that are dropped while training.
+    ``segmentation_channels`` is the width of the result, a multiple of 32 (GroupNorm's groups); a share of ``dropout``
+    of these is dropped while training.
 
     Raises ProtosegError: strides other than 4, 8, 16, 32; a width that GroupNorm cannot divide.
     """
@@ -168,12 +166,8 @@ class DeepLabV3PlusDecoder(nn.Module):
 class FCNDecoder(nn.Module):
     """3 x 3 convolutions on one map (Long et al., arXiv 1411.4038, in the form of PSPNet's and mmseg's FCN head).
 
-    Args:
-        in_index: which map; −1 is the coarsest.
-        width: channels of the result.
-        num_convs: convolutions before the result.
-        concat_input: join the input to the convolutions' result by one more convolution.
-        dropout: share of channels of the result that are dropped while training.
+    ``num_convs`` of ``width`` channels on map ``in_index`` (−1 is the coarsest); ``concat_input`` joins the input to
+    their result by one more; a share of ``dropout`` of the channels is dropped while training.
 
     Raises ProtosegError: no map of that index.
     """

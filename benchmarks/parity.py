@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from protoseg.functional.contrast import pixel_to_pixel
-from protoseg.functional.prototypes import pixel_prototype_contrast, pixel_prototype_distance
-from protoseg.functional.sinkhorn import sinkhorn
+from protoseg.functional.prototypes import pixel_prototype_contrast, pixel_prototype_distance, sinkhorn
 from protoseg.losses.segmentation import cross_entropy
 from protoseg.nn import PrototypeHead
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from protoseg.functional.sinkhorn import sinkhorn
+from protoseg.functional.prototypes import sinkhorn
 
 EPSILON, ROUNDS = 0.05, 3
 
@@ -35,7 +35,7 @@ def plan_of_one_class(similarity: Tensor) -> Tensor:
 
 
 def class_by_class(similarity: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """The plan of :func:`protoseg.functional.sinkhorn.sinkhorn`, with a loop."""
+    """The plan of :func:`protoseg.functional.prototypes.sinkhorn`, with a loop."""
     plan = torch.zeros_like(similarity)
     for c in range(num_classes):
         mine = label == c

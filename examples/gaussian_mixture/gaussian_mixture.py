@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from protoseg.distributed import all_reduce_
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.prototypes import Clustering
+from protoseg.functional.prototypes import Clustering, sinkhorn
 from protoseg.functional.similarity import DenseSimilarities
-from protoseg.functional.sinkhorn import sinkhorn
 from protoseg.nn import Head
 from protoseg.nn.heads import projection
 from protoseg.nn.prototype_memory import Observation, PrototypeMemory

@@ -2,5 +2,4 @@
 
 from protoseg.callbacks.checkpoint import Checkpoint
 from protoseg.callbacks.dashboard import Dashboard
-from protoseg.callbacks.loggers import wandb_logger
-from protoseg.callbacks.progress import ProgressBar, PrototypeMemoryCallback, Throughput
+from protoseg.callbacks.loggers import ProgressBar, PrototypeMemoryCallback, Throughput, wandb_logger

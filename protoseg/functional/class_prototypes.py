@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.functional.prototypes import prototype_sums, update_prototypes
+from protoseg.functional.prototypes import prototype_sums, sinkhorn, update_prototypes
 from protoseg.functional.similarity import similarities
-from protoseg.functional.sinkhorn import sinkhorn
 from protoseg.types import ProtosegError
 
 MAX_ITERATIONS = 100
@@ -33,7 +32,7 @@ def class_prototypes(
     is spread out as in k-means++ (Arthur and Vassilvitskii, SODA 2007), with 1 - cosine as the squared distance.
 
     ``embeddings`` are the unit vectors of the class's pixels, ``n d``; ``epsilon`` and ``rounds`` as of
-    :func:`protoseg.functional.sinkhorn.sinkhorn`. Raises ProtosegError: no pixel.
+    :func:`protoseg.functional.prototypes.sinkhorn`. Raises ProtosegError: no pixel.
     """
     if len(embeddings) == 0:
         raise ProtosegError("class prototypes: expected at least one pixel of the class, got none")

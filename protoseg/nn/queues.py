@@ -38,8 +38,8 @@ class ClassQueues(nn.Module):
         """Write embeddings of all ranks over the oldest ones, the same on every rank.
 
         If a class has more than ``per_step``, those with the smallest keys are written: with random keys a fair
-        sample of all ranks, as one process would draw it. Of features ``c p d``, the same ``p`` on all ranks, those that
-        are ``valid`` exist, bool ``c p``; keys are ``c p`` in [0, 1], uniform at random by default.
+        sample of all ranks, as one process would draw it. Features are ``c p d``, the same ``p`` on all ranks; those
+        exist that are ``valid``, bool ``c p``; keys are ``c p`` in [0, 1], uniform at random by default.
         """
         if key is None:
             key = torch.rand(valid.shape, device=valid.device)

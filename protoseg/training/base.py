@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from protoseg.callbacks.progress import PrototypeMemoryCallback
+from protoseg.callbacks.loggers import PrototypeMemoryCallback
 from protoseg.checkpoint import own_part, save_checkpoint
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import SegmentationMetrics, subset_means

@@ -17,8 +17,7 @@ from omegaconf import DictConfig
 from protoseg.analysis.activations import activation_rows
 from protoseg.analysis.embedding import embedding_plane, plane_picture
 from protoseg.analysis.stream import look
-from protoseg.callbacks.loggers import wandb_logger
-from protoseg.callbacks.progress import memory_statistics
+from protoseg.callbacks.loggers import memory_statistics, wandb_logger
 from protoseg.evaluation.pictures import MARGIN
 from protoseg.functional.prototypes import within_class_cosine
 from protoseg.nn import PrototypeMemory

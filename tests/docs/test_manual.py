@@ -36,7 +36,7 @@ def test_every_page_is_built_and_in_the_menu(site: Path) -> None:
 def test_the_api_names_shapes_and_no_markup_of_another_tool(site: Path) -> None:
     text = (site / "api.html").read_text()
     assert 'id="protoseg.api.load"' in text
-    assert 'id="protoseg.functional.sinkhorn.sinkhorn"' in text
+    assert 'id="protoseg.functional.prototypes.sinkhorn"' in text
     assert re.findall(r":(?:func|class|data|meth):", text) == []
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.functional.class_prototypes import best_cosine, class_prototypes, spread_out, turned_away
-from protoseg.functional.sinkhorn import sinkhorn
+from protoseg.functional.prototypes import sinkhorn
 from protoseg.types import ProtosegError
 
 

@@ -17,11 +17,11 @@ from protoseg.functional.prototypes import (
     pixel_prototype_contrast,
     pixel_prototype_distance,
     prototype_sums,
+    sinkhorn,
     update_prototypes,
     within_class_cosine,
 )
 from protoseg.functional.similarity import DenseSimilarities
-from protoseg.functional.sinkhorn import sinkhorn
 from protoseg.types import IGNORE_INDEX, ProtosegError, Similarities
 from tests.functional.dense import plain
 

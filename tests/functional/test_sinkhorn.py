@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protoseg.functional.sinkhorn import sinkhorn
+from protoseg.functional.prototypes import sinkhorn
 
 
 def naive_plan(similarity: Tensor, epsilon: float, rounds: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from protoseg import data as data_module
-from protoseg.callbacks.progress import PrototypeMemoryCallback
+from protoseg.callbacks.loggers import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
 from protoseg.losses import CrossEntropy, Step
 from protoseg.models.segmentor import Segmentor

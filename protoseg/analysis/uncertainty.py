@@ -122,10 +122,7 @@ class ErrorDetection(NamedTuple):
 
     @property
     def aurc(self) -> float:
-        """Area under the risk-coverage curve (Geifman & El-Yaniv, arXiv 1705.08500): lower is better.
-
-        Within a bin, wrong pixels are taken to lie evenly among the right ones.
-        """
+        """Area under the risk-coverage curve (Geifman & El-Yaniv, arXiv 1705.08500), wrong pixels even within a bin."""
         pixels, wrong, before = self._from_surest()
         errors = np.cumsum(wrong) - wrong
         rate = np.divide(wrong, pixels, out=np.zeros_like(wrong), where=pixels > 0)

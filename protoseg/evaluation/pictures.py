@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.ImageFont import load_default as typeface
 from torch import Tensor
 
 from protoseg.text import figure_text, visible
@@ -233,9 +234,9 @@ def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) ->
 
 
 def class_tables(
-    tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float, **style: Any
+    tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float | None, **style: Any
 ) -> tuple[Figure, npt.NDArray[np.object_]]:
-    """Tables ``c c`` by title, side by side, with a colour bar; ``style`` is that of ``imshow``. Figure and charts."""
+    """Tables ``c k`` by title, a row per class, side by side, with a colour bar; ``style`` is for ``imshow``."""
     side = min(16.0, max(6.0, 2.5 + 0.5 * len(classes)))
     figure = empty_figure((side - 0.6) * len(tables) + 1.6, side)
     charts = figure.subplots(1, len(tables), squeeze=False)[0]
@@ -260,14 +261,9 @@ def name_rows(axes: Axes, classes: Sequence[str], rotation: float | None = None)
 
 def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], title: str) -> Picture:
     """A table of shares in 0 to 1, one row per class (``c k``, e.g. prototype occupancy), as a picture ``h w 3``."""
-    n, columns = values.shape
-    figure = empty_figure(2.5 + min(12.0, 0.45 * max(columns, 6)), min(16.0, 1.5 + 0.32 * n))
-    axes = figure.add_subplot()
-    picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max(initial=0)), 1e-12), aspect="auto")
-    name_rows(axes, classes)
-    axes.set_xticks(range(columns) if columns <= 20 else [])
-    axes.set_title(title, fontsize=11)
-    figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
+    largest = max(float(values.max(initial=0)), 1e-12)
+    figure, (axes,) = class_tables({title: values}, classes, None, vmin=0, vmax=largest, aspect="auto")
+    axes.set_xticks(range(values.shape[1]) if values.shape[1] <= 20 else [])
     return figure_picture(figure)
 
 
@@ -281,10 +277,7 @@ def figure_picture(figure: Figure) -> Picture:
 
 
 def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelSpace, title: str) -> Figure:
-    """A figure of shares in 0 to 1, ``c`` each: a bar per class, in its colour, for every entry. Logarithmic.
-
-    Of more than 255 classes, the most frequent of all entries together.
-    """
+    """Shares in 0 to 1, ``c`` by entry, as logarithmic bars in the classes' colours; of many, the most frequent."""
     chosen = frequent_classes(np.sum([*shares.values()], axis=0))
     n = len(chosen)
     shares = {name: share[chosen] for name, share in shares.items()}
@@ -337,10 +330,7 @@ def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.integer]:
 
 
 def rgb(image: Tensor, shown: Sequence[int] = ()) -> Tensor:
-    """What pictures show of an image ``c h w``, uint8 or float in 0 to 1: uint8 ``3 h w``.
-
-    Of more than three channels ``shown``, or the first; of fewer the first, in grey.
-    """
+    """The channels ``shown`` of an image ``c h w``, uint8 or float in 0 to 1 (else its first): uint8 ``3 h w``."""
     if len(image) != 3:
         image = image[list(shown or (0, 1, 2))] if len(image) > 3 else image[:1].expand(3, -1, -1)
     return (image * 255).round().clamp(0, 255).byte() if image.is_floating_point() else image
@@ -355,13 +345,6 @@ def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture
     """Enlarged or reduced to a width between the two given."""
     height, width = picture.shape[:2]
     wanted = min(max(width, widths[0]), widths[1])
-    if wanted == width:
-        return picture
     # Nearest when enlarging: no invented colours. Box when reducing: thin things stay visible.
     method = Image.Resampling.NEAREST if wanted > width else Image.Resampling.BOX
     return np.asarray(Image.fromarray(picture).resize((wanted, max(1, round(height * wanted / width))), method))
-
-
-def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The typeface of all pictures, in pixels."""
-    return ImageFont.load_default(size)

@@ -58,10 +58,7 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def draw(self, *size: int) -> tuple[Tensor, Tensor]:
-        """Embeddings from each class's own queue, with replacement: ``c *size d``, and whether they exist, ``c *size``.
-
-        Those of an empty queue do not.
-        """
+        """With replacement from each class's own queue: ``c *size d``, and whether it holds any, bool ``c *size``."""
         shape = (len(self.fill), *size)
         row = torch.arange(shape[0], device=self.fill.device).view(-1, *[1] * len(size)).expand(shape)
         return self._pick(row), (self.fill > 0)[row]

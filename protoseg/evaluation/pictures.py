@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Picture = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
 
+CONFUSION = "Confusion: % of each true class's pixels"  # the title of one matrix
 MANY_CLASSES = 40  # above it a confusion has no cell text, and a panel's legend only the classes it shows
 DIM = 0.35  # brightness of the photo under ignored pixels
 WRONG = (230, 40, 60)
@@ -203,13 +204,8 @@ def tile_grid(
     return np.asarray(canvas)
 
 
-def confusion_figure(confusion: Tensor, label_space: LabelSpace) -> Figure:
-    """The confusion matrix ``c c`` (rows are the truth), each row as shares of its true pixels; grey without any."""
-    return confusions_figure({"Confusion: % of each true class's pixels": confusion}, label_space)
-
-
 def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) -> Figure:
-    """Confusion matrices side by side under their titles; see :func:`confusion_figure`."""
+    """Confusion matrices ``c c`` by title, side by side: each row as shares of its true pixels; grey without any."""
     n = label_space.num_classes
     counts = {title: confusion.cpu().double() for title, confusion in confusions.items()}
     shares = {title: (pixels / pixels.sum(1, keepdim=True)).numpy() for title, pixels in counts.items()}
@@ -330,7 +326,10 @@ def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.integer]:
 
 
 def rgb(image: Tensor, shown: Sequence[int] = ()) -> Tensor:
-    """The channels ``shown`` of an image ``c h w``, uint8 or float in 0 to 1 (else its first): uint8 ``3 h w``."""
+    """What pictures show of an image ``c h w``, uint8 or float in 0 to 1: uint8 ``3 h w``.
+
+    Of more than three channels ``shown``, or the first; of fewer the first, in grey.
+    """
     if len(image) != 3:
         image = image[list(shown or (0, 1, 2))] if len(image) > 3 else image[:1].expand(3, -1, -1)
     return (image * 255).round().clamp(0, 255).byte() if image.is_floating_point() else image

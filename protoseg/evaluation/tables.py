@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from protoseg.evaluation.metrics import Scores
-from protoseg.evaluation.pictures import confusion_figure, frequent_classes, short_name
+from protoseg.evaluation.pictures import CONFUSION, confusions_figure, frequent_classes, short_name
 from protoseg.files import write_file
 from protoseg.text import Terminal, markdown_table, write_csv
 from protoseg.types import LabelSpace
@@ -39,7 +39,7 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
     named = [[name, *row] for name, row in zip(label_space.classes, counts.tolist(), strict=True)]
     header = ["true \\ predicted", *label_space.classes]
     write_file(output / "confusion.csv", lambda path: write_csv(path, [header, *named]))
-    write_file(output / "confusion.png", confusion_figure(confusion, label_space).savefig)
+    write_file(output / "confusion.png", confusions_figure({CONFUSION: confusion}, label_space).savefig)
 
 
 def print_report(result: dict[str, Any], output: Path) -> None:

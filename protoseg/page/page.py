@@ -26,10 +26,11 @@ from protoseg.analysis.structure import OccupancyCollector, between_figure, desc
 from protoseg.evaluation.curves import curves_figure
 from protoseg.evaluation.metrics import confusion_matrix, scores
 from protoseg.evaluation.pictures import (
+    CONFUSION,
     MANY_CLASSES,
     Picture,
     as_picture,
-    confusion_figure,
+    confusions_figure,
     error_map,
     figure_picture,
     overlay,
@@ -259,7 +260,7 @@ def write_page(
         measures={_NAMES.get(key, key): result[key] for key in result if key.startswith("mIoU") or key in _NAMES},
         rows=[entry | {"share": entry["true_pixels"] / pixels} for entry in without_nan(result)["classes"]],
         colors=colors,
-        confusion=figure_uri(confusion_figure(torch.from_numpy(confusion), label_space)),
+        confusion=figure_uri(confusions_figure({CONFUSION: torch.from_numpy(confusion)}, label_space)),
         curves=None if run is None else figure_uri(curves_figure(run)),
         worst=worst,
         prototypes=prototypes,

@@ -77,7 +77,8 @@ def test_pictures_of_847_classes_stay_readable(tmp_path: Path) -> None:
     figure = pictures.bars_figure({"train": shares}, space, "title")
     assert figure.axes[0].get_yticklabels()[0].get_text() == "class 846"
     assert pictures.frequent_classes(shares[:255]) == list(range(255))
-    pictures.confusion_figure(torch.eye(847, dtype=torch.int64), space).savefig(tmp_path / "confusion.png")
+    confusion = {pictures.CONFUSION: torch.eye(847, dtype=torch.int64)}
+    pictures.confusions_figure(confusion, space).savefig(tmp_path / "confusion.png")
     assert Image.open(tmp_path / "confusion.png").width < 2500
     label = torch.full((200, 300), 255)
     label[:50], label[50:100] = 846, -1
@@ -151,7 +152,7 @@ def test_confusion_figure(n: int, text: bool, tmp_path: Path) -> None:
     confusion = torch.eye(n, dtype=torch.int64) * 3
     confusion[0, 1] = 1
     confusion[2] = 0
-    figure = pictures.confusion_figure(confusion, many(n))
+    figure = pictures.confusions_figure({pictures.CONFUSION: confusion}, many(n))
     axes = figure.axes[0]
     share = axes.images[0].get_array()
     assert share[0, 0] == 0.75

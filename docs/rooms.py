@@ -121,7 +121,7 @@ def draw(path: Path) -> None:
         edge = {"boxstyle": "round,pad=0.05", "fc": "#e8eef7", "ec": "#35507a"}
         axes.add_patch(FancyBboxPatch((at - half, number - 0.24), 2 * half, 0.48, **edge))
         title = ", ".join(sorted(FLOORS[0])) if name == GROUND else name
-        axes.text(at, number + 0.11, title, ha="center", va="center", fontsize=12)
+        axes.text(at, number + 0.11, title, ha="center", va="center", fontsize=11 if name == GROUND else 12)
         axes.text(at, number - 0.16, f"{lines[name]:,} lines", ha="center", va="center", fontsize=9.5, color="#444")
     axes.set(xlim=(min(x.values()) - 1, max(x.values()) + 1), ylim=(-0.4, len(FLOORS) - 0.6))
     axes.axis("off")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from protoseg.analysis.activations import activation, activation_panel, assignment_picture
 from protoseg.analysis.patches import PATCH_PIXELS, Patch, PatchCollector, cut, patch_sheet
-from protoseg.analysis.stream import Loader, collect, look, prototype_memory, scenes
+from protoseg.analysis.stream import collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import (
     Occupancy,
     OccupancyCollector,
     between_figure,
     describe,
+    occupancy,
     occupancy_figure,
     within_figure,
 )
@@ -55,12 +56,6 @@ def test_a_stream_does_not_depend_on_the_batch_size_and_leaves_the_mode() -> Non
         assert torch.equal(a.image, image)
         assert torch.equal(a.label, label)
         assert a.name == b.name == name
-
-
-def occupancy(model: Toy, images: Loader) -> Occupancy:
-    collector = OccupancyCollector(3, PROTOTYPES)
-    collect(scenes(model, images), collector)
-    return collector.compute()
 
 
 def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:

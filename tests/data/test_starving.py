@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data._utils import signal_handling
 
-from protoseg.data import AdaptationDataModule, CamVid, SegmentationDataModule, starving
+from protoseg.data import AdaptationDataModule, CamVid, SegmentationDataModule, loading
 from protoseg.data.dataset import Sample
 from protoseg.data.loading import Loader, check_shared_memory, worker_failure
 from protoseg.types import ProtosegError
@@ -25,8 +25,8 @@ from tests.data.helpers import batches
 
 def give(monkeypatch: pytest.MonkeyPatch, free: int, place: Path) -> None:
     """Let so much shared memory be free."""
-    monkeypatch.setattr(starving, "SHARED_MEMORY", place)
-    monkeypatch.setattr(starving.sys, "platform", "linux")
+    monkeypatch.setattr(loading, "SHARED_MEMORY", place)
+    monkeypatch.setattr(loading.sys, "platform", "linux")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
 
@@ -43,7 +43,7 @@ def test_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         check_shared_memory(2, lambda: 1_100_000)
     with pytest.raises(ProtosegError, match=r"4\.1 MB each, got 4\.0 MB free: set num_workers=0 .*--shm-size=8g"):
         check_shared_memory(2, lambda: 4_100_000)
-    monkeypatch.setattr(starving, "SHARED_MEMORY", tmp_path / "none")  # other systems
+    monkeypatch.setattr(loading, "SHARED_MEMORY", tmp_path / "none")  # other systems
     check_shared_memory(2, unasked)
 
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from PIL.ImageFont import load_default as typeface
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, prototype_memory
@@ -21,6 +20,7 @@ from protoseg.evaluation.pictures import (
     short_name,
     tile_grid,
     tile_row,
+    typeface,
 )
 from protoseg.types import IGNORE_INDEX, LabelSpace
 

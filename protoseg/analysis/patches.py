@@ -6,11 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from PIL.ImageFont import load_default as typeface
 from torch import Tensor
 
 from protoseg.analysis.stream import Scene
-from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name
+from protoseg.evaluation.pictures import FRAME, INK, PAPER, WRONG, Picture, short_name, typeface
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 PATCH_SHARE = 0.2  # side of the patch, of the image's shorter side

@@ -1,4 +1,4 @@
-"""The parts of a DataLoader: collation, worker set-up, and errors of workers told as if there were none."""
+"""The parts of a DataLoader: collation, worker set-up, errors of workers told as if there were none, shared memory."""
 
 import random
 import shutil

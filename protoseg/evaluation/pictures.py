@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
-from PIL.ImageFont import load_default as typeface
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from protoseg.text import figure_text, visible
@@ -31,6 +30,7 @@ DIM = 0.35  # brightness of the photo under ignored pixels
 WRONG = (230, 40, 60)
 INK, PAPER, FRAME = (40, 40, 40), (255, 255, 255), (170, 170, 170)
 TILE_WIDTH, MARGIN = (280, 640), 8  # a panel's pictures are enlarged or reduced into this range of widths
+typeface = ImageFont.load_default  # of all pictures, by its size in pixels
 _PIECE = 2**18  # pixels mixed at once: a large photo in fp64 takes gigabytes
 
 
@@ -344,6 +344,8 @@ def fit_width(picture: Picture, widths: tuple[int, int] = TILE_WIDTH) -> Picture
     """Enlarged or reduced to a width between the two given."""
     height, width = picture.shape[:2]
     wanted = min(max(width, widths[0]), widths[1])
+    if wanted == width:
+        return picture
     # Nearest when enlarging: no invented colours. Box when reducing: thin things stay visible.
     method = Image.Resampling.NEAREST if wanted > width else Image.Resampling.BOX
     return np.asarray(Image.fromarray(picture).resize((wanted, max(1, round(height * wanted / width))), method))

@@ -158,26 +158,32 @@ class Predictor:
         return [results[i] for i in range(len(image))]
 
     def _reduced(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
-        """``reduce`` of all pieces of images of one size, put together: full-size scores of many classes are large.
+        """``reduce`` of images of one size, strip by strip: full-size scores of many classes are large.
 
         Each strip's result is put in its place at once: small tensors kept between large ones that come and go leave
         gaps that the C library cannot fill, some megabytes a strip.
         """
         found: Reduced = ()
-        for piece in self.pieces(*image.shape[2:]):
-            if found:
-                give_back_freed_memory()
-            (top, low, high), first = (piece.seen[0].start, piece.inner[0].start, piece.inner[0].stop), 0
-            for scores in self._strips(model, image[..., piece.seen[0], piece.seen[1]]):
-                last = first + scores.shape[2]
-                start, stop = max(first, low), min(last, high)
-                if start < stop:
-                    part = reduce(scores[:, :, start - first : stop - first, piece.inner[1]])
-                    found = found or tuple(values.new_empty(*values.shape[:-2], *image.shape[2:]) for values in part)
-                    for whole, values in zip(found, part, strict=True):
-                        whole[..., top + start : top + stop, piece.place[1]] = values
-                first = last
+        for (rows, columns), scores in self._strips(model, image):
+            part = reduce(scores)
+            found = found or tuple(values.new_empty(*values.shape[:-2], *image.shape[2:]) for values in part)
+            for whole, values in zip(found, part, strict=True):
+                whole[..., rows, columns] = values
         return found
+
+    def _strips(self, model: SegmentationModel, image: Tensor) -> Iterator[tuple[Box, Tensor]]:
+        """Scores of what counts of every piece, some rows at a time, and where they lie in the image."""
+        for number, (seen, inner, place) in enumerate(self.pieces(*image.shape[2:])):
+            if number:
+                give_back_freed_memory()
+            window, first = image[..., seen[0], seen[1]], 0
+            for scores in [self._average(model, window)] if self.averages else self._rows(model, window):
+                last = first + scores.shape[2]
+                start, stop = max(first, inner[0].start), min(last, inner[0].stop)
+                if start < stop:
+                    rows = slice(seen[0].start + start, seen[0].start + stop)
+                    yield (rows, place[1]), scores[:, :, start - first : stop - first, inner[1]]
+                first = last
 
     def pieces(self, height: int, width: int) -> Iterator[Piece]:
         """Windows that an image is seen through one by one, so that memory is that of a window; one if it is small."""
@@ -186,10 +192,6 @@ class Predictor:
         for rows in _middles(height, height if whole else WINDOW):
             for columns in _middles(width, width if whole else WINDOW):
                 yield Piece(*zip(rows, columns, strict=True))
-
-    def _strips(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
-        """Scores from top to bottom; averages at once."""
-        return iter([self._average(model, image)]) if self.averages else self._rows(model, image)
 
     def _probability(self, scores: Tensor) -> Tensor:
         return scores if self.averages else scores.softmax(1)

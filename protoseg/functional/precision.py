@@ -1,4 +1,4 @@
-"""Where softmax, exp, log and sums of many terms must not run in half precision."""
+"""Where softmax, exp, log and sums of many terms must not run in half precision; products of matrices in fp32."""
 
 import torch
 import torch.nn.functional as F

@@ -141,6 +141,10 @@ class TimmEncoder(Encoder):
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
+        if freeze and lora_rank is not None:
+            raise ProtosegError(
+                "encoder: expected freeze or lora_rank, got both, and nothing would learn; leave one out"
+            )
         if not timm.is_model(name):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
             raise ProtosegError(
@@ -187,10 +191,6 @@ class TimmEncoder(Encoder):
             adapt(self.model, lora_rank, name)
         if freeze:
             self.freeze()
-        if freeze and lora_rank is not None:
-            raise ProtosegError(
-                "encoder: expected freeze or lora_rank, got both, and nothing would learn; leave one out"
-            )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if self.pyramid is not None:

@@ -107,10 +107,10 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
         if plain_name in given:
             given[name] = given.pop(plain_name)
     for name in [name for name in now if name in given]:
-        value, mine = given[name], now[name].clone()
+        value, mine = given[name], now[name]
         if name in by_class and same and value.shape == (len(old), *mine.shape[1:]):
-            mine[[new.index(each) for each in same]] = value[[old.index(each) for each in same]].to(mine)
-            taken[name] = mine
+            taken[name] = mine.clone()
+            taken[name][[new.index(each) for each in same]] = value[[old.index(each) for each in same]].to(mine)
         elif name not in by_class and value.shape == mine.shape:
             taken[name] = value
     left = [visible(name) for name in given if name not in taken]

@@ -78,10 +78,11 @@ def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[
 
 
 def _allowed(value: Any, words: str) -> bool:
-    if words.startswith(("a path", "true or false")):
-        return value is None or isinstance(value, str if words.startswith("a path") else bool)
-    if value is None or isinstance(value, str):
-        return ("null" if value is None else value) in words.split(" or ")
+    if words == "true or false":
+        return isinstance(value, bool)
+    path = words.startswith("a path")
+    if path or value is None or isinstance(value, str):
+        return (path and isinstance(value, str)) or ("null" if value is None else value) in words.split(" or ")
     many, numbers = isinstance(value, list), value if isinstance(value, list) else [value]
     forms = ("a list", "two" if len(numbers) == 2 else "a list") if many else ("a number", "a whole")
     bound, least, most = re.search(r"(from|above) (\S+) (?:up )?to (\S+)", words).groups()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a run goes on from, and which of its settings may change meanwhile."""
+"""What a run goes on from, which of its settings may change meanwhile, and the folder that it has to itself."""
 
 import os
 import re

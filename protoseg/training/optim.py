@@ -40,7 +40,8 @@ def parameter_groups(
     ]
     encoder = [name for name, _ in learned if name.startswith("encoder.") and not name.startswith("encoder.pyramid.")]
     depth = {name: int(found[1]) + 1 if (found := _BLOCK.search(name)) else 0 for name in encoder}
-    if layer_decay is not None and max(depth.values(), default=0) < 2:
+    blocks = max(depth.values(), default=0)
+    if layer_decay is not None and blocks < 2:
         raise ProtosegError(
             "optimizer.layer_decay: expected an encoder that learns, with its blocks in one list (plain ViT, ConvNeXt, "
             f"Swin), got {'another' if encoder else 'a frozen one'}; set optimizer.layer_decay=null"
@@ -49,7 +50,7 @@ def parameter_groups(
         part = "encoder" if name in depth else "decoder"
         rate = lr if encoder_lr is None or part == "decoder" else encoder_lr
         if layer_decay is not None and name in depth:
-            part, rate = f"encoder_{depth[name]}", rate * layer_decay ** (max(depth.values()) + 1 - depth[name])
+            part, rate = f"encoder_{depth[name]}", rate * layer_decay ** (blocks + 1 - depth[name])
         spared = parameter.ndim <= 1 if no_decay is None else any(word in name for word in no_decay)
         new = {"params": [], "lr": rate, "weight_decay": 0.0 if spared else weight_decay}
         groups.setdefault(f"{part}_no_decay" if spared else part, new)["params"].append(parameter)

@@ -100,6 +100,8 @@ def test_every_number_of_conf_is_checked() -> None:
         ("threads", 0, "a whole number from 1 to 1000000 or null"),
         ("data.root", 5, "a path (of a number alone ./5) or null"),
         ("encoder.freeze", 1, "true or false"),
+        ("encoder.freeze", None, "true or false"),
+        ("encoder.freeze", "false", "true or false"),
     ],
 )
 def test_the_sentence_says_what_is_allowed(key: str, value: Any, allowed: str) -> None:

@@ -39,10 +39,8 @@ Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 def read_image(path: Path, turn: bool = True, value_range: Range | None = None) -> NDArray[np.uint8]:
     """Decode an image to RGB, ``h w 3``; turned as EXIF says, or, without ``turn``, as it is stored.
 
-    Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``).
-
-    Raises ProtosegError: the file cannot be read, is cut short, is not an image, or has too many pixels
-    (``decoding.limit_pixels``).
+    Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``). Raises ProtosegError: the file
+    cannot be read, is cut short, is not an image, or has too many pixels (``decoding.limit_pixels``).
     """
     data = read_bounded(path, "image")
     try:

@@ -37,10 +37,13 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     files |= {path: 0 for dataset in datasets for image, _ in dataset.samples for path in dataset.reader.files(image)}
     files |= {path: -1 for path in root.iterdir() if path.is_file() and path not in files}
     files |= {path: -1 for dataset in datasets for path in dataset.lists}
+    for path in files:
+        if not path.absolute().is_relative_to(root.absolute()):
+            raise ProtosegError(f"pack: expected the files in {root}, got {path}: set data.root")
 
     def pack_file(path: Path) -> int:
         """Write a file, PNGs with zlib's level (-1: as it is); the size of what is there now."""
-        target, level = output / _inside(path, root), files[path]
+        target, level = output / path.absolute().relative_to(root.absolute()), files[path]
         if not target.is_file():
             packed = packed_png(path, level) if level >= 0 and path.suffix.lower() == ".png" else None
             write_file(target, lambda to: shutil.copyfile(path, to) if packed is None else to.write_bytes(packed))
@@ -48,13 +51,6 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
 
     after = sum(in_threads(pack_file, [*files], "packing"))
     return sum(path.stat().st_size for path in files), after
-
-
-def _inside(path: Path, root: Path) -> Path:
-    try:
-        return path.absolute().relative_to(root.absolute())
-    except ValueError:
-        raise ProtosegError(f"pack: expected the files in {root}, got {path}: set data.root") from None
 
 
 def packed_png(path: Path, level: int) -> bytes | None:

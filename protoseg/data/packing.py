@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import FAILURES, PNG_DEPTH, open_picture
-from protoseg.data.files import read_bounded
+from protoseg.data.decoding import PNG_DEPTH, open_picture
+from protoseg.data.files import read_bounded, reading
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
@@ -56,14 +56,12 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
 def packed_png(path: Path, level: int) -> bytes | None:
     """The PNG with the same pixels, unfiltered; None for one that is better left; raises ProtosegError for no image."""
     data = read_bounded(path, "image")
-    try:
+    with reading(path, "image"):
         with open_picture(data) as file:
             if file.mode in _KEPT_MODES or data[PNG_DEPTH] < 8:
                 return None
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         packed = encode_png(np.asarray(array), level)
-    except (*FAILURES, cv2.error) as error:
-        raise ProtosegError(f"image {path}: expected a PNG file, got {error}: run `check` on it") from error
     # What a file says beside its pixels (EXIF orientation) is lost: such a file stays.
     return packed if np.array_equal(_seen(data), _seen(packed)) else None
 

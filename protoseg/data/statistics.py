@@ -20,7 +20,8 @@ from rich.progress import track
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import FAILURES, check_pixels, file_size
+from protoseg.data.decoding import check_pixels, file_size
+from protoseg.data.files import reading
 from protoseg.files import write_file
 from protoseg.text import say
 from protoseg.types import ProtosegError
@@ -146,10 +147,8 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height; only the head of the file is read. Raises as ``image_sizes``."""
-    try:
+    with reading(path, "image"):
         size = file_size(path)
-    except FAILURES as error:
-        raise ProtosegError(f"image {path}: expected an image file, got {error}: run `check` on it") from error
     check_pixels(f"image {path}", *size)
     return size
 

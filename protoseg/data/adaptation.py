@@ -84,7 +84,13 @@ class AdaptationDataModule(pl.LightningDataModule):
         if stage == "fit":
             for part in self._parts:
                 part.prepare_training()
-            self._tell_of_shared_images()
+            source, target = ({os.path.realpath(image) for image, _ in p.train_dataset().samples} for p in self._parts)
+            if distributed.rank() == 0 and (shared := sorted(source & target)):
+                warnings.warn(
+                    f"data: expected a target of other images than the source, got {len(shared)} of {len(target)} that "
+                    f"the source has with their labels ({shared[0]}, …): set data.source.root and data.target.root",
+                    stacklevel=2,
+                )
         if stage in ("fit", "validate"):
             for part in self._validated():
                 part.prepare_validation()
@@ -134,12 +140,3 @@ class AdaptationDataModule(pl.LightningDataModule):
 
     def _validated(self) -> list[SegmentationDataModule]:
         return [self.target, self.source] if self.validate_source else [self.target]
-
-    def _tell_of_shared_images(self) -> None:
-        source, target = ({os.path.realpath(image) for image, _ in p.train_dataset().samples} for p in self._parts)
-        if distributed.rank() == 0 and (shared := sorted(source & target)):
-            warnings.warn(
-                f"data: expected a target of other images than the source, got {len(shared)} of {len(target)} that the "
-                f"source has with their labels ({shared[0]}, …): set data.source.root and data.target.root",
-                stacklevel=2,
-            )

@@ -25,7 +25,7 @@ from protoseg.data.decoding import (
     read_array,
     turned,
 )
-from protoseg.data.files import read_bounded, read_image, unreadable
+from protoseg.data.files import read_bounded, read_image, reading
 from protoseg.types import ProtosegError
 
 OPTIONS = ("channels", "bands", "image_range", "shown")
@@ -124,7 +124,7 @@ def _checked_range(value: Any, least: float, most: float) -> Range:
 
 def _numbers(path: Path, channels: int) -> NDArray[Any]:
     """The numbers in one file, ``h w channels``."""
-    try:
+    with reading(path, "image"):
         check_regular(path)
         with path.open("rb") as file:
             start = file.read(8)
@@ -133,8 +133,6 @@ def _numbers(path: Path, channels: int) -> NDArray[Any]:
         else:
             data = read_bounded(path, "image")
             pixels = _array(data, channels) if start.startswith(NPY_START) else _decoded(data)
-    except (*FAILURES, cv2.error) as error:
-        raise unreadable(path, "image", error) from error
     check_numbers(pixels, channels, path)
     return pixels
 

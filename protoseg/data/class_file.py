@@ -20,11 +20,10 @@ from protoseg.data.label_spaces import (
     unknown_id,
 )
 from protoseg.data.masks import Color
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
 _KEYS = ("name", "classes", "ids", "void", "things")
 _TRANSPARENT = "transparent"
-MAX_CLASSES = WIDE_UNKNOWN_ID
 _EXAMPLE = "classes: {road: [128, 64, 128], car: [0, 0, 142]}"
 
 

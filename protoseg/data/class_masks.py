@@ -9,12 +9,11 @@ from protoseg.data.class_file import ClassFile
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, Ids
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
-from protoseg.data.masks import Color
+from protoseg.data.masks import BLACK, WHITE, Color
 from protoseg.data.pairing import by_image, by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 
 REST = "(other)"
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 class ClassMasks(SegmentationDataset):
@@ -45,7 +44,7 @@ class ClassMasks(SegmentationDataset):
                 )
         if ids is not None and any(not 0 <= i < WIDE_FILE_IGNORED for i in ids):
             raise ProtosegError(f"expected ids from 0 to {WIDE_FILE_IGNORED - 1}, got {', '.join(map(str, ids))}")
-        self.label_space = LabelSpace("new classes", (*names, REST), (*colors, (0, 0, 0)))
+        self.label_space = LabelSpace("new classes", (*names, REST), (*colors, BLACK))
         folders = (Path(images), Path(masks))
         for folder in folders:
             if not folder.is_dir():
@@ -58,11 +57,11 @@ class ClassMasks(SegmentationDataset):
         if ids is None:
             self.id_table, self.colors = _of_binary(used_values_of(paths))
         else:
-            self.id_table, self.colors = np.full(1 << 16, len(names), np.uint8), {_BLACK: len(names)}
+            self.id_table, self.colors = np.full(1 << 16, len(names), np.uint8), {BLACK: len(names)}
             self.id_table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = FILE_IGNORED
             self.id_table[list(ids)] = range(len(ids))
             self.colors |= {color: label for label, color in enumerate(colors)}
-        said = {*(ids or ()), *(() if _WHITE in self.colors and ids else (FILE_IGNORED, WIDE_FILE_IGNORED))}
+        said = {*(ids or ()), *(() if WHITE in self.colors and ids else (FILE_IGNORED, WIDE_FILE_IGNORED))}
         file = ClassFile(self.label_space, self.id_table, self.colors, frozenset(said), True, transparent=True)
         self.mask_reading = MaskReading(paths, file)
 
@@ -80,4 +79,4 @@ def _of_binary(used: UsedBy) -> tuple[Ids, dict[Color, int]]:
             )
         table[FILE_IGNORED] = FILE_IGNORED
     shown = {color for _, found in used if found.kind == "palette" or found.ids is None for color in found.colors or ()}
-    return table, {color: int(color == _BLACK) for color in shown} if _BLACK in shown else {}
+    return table, {color: int(color == BLACK) for color in shown} if BLACK in shown else {}

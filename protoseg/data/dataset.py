@@ -18,7 +18,6 @@ from protoseg.data.decoding import orientation
 from protoseg.data.files import Channel, read_label
 from protoseg.data.label_spaces import Ids, file_ignored, ignored_in
 from protoseg.data.masks import Color
-from protoseg.data.pairing import by_key, list_images, pair, stem_in, stems_of_masks
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from protoseg.data.transforms import TrainTransform
 
 FilePair = tuple[Path, "Path | None"]
-CONVERTED = "_labelTrainIds"
-"""End of the names of masks that DAFormer's and mmsegmentation's converters write beside the originals."""
 
 
 class Sample(NamedTuple):
@@ -92,11 +89,9 @@ class SegmentationDataset(Dataset[Sample]):
 
     @classmethod
     def space(cls, **options: Any) -> LabelSpace | None:
-        """The classes of a data set that is made with these arguments; known before any image is looked at.
+        """The classes of a data set that is made with these arguments, known before any image is looked at.
 
-        None where it has none of its own.
-
-        Raises ProtosegError: arguments that name no classes.
+        None where it has none of its own. Raises ProtosegError: arguments that name no classes.
         """
         return getattr(cls, "label_space", None)
 
@@ -162,22 +157,6 @@ class SegmentationDataset(Dataset[Sample]):
     def check_folder(cls, folder: Path) -> None:
         """Raise ProtosegError, with the public source and the value to set, unless ``folder`` exists."""
         check_folder(folder, cls.__name__, cls.source)
-
-    @classmethod
-    def pair_folders(cls, images: Path, masks: Path | None) -> list[FilePair]:
-        """Pair the images of one folder with the masks of another by file name; raises ProtosegError (``pair``).
-
-        Without ``masks``, the images alone. Copies of masks that converters of other packages leave are left out.
-        """
-        cls.check_folder(images)
-        found = by_key(list_images(images), lambda p: stem_in(images, p))
-        if masks is None:
-            return pair(found, None, where=f"{cls.__name__}: {images}")
-        cls.check_folder(masks)
-        labels = stems_of_masks(masks, list_images(masks), found)
-        for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
-            del labels[key]
-        return pair(found, labels, f"{cls.__name__}: {images} and {masks}", (images, masks))
 
 
 def check_folder(folder: Path, name: str, source: str) -> None:

@@ -201,9 +201,8 @@ def _deep_colors(file: Image.Image) -> bool:
 def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.uint8]:
     """RGB ``h w 3`` of one of the formats that are neither PNG nor JPEG, as it is stored; of 16 bits see ``to_bytes``.
 
-    Header and pixels are read by the same decoder, so that none decodes more than was asked of the header.
-
-    Raises FAILURES: a damaged file, one of several pages or frames, or with other than grey or RGB of 8 or 16 bits.
+    Header and pixels are read by the same decoder, so that none decodes more than was asked of the header. Raises
+    FAILURES: a damaged file, one of several pages or frames, or with other than grey or RGB of 8 or 16 bits.
     """
     with open_picture(data) as file:
         if getattr(file, "n_frames", 1) > 1:
@@ -300,9 +299,8 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
     """RGB ``h w 3`` as it is stored, the bits that OpenCV gives, but sooner; None where OpenCV is to decode the file.
 
-    OpenCV and Pillow fill what is missing of a JPEG with grey where the file has its end mark, and say nothing.
-
-    Raises ValueError: a part of the coded pixels is missing or damaged.
+    OpenCV and Pillow fill what is missing of a JPEG with grey where the file has its end mark, and say nothing. Raises
+    ValueError: a part of the coded pixels is missing or damaged.
     """
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)

@@ -12,7 +12,7 @@ from rich.progress import track
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.files import read_label
 from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID, Ids, file_ids, id_table
-from protoseg.data.pairing import list_images
+from protoseg.data.pairing import by_key, list_images
 from protoseg.data.public import ACDC, ADE20K, Cityscapes, COCOStuff, DarkZurich
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
@@ -81,15 +81,14 @@ def _by_name(labels: Path, wanted: ExportFormat, name: str) -> dict[str, Path]:
             f"export: expected a folder with label PNGs, got {labels.absolute()}, which has none: give the folder "
             "labels/ of a run of evaluate.py (with labels in its save=…)"
         )
-    sources: dict[str, Path] = {}
-    for path in found:
+
+    def name_wanted(path: Path) -> str:
         stem = wanted.name(path.stem)
         if stem is None:
             raise ProtosegError(
                 f"export: expected names as {name}'s images have them, e.g. {wanted.example}.png, got {path}: choose "
                 "the format of the data that was predicted"
             )
-        other = sources.setdefault(f"{stem}.png", path)
-        if other is not path:
-            raise ProtosegError(f"export: expected one file per image, got {other} and {path}: remove one of them")
-    return sources
+        return f"{stem}.png"
+
+    return by_key(found, name_wanted)

@@ -1,6 +1,7 @@
 """Decoding image and mask files, with errors that name the file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,12 @@ Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 def read_image(path: Path, turn: bool = True, value_range: Range | None = None) -> NDArray[np.uint8]:
     """Decode an image to RGB, ``h w 3``; turned as EXIF says, or, without ``turn``, as it is stored.
 
-    Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``).
-
-    Raises ProtosegError: the file cannot be read, is cut short, is not an image, or has too many pixels
-    (``decoding.limit_pixels``).
+    Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``). Raises ProtosegError: the file
+    cannot be read, is cut short, is not an image, or has too many pixels (``decoding.limit_pixels``).
     """
     data = read_bounded(path, "image")
-    try:
+    with reading(path, "image"):
         pixels = _decode_image(data, value_range)
-    except (*FAILURES, cv2.error) as error:
-        raise unreadable(path, "image", error) from error
     return turned(pixels, orientation(data)) if turn else pixels
 
 
@@ -97,11 +94,8 @@ def read_mask(path: Path) -> Mask:
     By Pillow, which unlike OpenCV does not turn a palette's indices into colours.
     """
     data = _mask_bytes(path)
-    try:
-        with open_picture(data) as file:
-            mask, mode = as_mask(file, data), file.mode
-    except FAILURES as error:
-        raise unreadable(path, "mask", error) from error
+    with reading(path, "mask"), open_picture(data) as file:
+        mask, mode = as_mask(file, data), file.mode
     if mask is None:
         raise ProtosegError(
             f"mask {path}: expected class ids in one channel (grey or palette PNG) or RGB colours of 8 bits, got "
@@ -112,10 +106,8 @@ def read_mask(path: Path) -> Mask:
 
 def _mask_bytes(path: Path) -> bytes:
     data = read_bounded(path, "mask")
-    try:
+    with reading(path, "mask"):
         doubt = mask_doubt(data)
-    except FAILURES as error:
-        raise unreadable(path, "mask", error) from error
     if doubt:
         raise doubtful_mask(path, doubt)
     return data
@@ -123,26 +115,20 @@ def _mask_bytes(path: Path) -> bytes:
 
 def read_bounded(path: Path, kind: str) -> bytes:
     """The bytes of a file; raises ProtosegError if it cannot be read or has too many pixels to be decoded."""
-    try:
+    with reading(path, kind):
         check_regular(path)
         data = path.read_bytes()
         size = picture_size(data)
-    except FAILURES as error:
-        raise unreadable(path, kind, error) from error
     check_pixels(f"{kind} {path}", *size)
     return data
 
 
 def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
     """The ids of a colour PNG of 8 or 16 bits. Pillow keeps only the high byte of 16-bit colours, OpenCV both."""
-    if not _ends_properly(data):
-        raise unreadable(path, "mask", "it is cut short, or no PNG file")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise unreadable(path, "mask", error) from error
-    if image is None:
-        raise unreadable(path, "mask", "it cannot be decoded")
+    with reading(path, "mask"):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _ends_properly(data) else None
+        if image is None:
+            raise ValueError("it is cut short, or no PNG file")
     if image.ndim != 3:
         raise ProtosegError(
             f"mask {path}: expected class ids in {'the channels' if callable(channel) else f'channel {channel}'} of a "
@@ -166,6 +152,17 @@ def doubtful_mask(path: Path, doubt: str) -> ProtosegError:
         f"mask {path}: expected ids as they were drawn, got {doubt}: export the mask again as PNG from where it was "
         "drawn (converted to PNG it stays damaged)"
     )
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Inside, what decoders raise becomes the ProtosegError of that file (``unreadable``)."""
+    try:
+        yield
+    except ProtosegError:  # says already what is wrong, and what to do
+        raise
+    except (*FAILURES, cv2.error) as error:
+        raise unreadable(path, kind, error) from error
 
 
 def unreadable(path: Path, kind: str, reason: object) -> ProtosegError:

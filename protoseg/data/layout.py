@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from protoseg.data.class_file import class_file, read_class_file
-from protoseg.data.dataset import CONVERTED, FilePair, SegmentationDataset, check_folder
+from protoseg.data.dataset import FilePair, SegmentationDataset, check_folder
 from protoseg.data.decoding import check_pixels, check_regular
 from protoseg.data.files import read_mask
 from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
 from protoseg.data.masks import Color, labels_of_colors, labels_of_ids
-from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pair
+from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pair, read_lines
 from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]
 Classes = str | Mapping[str, Any]
 _TABLES = Path(__file__).parent / "label_spaces"
+CONVERTED = "_labelTrainIds"  # ends masks that DAFormer's and mmsegmentation's converters write beside the originals
 
 
 class LayoutDataset(SegmentationDataset):
@@ -264,13 +265,7 @@ def read_names(path: Path, start: str | None = None) -> list[str]:
 
     Raises ProtosegError: no such file, or one that is no text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProtosegError(
-            f"{path}: expected the list of a split's images, got none that can be read ({error})"
-        ) from error
-    names = [line.split()[0].strip("/") for line in lines if line.strip()]
+    names = [line.split()[0].strip("/") for line in read_lines(path) if line.strip()]
     names = [name.removesuffix(end) if (end := Path(name).suffix).lower() in IMAGE_SUFFIXES else name for name in names]
     return names if start is None else [name for name in names if name.startswith(f"{start}/")]
 

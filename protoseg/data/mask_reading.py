@@ -10,13 +10,12 @@ import numpy as np
 from protoseg.data.class_file import ClassFile
 from protoseg.data.files import read_mask
 from protoseg.data.label_spaces import Ids, unknown_id
-from protoseg.data.masks import Color, Used, labels_of_colors, labels_of_ids, used_values
+from protoseg.data.masks import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, used_values
 from protoseg.data.statistics import in_threads, spread
 from protoseg.types import ProtosegError
 
 IDS, COLORS, BINARY = "ids", "colours", "binary"
 _SAMPLE = 256
-_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 UsedBy = Sequence[tuple[Path, Used]]
 
@@ -36,7 +35,7 @@ def evidence(used: Used, file: ClassFile) -> str | None:
     telling = [
         i
         for i, color in zip(used.ids, used.colors or (), strict=True)
-        if color != _BLACK and not (file.known(i) and file.table[i] == file.colors[color])
+        if color != BLACK and not (file.known(i) and file.table[i] == file.colors[color])
     ]
     said = used.kind != "palette" and all(i in file.said for i in telling)
     return COLORS if telling and not said else None
@@ -73,12 +72,12 @@ def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     sets = [set(values.ids or ()) for _, values in group]
     used, void, names = set().union(*sets), file.void, file.label_space.classes
     labels = {int(file.table[i]) for i in used if file.known(i)} - {void}
-    white = file.colors.get(_WHITE) if top == 255 else None
+    white = file.colors.get(WHITE) if top == 255 else None
     said = top in file.said or file.table[top] != void or white == void
     apart = len(names) == 2 and used == {0, 1, top} and not any({1, top} <= ids for ids in sets)
     if said or top not in used or len(names) == 1 or not labels or (len(labels) > 1 and not apart):
         return False
-    plain = len(names) == 2 and not file.ids_given and file.colors.get(_BLACK) != 1 and white in (None, 1)
+    plain = len(names) == 2 and not file.ids_given and file.colors.get(BLACK) != 1 and white in (None, 1)
     if plain and not apart and 0 in used:
         return True
     path = next(path for (path, _), ids in zip(group, sets, strict=True) if top in ids)

@@ -15,6 +15,7 @@ from protoseg.data.label_spaces import Ids, unknown_id
 from protoseg.types import ProtosegError
 
 Color = tuple[int, int, int]
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 _MAX_SHOWN = 256  # values of one mask that are told apart; a photograph has more
 
 

@@ -22,6 +22,7 @@ from protoseg.data.pairing import (
     list_images,
     other_formats,
     pair,
+    read_lines,
     stem_in,
     stems_of_masks,
 )
@@ -42,21 +43,15 @@ _LIKE_SPLIT = re.compile(
 class LabelledFolder(SegmentationDataset):
     """``images/`` and ``masks/`` with the same names, and ``classes.yaml`` (``read_class_file``).
 
-    ``docs/data.md`` has the layouts, names and formats that are read. Masks hold ids, or the colours of the classes:
-    ``mask_reading`` finds out which, once for all splits. The splits are, whichever is there:
-
-    - subfolders: ``images/train``, ``masks/train``, …, or ``train/images``, ``train/masks``, …; ``Training``,
-      ``valid``, ``val2017`` are the same in other words, and other folders are splits of their own names;
-    - lists: ``train.txt``, ``val.txt``, … beside ``images``, with the name of an image (its path in ``images``, with
-      or without suffix) in each line;
-    - else one drawn by chance: ``val_share`` of the images, always the same for one seed, are ``val``, the others
-      ``train``. Frames of one video are better split by hand: neighbours on both sides flatter the result.
+    ``docs/data.md`` has the layouts, names, formats and splits that are read. Masks hold ids, or the colours of the
+    classes: ``mask_reading`` finds out which, once for all splits. These are subfolders, lists of images, or, where
+    there is neither, drawn by chance.
 
     Args:
         root: the folder that holds all this.
         classes: the file of the classes, or what ``read_class_file`` gave; None for images alone.
         split: ``train``, ``val``, ``test``, or the name of a subfolder or a list.
-        val_share, split_seed: share of the images that are ``val`` where the split is drawn, and seed of that.
+        val_share, split_seed: share of the images that are ``val`` where the split is drawn, the same for one seed.
         labels: False lists the images alone; where there are no masks all of them, and where there are lists, but not
             of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
@@ -254,7 +249,7 @@ def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], sp
     wanted = []
     seen: dict[str, str] = {}
     for name, path in lists.items():
-        for number, line in enumerate(_lines(path), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             if not line.strip():
                 continue
             where, written = f"{path}, line {number}", images / line.strip()
@@ -266,13 +261,6 @@ def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], sp
             seen[key] = where
             wanted += [key] if name == split else []
     return wanted if split in lists else [key for key in known if key not in seen]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProtosegError(f"{path}: expected a text file in UTF-8, got one that cannot be read ({error})") from error
 
 
 def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, seed: int) -> list[FilePair]:

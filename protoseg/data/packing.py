@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import FAILURES, PNG_DEPTH, open_picture
-from protoseg.data.files import read_bounded
+from protoseg.data.decoding import PNG_DEPTH, open_picture
+from protoseg.data.files import read_bounded, reading
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
@@ -37,10 +37,13 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     files |= {path: 0 for dataset in datasets for image, _ in dataset.samples for path in dataset.reader.files(image)}
     files |= {path: -1 for path in root.iterdir() if path.is_file() and path not in files}
     files |= {path: -1 for dataset in datasets for path in dataset.lists}
+    for path in files:
+        if not path.absolute().is_relative_to(root.absolute()):
+            raise ProtosegError(f"pack: expected the files in {root}, got {path}: set data.root")
 
     def pack_file(path: Path) -> int:
         """Write a file, PNGs with zlib's level (-1: as it is); the size of what is there now."""
-        target, level = output / _inside(path, root), files[path]
+        target, level = output / path.absolute().relative_to(root.absolute()), files[path]
         if not target.is_file():
             packed = packed_png(path, level) if level >= 0 and path.suffix.lower() == ".png" else None
             write_file(target, lambda to: shutil.copyfile(path, to) if packed is None else to.write_bytes(packed))
@@ -50,24 +53,15 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     return sum(path.stat().st_size for path in files), after
 
 
-def _inside(path: Path, root: Path) -> Path:
-    try:
-        return path.absolute().relative_to(root.absolute())
-    except ValueError:
-        raise ProtosegError(f"pack: expected the files in {root}, got {path}: set data.root") from None
-
-
 def packed_png(path: Path, level: int) -> bytes | None:
     """The PNG with the same pixels, unfiltered; None for one that is better left; raises ProtosegError for no image."""
     data = read_bounded(path, "image")
-    try:
+    with reading(path, "image"):
         with open_picture(data) as file:
             if file.mode in _KEPT_MODES or data[PNG_DEPTH] < 8:
                 return None
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         packed = encode_png(np.asarray(array), level)
-    except (*FAILURES, cv2.error) as error:
-        raise ProtosegError(f"image {path}: expected a PNG file, got {error}: run `check` on it") from error
     # What a file says beside its pixels (EXIF orientation) is lost: such a file stays.
     return packed if np.array_equal(_seen(data), _seen(packed)) else None
 

@@ -242,6 +242,16 @@ def stem_in(folder: Path, path: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list of a split's images; raises ProtosegError where there is no such file, or it is no text."""
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProtosegError(
+            f"{path}: expected the list of a split's images, a text file in UTF-8, got none that can be read ({error})"
+        ) from error
+
+
 _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 

@@ -20,7 +20,8 @@ from rich.progress import track
 
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import FAILURES, check_pixels, file_size
+from protoseg.data.decoding import check_pixels, file_size
+from protoseg.data.files import reading
 from protoseg.files import write_file
 from protoseg.text import say
 from protoseg.types import ProtosegError
@@ -85,7 +86,7 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
 
     def keep(counts: NDArray[np.int64]) -> tuple[Path | None, str]:
         rows.update(zip(missing, counts, strict=False))
-        return _write(places, _to_json(classes, names, stamps, rows))
+        return _write(places, classes, names, stamps, rows)
 
     kept, reason = keep(count_pixels(dataset, missing, keep))
     if kept is None:
@@ -141,16 +142,13 @@ def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
 
     Raises ProtosegError: a file that is no image, or has too many pixels.
     """
-
     return Counter(in_threads(image_size, [image for image, _ in dataset.samples], "reading sizes"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height; only the head of the file is read. Raises as ``image_sizes``."""
-    try:
+    with reading(path, "image"):
         size = file_size(path)
-    except FAILURES as error:
-        raise ProtosegError(f"image {path}: expected an image file, got {error}: run `check` on it") from error
     check_pixels(f"image {path}", *size)
     return size
 
@@ -198,14 +196,16 @@ def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -
 
 def _names_and_places(dataset: SegmentationDataset) -> tuple[tuple[str, ...], list[Path]]:
     """The images, as paths in the folder that holds the data, and the files that may keep their counts."""
-    folder = _common_folder(dataset)
+    holding = [path.absolute().parent for sample in dataset.samples for path in sample if path is not None]
+    folder = Path(os.path.commonpath([*dict.fromkeys(map(str, holding))]))
     names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
     inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
     # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
     kept_out = inside or not folder.stat().st_mode & 0o222
     places = [] if kept_out else [folder / _file_name(dataset, names)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
     # There, data sets of many folders may meet.
-    places.append(_cache_folder() / _file_name(dataset, (str(folder), *names)))
+    places.append(cache / _file_name(dataset, (str(folder), *names)))
     return names, places
 
 
@@ -221,28 +221,6 @@ def _stamps(dataset: SegmentationDataset) -> list[Stamp]:
     return stamps
 
 
-def _write(places: list[Path], text: str) -> tuple[Path | None, str]:
-    """The first place that takes the file, or None and the reason."""
-    reason = ""
-    for path in places:
-        try:
-            write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        except ProtosegError as error:
-            reason = str(error)
-        else:
-            return path, ""
-    return None, reason
-
-
-def _common_folder(dataset: SegmentationDataset) -> Path:
-    paths = [path.absolute().parent for sample in dataset.samples for path in sample if path is not None]
-    return Path(os.path.commonpath([*dict.fromkeys(map(str, paths))]))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
-
-
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images, label space and mapping."""
     space, parts = dataset.label_space, dataset.parts or [dataset]
@@ -253,11 +231,23 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     return f"protoseg_statistics_{readable}_{key}.json"
 
 
-def _to_json(
-    classes: Sequence[str], names: Sequence[str], stamps: Sequence[Stamp], rows: Mapping[int, NDArray[np.int64]]
-) -> str:
+def _write(
+    places: Sequence[Path],
+    classes: Sequence[str],
+    names: Sequence[str],
+    stamps: Sequence[Stamp],
+    rows: Mapping[int, NDArray[np.int64]],
+) -> tuple[Path | None, str]:
+    """The first place that takes the counts, or None and the reason."""
     images = ",\n".join(json.dumps([names[i], *stamps[i], rows[i].tolist()]) for i in sorted(rows))
-    return f'{{"classes": {json.dumps(classes)},\n"pixels": [\n{images}\n]}}\n'
+    text, reason = f'{{"classes": {json.dumps(classes)},\n"pixels": [\n{images}\n]}}\n', ""
+    for path in places:
+        try:
+            write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+            return path, ""
+        except ProtosegError as error:
+            reason = str(error)
+    return None, reason
 
 
 def _load(

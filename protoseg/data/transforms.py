@@ -154,8 +154,9 @@ class TrainTransform:
         self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.aspect = (float(aspect[0]), float(aspect[1]))
         self._crop.max_class_share = max_class_share
-        colors = [_jitter(brightness=BRIGHTNESS), _jitter(contrast=CONTRAST)]
-        colors += [_jitter(saturation=SATURATION), _jitter(hue=HUE)]
+        # Brightness, contrast, saturation and hue one by one, each of them or not.
+        alone = np.diag((BRIGHTNESS, CONTRAST, SATURATION, HUE)).tolist()
+        colors = [A.ColorJitter(*strengths, p=0.5) for strengths in alone]
         more = [A.RandomBrightnessContrast(brightness / 255, 0, p=1)] if brightness else []
         self._rgb, self._channels = (  # distorted last: the crop is usually smaller than the image
             A.Compose([self._crop, A.HorizontalFlip(p=0.5), *(last if photometric else ()), *more])
@@ -167,9 +168,8 @@ class TrainTransform:
     ) -> tuple[NDArray[Any], Ids]:
         """Augment ``image`` (uint8 RGB ``h w 3``, or float32 ``h w c`` in [0, 1]) and ``label`` (``h w``).
 
-        The result depends on these arguments alone.
-
-        With ``wanted``, the crop (not the scale) is drawn again until it holds that, see ``ScaledCrop``.
+        The result depends on these arguments alone. With ``wanted``, the crop (not the scale) is drawn again until it
+        holds that, see ``ScaledCrop``.
         """
         # One generator for all steps. Compose.set_random_seed gives every step the same seed, so that their draws agree
         # (a flip would go with a dark image), and takes seven times as long.
@@ -178,7 +178,3 @@ class TrainTransform:
         self._crop.wanted, self._crop.fill_mask = wanted, ignored_in(label)
         out = compose(image=image, mask=label)
         return out["image"], out["mask"]
-
-
-def _jitter(brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0) -> A.ColorJitter:
-    return A.ColorJitter(brightness, contrast, saturation, hue, p=0.5)

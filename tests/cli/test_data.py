@@ -93,7 +93,7 @@ def test_info_names_a_file_that_is_no_image(data: Path, capsys: pytest.CaptureFi
     bad.write_bytes(b"x")
     with pytest.raises(SystemExit):
         run_tool("data", ["info", "camvid", f"paths.data={data}"])
-    assert f"image {bad}: expected an image file" in capsys.readouterr().err
+    assert f"image {bad}: expected a complete image file" in capsys.readouterr().err
 
 
 def test_show_writes_a_sheet_of_images_and_overlays(data: Path) -> None:

@@ -1,6 +1,7 @@
 """Images of any channels: read from every form with their values, trained on, predicted, exported; what is refused."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -325,3 +326,10 @@ def test_training_warns_of_few_levels_of_16_bits(tmp_path: Path) -> None:
     )
     with pytest.warns(UserWarning, match=r"hold values up to \d+ .* set data.dataset.image_range=\[0,4095\]"):
         part.setup("fit")
+
+
+def test_a_tiff_that_needs_rasterio_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(path := tmp_path / "a.tif")
+    with pytest.raises(ProtosegError, match=r"^image \S*a\.tif: expected rasterio for such a TIFF, got none"):
+        ImageReader(5).read(path)

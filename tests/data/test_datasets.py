@@ -159,4 +159,4 @@ def test_a_new_data_set_is_a_few_lines(
 
     write_image(tmp_path / "i" / "a.png")
     write_mask(tmp_path / "m" / "a.png")
-    assert Mine(Mine.pair_folders(tmp_path / "i", tmp_path / "m"), "all")[0].image.shape == (3, 24, 32)
+    assert Mine([(tmp_path / "i" / "a.png", tmp_path / "m" / "a.png")], "all")[0].image.shape == (3, 24, 32)

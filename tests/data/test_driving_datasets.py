@@ -145,7 +145,8 @@ def test_a_data_set_without_the_argument_has_its_masks_left_unopened(camvid: Pat
         id_table = CamVid.id_table
 
         def __init__(self, root: Path, split: str) -> None:
-            super().__init__(self.pair_folders(Path(root) / split, Path(root) / f"{split}annot"), split)
+            images = sorted((Path(root) / split).glob("*.png"))
+            super().__init__([(image, Path(root) / f"{split}annot" / image.name) for image in images], split)
 
     loads = SegmentationDataModule(Mine, batch_size=1, crop_size=[8, 8], root=str(camvid), labels=False)
     for mask in (camvid / "trainannot").glob("*.png"):

@@ -135,7 +135,7 @@ def twice(labels: Path) -> None:
         (wrong_name, "expected names as cityscapes's images have them, e.g. berlin_.*, got .*photo.png"),
         (other_classes, "expected class ids 0 to 18, got 19"),
         (void, "expected class ids 0 to 18, got 255"),
-        (twice, "expected one file per image, got"),
+        (twice, "expected one file per name, got"),
     ],
 )
 def test_wrong_labels(plant: Callable[[Path], None], message: str, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_split_by_lists(folder: Path) -> None:
         ("photo 4\nphoto 4.png", r"val.txt, line 2: expected every image once, got 'photo 4', as in .*val.txt, line 1"),
         ("photo 0", r"val.txt, line 1: expected every image once, got 'photo 0', as in .*train.txt, line 1"),
         ("photo 4\nphoto 9.png", r"val.txt, line 2: expected the name of an image in .*images, got 'photo 9.png'"),
-        (b"\xff\xfe\xff", r"val.txt: expected a text file in UTF-8"),
+        (b"\xff\xfe\xff", r"val.txt: expected the list of a split's images, a text file in UTF-8"),
     ],
 )
 def test_bad_lists(folder: Path, val: str | bytes, message: str) -> None:

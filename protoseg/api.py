@@ -7,6 +7,7 @@ prediction = model.predict("photo.jpg")  # .labels, .confidence, .overlay(), .sa
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ HUB = "hf://"
 Source = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What a model says of an image."""
 
@@ -57,6 +58,15 @@ class Prediction:
     image: Tensor  # uint8 (or float in [0, 1]) RGB, ``3 h w``, or the model's other channels
     label_space: LabelSpace  # classes and colours
     probabilities: npt.NDArray[np.float32] | None = None  # of all classes, ``c h w``, where they were asked for
+
+    def __repr__(self) -> str:
+        ids, counts = np.unique(self.labels, return_counts=True)
+        order = (-counts).argsort(kind="stable")[:6]
+        shares = [f"{visible(self.classes[ids[i]])} {counts[i] / self.labels.size:.1%}" for i in order]
+        (height, width), more = self.labels.shape, ", …" * (len(ids) > 6)
+        return (
+            f"Prediction: {width} x {height}, mean confidence {self.confidence.mean():.2f}\n{', '.join(shares)}{more}"
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -118,9 +128,14 @@ class Model:
 
         One is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; where it has
         other channels a path, an array ``h w c`` of numbers as in its files, or a tensor ``c h w`` in [0, 1]. Several
-        are a list, or an array or a tensor with ``b`` before these. ``probabilities`` keeps those of all classes.
-        Raises ProtosegError for anything else, or a file that cannot be read.
+        are a list, a folder's path (its images, by name), or an array or a tensor with ``b`` before these.
+        ``probabilities`` keeps those of all classes. Raises ProtosegError for anything else, or a file that cannot be
+        read.
         """
+        if isinstance(image, (str, Path)) and os.path.isdir(image):
+            from protoseg.data.own import ImageFolder
+
+            image = [path for path, _ in ImageFolder(image, self.label_space).samples]
         if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
             return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
         pixels, scores = as_tensor(image, self.reader), None  # type: ignore[arg-type]

@@ -4,13 +4,17 @@ Each function is for one place that gives some characters a meaning.
 """
 
 import csv
+import json
+import math
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rich
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,8 +36,10 @@ def visible(text: object) -> str:
 class Terminal(Console):
     """A console that prints text as it is, tables included; style it with ``style=`` or ``rich.text.Text``."""
 
+    as_json = False  # see :func:`tables_as_json`
+
     def __init__(self, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        super().__init__(stderr=stderr or self.as_json, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         # A terminal of another encoding than UTF-8 shows the rest escaped, too.
@@ -48,12 +54,45 @@ class Terminal(Console):
         self, title: str, header: Sequence[str], rows: Iterable[Sequence[str | Text]], left: Collection[int] = (0,)
     ) -> None:
         """Print a table; the columns ``left`` are of words, the others of numbers."""
+        if self.as_json:
+            print(json.dumps({"title": title, "rows": [_plain_row(header, row, left) for row in rows]}))
+            return
         table = Table(title=title)
         for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i in left else "right")
+            table.add_column(name, justify="left" if i in left else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.print(table)
+
+
+@contextmanager
+def tables_as_json() -> Iterator[None]:
+    """Meanwhile a table is a line of JSON on standard output, and all other words go to standard error."""
+    Terminal.as_json = True
+    rich.reconfigure(stderr=True)  # progress bars
+    try:
+        yield
+    finally:
+        Terminal.as_json = False
+        rich.reconfigure()
+
+
+def _plain_row(header: Sequence[str], row: Sequence[str | Text], left: Collection[int]) -> dict[str, Any]:
+    """By column; None for a number that there is not, and without a column that has no name."""
+    cells = {
+        name: str(cell) if i in left else _number(str(cell))
+        for i, (name, cell) in enumerate(zip(header, row, strict=True))
+    }
+    return {name: cell for name, cell in cells.items() if name}
+
+
+def _number(cell: str) -> float | str | None:
+    """A cell as a number; None where it is empty or a dash, and as it stands where it says more than a number."""
+    try:
+        number = float(cell.replace(",", ""))  # of thousands
+        return number if math.isfinite(number) else None
+    except ValueError:
+        return cell if cell not in ("", "–") else None
 
 
 def say(message: str, stderr: bool = False) -> None:

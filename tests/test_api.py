@@ -71,6 +71,11 @@ def test_an_image_in_whatever_form(run: Path, picture: Image.Image, tmp_path: Pa
         got = model.predict(image)
         assert np.array_equal(got.labels, want.labels)
         assert np.array_equal(got.confidence, want.confidence)
+    (tmp_path / "more").mkdir()
+    picture.rotate(180).save(tmp_path / "more" / "turned.png")
+    turned, straight = model.predict(tmp_path)  # a folder
+    assert np.array_equal(straight.labels, want.labels)
+    assert np.array_equal(turned.image.flip(1, 2), straight.image)
     floats = model.predict(tensor.float() / 255)
     np.testing.assert_allclose(floats.confidence, want.confidence, atol=1e-4)
     grey = Image.fromarray(array[..., 0])
@@ -83,6 +88,10 @@ def test_what_a_prediction_gives(run: Path, picture: Image.Image, tmp_path: Path
     assert ((prediction.confidence >= 1 / 11) & (prediction.confidence <= 1)).all()
     assert sum(prediction.mask(name).sum() for name in prediction.classes) == 50 * 70
     assert prediction.overlay(1.0)[0, 0].tolist() == list(CAMVID.colors[prediction.labels[0, 0]])
+    first, second = repr(prediction).splitlines()
+    assert first == f"Prediction: 70 x 50, mean confidence {prediction.confidence.mean():.2f}"
+    frequent = prediction.classes[np.bincount(prediction.labels.ravel()).argmax()]
+    assert second.startswith(f"{frequent} {prediction.mask(frequent).mean():.1%}")
     prediction.save(tmp_path / "labels.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), prediction.labels)
     with pytest.raises(ProtosegError, match="mask: expected classes of the label space"):

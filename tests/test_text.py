@@ -25,6 +25,7 @@ from protoseg.text import (
     markdown_text,
     override,
     say,
+    tables_as_json,
     visible,
     write_csv,
 )
@@ -162,3 +163,22 @@ def test_records_of_a_sweep_keep_any_name(tmp_path: Path) -> None:
     text = (tmp_path / "job.json").read_text(encoding="utf-8")
     assert json.loads(text)["overrides"] == ["data.root=caf\udce9", "a=größe"]
     assert "größe" in text
+
+
+def test_a_table_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with tables_as_json():
+        rows = [("x", "nan", "12,345", "0.50"), ("x", "[b]", "nan", "–"), ("x", "7", "", "1, 2")]
+        Terminal().table("a\nb", ("", "class", "pixels", "share"), rows, left=(0, 1))
+        say("beside it")
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {
+        "title": "a\nb",
+        "rows": [
+            {"class": "nan", "pixels": 12345, "share": 0.5},
+            {"class": "[b]", "pixels": None, "share": None},
+            {"class": "7", "pixels": None, "share": "1, 2"},
+        ],
+    }
+    assert shown.err == "beside it\n"
+    say("after it")
+    assert capsys.readouterr().out == "after it\n"

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from protoseg.files import existing_checkpoint
 from protoseg.run.config import check_ranges, composed, named
 from protoseg.run.errors import run_with_clear_errors
+from protoseg.text import tables_as_json
 from protoseg.types import ProtosegError
 
 COMMANDS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf-8"))
@@ -51,6 +53,7 @@ def _add_options(parser: ArgumentParser, options: Mapping[str, dict[str, Any]]) 
 def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
     """Check the names that were given, then import the command's function, and with it torch, which takes seconds."""
     run = settings.pop("run")
+    printing = tables_as_json() if settings.pop("as_json", False) else nullcontext()
     if "places" in entry and "overrides" in settings:
         words = settings.pop("overrides")
         for option, key in entry["places"].items():
@@ -68,7 +71,8 @@ def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
     for path in said:
         if path is not None and not Path(path).is_dir() and not str(path).startswith("hf://"):
             existing_checkpoint(path)
-    resolve_name(run)(**settings)
+    with printing:
+        resolve_name(run)(**settings)
 
 
 def _sides(form: str, text: str) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def info(cfg: DictConfig, data: str, out: Path) -> None:
         for title, each in found.items():
             row += [f"{100 * shares[title][ids].sum():.3f}", f"{(each.counts[:, ids] > 0).any(axis=1).sum():,}"]
         rows.append(row)
-    header = ["id", "class", "kind"] + [name for title in found for name in (f"{title}: pixels %", "images")]
+    header = ["id", "class", "kind"] + [name for title in found for name in (f"{title}: pixels %", f"{title}: images")]
     terminal.table(f"{space.num_classes} classes of the label space {space.name!r}", header, rows, left=range(3))
     for title, each in found.items():
         if not each.counts.any():

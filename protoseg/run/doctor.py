@@ -1,13 +1,11 @@
 """``protoseg doctor``: what is installed here, what it runs on, and what of it is slow."""
 
-import json
 import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.table import Column, Table
 
 from protoseg import __version__
 from protoseg.allocator import keep_freed_memory
@@ -19,15 +17,9 @@ _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "segmentation-
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in so many microseconds, or max
 
 
-def doctor(as_json: bool) -> None:
-    """Print what was found, each with what to do where it is slow; or a list as JSON."""
-    if as_json:
-        print(json.dumps([dict(zip(("what", "found", "advice"), row, strict=True)) for row in _found()], indent=2))
-        return
-    table = Table("", Column("here", overflow="fold"), Column("what to do", overflow="fold"))
-    for row in _found():
-        table.add_row(*row)
-    Terminal().print(table)
+def doctor() -> None:
+    """Print what was found, each with what to do where it is slow."""
+    Terminal().table("What is here", ("what", "found", "what to do"), _found(), left=range(3))
 
 
 def _found() -> list[tuple[str, str, str]]:

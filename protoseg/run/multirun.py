@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +111,8 @@ def start(config: DictConfig) -> None:
             os.rmdir(folder)  # if it was made just now: it is empty
         raise
     if (new.folder / "manifest.json").is_file():
-        sweep = go_on(read_sweep(new.folder), new)
+        # What jobs have that were begun without a seed, where it is swept now.
+        sweep = go_on(read_sweep(new.folder), new, {"seed": str(config.seed)} if "seed" in new.swept else {})
     else:
         sweep = new
         if found := [job.folder for job in sweep.jobs if job.folder.exists()]:
@@ -167,22 +168,23 @@ def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job
         ) from error
 
 
-def go_on(old: Sweep, new: Sweep) -> Sweep:
+def go_on(old: Sweep, new: Sweep, unsaid: Mapping[str, str]) -> Sweep:
     """The plan ``new`` in the folder of ``old``: a job of the same settings keeps what it did, under its new number.
 
-    How jobs are launched may change. A failed job that is not in the new plan is set aside (``N_failed``). Raises
-    ProtosegError, and changes nothing, where one that is done, or was stopped on its way, is not; or a job is running.
+    ``unsaid`` are settings of jobs that do not name them. How jobs are launched may change. A failed job that is not in
+    the new plan is set aside (``N_failed``). Raises ProtosegError, and changes nothing, where one that is done, or was
+    stopped on its way, is not; or a job is running.
     """
     folders = dict.fromkeys(
         [*(job.folder for job in old.jobs), *(path.parent for path in old.folder.glob("*/job.json"))]
     )
-    begun = {_key(job): job for folder in folders if (job := read_job(folder))}
+    begun = {_key(job, unsaid): job for folder in folders if (job := read_job(folder))}
     for job in begun.values():
         with alone_in(job.folder):
             pass
     if not new.planned and not old.planned and settings(new.arguments) == settings(old.arguments):
         return old
-    dropped = [begun[key] for key in begun.keys() - {_key(job) for job in new.jobs}]
+    dropped = [begun[key] for key in begun.keys() - {_key(job, unsaid) for job in new.jobs}]
     lost = [" ".join(job.overrides) for job in dropped if job.state != "failed"]
     if lost:
         more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
@@ -198,7 +200,7 @@ def go_on(old: Sweep, new: Sweep) -> Sweep:
         (aside / "job.json").rename(aside / "failed.json")
     jobs = []
     for job in new.jobs:
-        did = begun.get(_key(job), job)
+        did = begun.get(_key(job, unsaid), job)
         if did is not job:
             exchange(did.folder, job.folder)
             begun = {k: replace(o, folder=did.folder) if o.folder == job.folder else o for k, o in begun.items()}
@@ -208,8 +210,8 @@ def go_on(old: Sweep, new: Sweep) -> Sweep:
     return replace(new, jobs=tuple(jobs))
 
 
-def _key(job: Job) -> frozenset[tuple[str, str]]:
-    return frozenset(replace(job, overrides=tuple(settings(job.overrides))).values.items())
+def _key(job: Job, unsaid: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset({**unsaid, **replace(job, overrides=tuple(settings(job.overrides))).values}.items())
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,18 @@ def test_statistics_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]
     before = file.stat().st_mtime_ns
     run_tool("data", ["stats", "camvid", f"paths.data={data}"])
     assert file.stat().st_mtime_ns == before
+
+
+def test_tables_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_tool("data", ["info", "camvid", "--out", str(data), "--json", f"paths.data={data}"])
+    shown = capsys.readouterr()
+    images, classes = map(json.loads, shown.out.splitlines())  # nothing else there
+    assert images["rows"][0] == {"split": "train", "images": 2, "masks": 2, "width x height": "10 x 10 (2)"}
+    road = next(row for row in classes["rows"] if row["class"] == "Road")
+    assert road["train: pixels %"], road["train: images"] == (98.0, 2)
+    assert "camvid_classes.png" in shown.err
+    run_tool("data", ["stats", "camvid", f"paths.data={data}"])
+    assert "camvid: 2 training masks" in capsys.readouterr().out  # as before again
 
 
 def test_statistics_of_adaptation_are_the_sources(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

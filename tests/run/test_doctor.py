@@ -23,11 +23,11 @@ def test_what_is_slow_is_told(
     monkeypatch.setattr(doctor, "keep_freed_memory", lambda: False)
     torch.set_num_threads(2)
     main(["doctor", "--json"])
-    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert rows["torch"]["found"] == torch.__version__.partition("+")[0]
     assert "0.5 of them granted, 2 threads" in rows["CPU"]["found"]
-    assert rows["CPU"]["advice"].endswith("threads=1")
-    assert "twice as long" in rows["freed memory"]["advice"]
+    assert rows["CPU"]["what to do"].endswith("threads=1")
+    assert "twice as long" in rows["freed memory"]["what to do"]
     main(["doctor"])
     assert "threads=1" in capsys.readouterr().out
 

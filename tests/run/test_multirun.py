@@ -114,8 +114,9 @@ def test_seeds_added_to_a_sweep_that_named_none(multirun: Multirun) -> None:
     finish(started(multirun("head.num_prototypes=1,5")).jobs[0])
     with pytest.raises(ProtosegError, match="holds another sweep"):
         engine.start(multirun("head.num_prototypes=1,5", "seed=1,2"))
-    states = found(started(multirun("head.num_prototypes=1,5", "seed=0,1")))
-    assert [job for job, state in states.items() if state == "done"] == ["head.num_prototypes=1 seed=0"]
+    grown = started(multirun("head.num_prototypes=1,5", "seed=0,1"))
+    assert [job.overrides for job in grown.jobs if job.state == "done"] == [("head.num_prototypes=1", "seed=0")]
+    assert len(grown.jobs) == 4
 
 
 def test_a_result_is_not_given_up(multirun: Multirun, tmp_path: Path) -> None:

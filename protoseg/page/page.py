@@ -75,23 +75,23 @@ def _uri(image: Image.Image, kind: str, **options: Any) -> str:
 class WorstImage(NamedTuple):
     """An image and its scores, in 0 to 1."""
 
-    mIoU: float  # over the classes in its truth or its prediction
+    mIoU: float  # over the classes in its truth or its prediction that the data label
     accuracy: float  # share of right pixels
     name: str  # path
     tiles: dict[str, str]  # photo, truth, prediction and errors as ``data:`` URIs, by title
 
 
 class WorstImages:
-    """Keeps the ``n`` images of the lowest mIoU; those without a labelled pixel do not count."""
+    """Keeps the ``n`` images of the lowest mIoU; those without a labelled pixel do not count, nor do ``unlabelled``."""
 
-    def __init__(self, label_space: LabelSpace, n: int = 6) -> None:
-        self.label_space, self.n = label_space, n
+    def __init__(self, label_space: LabelSpace, n: int = 6, unlabelled: Sequence[int] = ()) -> None:
+        self.label_space, self.n, self.unlabelled = label_space, n, unlabelled
         self.found: list[WorstImage] = []
 
     def update(self, name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:
         """Look at one image: uint8 RGB ``3 h w`` and two maps of class ids, int64 ``h w``, all on the CPU."""
         space = self.label_space
-        judged = scores(confusion_matrix(prediction, truth, space.num_classes))
+        judged = scores(confusion_matrix(prediction, truth, space.num_classes), self.unlabelled)
         mean = float(judged["mIoU"])
         if math.isnan(mean) or (len(self.found) == self.n and mean >= self.found[-1].mIoU):
             return

@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from protoseg.files import disk_refusal
 from protoseg.run.config import CONFIG_DIR, composed
-from protoseg.text import command, override, say
+from protoseg.text import command, override, say, visible
 from protoseg.types import ProtosegError
 
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
@@ -24,6 +24,7 @@ PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "s
 
 _ADVICE = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_MEMORY = re.compile("out of memory|allocate memory")  # torch's, of GPUs and of this machine
 # Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
 _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
 
@@ -77,6 +78,11 @@ def explain(error: BaseException, config_name: str) -> str | None:
             return f"{cause.full_key}: expected a value, got none; give {cause.full_key}=…"
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
             return " ".join(str(cause).split())
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _MEMORY.search(str(cause))):
+            return (
+                f"out of memory ({visible(str(cause))[:150]}): set a smaller data.batch_size or data.crop_size (to "
+                "predict: inference.mode=slide inference.crop_size=[512,512]), or trainer.precision=bf16-mixed"
+            )
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere
             from protoseg.data.loading import worker_failure
 

@@ -32,12 +32,12 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
-    report = None
+    report, unlabelled = None, _judged(datamodule).unlabelled
     if cfg.report:
         from protoseg.run.report import Report
 
-        report = Report(cfg, trained)
-    observe, unlabelled = report.observe if report else None, _judged(datamodule).unlabelled
+        report = Report(cfg, trained, unlabelled)
+    observe = report.observe if report else None
     facts = {"checkpoint": str(Path(cfg.ckpt_path).absolute()), "network": cfg.network}
     to = (trained.predictor, trained.label_space, output, choose_device(cfg.device), tuple(cfg.save), cfg.max_overlays)
     result = evaluate(trained.model, loader, *to, subsets, observe, unlabelled, facts)

@@ -1,5 +1,6 @@
 """``evaluate.py … report=true``: the page ``report.html`` of an evaluation."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +22,9 @@ VIEWS = 8  # images to click into
 class Report:
     """Watches an evaluation by ``observe``, then looks at the prototypes and writes the page."""
 
-    def __init__(self, cfg: DictConfig, trained: Trained) -> None:
+    def __init__(self, cfg: DictConfig, trained: Trained, unlabelled: Sequence[int]) -> None:
         self.cfg, self.trained = cfg, trained
-        self.worst = WorstImages(trained.label_space)
+        self.worst = WorstImages(trained.label_space, unlabelled=unlabelled)
         self.observe = self.worst.update
 
     def write(self, output: Path, result: dict[str, Any]) -> None:

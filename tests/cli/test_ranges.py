@@ -93,7 +93,7 @@ def test_every_number_of_conf_is_checked() -> None:
     [
         ("optimizer.lr", -1, "a number from 0 to 1000000"),
         ("data.batch_size", 2.0, "a whole number from 1 to 1000000"),
-        ("data.crop_size", 96, "two whole numbers [A,B] from 1 to 65536"),
+        ("data.crop_size", 96, "two whole numbers [A,B] from 1 to 8192"),
         ("data.scale", [1.0], "two numbers [A,B] above 0 up to 16"),
         ("inference.crop_size", "big", "a whole number or two whole numbers [A,B] from 1 to 65536 or null"),
         ("loss.ce.class_weights", "balance", "a list of numbers [A,…] from 0 to 1000000 or null or balanced"),

@@ -91,6 +91,9 @@ def test_worst_images() -> None:
         ("bad", 0.125, 0.25),
         ("middle", 0.375, 0.75),
     ]
+    partly = WorstImages(SPACE, 2, unlabelled=[1])
+    partly.update("half", image, label, torch.tensor([[1] * 6] * 2 + [[0] * 6] * 2))
+    assert partly.found[0].mIoU == 0.5  # of class 0 alone
     assert list(worst.found[0].tiles) == ["photo", "truth", "prediction", "errors"]
 
 

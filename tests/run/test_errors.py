@@ -75,6 +75,11 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
             "a loader process died (Killed), mos",
         ),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error. "), "ran out of shared memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "smaller data.batch_size",
+        ),
+        (MemoryError("Unable to allocate 48 GiB\nfor an array"), "out of memory (Unable to allocate 48 GiB\\nfor an"),
         (ValueError("Config group override must be a string or a list. Got int"), "Got int; choose one by its name"),
         (FileNotFoundError(2, "No such file or directory", "x"), None),
         (RuntimeError("a fault of the program"), None),

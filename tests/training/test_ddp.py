@@ -56,7 +56,7 @@ def judged(configure: Callable[..., DictConfig], folder: Path, name: str, networ
 
 
 def test_two_ranks_train_and_are_judged_as_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
-    common = ("trainer.max_steps=3", "trainer.limit_val_batches=1.0", "trainer.val_check_interval=3")
+    common = ("trainer.max_steps=1", "trainer.limit_val_batches=1.0", "trainer.val_check_interval=1")
     two = train(
         tmp_path / "two",
         *TINY,

@@ -60,7 +60,7 @@ def trained(run: Path, cfg: DictConfig) -> tuple[list[dict[str, float]], dict[st
     ("settings", "prototypes", "terms"),
     [
         ((*TINY, "head.num_prototypes=1"), "model.head.memory.prototypes", {"ce", "ppc", "ppd"}),
-        (PGPC, "terms.contrast.memory.prototypes", {"ce", "mixed", "contrast"}),
+        pytest.param(PGPC, "terms.contrast.memory.prototypes", {"ce", "mixed", "contrast"}, marks=pytest.mark.slow),
     ],
     ids=["supervised", "adaptation"],
 )

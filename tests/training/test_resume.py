@@ -99,18 +99,24 @@ EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_ra
 
 
 @pytest.mark.parametrize(
-    ("step", "hook"),
+    ("base", "step", "hook"),
     [
-        pytest.param(1, "on_train_batch_start", marks=pytest.mark.slow),
-        pytest.param(3, "on_validation_start", marks=pytest.mark.slow),
-        (3, "on_validation_end"),
-        pytest.param(4, "on_train_batch_start", marks=pytest.mark.slow),
+        pytest.param(DRAWN, 1, "on_train_batch_start", marks=pytest.mark.slow),
+        pytest.param(DRAWN, 3, "on_validation_start", marks=pytest.mark.slow),
+        (TINY, 3, "on_validation_end"),
+        pytest.param(DRAWN, 3, "on_validation_end", marks=pytest.mark.slow),
+        pytest.param(DRAWN, 4, "on_train_batch_start", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(
-    step: int, hook: str, configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: tuple[str, ...],
+    step: int,
+    hook: str,
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert_resumes(configure, tmp_path, monkeypatch, (*DRAWN, *EXTRA), step, hook)
+    assert_resumes(configure, tmp_path, monkeypatch, (*base, *EXTRA), step, hook)
     expected = validations(tmp_path / "straight")
     resumed = validations(tmp_path / "resumed")
     assert resumed["5"] == expected["5"]

@@ -83,6 +83,7 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(configure: Callable[...,
         "data=streets",
         "data.dataset.style=dusk",
         "num_workers=0",
+        "save=[]",
         output=tmp_path / "d",
     )
     assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)

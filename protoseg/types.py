@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from protoseg.text import visible
@@ -24,6 +25,12 @@ class ProtosegError(ValueError):
 
     def __str__(self) -> str:
         return visible(super().__str__())
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise ProtosegError where one of the optional packages is missing, which the ``extra`` of ours installs."""
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise ProtosegError(f"expected {', '.join(missing)} to be installed, got none: pip install 'protoseg[{extra}]'")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, prototype_memory
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, empty_figure, figure_name, figure_picture
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,12 +73,9 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) ->
     Of unit vectors, so that Euclidean neighbours are neighbours by cosine. A PCA is the start, so that the seed changes
     little. Raises ProtosegError: scikit-learn is not installed, or fewer than 4 points.
     """
-    try:
-        from sklearn.manifold import TSNE  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ProtosegError(
-            "embedding map: expected scikit-learn, which is not installed: pip install -e '.[analysis]'"
-        ) from error
+    require("analysis", "sklearn")
+    from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+
     stars = prototypes.detach().cpu().flatten(0, 1)
     vectors = torch.cat([sample.embeddings, stars.to(sample.embeddings.dtype)])
     if len(vectors) < 4:

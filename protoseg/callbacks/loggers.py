@@ -21,7 +21,7 @@ from torch import Tensor
 from protoseg.functional.prototypes import within_class_cosine
 from protoseg.nn import PrototypeMemory
 from protoseg.text import markdown_table, say, visible
-from protoseg.types import AdaptationBatch, ProtosegError
+from protoseg.types import AdaptationBatch, ProtosegError, require
 
 
 class StepLog(CSVLogger):
@@ -56,6 +56,7 @@ def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwa
     ``log_model`` keeps the best checkpoint as an artefact: True at the end of the run, ``"all"`` whenever there is a
     better one; a ProtosegError if it is anything else, or the run offline. The rest is Lightning's ``WandbLogger``'s.
     """
+    require("wandb", "wandb")
     from requests.utils import get_netrc_auth  # type: ignore[import-untyped]  # which wandb needs, too
 
     if log_model not in (True, False, "all"):

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from protoseg.files import write_file
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.lora import merge
 from protoseg.models.segmentor import Segmentor
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, require
 
 MAX_SIDE = 8192
 """Free sizes go up to this many pixels a side."""
@@ -50,7 +49,7 @@ def export_onnx(
     cannot follow an encoder so (windows of attention) is it for multiples of its coarsest stride: :func:`multiple_of`.
     Raises ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
     """
-    require("onnx", "onnxscript")
+    require("onnx", "onnx", "onnxscript")
     multiple = max(model.encoder.strides)
     if size is None and isinstance(model, HRDASegmentor):
         raise ProtosegError("export: expected a fixed size for HRDA, whose windows depend on it, got none; give --size")
@@ -94,7 +93,7 @@ def compare_onnx(
 
     ``scaled``: the file was written with ``ranges``.
     """
-    require("onnxruntime")
+    require("onnx", "onnxruntime")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -114,13 +113,6 @@ def compare_onnx(
 
 def _inputs(image: Tensor, scaled: bool) -> Tensor:
     return image if scaled else (image * 255).to(torch.uint8)
-
-
-def require(*modules: str) -> None:
-    """Raise ``ProtosegError`` where one of the optional packages is missing."""
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise ProtosegError(f"export: expected {', '.join(missing)} to be installed: pip install 'protoseg[onnx]'")
 
 
 class _Network(nn.Module):

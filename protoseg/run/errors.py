@@ -91,7 +91,8 @@ def explain(error: BaseException, config_name: str) -> str | None:
         return f"{disk_refusal(error, Path(os.fsdecode(error.filename or '.')))}; choose another folder, or free space"
     if isinstance(error, HydraException):
         missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
-        where = f" ({missing}): put its folder on PYTHONPATH" if missing else ""
+        # Packages that look for others themselves give advice, and no name.
+        where = f" ({missing}): put its folder on PYTHONPATH" if missing and missing.name else ""
         return f"{' '.join(str(error).replace(_ADVICE, '').split())}{where}"
     return None
 

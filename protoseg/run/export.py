@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protoseg.api import load
-from protoseg.export.onnx import compare_onnx, export_onnx, multiple_of, require
+from protoseg.export.onnx import compare_onnx, export_onnx, multiple_of
 from protoseg.text import Terminal
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, require
 
 TOLERANCE = 1e-3
 """Logits may differ by so much, of values around 10: another order of sums, not another network."""
@@ -15,7 +15,7 @@ TOLERANCE = 1e-3
 
 def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: str, trust: Sequence[str]) -> None:
     """Export, compare, and say what came out; raises as ``export_onnx``, or where the file computes something else."""
-    require("onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
+    require("onnx", "onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
     terminal = Terminal()
     trained = load(checkpoint, device="cpu", network=network, trust=trust)
     ranges = trained.reader.ranges if trained.reader and trained.reader.channels else ()

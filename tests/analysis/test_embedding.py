@@ -81,6 +81,6 @@ def test_too_few_points_and_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
         embedding_map(one, torch.ones(1, 1, 2))
     with pytest.raises(ProtosegError, match="at least one image"):
         EmbeddingCollector(3).compute()
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    with pytest.raises(ProtosegError, match="scikit-learn"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ProtosegError, match=r"expected sklearn to be installed, got none: .*'protoseg\[analysis\]'"):
         embedding_map(one, torch.ones(1, 1, 2))

@@ -50,6 +50,12 @@ def wandb_records(path: Path) -> tuple[dict[str, set[int]], set[str]]:
     return steps, best
 
 
+def test_wandb_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protoseg.types.find_spec", lambda name: None)
+    with pytest.raises(ProtosegError, match=r"expected wandb to be installed, got none: .*'protoseg\[wandb\]'"):
+        wandb_logger()
+
+
 def test_wandb_offline_without_a_key(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,7 +344,7 @@ def test_several_files_of_one_form_and_of_two(root: Path) -> None:
 
 
 def test_without_pycocotools(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protoseg.data.polygons.convert.coco_mask", None)
+    monkeypatch.setattr("protoseg.types.find_spec", lambda name: None)
     with pytest.raises(ProtosegError, match=r"pip install 'protoseg\[coco\]'"):
         made(root, written(root / "in/coco.json", instances([flat(BIG)])))
 

@@ -115,7 +115,7 @@ def test_free_size_of_hrda_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("protoseg.export.onnx.find_spec", lambda name: None)
+    monkeypatch.setattr("protoseg.types.find_spec", lambda name: None)
     with pytest.raises(ProtosegError, match=r"onnx, onnxscript.*pip install 'protoseg\[onnx\]'"):
         export_onnx(tiny(), CAMVID, tmp_path / "model.onnx")
 

@@ -21,10 +21,10 @@ from protoseg.data.files import read_bounded
 from protoseg.data.label_spaces import Ids, file_ids, file_ignored
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, list_images, stem_in
-from protoseg.data.polygons.readers import FOREIGN, FORMS, Drawing, Form, LeftOut, coco_mask, parts_of, read, recognise
+from protoseg.data.polygons.readers import FOREIGN, FORMS, Drawing, Form, LeftOut, parts_of, read, recognise
 from protoseg.data.public import Cityscapes
 from protoseg.files import write_file
-from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, require
 
 Places = dict[str, list[str]]  # images by the reason for which they, or shapes in them, are left out
 _progress = partial(track, description="converting", transient=True, console=Console(stderr=True))
@@ -41,8 +41,8 @@ def convert(
     images, and what was left out. Raises ProtosegError: other inputs, no class, no image that fits.
     """
     form = form or recognise(inputs[0])
-    if coco_mask is None and form in ("coco", "cvat"):
-        raise ProtosegError("convert: expected pycocotools for COCO and CVAT, got none: pip install 'protoseg[coco]'")
+    if form in ("coco", "cvat"):
+        require("coco", "pycocotools")
     found = [read(path, form) for path in inputs]
     used = dict.fromkeys(name for names, _ in found for name in names if name != "void")
     rest = rest or FORMS[form].rest

@@ -151,6 +151,11 @@ def command(*words: str) -> str:
     return " ".join(shlex.quote(word) if word.isprintable() else _bash(word) for word in words)
 
 
+def program(name: str, *words: str) -> str:
+    """The command of train or evaluate that works where one is: ``python NAME.py …`` in a checkout."""
+    return command(*(("python", f"{name}.py") if Path(f"{name}.py").is_file() else ("protoseg", name)), *words)
+
+
 def _bash(word: str) -> str:
     r"""``$'…\012…'``, which shells other than bash and zsh may not know."""
     plain = (c if c.isprintable() and c not in "\\'" else "".join(f"\\{b:03o}" for b in os.fsencode(c)) for c in word)

@@ -24,6 +24,7 @@ from protoseg.text import (
     markdown_table,
     markdown_text,
     override,
+    program,
     say,
     tables_as_json,
     visible,
@@ -113,6 +114,13 @@ def read(words: str) -> str:
 def test_plain_overrides_stay_plain() -> None:
     for path in (PLAIN, f"/home/{PLAIN}", "../a-b+c@d%.ckpt", "best.ckpt"):
         assert command("python", "evaluate.py", override("ckpt_path", path)) == f"python evaluate.py ckpt_path={path}"
+
+
+def test_a_command_works_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert program("evaluate", "ckpt_path=a b") == "protoseg evaluate 'ckpt_path=a b'"
+    (tmp_path / "evaluate.py").touch()
+    assert program("evaluate", "x=1") == "python evaluate.py x=1"
 
 
 def test_overrides_are_read_as_they_were_written() -> None:

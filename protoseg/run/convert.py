@@ -21,7 +21,7 @@ from protoseg.models.published import KINDS, Kind
 from protoseg.models.weights import listed_keys, unwrapped
 from protoseg.run.build import plain
 from protoseg.run.config import composed
-from protoseg.text import Terminal, command, override
+from protoseg.text import Terminal, override, program
 from protoseg.types import LabelSpace, ProtosegError
 
 _TEACHER, _FROZEN = "ema_model.", "imnet_model."
@@ -198,5 +198,5 @@ def run_convert(file: Path, out: Path, network: str, overrides: Sequence[str]) -
     whole = kind is not None and not kind.encoder_only
     what = f"{kind.name}{f', {network}' if whole else ''}" if kind else "weights of an encoder"
     terminal.say(f"{out}: {what}, {out.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
-    use = ("evaluate.py", override("ckpt_path", out)) if whole else ("train.py", override("encoder.weights", out))
-    terminal.say(command("python", *use))
+    use = ("evaluate", override("ckpt_path", out)) if whole else ("train", override("encoder.weights", out))
+    terminal.say(program(*use))

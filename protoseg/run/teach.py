@@ -15,7 +15,7 @@ from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.teach.edit import ClassEdit, apply_edit, memories, read_edit, write_edit
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.trial import trial
-from protoseg.text import Terminal, command, override, say
+from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
 
 
@@ -30,7 +30,7 @@ def _changing(make: Callable[..., ClassEdit]) -> Callable[..., None]:
         if delta is not None:
             write_edit(edit, delta)
             say(f"Change alone: {delta} ({delta.stat().st_size / 1000:.0f} kB)")
-        say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', out))}")
+        say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
 
     return run
 

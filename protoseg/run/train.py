@@ -33,7 +33,7 @@ from protoseg.models.build import wrong_input
 from protoseg.run.build import build_datamodule, build_module, instances, plain, start_from, with_channels
 from protoseg.run.launch import first_process, requested_devices
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
-from protoseg.text import Terminal, command, markdown_table, override, say
+from protoseg.text import Terminal, command, markdown_table, override, program, say
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
@@ -292,9 +292,9 @@ def summarise(
         explain_folder(output, rows)
     if best_file is not None:
         network = ["network=teacher"] if "teacher" in monitor else []
-        say(f"Evaluate it: {command('python', 'evaluate.py', override('ckpt_path', best_file), *network)}")
+        say(f"Evaluate it: {program('evaluate', override('ckpt_path', best_file), *network)}")
     elif not validated:
-        again = command("python", "evaluate.py", override("ckpt_path", output / "checkpoints" / "last.ckpt"))
+        again = program("evaluate", override("ckpt_path", output / "checkpoints" / "last.ckpt"))
         say(f"Nothing is known of how right it is. Look at it: {again} mode=predict images=FOLDER")
     return score
 

@@ -60,7 +60,7 @@ def validate_now(trainer: pl.Trainer) -> None:
 
 
 def log_by_global_step(trainer: pl.Trainer) -> None:
-    """Lightning logs steps by a count of its own, one off where a finished training goes on."""
+    """Lightning logs steps by a count of its own, one off where a finished training goes on. To be called first."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from protoseg.distributed import all_reduce_, is_distributed
-from protoseg.lightning import allow_steps, batches_begun, epoch_ended, log_by_global_step, loops_state, validate_now
+from protoseg.lightning import allow_steps, batches_begun, epoch_ended, loops_state, validate_now
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What schedulers send some time before they take the machine away."""
@@ -162,10 +162,3 @@ class Restart(Checkpoint):
             return self.request.received
         received = torch.tensor(float(self.request.received or 0), device=trainer.strategy.root_device)
         return int(all_reduce_(received, "MAX")) or None
-
-
-class StepNumber(pl.Callback):
-    """Lightning logs steps by a count of its own, one off where a finished training goes on. To be given first."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        log_by_global_step(trainer)

@@ -35,9 +35,17 @@ class SweepCallback(Callback):
         self._held = ExitStack()  # the lock of the run's folder
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if first_process():
-            with ending_the_program():
-                self._held.enter_context(own_folder(config))
+        """Keep the folder from all other runs, before Hydra writes into it."""
+        if not first_process():
+            return
+        with ending_the_program():
+            with read_write(config.hydra), open_dict(config.hydra):
+                config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
+                config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
+            with hydra_config(config):
+                folder = Path(config.paths.output).absolute()
+            self._held.enter_context(alone_in(folder))
+            check_folder(folder, config.resume, config.overwrite)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         self._held.close()
@@ -69,19 +77,6 @@ def hydra_config(config: DictConfig) -> Iterator[None]:
         yield
     finally:
         HydraConfig.instance().cfg = earlier
-
-
-@contextmanager
-def own_folder(config: DictConfig) -> Iterator[None]:
-    """Keep the folder of a single run from all others; called before Hydra writes into it."""
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
-        config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
-    with hydra_config(config):
-        folder = Path(config.paths.output).absolute()
-    with alone_in(folder):
-        check_folder(folder, config.resume, config.overwrite)
-        yield
 
 
 def start(config: DictConfig) -> None:
@@ -175,9 +170,7 @@ def go_on(old: Sweep, new: Sweep, unsaid: Mapping[str, str]) -> Sweep:
     the new plan is set aside (``N_failed``). Raises ProtosegError, and changes nothing, where one that is done, or was
     stopped on its way, is not; or a job is running.
     """
-    folders = dict.fromkeys(
-        [*(job.folder for job in old.jobs), *(path.parent for path in old.folder.glob("*/job.json"))]
-    )
+    folders = [*(job.folder for job in old.jobs), *(path.parent for path in old.folder.glob("*/job.json"))]
     begun = {_key(job, unsaid): job for folder in folders if (job := read_job(folder))}
     for job in begun.values():
         with alone_in(job.folder):

@@ -1,7 +1,6 @@
-"""What the folder of a sweep says of its jobs: ``manifest.json``, and a ``job.json`` in the folder of each.
+"""What a sweep's folder says of its jobs: each ``job.json`` the state of one; ``manifest.json`` the plan, and copies.
 
-The state of a job is its ``job.json``, which nobody writes but the job: jobs may run at the same time on many
-machines. The manifest holds the plan, and a copy of the states for the eye.
+Nobody writes a job's but the job: jobs may run at the same time on many machines.
 """
 
 import json
@@ -168,5 +167,5 @@ def _whole(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         raise ProtosegError(
-            f"{path} is damaged: expected what train.py -m writes; delete it, and its job runs again"
+            f"{path} is damaged: expected what train.py -m writes; delete it: its job runs anew"
         ) from error

@@ -52,7 +52,6 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
     changes = {"num_workers": cfg.num_workers}
     if cfg.batch_size is not None:
         changes["val_batch_size"] = cfg.batch_size
-    datamodule: SegmentationDataModule | AdaptationDataModule
     if cfg.get("data") is not None:
         with open_dict(cfg.data):
             if cfg.root is not None:

@@ -126,12 +126,11 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
 
 def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, changed: str) -> float:
     """Print the outcome of a training whose steps were all done before; returns its best validation mIoU."""
-    steps, output = checkpoint["global_step"], Path(cfg.paths.output)
+    steps, most, output = checkpoint["global_step"], cfg.trainer.max_steps, Path(cfg.paths.output)
     if Path(cfg.resume).resolve() != last.resolve():
         raise ProtosegError(
             f"resume={cfg.resume}: expected a training with steps to do, got one that has done {steps} of "
-            f"trainer.max_steps={cfg.trainer.max_steps}; set trainer.max_steps higher, or choose its own folder: "
-            "resume=auto hydra.run.dir=…"
+            f"trainer.max_steps={most}; set that higher, or choose its own folder: resume=auto hydra.run.dir=…"
         )
     best = best_of(instances(cfg.get("callbacks")))
     if best is not None and (state := checkpoint["callbacks"].get(best.state_key)) is not None:
@@ -141,9 +140,7 @@ def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, chang
     for row in read_log(output):
         metrics |= {name: float(value) for name, value in row.items() if value}
     score = summarise(f"{steps}, all of them before", best, metrics, output) if first_process() else math.nan
-    rank_zero_only(say)(
-        f"Nothing to do: all {cfg.trainer.max_steps} steps were done before; to go on, set trainer.max_steps higher"
-    )
+    rank_zero_only(say)(f"Nothing to do: all {most} steps were done before; to go on, set trainer.max_steps higher")
     if changed:
         rank_zero_only(say)(f"Changed settings have no effect any more: {changed}")
     return score

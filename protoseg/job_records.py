@@ -166,6 +166,4 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise ProtosegError(
-            f"{path} is damaged: expected what train.py -m writes; delete it: its job runs anew"
-        ) from error
+        raise ProtosegError(f"{path} is damaged: expected what train.py -m writes; delete it to begin anew") from error

@@ -45,7 +45,7 @@ def check_names(values: Sequence[str], default: DictConfig) -> None:
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """Raise ProtosegError for a number that ``ranges.yaml`` forbids; other classes than ours check their own."""
+    """Raise ProtosegError for a number of our, Lightning's or torch's classes that ``ranges.yaml`` does not allow."""
     for key, value, words in _ranged(cfg):
         if not _allowed(value, words):
             raise ProtosegError(f"{key}: expected {words}, got {value!r}; give {key}=VALUE")

@@ -130,7 +130,7 @@ def _check_classes(state: Mapping[str, Tensor], said: Sequence[str], space: Labe
         got = next((f"{a[:80]!r} in place of {b!r}" for a, b in pairs if _letters(a) != _letters(b)), None)
     if got is not None:
         wanted = f"{where}: expected the {space.num_classes} classes of {space.name}"
-        raise ProtosegError(f"{wanted}, got {got}; name the data of its training: data=NAME (your own: data=folder)")
+        raise ProtosegError(f"{wanted}, got {got}; choose the data of its training: data=NAME (own: data=folder)")
 
 
 def _letters(name: str) -> str:

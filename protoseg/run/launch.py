@@ -105,9 +105,7 @@ def check_started(starter: str, processes: int, devices: int, nodes: int) -> Non
             f"{devices} × {nodes}; set trainer.devices (per node) and trainer.num_nodes"
         )
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" and os.environ["TORCHELASTIC_RUN_ID"] == "none":
-        raise ProtosegError(
-            "torchrun: expected a name for the run's folder on every node, got none; add --rdzv-id=NAME"
-        )
+        raise ProtosegError("torchrun: expected a name for the run folder on each node, got none; add --rdzv-id=NAME")
 
 
 def requeue() -> None:

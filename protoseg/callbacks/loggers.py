@@ -65,8 +65,8 @@ def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwa
     offline = os.environ.get("WANDB_MODE", "") == "offline" or not has_key
     if offline and log_model:
         raise ProtosegError(
-            f"logger.wandb.log_model: expected false for a run that is offline and cannot upload, got {log_model}; run "
-            "`wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
+            f"logger.wandb.log_model: expected false for a run that cannot upload, as it is offline, got {log_model}; "
+            "run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
         )
     logger = _BestCheckpointLogger(project=project, offline=offline, log_model=cast(Any, log_model), **kwargs)
     logger._wandb_init.pop("anonymous", None)  # Lightning hands it on, and wandb warns that it has no effect

@@ -138,9 +138,7 @@ WRITTEN = {
     r"tensorboard": r"events\.out\.tfevents.*|hparams\.yaml",
     r"workers": r"config\.yaml|result\.json|run_\w{8}",
 }
-"""Folders of a run, and the files in them, that ``overwrite=true`` removes, besides ``curves.png`` and ``error.log``.
-
-Others in there are the user's."""
+"""Folders of a run, and the files in them, that ``overwrite=true`` removes; others in there are the user's."""
 
 
 def reserve(default: str, section: DictConfig) -> str:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -129,8 +128,7 @@ class AdaptationModule(SegmentationModule):
     def see_mixed(self, mixture: Mixture) -> tuple[Mixed, list[Observation]]:
         """The student's output on the mixed images; sure labels alone move its prototypes."""
         seen, observations = self.see(mixture.image, mixture.label, mixture.reliable)
-        parts = {field.name: getattr(seen, field.name) for field in fields(seen)}
-        return Mixed(**parts, pasted=mixture.pasted, weight=mixture.weight), observations
+        return Mixed(**vars(seen), pasted=mixture.pasted, weight=mixture.weight), observations
 
     def _backward(self, loss: Tensor) -> Tensor:
         """The gradients of ``loss`` now; its value is kept, for the sum."""

@@ -1,7 +1,6 @@
-"""What the folder of a sweep says of its jobs: ``manifest.json``, and a ``job.json`` in the folder of each.
+"""What a sweep's folder says of its jobs: each ``job.json`` the state of one; ``manifest.json`` the plan, and copies.
 
-The state of a job is its ``job.json``, which nobody writes but the job: jobs may run at the same time on many
-machines. The manifest holds the plan, and a copy of the states for the eye.
+Nobody writes a job's but the job: jobs may run at the same time on many machines.
 """
 
 import json
@@ -91,8 +90,8 @@ def read_job(folder: Path) -> Job | None:
     file = folder / "job.json"
     if not file.is_file():
         return None
-    with _whole(file):
-        return _job(json.loads(file.read_text(encoding="utf-8")), folder)
+    with _content(file) as content:
+        return _job(content, folder)
 
 
 def write_manifest(sweep: Sweep) -> None:
@@ -107,8 +106,7 @@ def read_sweep(folder: Path) -> Sweep:
     file = folder / "manifest.json"
     if not file.is_file():
         raise ProtosegError(f"no sweep in {folder}: expected the manifest.json that train.py -m writes there")
-    with _whole(file):
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with _content(file) as content:
         planned = [_job(entry, folder / entry["folder"]) for entry in content["jobs"]]
         frame = Sweep(folder, tuple(content["arguments"]), tuple(content["swept"]), bool(content["planned"]), ())
     if frame.planned:
@@ -163,10 +161,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _content(path: Path) -> Iterator[Any]:
+    """What a file of ours says, to be read in the block; ProtosegError where it, or a part of it, is not there."""
     try:
-        yield
+        yield json.loads(path.read_text(encoding="utf-8"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ProtosegError(
-            f"{path} is damaged: expected what train.py -m writes; delete it, and its job runs again"
-        ) from error
+        raise ProtosegError(f"{path} is damaged: expected what train.py -m writes; delete it to begin anew") from error

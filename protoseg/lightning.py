@@ -1,8 +1,4 @@
-"""All that leans on what Lightning does not promise: names of its loops and connectors, in versions 2.6 and on.
-
-Where Lightning changes them, this file is the one to look at; ``tests/training/test_resume.py`` tells. What each is for
-is written in ``docs/resuming.md``.
-"""
+"""All that leans on names that Lightning does not promise, as of 2.6; what each is for is in ``docs/resuming.md``."""
 
 from traceback import walk_tb
 from typing import Any
@@ -17,8 +13,7 @@ def batches_begun(trainer: pl.Trainer) -> int:
 
 def batches_seen(trainer: pl.Trainer) -> int:
     """Training batches that the model has learned from; ``completed`` is one behind while a batch's end saves."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-    return int(progress.processed)
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
 
 def replaces_samplers(trainer: pl.Trainer) -> bool:
@@ -29,8 +24,7 @@ def replaces_samplers(trainer: pl.Trainer) -> bool:
 
 def loops_state(trainer: pl.Trainer) -> dict[str, Any]:
     """Where the training stands, as a checkpoint keeps it in ``loops.fit_loop``."""
-    state: dict[str, Any] = trainer.fit_loop.state_dict()  # type: ignore[no-untyped-call]
-    return state
+    return trainer.fit_loop.state_dict()  # type: ignore[no-untyped-call]
 
 
 def optimizer_steps(loops: dict[str, Any]) -> Any:
@@ -60,7 +54,7 @@ def validate_now(trainer: pl.Trainer) -> None:
 
 
 def log_by_global_step(trainer: pl.Trainer) -> None:
-    """Lightning logs steps by a count of its own, one off where a finished training goes on."""
+    """Lightning logs steps by a count of its own, one off where a finished training goes on. To be called first."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 

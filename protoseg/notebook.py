@@ -1,7 +1,4 @@
-"""What a notebook needs besides ``protoseg.analysis``: a training by the real command line, a run's images, pictures.
-
-``notebooks/`` uses these; so may yours.
-"""
+"""What a notebook needs besides ``protoseg.analysis``: a training by the real command line, images, pictures."""
 
 from __future__ import annotations
 
@@ -21,21 +18,17 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """A trained model in eval mode (on a GPU where there is one), its classes and labelled images of its data.
+    """A trained model, its classes and labelled images of its data."""
 
-    Images are unchanged and whole; ``images.dataset[i]`` is one with its label and path.
-    """
-
-    model: Segmentor
+    model: Segmentor  # in eval mode, on a GPU where there is one
     label_space: LabelSpace
-    images: Loader
+    images: Loader  # unchanged and whole; ``images.dataset[i]`` is one with its label and path
 
 
 def train(folder: str | Path, settings: str) -> Path:
     """What ``python train.py SETTINGS hydra.run.dir=FOLDER`` does, here, unless it was done before.
 
-    Returns the last checkpoint of the run, or, if there is ``-m`` among the settings, the folder of the sweep. Raises
-    ProtosegError if the training failed; the message is printed above.
+    Returns the run's last checkpoint, or the folder of a sweep (``-m``). Raises ProtosegError: the training failed.
     """
     from protoseg import cli
 

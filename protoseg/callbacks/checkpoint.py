@@ -28,13 +28,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's, but a run resumed into a new folder goes on from the best scores it had; see :func:`own_state`.
+    """Lightning's, but a run resumed into a new folder keeps the best scores it had; see :func:`own_state`.
 
-    Lightning forgets the scores when the folder changes, so that a resumed run which has passed its peak would write a
-    worse ``best``. The old folder's files are left alone.
-
-    Of several best ones (``save_top_k=3``) each is a file with its step, ``best-000250.ckpt``, and ``best.ckpt`` is a
-    further name of the best of them. A ``filename`` with fields of its own (``{step}``) is Lightning's, without that.
+    Lightning forgets them, so that a run which has passed its peak would write a worse ``best``. Of several best ones
+    (``save_top_k=3``) each is a file with its step, ``best-000250.ckpt``, and ``best.ckpt`` is a further name of the
+    best of them, unless ``filename`` has fields of its own (``{step}``).
     """
 
     def __init__(self, **options: Any) -> None:
@@ -62,9 +60,9 @@ class Checkpoint(ModelCheckpoint):
 def own_state(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
     """The state of a checkpoint callback, its paths those of the run's own folder.
 
-    Lightning deletes the files that such a state names once there are better ones, and a checkpoint may be a
-    stranger's. So of each path only the name is taken, and that only where the callback itself names files so. A
-    score counts without its file, too. Raises ProtosegError: scores that are no numbers.
+    Lightning deletes the files that a state names once there are better ones, and a checkpoint may be a stranger's. So
+    of each path only a name that the callback itself would give is taken. A score counts without its file, too. Raises
+    ProtosegError: scores that are no numbers.
     """
     folder = Path(callback.dirpath or "")
     pattern = re.sub(r"\\{.*?\\}", ".+", re.escape(callback.filename or "{epoch}-{step}"))

@@ -28,9 +28,8 @@ from protoseg.types import Batch
 class Dashboard(pl.Callback):
     """Writes ``panels/{step,occupancy,similarity,…}_NNNNNN.png``, and sends the same to wandb and TensorBoard.
 
-    ``activations`` and ``embedding`` show the same image every time, the first of the validation set; the panel shows
-    ``num_images``, evenly spread over it. Of domain adaptation also ``panels/adaptation_NNNNNN.png``: what the last
-    training step before it saw and thought.
+    ``activations`` and ``embedding`` show the validation set's first image every time; the panel ``num_images``, evenly
+    spread. Of domain adaptation also ``panels/adaptation_NNNNNN.png``: what the last training step saw and thought.
     """
 
     def __init__(self, folder: str, num_images: int = 4) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -65,11 +65,10 @@ def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwa
     offline = os.environ.get("WANDB_MODE", "") == "offline" or not has_key
     if offline and log_model:
         raise ProtosegError(
-            f"logger.wandb.log_model: expected false for a run that is offline, got {log_model}: checkpoints cannot be "
-            "uploaded then; run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
+            f"logger.wandb.log_model: expected false for a run that cannot upload, as it is offline, got {log_model}; "
+            "run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
         )
-    options: dict[str, Any] = {"log_model": log_model, **kwargs}
-    logger = _BestCheckpointLogger(project=project, offline=offline, **options)
+    logger = _BestCheckpointLogger(project=project, offline=offline, log_model=cast(Any, log_model), **kwargs)
     logger._wandb_init.pop("anonymous", None)  # Lightning hands it on, and wandb warns that it has no effect
     return logger
 
@@ -137,10 +136,9 @@ class ProgressBar(RichProgressBar):
 class Throughput(pl.Callback):
     """Logs ``train/images_per_s`` (all ranks, loading too, validation not; over about 10 steps); says once the cost."""
 
-    def __init__(self) -> None:
-        self._tell_at = 0
-        self._last: float | None = None
-        self._seconds_per_image: float | None = None
+    _tell_at = 0
+    _last: float | None = None
+    _seconds_per_image: float | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -175,14 +173,9 @@ class Throughput(pl.Callback):
 
 
 class PrototypeMemoryCallback(pl.Callback):
-    """Logs the statistics of every memory of the module, after the optimizer steps that Lightning logs.
+    """Logs the statistics of every memory of the module, which brings it: no override of the callbacks can lose it."""
 
-    The module moves its prototypes itself (``after_optimizer_step``), and brings this callback, so that no override
-    of the callbacks can lose either.
-    """
-
-    def __init__(self) -> None:
-        self._stepped = 0
+    _stepped = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for memory in pl_module.modules():  # a teacher's too
@@ -203,10 +196,9 @@ class PrototypeMemoryCallback(pl.Callback):
 
 @torch.no_grad()
 def memory_statistics(memory: PrototypeMemory) -> dict[str, Tensor]:
-    """Scalars for the logs.
+    """Scalars for the logs: ``moved`` is the share of prototypes that got at least one pixel in this step.
 
     ``diversity``: mean pairwise cosine within a class (1: all K are one; lower is more diverse).
-    ``moved``: share of prototypes that got at least one pixel in this step.
     ``balance``: entropy of the occupancy within a class over log K, mean over the classes seen.
     """
     total = memory.occupancy.sum(1, keepdim=True)

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from protoseg.distributed import all_reduce_, is_distributed
-from protoseg.lightning import allow_steps, batches_begun, epoch_ended, log_by_global_step, loops_state, validate_now
+from protoseg.lightning import allow_steps, batches_begun, epoch_ended, loops_state, validate_now
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What schedulers send some time before they take the machine away."""
@@ -29,10 +29,7 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Catches signals while it is used as a context; ``received`` is the first of them, None before.
-
-    Outside the main thread, where Python cannot catch signals, it never receives one.
-    """
+    """Catches signals while it is used as a context, in the main thread; ``received`` is the first, None before."""
 
     def __init__(self, signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
         self.signals = signals if threading.current_thread() is threading.main_thread() else ()
@@ -65,10 +62,8 @@ class Restart(Checkpoint):
     """Saves ``path`` and ends the training, with :class:`Stopped`, once a stop is requested of any rank.
 
     All ranks agree after each optimizer step and each validation batch that all of them have. A validation that was due
-    at a checkpoint's step and had not ended is run after the resume; Lightning would leave it out.
-
-    A ``Checkpoint``, because Lightning calls those after all other callbacks, when the prototypes have moved. To be
-    given before those that save.
+    at a checkpoint's step and had not ended is run after the resume; Lightning would leave it out. A ``Checkpoint``,
+    because Lightning calls those after all other callbacks; to be given before those that save.
     """
 
     def __init__(self, request: StopRequest, path: Path) -> None:
@@ -114,10 +109,9 @@ class Restart(Checkpoint):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if trainer.sanity_checking or batch_idx >= self._common[dataloader_idx]:
-            return
-        self._save_if_asked(trainer)
-        self._leave()
+        if not trainer.sanity_checking and batch_idx < self._common[dataloader_idx]:
+            self._save_if_asked(trainer)
+            self._leave()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -162,10 +156,3 @@ class Restart(Checkpoint):
             return self.request.received
         received = torch.tensor(float(self.request.received or 0), device=trainer.strategy.root_device)
         return int(all_reduce_(received, "MAX")) or None
-
-
-class StepNumber(pl.Callback):
-    """Lightning logs steps by a count of its own, one off where a finished training goes on. To be given first."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        log_by_global_step(trainer)

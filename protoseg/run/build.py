@@ -1,6 +1,6 @@
 """From a resolved config to objects."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import get_class, instantiate
@@ -30,8 +30,7 @@ def build_datamodule(cfg: DictConfig) -> SegmentationDataModule | AdaptationData
 def with_channels(cfg: DictConfig) -> DictConfig:
     """The config with what images of other channels than RGB need: their range, mean and std, measured unless given.
 
-    A pair is measured on its source, so that one number means the same in both. Raises ProtosegError: images that
-    cannot be read, or parts of different channels.
+    A pair is measured on its source. Raises ProtosegError: images that cannot be read, or parts of different channels.
     """
     cfg = cfg.copy()
     sides = [cfg.data[key] for key in ("source", "target") if key in cfg.data] or [cfg.data]
@@ -129,17 +128,14 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
 
 def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:
     """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them."""
-    built: dict[str, dict[str, Term]] = {
-        group: {name: instantiate(term) for name, term in (cfg.method[group] or {}).items() if term is not None}
-        for group in ("source_terms", "terms")
-        if group in cfg.method
-    }
+    built: dict[str, dict[str, Term]] = {}
+    for group in [group for group in ("source_terms", "terms") if group in cfg.method]:
+        terms = (cfg.method[group] or {}).items()
+        built[group] = {name: instantiate(term) for name, term in terms if term is not None}
     if "_target_" in (cfg.get("contrast") or {}):
         if "terms" not in built:
-            raise ProtosegError(
-                "contrast: expected a method with terms to add it to, got one without (source_only); use "
-                "method=supervised, dacs, daformer or mic, or contrast=none"
-            )
+            text = "contrast: expected a method with terms to add it to, got one without (source_only)"
+            raise ProtosegError(f"{text}; use method=supervised, dacs, daformer or mic, or contrast=none")
         built["terms"]["contrast"] = instantiate(cfg.contrast)
     return built
 
@@ -151,6 +147,4 @@ def instances(group: DictConfig | None) -> list[Any]:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values, interpolations resolved: what a checkpoint keeps."""
-    container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))

@@ -45,10 +45,7 @@ def check_names(values: Sequence[str], default: DictConfig) -> None:
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """Raise ProtosegError for a number that ``ranges.yaml`` does not allow; imports nothing.
-
-    What a section of another class than ours, Lightning's or torch's may be, is for that class to check.
-    """
+    """Raise ProtosegError for a number of our, Lightning's or torch's classes that ``ranges.yaml`` does not allow."""
     for key, value, words in _ranged(cfg):
         if not _allowed(value, words):
             raise ProtosegError(f"{key}: expected {words}, got {value!r}; give {key}=VALUE")

@@ -33,11 +33,9 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
 
     Its kind is recognised by its names, see :data:`protoseg.models.published.KINDS`, and returned; None of encoder
     weights that timm knows, for ``encoder=NAME``. ImageNet weights of an encoder become a file for
-    ``encoder.weights=``, without a decoder. ``network`` is of a file with several, ``student`` or ``teacher``;
-    ``overrides`` change the settings that go with the kind: ``data=cityscapes_to_acdc``.
-
-    Raises ProtosegError: a file that is damaged, holds code, or is of no known kind; that lacks the network; or whose
-    names or classes do not fit.
+    ``encoder.weights=``. ``network`` is of a file with several, ``student`` or ``teacher``; ``overrides`` change the
+    settings that go with the kind: ``data=cityscapes_to_acdc``. Raises ProtosegError: a file that is damaged, holds
+    code, or is of no known kind; that lacks the network; or whose names or classes do not fit.
     """
     file, out = Path(file), Path(out)
     if network not in NETWORKS:
@@ -48,13 +46,13 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         raise ProtosegError(f"convert: expected another file to write than the one to read, got {out} twice")
     state, classes = _read(file, network)
     kind = next((kind for kind in KINDS if kind.mark in state), None)
-    if kind is None and not any(override.startswith("encoder=") for override in overrides):
-        raise ProtosegError(
-            f"convert: expected one of {'; '.join(kind.name for kind in KINDS)}, got {file} with the names "
-            f"{', '.join(name[:80] for name in list(state)[:3])}, …; ImageNet weights of a timm encoder need "
-            "encoder=NAME, another kind is a table of names in protoseg/models/published.yaml"
-        )
     if kind is None:
+        if not any(override.startswith("encoder=") for override in overrides):
+            raise ProtosegError(
+                f"convert: expected one of {'; '.join(kind.name for kind in KINDS)}, got {file} with the names "
+                f"{', '.join(name[:80] for name in list(state)[:3])}, …; ImageNet weights of a timm encoder need "
+                "encoder=NAME, another kind is a table of names in protoseg/models/published.yaml"
+            )
         _write_encoder(state, overrides, file, out)
         return None
     where = f"convert: {file}, {kind.name}"
@@ -62,9 +60,7 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         renamed, left = kind.renamed(state)
         settings = kind.settings(renamed)
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # tensors that the kind must have
-        raise ProtosegError(
-            f"{where}: expected all of that network, got a part or another form of it ({error})"
-        ) from error
+        raise ProtosegError(f"{where}: expected all of that network, got a part or another form ({error})") from error
     settings = [*settings, *overrides]
     if kind.encoder_only:
         encoder = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}
@@ -78,11 +74,8 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
     fitted = _fitted(renamed, model.state_dict(), left, where)
     with open_dict(cfg.encoder):  # said, so that no later default can normalise otherwise
         cfg.encoder.mean, cfg.encoder.std = list(model.encoder.mean), list(model.encoder.std)
-    checkpoint = {
-        "state_dict": {NETWORKS["student"] + name: tensor for name, tensor in fitted.items()},
-        "protoseg": own_part(plain(cfg), space),
-    }
-    save_checkpoint(checkpoint, out)
+    weights = {NETWORKS["student"] + name: tensor for name, tensor in fitted.items()}
+    save_checkpoint({"state_dict": weights, "protoseg": own_part(plain(cfg), space)}, out)
     return kind
 
 
@@ -90,9 +83,7 @@ def _read(file: Path, network: str) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of one network, without the prefixes that training codes put before all names; the classes' names."""
     with read_foreign(file) as (values, tensor):
         if isinstance(values, dict) and "protoseg" in values:
-            raise ProtosegError(
-                f"convert: {file} is a checkpoint of protoseg already; use it as it is: ckpt_path={file}"
-            )
+            raise ProtosegError(f"convert: {file} is a checkpoint of protoseg already; use it: ckpt_path={file}")
         classes = _said_classes(values)
         values = unwrapped(values)
         named = {k: v for k, v in values.items() if isinstance(v, Unread)} if isinstance(values, dict) else {}
@@ -117,15 +108,14 @@ def _said_classes(values: Any) -> list[str]:
 
 
 def _network(named: Mapping[str, Any], network: str, file: Path) -> dict[str, Any]:
-    teacher = {name.removeprefix(_TEACHER): v for name, v in named.items() if name.startswith(_TEACHER)}
-    if network == "teacher" and not teacher:
-        raise ProtosegError(
-            f"convert: expected a file with a teacher (names {_TEACHER}…), got one without: {file}; use network=student"
-        )
-    student = {name: v for name, v in named.items() if not name.startswith((_TEACHER, _FROZEN))}
-    found = teacher if network == "teacher" else student
+    if network == "teacher":
+        found = {name.removeprefix(_TEACHER): v for name, v in named.items() if name.startswith(_TEACHER)}
+        what, other = f"teacher (names {_TEACHER}…)", "student"
+    else:
+        found = {name: v for name, v in named.items() if not name.startswith((_TEACHER, _FROZEN))}
+        what, other = "student", "teacher"
     if not found:
-        raise ProtosegError(f"convert: expected a file with a {network}, got one without: {file}; use network=teacher")
+        raise ProtosegError(f"convert: expected a file with a {what}, got one without: {file}; use network={other}")
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None):
         found = {name.removeprefix(prefix): v for name, v in found.items()}
     return found
@@ -139,10 +129,8 @@ def _check_classes(state: Mapping[str, Tensor], said: Sequence[str], space: Labe
         pairs = zip_longest(said, space.classes, fillvalue="none")
         got = next((f"{a[:80]!r} in place of {b!r}" for a, b in pairs if _letters(a) != _letters(b)), None)
     if got is not None:
-        raise ProtosegError(
-            f"{where}: expected the {space.num_classes} classes of {space.name}, got {got}; choose the data that it was"
-            " trained on with data=NAME (of your own: data=folder)"
-        )
+        wanted = f"{where}: expected the {space.num_classes} classes of {space.name}"
+        raise ProtosegError(f"{wanted}, got {got}; choose the data of its training: data=NAME (own: data=folder)")
 
 
 def _letters(name: str) -> str:

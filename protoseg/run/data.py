@@ -174,10 +174,7 @@ def pack_data(cfg: DictConfig, data: str, to: Path) -> None:
     """Pack both splits into the folder ``to``, and say what it takes."""
     datamodule, root = build_datamodule(cfg), cfg.data.get("root")
     if not isinstance(datamodule, SegmentationDataModule) or root is None:
-        raise ProtosegError(
-            f"pack: expected a data set with a folder of its own (data.root), got {data!r}: pack the source "
-            "and the target of a pair one by one"
-        )
+        raise ProtosegError(f"pack: expected data with one data.root, got {data!r}; pack source and target one by one")
     before, after = (size / 1e9 for size in pack([*_datasets(datamodule).values()], Path(root), to))
     say(f"{before:.3f} GB packed to {after:.3f} GB; train on it with {command(override('data.root', to))}")
 

@@ -19,10 +19,6 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU in so many micros
 
 def doctor() -> None:
     """Print what was found, each with what to do where it is slow."""
-    Terminal().table("What is here", ("what", "found", "what to do"), _found(), left=range(3))
-
-
-def _found() -> list[tuple[str, str, str]]:
     rows = [("protoseg, Python", f"{__version__}, {platform.python_version()}, {platform.platform()}", "")]
     rows += [(name, version(name), "") for name in _PACKAGES]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -39,4 +35,4 @@ def _found() -> list[tuple[str, str, str]]:
         free = shutil.disk_usage(SHARED_MEMORY).free / 1e9
         small = "data.num_workers=0, or docker run --shm-size=8g" if free < 1 else ""
         rows.append((f"shared memory ({SHARED_MEMORY})", f"{free:.1f} GB free", small))
-    return rows
+    Terminal().table("What is here", ("what", "found", "what to do"), rows, left=range(3))

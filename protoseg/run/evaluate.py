@@ -32,17 +32,18 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
-    report, unlabelled = None, _judged(datamodule).unlabelled
+    worst, unlabelled = None, _judged(datamodule).unlabelled
     if cfg.report:
-        from protoseg.run.report import Report
+        from protoseg.page.page import WorstImages
+        from protoseg.run.report import write_report
 
-        report = Report(cfg, trained, unlabelled)
-    observe = report.observe if report else None
+        worst = WorstImages(trained.label_space, unlabelled=unlabelled)
+    observe = worst.update if worst else None
     facts = {"checkpoint": str(Path(cfg.ckpt_path).absolute()), "network": cfg.network}
     to = (trained.predictor, trained.label_space, output, choose_device(cfg.device), tuple(cfg.save), cfg.max_overlays)
     result = evaluate(trained.model, loader, *to, subsets, observe, unlabelled, facts)
-    if report:
-        report.write(output, result)
+    if worst:
+        write_report(cfg, trained, worst.found, output, result)
     return float(result["mIoU"])
 
 
@@ -51,7 +52,6 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
     changes = {"num_workers": cfg.num_workers}
     if cfg.batch_size is not None:
         changes["val_batch_size"] = cfg.batch_size
-    datamodule: SegmentationDataModule | AdaptationDataModule
     if cfg.get("data") is not None:
         with open_dict(cfg.data):
             if cfg.root is not None:

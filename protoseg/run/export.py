@@ -23,10 +23,8 @@ def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: st
     with terminal.status("exporting (half a minute to some minutes)"):
         path = export_onnx(trained.network, trained.label_space, out, size, ranges)
     multiple = multiple_of(path)
-    sizes = (
-        [size] if size else [(128, 192), (240, 320), (241, 319)] if multiple == 1 else [(4 * multiple, 6 * multiple)]
-    )
-    difference = compare_onnx(trained.network, path, sizes, scaled=bool(ranges))
+    several = [(128, 192), (240, 320), (241, 319)] if multiple == 1 else [(4 * multiple, 6 * multiple)]
+    difference = compare_onnx(trained.network, path, [size] if size else several, scaled=bool(ranges))
     logits, labels = f"{difference.logits:.1e}", f"{difference.labels:.4%}"
     seen = f"logits differ from torch's by at most {logits}, {labels} of the labels differ"
     if difference.logits > TOLERANCE:

@@ -14,10 +14,9 @@ from protoseg.types import ProtosegError
 
 
 def launch(cfg: DictConfig) -> float:
-    """Train on as many devices as configured; returns the best validation mIoU.
+    """Train on the devices configured, alone or as one process of torchrun or SLURM; returns the best validation mIoU.
 
-    Where ``torchrun`` or SLURM has started a process per device, each trains; nothing more is started. SLURM queues the
-    job again if SIGUSR1 stopped it. Raises ProtosegError: wrong input, too few devices, a worker that died; Stopped.
+    SLURM queues the job again if SIGUSR1 stopped it. Raises ProtosegError: wrong input, a worker that died; Stopped.
     """
     from protoseg.callbacks.restart import Stopped
     from protoseg.run.train import quiet_known_warnings, run_training
@@ -106,9 +105,7 @@ def check_started(starter: str, processes: int, devices: int, nodes: int) -> Non
             f"{devices} × {nodes}; set trainer.devices (per node) and trainer.num_nodes"
         )
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" and os.environ["TORCHELASTIC_RUN_ID"] == "none":
-        raise ProtosegError(
-            "torchrun: expected a name of the run, which its folder gets on every node, got none; add --rdzv-id=NAME"
-        )
+        raise ProtosegError("torchrun: expected a name for the run folder on each node, got none; add --rdzv-id=NAME")
 
 
 def requeue() -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -35,9 +36,17 @@ class SweepCallback(Callback):
         self._held = ExitStack()  # the lock of the run's folder
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if first_process():
-            with ending_the_program():
-                self._held.enter_context(own_folder(config))
+        """Keep the folder from all other runs, before Hydra writes into it."""
+        if not first_process():
+            return
+        with ending_the_program():
+            with read_write(config.hydra), open_dict(config.hydra):
+                config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
+                config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
+            with hydra_config(config):
+                folder = Path(config.paths.output).absolute()
+            self._held.enter_context(alone_in(folder))
+            check_folder(folder, config.resume, config.overwrite)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         self._held.close()
@@ -69,19 +78,6 @@ def hydra_config(config: DictConfig) -> Iterator[None]:
         yield
     finally:
         HydraConfig.instance().cfg = earlier
-
-
-@contextmanager
-def own_folder(config: DictConfig) -> Iterator[None]:
-    """Keep the folder of a single run from all others; called before Hydra writes into it."""
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.run.dir = reserve(str(config.hydra.run.dir), config.hydra.run)
-        config.hydra.runtime.output_dir = os.path.abspath(config.hydra.run.dir)
-    with hydra_config(config):
-        folder = Path(config.paths.output).absolute()
-    with alone_in(folder):
-        check_folder(folder, config.resume, config.overwrite)
-        yield
 
 
 def start(config: DictConfig) -> None:
@@ -116,9 +112,7 @@ def start(config: DictConfig) -> None:
     else:
         sweep = new
         if found := [job.folder for job in sweep.jobs if job.folder.exists()]:
-            raise ProtosegError(
-                f"{found[0]} exists, but there is no manifest.json of a sweep beside it; choose another hydra.sweep.dir"
-            )
+            raise ProtosegError(f"{found[0]} exists, but no manifest.json beside it; choose another hydra.sweep.dir")
     write_manifest(sweep)
     _folder = sweep.folder
     begun = _states([job for job in sweep.jobs if job.state != "waiting"])
@@ -171,13 +165,10 @@ def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job
 def go_on(old: Sweep, new: Sweep, unsaid: Mapping[str, str]) -> Sweep:
     """The plan ``new`` in the folder of ``old``: a job of the same settings keeps what it did, under its new number.
 
-    ``unsaid`` are settings of jobs that do not name them. How jobs are launched may change. A failed job that is not in
-    the new plan is set aside (``N_failed``). Raises ProtosegError, and changes nothing, where one that is done, or was
-    stopped on its way, is not; or a job is running.
+    ``unsaid`` are settings of jobs that do not name them. A failed job that is not in the new plan is set aside
+    (``N_failed``). Raises ProtosegError, and changes nothing, where another is not in it, or a job is running.
     """
-    folders = dict.fromkeys(
-        [*(job.folder for job in old.jobs), *(path.parent for path in old.folder.glob("*/job.json"))]
-    )
+    folders = [*(job.folder for job in old.jobs), *(path.parent for path in old.folder.glob("*/job.json"))]
     begun = {_key(job, unsaid): job for folder in folders if (job := read_job(folder))}
     for job in begun.values():
         with alone_in(job.folder):
@@ -251,8 +242,7 @@ def report(ended: bool) -> int:
 
 
 def _states(jobs: Sequence[Job]) -> str:
-    states = [job.state for job in jobs]
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
 
 
 def compare(folder: Path, out: Path | None, metric: str | None) -> None:

@@ -48,8 +48,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, Any]) -> str:
     """Settings that were others when the checkpoint was written: ``optimizer.lr 0.002 -> 0.001, …``; often none.
 
-    ProtosegError where a change cannot be taken over, or where the checkpoint holds weights alone. The checkpoint may
-    be a stranger's: its config is compared and printed, and nothing else.
+    The checkpoint may be a stranger's: its config is compared and printed. Raises ProtosegError where a change cannot
+    be taken over, or where the checkpoint holds weights alone.
     """
     if "loops" not in checkpoint:
         raise ProtosegError(
@@ -138,9 +138,7 @@ WRITTEN = {
     r"tensorboard": r"events\.out\.tfevents.*|hparams\.yaml",
     r"workers": r"config\.yaml|result\.json|run_\w{8}",
 }
-"""Folders of a run, and the files in them, that ``overwrite=true`` removes, besides ``curves.png`` and ``error.log``.
-
-Others in there are the user's."""
+"""Folders of a run, and the files in them, that ``overwrite=true`` removes; others in there are the user's."""
 
 
 def reserve(default: str, section: DictConfig) -> str:
@@ -168,10 +166,7 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
         return
     if overwrite:
         if resume is not None:
-            raise ProtosegError(
-                f"expected resume={resume} or overwrite=true, got both: the one goes on with the run in {folder}, the "
-                "other removes it"
-            )
+            raise ProtosegError(f"expected resume={resume} or overwrite=true in {folder}, got both: one erases its run")
         remove_run(folder)
     elif resume != "auto" and (resume is None or Path(resume).resolve().parent != (folder / "checkpoints").resolve()):
         raise ProtosegError(

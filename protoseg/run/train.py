@@ -5,8 +5,6 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from signal import SIGINT, Signals
@@ -17,18 +15,20 @@ import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities import rank_zero_only
 from rich.table import Column, Table
 
 from protoseg.allocator import keep_freed_memory
 from protoseg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from protoseg.callbacks.loggers import StepLog, finish_wandb, log_score
-from protoseg.callbacks.restart import STOP_SIGNALS, Restart, StepNumber, Stopped, StopRequest
+from protoseg.callbacks.restart import STOP_SIGNALS, Restart, Stopped, StopRequest
 from protoseg.checkpoint import check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.evaluation.curves import curves_figure, read_log
 from protoseg.files import remove_partial_files, write_file
 from protoseg.job_records import read_job
+from protoseg.lightning import log_by_global_step
 from protoseg.models.build import wrong_input
 from protoseg.run.build import build_datamodule, build_module, instances, plain, start_from, with_channels
 from protoseg.run.launch import first_process, requested_devices
@@ -86,10 +86,11 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     log = StepLog(output, name="", version=logs, flush_logs_every_n_steps=1)
     loggers = [log, *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
+    numbered = LambdaCallback(on_train_batch_start=lambda trainer, *_: log_by_global_step(trainer))
     with wrong_input("trainer", ValueError, TypeError):
         trainer = instantiate(cfg.trainer, _partial_=True)(
             logger=loggers,
-            callbacks=[StepNumber(), Restart(request, last), *callbacks],
+            callbacks=[numbered, Restart(request, last), *callbacks],  # in this order
             plugins=[AtomicCheckpointIO(), *own_environment()],
             default_root_dir=output,
             val_check_interval=interval,
@@ -99,7 +100,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     announce(cfg, module, output)
     started = time.perf_counter()
     try:
-        with port_in_use(), restoring(cfg.resume):
+        with restoring(cfg.resume):
             trainer.fit(module, datamodule, ckpt_path=cfg.resume, weights_only=True)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(last)
@@ -125,12 +126,11 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
 
 def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, changed: str) -> float:
     """Print the outcome of a training whose steps were all done before; returns its best validation mIoU."""
-    steps, output = checkpoint["global_step"], Path(cfg.paths.output)
+    steps, most, output = checkpoint["global_step"], cfg.trainer.max_steps, Path(cfg.paths.output)
     if Path(cfg.resume).resolve() != last.resolve():
         raise ProtosegError(
             f"resume={cfg.resume}: expected a training with steps to do, got one that has done {steps} of "
-            f"trainer.max_steps={cfg.trainer.max_steps}; set trainer.max_steps higher, or choose its own folder: "
-            "resume=auto hydra.run.dir=…"
+            f"trainer.max_steps={most}; set that higher, or choose its own folder: resume=auto hydra.run.dir=…"
         )
     best = best_of(instances(cfg.get("callbacks")))
     if best is not None and (state := checkpoint["callbacks"].get(best.state_key)) is not None:
@@ -140,9 +140,7 @@ def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, chang
     for row in read_log(output):
         metrics |= {name: float(value) for name, value in row.items() if value}
     score = summarise(f"{steps}, all of them before", best, metrics, output) if first_process() else math.nan
-    rank_zero_only(say)(
-        f"Nothing to do: all {cfg.trainer.max_steps} steps were done before; to go on, set trainer.max_steps higher"
-    )
+    rank_zero_only(say)(f"Nothing to do: all {most} steps were done before; to go on, set trainer.max_steps higher")
     if changed:
         rank_zero_only(say)(f"Changed settings have no effect any more: {changed}")
     return score
@@ -176,19 +174,6 @@ def own_environment() -> list[SLURMEnvironment]:
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         return [SLURMEnvironment(auto_requeue=False)]
     return []
-
-
-@contextmanager
-def port_in_use() -> Iterator[None]:
-    """Tell what to do where the processes cannot meet."""
-    try:
-        yield
-    except torch.distributed.DistNetworkError as error:
-        address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
-        raise ProtosegError(
-            f"the processes cannot meet at port {port} of {address} ({str(error).splitlines()[0]}); where it is in use "
-            "choose another: torchrun --master-port=N, or under SLURM MASTER_PORT=N"
-        ) from error
 
 
 @rank_zero_only
@@ -262,7 +247,7 @@ def summarise(
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
     validated, last_score = "val/mIoU" in metrics, metrics.get("val/mIoU", math.nan)
     score = math.nan if best_score is None or not math.isfinite(best_score) else float(best_score)
-    monitor = best.monitor if best is not None and best.monitor else "val/mIoU"
+    monitor = (best and best.monitor) or "val/mIoU"
     best_file = best.best_file if best is not None else None
     rows = [
         ("steps", steps),

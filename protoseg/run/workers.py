@@ -23,8 +23,7 @@ from protoseg.distributed import usable_cores
 from protoseg.files import write_file
 from protoseg.types import ProtosegError
 
-CONFIG, RESULT = "config.yaml", "result.json"
-"""Files in the folder of the workers: what they read, what the first of them leaves."""
+CONFIG, RESULT = "config.yaml", "result.json"  # in the workers' folder: what they read, what the first of them leaves
 
 _OF_INPUT = f"{ProtosegError.__name__}: "
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -38,14 +37,13 @@ class AdaptationModule(SegmentationModule):
         label_space, losses, options: of :class:`SegmentationModule`; its losses are those on the source images, and its
             terms those of the adaptation (cross-entropy on mixed images, pixel contrast, masked consistency).
         source_terms: further terms on the source images, by name (feature distance).
-        mix: makes the mixed images.
         alpha: largest momentum of the teacher.
         threshold: confidence from which a pseudo-label is reliable.
         ignore_top, ignore_bottom: rows of the target images without pseudo-label (the car's bonnet, the border of a
             rectified image; 15 and 120 of Cityscapes' 512 in DAFormer, which gives them the weight 0 instead, so that
             they still count in the mean's number of pixels).
-        separate_backward: the gradients of the source terms are computed before the mixed images go through the
-            student. The same gradients, less memory, unless a term needs the source outputs again.
+        separate_backward: the source terms' gradients are computed before the mixed images go through the student: the
+            same gradients, less memory, unless a term needs the source outputs again.
 
     Raises ProtosegError: values that make no sense, or as ``SegmentationModule``.
     """
@@ -71,10 +69,8 @@ class AdaptationModule(SegmentationModule):
             raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
         super().__init__(losses={**losses, **source_terms}, label_space=label_space, **options)
         if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom) < 0:
-            raise ProtosegError(
-                "method: expected threshold in (0, 1], ignore_top and ignore_bottom of at least 0, got "
-                f"{threshold}, {ignore_top} and {ignore_bottom}"
-            )
+            given = (threshold, ignore_top, ignore_bottom)
+            raise ProtosegError(f"method: expected threshold in (0, 1], ignore_top, ignore_bottom from 0, got {given}")
         if separate_backward and self.model.auxiliary is not None:
             raise ProtosegError(
                 "method.separate_backward: expected a model without auxiliary head, whose parameters the second "
@@ -102,7 +98,8 @@ class AdaptationModule(SegmentationModule):
         loss, values = self.sum_terms(self.losses, Step(self.model, on_source))
         if not self.terms:
             return self.step_output(loss, values, source.name, observations)
-        loss = self._maybe_backward(loss)
+        if self.separate_backward:
+            loss = self._backward(loss)
 
         said = self.ask_teacher(target.image)
         mixture = self.mix(source, said, self.label_space.num_classes, self.threshold)
@@ -110,14 +107,9 @@ class AdaptationModule(SegmentationModule):
         of_terms, more_values = self.sum_terms(self.terms, Step(self.model, on_source, on_mixed, said))
         self._log_step(said)
         observations += more + [o for term in self.terms.values() for o in term.observations]
-        picture = {"image": said.image, "mixed": mixture.image, "label": said.label, "confidence": said.confidence}
-        return self.step_output(
-            loss + of_terms,
-            values | more_values,
-            [*source.name, *target.name],
-            observations,
-            picture={key: value[0] for key, value in picture.items()},
-        )
+        shown = {"image": said.image, "mixed": mixture.image, "label": said.label, "confidence": said.confidence}
+        picture, files = {key: value[0] for key, value in shown.items()}, [*source.name, *target.name]
+        return self.step_output(loss + of_terms, values | more_values, files, observations, picture=picture)
 
     @torch.no_grad()
     def ask_teacher(self, image: Tensor) -> Target:
@@ -136,13 +128,10 @@ class AdaptationModule(SegmentationModule):
     def see_mixed(self, mixture: Mixture) -> tuple[Mixed, list[Observation]]:
         """The student's output on the mixed images; sure labels alone move its prototypes."""
         seen, observations = self.see(mixture.image, mixture.label, mixture.reliable)
-        parts = {field.name: getattr(seen, field.name) for field in fields(seen)}
-        return Mixed(**parts, pasted=mixture.pasted, weight=mixture.weight), observations
+        return Mixed(**vars(seen), pasted=mixture.pasted, weight=mixture.weight), observations
 
-    def _maybe_backward(self, loss: Tensor) -> Tensor:
-        """With ``separate_backward``: the gradients of ``loss`` now; its value is kept, for the sum."""
-        if not self.separate_backward:
-            return loss
+    def _backward(self, loss: Tensor) -> Tensor:
+        """The gradients of ``loss`` now; its value is kept, for the sum."""
         keep = any(term.uses_labelled_graph for term in self.terms.values())
         # Lightning's own backward comes after its autocast; in it, fp32 parts would go backward in half precision.
         with no_autocast(loss):
@@ -184,11 +173,8 @@ class AdaptationModule(SegmentationModule):
         teacher: Any = self.teacher.module
         said = self.predictor.predict_with_confidence(teacher, batch.image, batch.size)
         self._judge(self.teacher_metrics, [label for label, _ in said], batch)
-        for (prediction, confidence), label, (height, width) in zip(
-            said, batch.label, batch.size.tolist(), strict=True
-        ):
-            sure = confidence >= self.threshold
-            self.reliable_metrics.update(prediction, label[:height, :width].where(sure, IGNORE_INDEX))
+        for (prediction, confidence), label, (h, w) in zip(said, batch.label, batch.size.tolist(), strict=True):
+            self.reliable_metrics.update(prediction, label[:h, :w].where(confidence >= self.threshold, IGNORE_INDEX))
         return outputs
 
     def on_validation_epoch_end(self) -> None:

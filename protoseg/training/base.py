@@ -36,26 +36,20 @@ class SegmentationModule(pl.LightningModule):
     overflow in half precision nothing moves.
 
     Args:
-        model: what is trained.
-        label_space: classes of the data; must match the model.
         losses: terms on the labelled images, by name, each with its weight.
         terms: further terms, on all parts of the step (pixel contrast; of adaptation, cross-entropy on mixed images).
         optimizer: called with the model.
         schedule: called with the optimizer and ``total_steps``; stepped once per optimizer step.
-        predictor: how validation images are predicted.
         seed: with rank and step it gives every random number of a training step, so that a resumed run draws the
             same ones as a run that was never stopped.
         subsets: further means to report, by name: the classes whose IoU each is over. ``{"16": […]}`` logs
             ``val/mIoU_16`` (SYNTHIA has 16 of Cityscapes' 19 classes, and papers report 16 and 13).
 
-    Attributes:
-        parts: of :class:`protoseg.losses.Step` that the method has.
-
     Raises ProtosegError: model and data of different classes, a subset with a class that is not there, a term that
     needs a part which the method lacks, or two terms of one name.
     """
 
-    parts: ClassVar[tuple[str, ...]] = ("labelled",)
+    parts: ClassVar[tuple[str, ...]] = ("labelled",)  # of :class:`protoseg.losses.Step` that the method has
     losses: Any  # ModuleDicts of Terms, which their type cannot say
     terms: Any
 
@@ -73,12 +67,9 @@ class SegmentationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         if model.num_classes != label_space.num_classes:
-            raise ProtosegError(
-                f"model and data disagree: the model has {model.num_classes} classes, "
-                f"the label space {label_space.name!r} has {label_space.num_classes}"
-            )
-        self.model = model
-        self.label_space = label_space
+            expected = f"{label_space.num_classes} classes of {label_space.name!r}"
+            raise ProtosegError(f"model: expected the {expected}, got {model.num_classes} classes")
+        self.model, self.label_space = model, label_space
         terms = terms or {}
         self.check_terms([*losses.items(), *terms.items()])
         self.losses, self.terms = nn.ModuleDict(losses), nn.ModuleDict(terms)
@@ -152,9 +143,8 @@ class SegmentationModule(pl.LightningModule):
         for name, term in terms:
             if missing := [part for part in term.needs if part not in cls.parts]:
                 raise ProtosegError(
-                    f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which "
-                    f"{cls.__name__} does not have; use method=dacs, daformer or mic with "
-                    "data=SOURCE_to_TARGET, or another term"
+                    f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which {cls.__name__} lacks; "
+                    "use method=dacs, daformer or mic with data=SOURCE_to_TARGET, or another term"
                 )
         names = [name for name, _ in terms]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -204,7 +194,11 @@ class SegmentationModule(pl.LightningModule):
         self._unjudged = (wrong, values, files, self.global_step)
         if wrong.device.type == "cpu":
             self.judge_loss()
-        self._observe(observations)
+        if any(observation.memory.balances for observation in observations):
+            self._waiting.append(observations)  # they cluster (K > 1), at the end of the step
+        else:
+            for observation in observations:
+                observation.memory.observe_accumulated([observation])
         return {"loss": loss, **more}
 
     def judge_loss(self) -> None:
@@ -219,19 +213,7 @@ class SegmentationModule(pl.LightningModule):
                 "The last checkpoint is kept; lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
             )
 
-    def on_validation_start(self) -> None:
-        self.judge_loss()
-
-    def on_train_end(self) -> None:
-        self.judge_loss()
-
-    def _observe(self, observations: list[Observation]) -> None:
-        """Keep accumulated micro-batches for the end of their step where memories cluster (K > 1); else add them up."""
-        if any(observation.memory.balances for observation in observations):
-            self._waiting.append(observations)
-        else:
-            for observation in observations:
-                observation.memory.observe_accumulated([observation])
+    on_validation_start = on_train_end = judge_loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here and not in a hook, so that a checkpoint of this step holds what moved with it.

@@ -23,16 +23,11 @@ class Mixture(NamedTuple):
 class ClassMix:
     """Pastes half of the labelled image's classes on the target image; colour jitter and blur (DACS, arXiv 2007.08702).
 
-    Pasted pixels weigh 1, target pixels ``target_weight`` times the pseudo-labels' quality. A mix of one's own, named
-    by ``method.mix._target_``, is a subclass that pastes other pixels (:meth:`mask`), or any callable with the same
-    arguments and result.
-
-    Args:
-        of_batch, ignored: see :func:`protoseg.functional.mixing.class_mix_mask`.
-        target_weight: 1, or 0.8 in the released code of PGPC.
-        colours: of :func:`protoseg.functional.mixing.strong_transform`.
-
-    Raises ProtosegError: values that make no sense.
+    Pasted pixels weigh 1, target pixels ``target_weight`` (0.8 in the released code of PGPC) times the pseudo-labels'
+    quality. ``of_batch``, ``ignored``: of :func:`protoseg.functional.mixing.class_mix_mask`; ``colours``: of
+    :func:`protoseg.functional.mixing.strong_transform`. A mix of one's own, named by ``method.mix._target_``, is a
+    subclass that pastes other pixels (:meth:`mask`), or any callable with the same arguments and result. Raises
+    ProtosegError: values that make no sense.
     """
 
     def __init__(
@@ -46,17 +41,12 @@ class ClassMix:
         return class_mix_mask(label, num_classes, *self.choice)
 
     def __call__(self, labelled: Batch, target: Target, num_classes: int, threshold: float) -> Mixture:
-        """Mix image i with target image i, of which there are as many, of the same size.
-
-        ``threshold`` is the confidence from which a pseudo-label is reliable.
-        """
+        """Mix image i with target image i, of the same size; labels of a confidence from ``threshold`` are reliable."""
         pasted = self.mask(labelled.label, num_classes)
-        image = paste(pasted, labelled.image, target.image)
-        image = strong_transform(image, **self.colours)
         weight = (self.target_weight * target.quality).expand(pasted.shape)
         reliable = target.label.where(target.confidence >= threshold, IGNORE_INDEX)
         return Mixture(
-            image=image,
+            image=strong_transform(paste(pasted, labelled.image, target.image), **self.colours),
             label=paste(pasted, labelled.label, target.label),
             reliable=paste(pasted, labelled.label, reliable),
             pasted=pasted,

@@ -24,20 +24,16 @@ def parameter_groups(
 ) -> list[dict]:
     """Up to four named groups: encoder / decoder, each with and without weight decay; ``encoder_lr`` is ``lr`` if None.
 
-    A plain ViT's pyramid, which no weights file brings, goes with the decoder. With ``layer_decay`` d, block i of n
-    of the encoder learns at ``encoder_lr`` times d^(n - i), i from 0, what comes before the blocks at d^(n + 1) (Bao et
-    al., BEiT, arXiv 2106.08254), each in groups of its own. Raises ProtosegError: an encoder that is frozen, or whose
-    blocks are in no list.
-
-    ``model`` is a ``Segmentor``, or a LightningModule that holds one and perhaps loss terms with parameters, which go
-    with the decoder. Not decayed are parameters with one axis (norm scales, biases); or, with ``no_decay``, those with
-    one of these words in their names: ``[norm]`` in the released codes of SegFormer, DAFormer, HRDA and MIC (biases and
-    BatchNorms of the decoder are decayed there), ``[]`` in that of ProtoSeg. Frozen parameters are left out.
+    ``model`` is a ``Segmentor``, or a LightningModule that holds one; frozen parameters are left out. Loss terms' go
+    with the decoder, and a plain ViT's pyramid, which no weights file brings. Not decayed are parameters with one axis
+    (norm scales, biases); or, with ``no_decay``, those with one of these words in their names: ``[norm]`` in the
+    released codes of SegFormer, DAFormer, HRDA and MIC (which decay the decoder's biases and BatchNorms), ``[]`` in
+    that of ProtoSeg. With ``layer_decay`` d, block i of n of the encoder learns at ``encoder_lr`` times d^(n - i), i
+    from 0, what comes before the blocks at d^(n + 1) (Bao et al., BEiT, arXiv 2106.08254), each in groups of its own.
+    Raises ProtosegError: with it, an encoder that is frozen, or whose blocks are in no list.
     """
     groups: dict[str, dict] = {}
-    learned = [
-        (name.removeprefix("model."), tensor) for name, tensor in model.named_parameters() if tensor.requires_grad
-    ]
+    learned = [(name.removeprefix("model."), x) for name, x in model.named_parameters() if x.requires_grad]
     encoder = [name for name, _ in learned if name.startswith("encoder.") and not name.startswith("encoder.pyramid.")]
     depth = {name: int(found[1]) + 1 if (found := _BLOCK.search(name)) else 0 for name in encoder}
     blocks = max(depth.values(), default=0)
@@ -81,12 +77,7 @@ def poly_factor(
 
 
 def poly_schedule(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, **factor: Any) -> LambdaLR:
-    """The field's poly schedule, counted in optimizer steps, with linear warm-up; the rest as of :func:`poly_factor`.
-
-    Raises ProtosegError: warm-up as long as the whole training.
-    """
+    """:func:`poly_factor` over optimizer steps; ProtosegError: warm-up as long as the whole training."""
     if warmup_steps >= total_steps > 0:
-        raise ProtosegError(
-            f"schedule.warmup_steps: expected fewer than trainer.max_steps={total_steps}, got {warmup_steps}"
-        )
+        raise ProtosegError(f"schedule.warmup_steps: expected fewer than max_steps={total_steps}, got {warmup_steps}")
     return LambdaLR(optimizer, partial(poly_factor, total_steps=total_steps, warmup_steps=warmup_steps, **factor))

@@ -36,9 +36,8 @@ def restoring(path: str | None) -> Iterator[None]:
 def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
     """Check what Lightning would take as it is, and take out what is known better here; changes ``checkpoint``.
 
-    Left out: the schedule, which :func:`renew` computes, paths of checkpoints (see
-    :func:`protoseg.callbacks.checkpoint.own_state`), and the place in a loader, which the DataModule keeps. Raises
-    ProtosegError: counts that are none, or no place in the data.
+    Left out: the schedule (see :func:`renew`), paths of checkpoints (see :func:`own_state`), and the place in a loader,
+    which the DataModule keeps. Raises ProtosegError: counts that are none, or no place in the data.
     """
     loops, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
     known = loops_state(trainer)
@@ -69,9 +68,8 @@ def hyper_parameters(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, Any]], step: int) -> None:
-    """Let a restored optimizer follow its settings again, and a new schedule as it is after ``step`` steps.
+    """Let a restored optimizer follow this run's settings, and a new schedule be as after ``step`` steps, to the bit.
 
-    A restored one has the settings of the run before. Where they are the same, so are the learning rate's bits.
     Raises ProtosegError: moments that do not fit the parameters.
     """
     for parameter, state in optimizer.state.items():
@@ -109,7 +107,5 @@ def _check_like(saved: Any, like: Any, where: str) -> None:
 
 
 def _damaged(what: str) -> ProtosegError:
-    return ProtosegError(
-        f"resume: the checkpoint's state of the training is damaged, or of another kind ({what}); resume another "
-        "checkpoint, or start a new run"
-    )
+    text = f"resume: the checkpoint's state of the training is damaged, or of another kind ({what})"
+    return ProtosegError(f"{text}; resume another checkpoint, or start a new run")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from protoseg.job_records import alone_in
 from protoseg.run import multirun
 from protoseg.run.config import CONFIG_DIR
-from protoseg.run.multirun import SweepCallback, own_folder
+from protoseg.run.multirun import SweepCallback
 from protoseg.run.resuming import check_folder, run_in
 from protoseg.types import ProtosegError
 
@@ -110,23 +109,20 @@ def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., D
     return compose
 
 
-def entered(config: DictConfig) -> AbstractContextManager[None]:
-    held = own_folder(config)
-    held.__enter__()
-    return held
-
-
 def test_runs_of_one_second_get_two_folders(composed: Callable[..., DictConfig]) -> None:
     folders = []
     for _ in range(3):
-        config = composed("paths.output=${hydra:run.dir}")
-        entered(config).__exit__(None, None, None)
+        config, callback = composed("paths.output=${hydra:run.dir}"), SweepCallback()
+        callback.on_run_start(config)
+        callback.on_run_end(config)
         folders.append(Path(config.hydra.run.dir))
     assert [folder.name for folder in folders] == ["now", "now_1", "now_2"]
     assert all((folder / "job.lock").is_file() for folder in folders)
     named = [composed("hydra.run.dir=mine") for _ in range(2)]
     for config in named:  # nothing of a run is there yet
-        entered(config).__exit__(None, None, None)
+        callback = SweepCallback()
+        callback.on_run_start(config)
+        callback.on_run_end(config)
         assert config.hydra.run.dir == "mine"
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, first_line
 
 MAX_NODES = 1_000_000
 """Values in a file; a training of HRNet-W48 keeps 40 000. Lists that hold one another many times count each time."""
@@ -159,10 +159,9 @@ def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False
 
 
 def _unreadable(path: str | Path, error: Exception) -> ProtosegError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ProtosegError(
-        f"{path}: not readable as tensors and plain values ({reason}); it is damaged, or holds pickled code, which is "
-        "refused"
+        f"{path}: not readable as tensors and plain values ({first_line(error)}); it is damaged, or holds pickled "
+        "code, which is refused"
     )
 
 

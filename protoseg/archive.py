@@ -8,6 +8,7 @@ which makes no tensor and knows five names.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import struct
@@ -69,10 +70,6 @@ class Unread(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: object) -> Unread:
-    return Unread(storage, offset, _size(shape), _size(stride))
-
-
 def _size(numbers: Any) -> tuple[int, ...]:
     """Not a copy of any list: the next one could be a copy of that, and so on."""
     if type(numbers) is not tuple or len(numbers) > MAX_DIMENSIONS or not {type(n) for n in numbers} <= {int}:
@@ -93,7 +90,9 @@ class _Instructions(io.BytesIO):
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, stride, *rest: Unread(
+        storage, offset, _size(shape), _size(stride)
+    ),
     ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
     ("collections", "OrderedDict"): lambda: OrderedDict(),  # what it holds comes after; not a copy, either
     ("torch", "Size"): _size,
@@ -206,9 +205,8 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
     """Values of a file of any training code, and what reads a tensor of it; in torch's format, or that before 1.6.
 
     Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
-    one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known.
-
-    Raises ProtosegError: no such file; damaged, or it holds code.
+    one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known. Raises ProtosegError: no such file;
+    damaged, or it holds code.
     """
     try:
         with ExitStack() as stack:
@@ -287,17 +285,13 @@ def _check(path: Path, reader: type[_Look] = _Look) -> tuple[Any, dict[str, str]
 
 def _check_tensors(values: Any, sizes: Mapping[str, int]) -> None:
     """See that every tensor has its bytes, by the key of its storage."""
-    for tensor in _tensors(values):
-        storage, last = tensor.storage, tensor.offset
-        if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
+    for storage, offset, shape, strides in _tensors(values):
+        if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
             raise ValueError("a tensor has no proper shape")
-        count = 1
-        for length, stride in zip(tensor.shape, tensor.stride, strict=True):
-            count *= length
-            last += (length - 1) * stride
-        there = sizes.get(storage.key, -1)
+        count, there = math.prod(shape), sizes.get(storage.key, -1)
+        last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if storage.numel * storage.dtype.itemsize > there or count > storage.numel or (count and last >= storage.numel):
-            raise ValueError(f"a tensor of {'x'.join(map(str, tensor.shape))} numbers has too few bytes")
+            raise ValueError(f"a tensor of {'x'.join(map(str, shape))} numbers has too few bytes")
 
 
 def _check_directory(file: BinaryIO, found: int) -> None:
@@ -312,11 +306,9 @@ def _check_directory(file: BinaryIO, found: int) -> None:
     file.seek(max(0, length - _ZIP_TAIL.size))
     tail = file.read().rjust(_ZIP_TAIL.size, b"\0")
     record, place, locator, record_at, end, short_place = _ZIP_TAIL.unpack(tail)
-    if locator == b"PK\6\7":
-        good = record == b"PK\6\6" and record_at == length - _ZIP_TAIL.size
-    else:
-        good, place = True, short_place
-    if head != _ZIP_START or end != b"PK\5\6" or not good or place != found:
+    large = locator == b"PK\6\7"
+    good = not large or (record == b"PK\6\6" and record_at == length - _ZIP_TAIL.size)
+    if head != _ZIP_START or end != b"PK\5\6" or not good or (place if large else short_place) != found:
         raise ValueError("it is not as torch.save writes it")
 
 

@@ -142,19 +142,16 @@ class TimmEncoder(Encoder):
     ) -> None:
         super().__init__()
         if freeze and lora_rank is not None:
-            raise ProtosegError(
-                "encoder: expected freeze or lora_rank, got both, and nothing would learn; leave one out"
-            )
+            raise ProtosegError("encoder: expected freeze or lora_rank, got both: nothing would learn; leave one out")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
             raise ProtosegError(
-                f"encoder.name: expected a timm model, got {name!r}; nearest: {', '.join(near) or 'none'} "
-                f"(all: timm.list_models())"
+                f"encoder.name: expected one of timm.list_models(), got {name!r}; nearest: {', '.join(near) or 'none'}"
             )
         for option in timm_kwargs:
             if option.startswith("pretrained") or option in ("checkpoint_path", "cache_dir"):
                 raise ProtosegError(
-                    f"encoder.{option}: expected an option of the network, got one of where its weights come from; use "
+                    f"encoder.{option}: expected an option of the network, got one of its weights; use "
                     "encoder.weights=FILE or encoder.pretrained"
                 )
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
@@ -181,10 +178,7 @@ class TimmEncoder(Encoder):
         else:
             self.channels, self.strides = channels[-4:], strides[-4:]
             if self.strides[:1] != [4] or len(self.strides) < 4:
-                raise ProtosegError(
-                    f"encoder {name!r}: expected maps at strides 4, 8, 16 and 32, got strides {strides}; choose "
-                    f"another encoder"
-                )
+                raise ProtosegError(f"encoder {name!r}: expected strides 4, 8, 16, 32, got {strides}; choose another")
         if grad_checkpointing:
             recompute_blocks(self.model, name)
         if lora_rank is not None:
@@ -268,16 +262,14 @@ class MiTEncoder(Encoder):
     ) -> None:
         super().__init__()
         if variant not in MIT_VARIANTS:
-            near = difflib.get_close_matches(variant, MIT_VARIANTS, n=3, cutoff=0.3)
-            raise ProtosegError(
-                f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}"
-                + (f"; nearest: {', '.join(near)}" if near else "")
-            )
+            raise ProtosegError(f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}")
         self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_chans)
-        name = f"mit_{variant}"
-        with _NumbersReadable():
-            loaded = pretrained and weights is None
-            self.model = self._made(name, in_channels=in_chans, weights="imagenet" if loaded else None)
+        name, published = f"mit_{variant}", "imagenet" if pretrained and weights is None else None
+        try:
+            with _NumbersReadable():
+                self.model = get_encoder(name, in_channels=in_chans, weights=published)
+        except Exception as error:  # the hub's clients raise whatever their transport raises
+            raise no_download(name, error) from error
         if weights is not None:
             state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier
@@ -290,13 +282,6 @@ class MiTEncoder(Encoder):
             recompute_blocks(self.model, name)
         if freeze:
             self.freeze()
-
-    @staticmethod
-    def _made(name: str, **options: Any) -> nn.Module:
-        try:
-            return get_encoder(name, **options)
-        except Exception as error:  # the hub's clients raise whatever their transport raises
-            raise no_download(name, error) from error
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return self.model(image)[-4:]

@@ -49,10 +49,8 @@ def evaluate(
     (image, mask) paths in ``samples``. ``save`` is out of ``SAVES``, overlays and panels of ``max_overlays`` images.
     ``subsets`` are of :func:`protoseg.evaluation.metrics.subset_means`; ``observe`` is given each image's name, photo,
     truth and prediction, on the CPU and without padding; classes ``unlabelled`` in these data have no IoU and count in
-    no mean; ``facts`` is what else ``metrics.json`` is to say.
-
-    Raises ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
-    read or written.
+    no mean; ``facts`` is what else ``metrics.json`` is to say. Raises ProtosegError: model, data and label space do not
+    fit, an unknown name in ``save``, or a file that cannot be read or written.
     """
     check_model(model, label_space)
     if unknown := sorted(set(save) - set(SAVES)):

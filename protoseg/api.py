@@ -63,10 +63,8 @@ class Prediction:
         ids, counts = np.unique(self.labels, return_counts=True)
         order = (-counts).argsort(kind="stable")[:6]
         shares = [f"{visible(self.classes[ids[i]])} {counts[i] / self.labels.size:.1%}" for i in order]
-        (height, width), more = self.labels.shape, ", …" * (len(ids) > 6)
-        return (
-            f"Prediction: {width} x {height}, mean confidence {self.confidence.mean():.2f}\n{', '.join(shares)}{more}"
-        )
+        (height, width), mean, more = self.labels.shape, self.confidence.mean(), ", …" * (len(ids) > 6)
+        return f"Prediction: {width} x {height}, mean confidence {mean:.2f}\n{', '.join(shares)}{more}"
 
     @property
     def classes(self) -> tuple[str, ...]:

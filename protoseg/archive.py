@@ -27,10 +27,8 @@ from protoseg.types import ProtosegError, first_line
 MAX_NODES = 1_000_000
 """Values in a file; a training of HRNet-W48 keeps 40 000. Lists that hold one another many times count each time."""
 MAX_DEPTH = 100
-MAX_PICKLE = 8 << 20
-"""Bytes of plain values, without tensors; a training of HRNet-W48 with a teacher keeps 1 MB."""
-MAX_READS = 1_500_000
-"""Instructions of a pickle, and the numbers and texts that follow them; that training needs 500 000."""
+MAX_PICKLE = 8 << 20  # bytes of plain values; a training of HRNet-W48 with a teacher keeps 1 MB
+MAX_READS = 1_500_000  # instructions of a pickle, and their numbers and texts; that training needs 500 000
 MAX_DIMENSIONS = 64
 
 _STORAGES = {

@@ -14,8 +14,7 @@ from protoseg.archive import read_archive
 from protoseg.files import existing_checkpoint, write_file
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
-NETWORKS = {"student": "model.", "teacher": "teacher.module."}
-"""What the names of a network's weights begin with."""
+NETWORKS = {"student": "model.", "teacher": "teacher.module."}  # what the names of a network's weights begin with
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:

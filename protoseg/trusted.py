@@ -18,10 +18,8 @@ from torch.utils.data import Dataset
 from protoseg.nn import Head
 from protoseg.types import ProtosegError
 
-LARGEST = 65_536
-"""Bound on every number in the section of a network: widths, depths, sizes in pixels."""
-MAX_VALUES = 10_000
-"""Bound on the values of a section."""
+LARGEST = 65_536  # bound on every number in the section of a network: widths, depths, sizes in pixels
+MAX_VALUES = 10_000  # bound on those of a section
 
 
 class Slot(NamedTuple):
@@ -75,8 +73,7 @@ SLOTS: dict[str, Slot] = {
 }
 """By section of the config. What is not here, a checkpoint never builds."""
 
-NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")
-"""The sections that make the model."""
+NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")  # the sections that make the model
 
 
 def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:

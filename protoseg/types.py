@@ -55,11 +55,8 @@ class LabelSpace:
                 f"label space {self.name!r}: expected one colour per class, got {len(self.classes)} classes "
                 f"and {len(self.colors)} colours"
             )
-        unknown = set(self.things) - set(self.classes)
-        if unknown:
-            raise ProtosegError(
-                f"label space {self.name!r}: expected things out of its classes, got {', '.join(sorted(unknown))}"
-            )
+        if unknown := sorted(set(self.things) - set(self.classes)):
+            raise ProtosegError(f"label space {self.name!r}: expected things of its classes, got {', '.join(unknown)}")
 
     @property
     def num_classes(self) -> int:

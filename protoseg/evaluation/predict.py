@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,22 +35,16 @@ class Outcome(NamedTuple):
     skipped: int
 
 
+@dataclass(eq=False)
 class Writer(PictureWriter):
     """Predicts an image after the other, with a model in eval mode on the device, and writes what is wanted of it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        predictor: Predictor,
-        label_space: LabelSpace,
-        output: Path,
-        device: torch.device | str,
-        save: Sequence[str],
-        overwrite: bool,
-    ) -> None:
-        super().__init__(output, label_space, save)
-        self.model, self.predictor, self.device, self.overwrite = model, predictor, device, overwrite
-        self.predicted, self._started = 0, time.perf_counter()
+    model: nn.Module
+    predictor: Predictor
+    device: torch.device | str
+    overwrite: bool
+    predicted: int = field(default=0, init=False)
+    started: float = field(default_factory=time.perf_counter, init=False)
 
     def is_done(self, name: Path) -> bool:
         """Whether all that is wanted of an image is there."""
@@ -68,7 +63,7 @@ class Writer(PictureWriter):
 
     def rate(self) -> str:
         """Images predicted per second, in words."""
-        return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self._started):.1f} images/s"
+        return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self.started):.1f} images/s"
 
 
 def predict(
@@ -110,7 +105,7 @@ def predict(
         )
     if follow is not None and (follow <= 0 or not place.is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
-    writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
+    writer = Writer(Path(output), label_space, save, model.to(device), predictor, device, overwrite)
     failed: list[str] = []
     with evaluating(model):
         skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, reader)
@@ -220,9 +215,7 @@ def _video(writer: Writer, path: Path) -> int:
                         show(overlay(image, prediction, writer.label_space))
                 progress.update(task, completed=index + 1, rate=writer.rate())
         if index < 0:
-            raise ProtosegError(
-                f"video {path}: expected frames, got none that can be read: convert it, e.g. with ffmpeg"
-            )
+            raise ProtosegError(f"video {path}: expected frames, got none to be read: convert it, e.g. with ffmpeg")
         if index + 1 < video.num_frames:
             say(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
 

@@ -91,7 +91,8 @@ class Predictor:
             )
         if mode == "slide" and crop_size is None:
             raise ProtosegError("inference.crop_size: expected a size with mode=slide, got none; e.g. [512, 512]")
-        if not _positive_numbers(scales) or max(scales) > MAX_SCALE:
+        listed = scales if isinstance(scales, Sequence) else ()
+        if not listed or not all(isinstance(scale, (int, float)) and 0 < scale <= MAX_SCALE for scale in listed):
             raise ProtosegError(
                 f"inference.scales: expected a list of positive numbers up to {MAX_SCALE}, got {scales}; e.g. [1.0]"
             )
@@ -280,12 +281,6 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     values = image if image.is_floating_point() else image.float()
     scaled = F.interpolate(values, size, mode="bilinear", align_corners=False)
     return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
-
-
-def _positive_numbers(values: object) -> bool:
-    if not isinstance(values, Sequence) or not values:
-        return False
-    return all(isinstance(value, (int, float)) and value > 0 for value in values)
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:

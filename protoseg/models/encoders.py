@@ -25,11 +25,8 @@ MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
 # What a family needs to take images of any size (by timm's module name).
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
-    "vision_transformer": {"dynamic_img_size": True},
-    "deit": {"dynamic_img_size": True},
-    "eva": {"dynamic_img_size": True},
+    **{family: {"strict_img_size": False} for family in ("swin_transformer", "swin_transformer_v2")},
+    **{family: {"dynamic_img_size": True} for family in ("vision_transformer", "deit", "eva")},
 }
 # What its features_only form needs besides: HRNet's own four maps instead of the classifier's widened ones.
 FEATURE_OPTIONS: dict[str, dict[str, Any]] = {"hrnet": {"feature_location": ""}}

@@ -9,8 +9,7 @@ from torch.nn.utils import parametrize
 
 from protoseg.types import ProtosegError
 
-ORIGINAL = ".parametrizations.weight.original"
-"""What the name of an adapted layer's weight ends with, where it was ``.weight``."""
+ORIGINAL = ".parametrizations.weight.original"  # an adapted layer's name for its ``.weight``
 
 
 class LowRank(nn.Module):

@@ -142,10 +142,8 @@ def no_download(name: str, error: Exception) -> ProtosegError:
 
 def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
     """Apply timm's own conversion of published files (old or foreign names) where the model's family has one."""
-    if state.keys() == model.state_dict().keys():
-        return state
     convert = getattr(sys.modules[timm.model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
+    if convert is None or state.keys() == model.state_dict().keys():
         return state
     try:
         return dict(convert(dict(state), model))

@@ -148,18 +148,22 @@ def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False
 
     Raises ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.
     """
-    try:
+    with _readable(path):
         _check(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except ProtosegError:
+        raise
     except Exception as error:  # on bytes that are no archive, the readers raise whatever they stumble over
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | Path, error: Exception) -> ProtosegError:
-    return ProtosegError(
-        f"{path}: not readable as tensors and plain values ({first_line(error)}); it is damaged, or holds pickled "
-        "code, which is refused"
-    )
+        raise ProtosegError(
+            f"{path}: not readable as tensors and plain values ({first_line(error)}); it is damaged, or holds pickled "
+            "code, which is refused"
+        ) from error
 
 
 class Foreign:
@@ -206,44 +210,36 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
     one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known. Raises ProtosegError: no such file;
     damaged, or it holds code.
     """
-    try:
-        with ExitStack() as stack:
-            file = stack.enter_context(open(path, "rb"))
-            if file.read(len(_ZIP_START)) == _ZIP_START:
-                values, names = _check(Path(path), _LookPast)
-                archive = stack.enter_context(zipfile.ZipFile(file))
+    with _readable(path), ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        if file.read(len(_ZIP_START)) == _ZIP_START:
+            values, names = _check(Path(path), _LookPast)
+            archive = stack.enter_context(zipfile.ZipFile(file))
 
-                def raw(storage: _Storage) -> bytes:
-                    return archive.read(names[storage.key])
-            else:
-                values, places = _look_before_zip(file)
+            def raw(storage: _Storage) -> bytes:
+                return archive.read(names[storage.key])
+        else:
+            values, places = _look_before_zip(file)
 
-                def raw(storage: _Storage) -> bytes:
-                    file.seek(places[storage.key])
-                    return file.read(storage.numel * storage.dtype.itemsize)
+            def raw(storage: _Storage) -> bytes:
+                file.seek(places[storage.key])
+                return file.read(storage.numel * storage.dtype.itemsize)
 
-            def tensor(unread: Unread) -> Tensor:
-                storage, offset, shape, stride = unread
-                if not storage.numel:
-                    return torch.empty(shape, dtype=storage.dtype)
-                numbers = torch.frombuffer(bytearray(raw(storage)), dtype=storage.dtype, count=storage.numel)
-                return numbers.as_strided(shape, stride, offset).clone()
+        def tensor(unread: Unread) -> Tensor:
+            storage, offset, shape, stride = unread
+            if not storage.numel:
+                return torch.empty(shape, dtype=storage.dtype)
+            numbers = torch.frombuffer(bytearray(raw(storage)), dtype=storage.dtype, count=storage.numel)
+            return numbers.as_strided(shape, stride, offset).clone()
 
-            yield values, tensor
-    except ProtosegError:
-        raise
-    except Exception as error:  # as above
-        raise _unreadable(path, error) from error
+        yield values, tensor
 
 
 def _look_before_zip(file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """Values of a file as torch wrote them before 1.6, and where the numbers of each storage begin.
-
-    Five pickles (mark, version, sizes of numbers, values, keys), then for every key a count and numbers.
-    """
+    """Values of a file of torch before 1.6 (five pickles, then for each key a count and numbers); where these are."""
     file.seek(0)
     head = _Instructions(file.read(MAX_PICKLE))
-    mark, version, _, values, keys = (_LookPast(head).load() for _ in range(5))
+    mark, version, _sizes, values, keys = (_LookPast(head).load() for _ in range(5))
     if mark != 0x1950A86A20F9469CFC6C or version != 1001 or not isinstance(keys, list):
         raise ValueError("it is not as torch.save writes it")
     kinds = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in _tensors(values)}

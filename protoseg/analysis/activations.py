@@ -69,10 +69,7 @@ def heat_picture(image: Tensor, cosines: Tensor, low: float, high: float) -> pic
 
 
 def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) -> pictures.Picture:
-    """Photo, assignment and the map of every prototype of a class, all maps in one range of cosines.
-
-    The title of a map says the share of the class's pixels in this image that the prototype takes.
-    """
+    """Photo, assignment, and the map of each prototype of a class under its share of pixels; one range of cosines."""
     low, high = found.range
     colors = prototype_colors(len(found.cosines))
     name = pictures.short_name(label_space.classes[found.class_id])

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from protoseg import __version__
 from protoseg.distributed import rank, world_size
-from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
-from protoseg.evaluation.metrics import scores as count_scores
+from protoseg.evaluation.metrics import SegmentationMetrics, scores, subset_means
 from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.evaluation.tables import print_report, summary, write_report
 from protoseg.evaluation.writer import PictureWriter, check_model, output_names, progress_bar
@@ -74,8 +73,8 @@ def evaluate(
                 if observe is not None:
                     observe(name, *seen)
             progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - started):.1f} images/s")
-    scores = count_scores(metrics.compute()["confusion"], unlabelled)
-    result = summary(scores, label_space) | subset_means(scores["IoU"], label_space, subsets or {})
+    found = scores(metrics.compute()["confusion"], unlabelled)
+    result = summary(found, label_space) | subset_means(found["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
     result |= {
         "label_space": label_space.name,
@@ -92,6 +91,6 @@ def evaluate(
         "images_per_second": round(len(paths) / seconds, 3),
     }
     if rank() == 0:
-        write_report(Path(output), result, scores["confusion"].cpu(), label_space)
+        write_report(Path(output), result, found["confusion"].cpu(), label_space)
         print_report(result, Path(output))
     return result

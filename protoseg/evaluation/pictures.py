@@ -232,10 +232,7 @@ def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) ->
 def class_tables(
     tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float | None, **style: Any
 ) -> tuple[Figure, npt.NDArray[np.object_]]:
-    """Tables ``c k`` by title, a row per class, side by side, with a colour bar; ``style`` is for ``imshow``.
-
-    With ``rotation``, of their names, the columns are the classes, too.
-    """
+    """Tables ``c k`` by title, a row per class (with ``rotation`` a column, too); ``style`` is for ``imshow``."""
     side = min(16.0, max(6.0, 2.5 + 0.5 * len(classes)))
     figure = empty_figure((side - 0.6) * len(tables) + 1.6, side)
     charts = figure.subplots(1, len(tables), squeeze=False)[0]

@@ -64,19 +64,15 @@ class FPNDecoder(nn.Module):
             segmentation_channels=segmentation_channels,
             dropout=dropout,
         )
-        for branch in self.decoder.seg_blocks:
-            branch.block = self._with_aligned_upsampling(branch.block)
-        self.out_channels, self.stride = segmentation_channels, strides[0]
-
-    @staticmethod
-    def _with_aligned_upsampling(convs: nn.Sequential) -> nn.Sequential:
         # The library doubles with align_corners=True, which shifts the coarse maps by up to half a cell against the
         # fine ones, by an amount that depends on the image's size (so training crops and whole images disagree).
-        layers: list[nn.Module] = []
-        for conv in convs:
-            layers += [conv, _bilinear(2)] if conv.upsample else [conv]
-            setattr(conv, "upsample", False)  # noqa: B010  (a plain flag, which nn.Module's typing takes for a module)
-        return nn.Sequential(*layers)
+        for branch in self.decoder.seg_blocks:
+            layers: list[nn.Module] = []
+            for conv in branch.block:
+                layers += [conv, _bilinear(2)] if conv.upsample else [conv]
+                conv.upsample = False
+            branch.block = nn.Sequential(*layers)
+        self.out_channels, self.stride = segmentation_channels, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.decoder(features)
@@ -216,10 +212,7 @@ class HRNetDecoder(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A small FCN with its own classifier on an inner map, for an auxiliary loss while training.
-
-    ``forward(features) -> class logits b c h w`` on the grid of map ``in_index``.
-    """
+    """A small FCN with its own classifier on map ``in_index``: class logits ``b c h w`` for an auxiliary loss."""
 
     def __init__(
         self, channels: Sequence[int], strides: Sequence[int], num_classes: int, in_index: int = 2, width: int = 256

@@ -56,12 +56,9 @@ def _size(module: nn.Module) -> int:
 def _recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any, **more: Any) -> Any:
     if not (block.training and torch.is_grad_enabled()):
         return forward(*inputs, **more)
-    if torch.compiler.is_compiling():  # a compiled block moves its statistics once by itself, and takes no contexts
-        return checkpoint(forward, *inputs, use_reentrant=False, **more)
-    # In the second run, of the backward pass, the statistics already hold the batch.
-    return checkpoint(
-        forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), unmoved_statistics(block)), **more
-    )
+    if not torch.compiler.is_compiling():  # a compiled block moves its statistics once by itself, and takes no contexts
+        more["context_fn"] = lambda: (nullcontext(), unmoved_statistics(block))  # they hold the batch at the second run
+    return checkpoint(forward, *inputs, use_reentrant=False, **more)
 
 
 @contextmanager

@@ -92,8 +92,7 @@ def _label_space(space: Any) -> LabelSpace:
 
 
 def _is_color(value: Any) -> bool:
-    whole = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) is int for part in value)
-    return whole and min(value) >= 0 and max(value) <= 255
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int and 0 <= n <= 255 for n in value)
 
 
 def check_class_names(own: dict[str, Any]) -> None:

@@ -128,9 +128,7 @@ def figure_name(name: str) -> str:
 
 def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
     """Ids of the classes that tables and charts show: of more than 255 the 40 with most pixels (``c``), most first."""
-    if len(pixels) <= 255:
-        return list(range(len(pixels)))
-    return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
+    return np.argsort(-pixels, kind="stable")[:MANY_CLASSES].tolist() if len(pixels) > 255 else [*range(len(pixels))]
 
 
 def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:

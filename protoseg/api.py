@@ -33,7 +33,7 @@ from protoseg.nn import LogitsHead
 from protoseg.text import markdown_text, visible
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, first_line
 
 if TYPE_CHECKING:
     from protoseg.data.channels import ImageReader
@@ -63,10 +63,8 @@ class Prediction:
         ids, counts = np.unique(self.labels, return_counts=True)
         order = (-counts).argsort(kind="stable")[:6]
         shares = [f"{visible(self.classes[ids[i]])} {counts[i] / self.labels.size:.1%}" for i in order]
-        (height, width), more = self.labels.shape, ", …" * (len(ids) > 6)
-        return (
-            f"Prediction: {width} x {height}, mean confidence {self.confidence.mean():.2f}\n{', '.join(shares)}{more}"
-        )
+        (height, width), mean, more = self.labels.shape, self.confidence.mean(), ", …" * (len(ids) > 6)
+        return f"Prediction: {width} x {height}, mean confidence {mean:.2f}\n{', '.join(shares)}{more}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -213,8 +211,8 @@ class Model:
                 commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="protoseg model")
             except Exception as error:  # the hub's client raises whatever its layers raise
                 raise ProtosegError(
-                    f"push_to_hub: {repo_id} was refused or is out of reach ({_reason(error)}): log in with "
-                    "`hf auth login`, or save_pretrained(FOLDER) and upload that later"
+                    f"push_to_hub: {repo_id} was refused or is out of reach ({type(error).__name__}: "
+                    f"{first_line(error)}): log in with `hf auth login`, or save_pretrained(FOLDER), to upload later"
                 ) from error
         return str(commit)
 
@@ -301,14 +299,9 @@ def _find(source: str | Path, revision: str | None) -> Path:
         return Path(hf_hub_download(name.removeprefix(HUB), WEIGHTS, revision=revision))
     except Exception as error:  # the hub's client raises whatever its layers raise
         raise ProtosegError(
-            f"load: {name!r} cannot be had from the Hugging Face hub ({_reason(error)}): check the name and the "
-            "connection, or give a checkpoint or a folder"
+            f"load: {name!r} cannot be had from the Hugging Face hub ({type(error).__name__}: {first_line(error)}): "
+            "check the name and the connection, or give a checkpoint or a folder"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _without_places(node: Any) -> Any:

@@ -8,6 +8,7 @@ which makes no tensor and knows five names.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import struct
@@ -21,15 +22,13 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, first_line
 
 MAX_NODES = 1_000_000
 """Values in a file; a training of HRNet-W48 keeps 40 000. Lists that hold one another many times count each time."""
 MAX_DEPTH = 100
-MAX_PICKLE = 8 << 20
-"""Bytes of plain values, without tensors; a training of HRNet-W48 with a teacher keeps 1 MB."""
-MAX_READS = 1_500_000
-"""Instructions of a pickle, and the numbers and texts that follow them; that training needs 500 000."""
+MAX_PICKLE = 8 << 20  # bytes of plain values; a training of HRNet-W48 with a teacher keeps 1 MB
+MAX_READS = 1_500_000  # instructions of a pickle, and their numbers and texts; that training needs 500 000
 MAX_DIMENSIONS = 64
 
 _STORAGES = {
@@ -69,10 +68,6 @@ class Unread(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: object) -> Unread:
-    return Unread(storage, offset, _size(shape), _size(stride))
-
-
 def _size(numbers: Any) -> tuple[int, ...]:
     """Not a copy of any list: the next one could be a copy of that, and so on."""
     if type(numbers) is not tuple or len(numbers) > MAX_DIMENSIONS or not {type(n) for n in numbers} <= {int}:
@@ -93,7 +88,9 @@ class _Instructions(io.BytesIO):
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, stride, *rest: Unread(
+        storage, offset, _size(shape), _size(stride)
+    ),
     ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
     ("collections", "OrderedDict"): lambda: OrderedDict(),  # what it holds comes after; not a copy, either
     ("torch", "Size"): _size,
@@ -151,19 +148,22 @@ def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False
 
     Raises ProtosegError: no such archive; or it is damaged, compressed, holds code, or declares more than it holds.
     """
-    try:
+    with _readable(path):
         _check(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except ProtosegError:
+        raise
     except Exception as error:  # on bytes that are no archive, the readers raise whatever they stumble over
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | Path, error: Exception) -> ProtosegError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ProtosegError(
-        f"{path}: not readable as tensors and plain values ({reason}); it is damaged, or holds pickled code, which is "
-        "refused"
-    )
+        raise ProtosegError(
+            f"{path}: not readable as tensors and plain values ({first_line(error)}); it is damaged, or holds pickled "
+            "code, which is refused"
+        ) from error
 
 
 class Foreign:
@@ -207,48 +207,39 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
     """Values of a file of any training code, and what reads a tensor of it; in torch's format, or that before 1.6.
 
     Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
-    one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known.
-
-    Raises ProtosegError: no such file; damaged, or it holds code.
+    one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known. Raises ProtosegError: no such file;
+    damaged, or it holds code.
     """
-    try:
-        with ExitStack() as stack:
-            file = stack.enter_context(open(path, "rb"))
-            if file.read(len(_ZIP_START)) == _ZIP_START:
-                values, names = _check(Path(path), _LookPast)
-                archive = stack.enter_context(zipfile.ZipFile(file))
+    with _readable(path), ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        if file.read(len(_ZIP_START)) == _ZIP_START:
+            values, names = _check(Path(path), _LookPast)
+            archive = stack.enter_context(zipfile.ZipFile(file))
 
-                def raw(storage: _Storage) -> bytes:
-                    return archive.read(names[storage.key])
-            else:
-                values, places = _look_before_zip(file)
+            def raw(storage: _Storage) -> bytes:
+                return archive.read(names[storage.key])
+        else:
+            values, places = _look_before_zip(file)
 
-                def raw(storage: _Storage) -> bytes:
-                    file.seek(places[storage.key])
-                    return file.read(storage.numel * storage.dtype.itemsize)
+            def raw(storage: _Storage) -> bytes:
+                file.seek(places[storage.key])
+                return file.read(storage.numel * storage.dtype.itemsize)
 
-            def tensor(unread: Unread) -> Tensor:
-                storage, offset, shape, stride = unread
-                if not storage.numel:
-                    return torch.empty(shape, dtype=storage.dtype)
-                numbers = torch.frombuffer(bytearray(raw(storage)), dtype=storage.dtype, count=storage.numel)
-                return numbers.as_strided(shape, stride, offset).clone()
+        def tensor(unread: Unread) -> Tensor:
+            storage, offset, shape, stride = unread
+            if not storage.numel:
+                return torch.empty(shape, dtype=storage.dtype)
+            numbers = torch.frombuffer(bytearray(raw(storage)), dtype=storage.dtype, count=storage.numel)
+            return numbers.as_strided(shape, stride, offset).clone()
 
-            yield values, tensor
-    except ProtosegError:
-        raise
-    except Exception as error:  # as above
-        raise _unreadable(path, error) from error
+        yield values, tensor
 
 
 def _look_before_zip(file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """Values of a file as torch wrote them before 1.6, and where the numbers of each storage begin.
-
-    Five pickles (mark, version, sizes of numbers, values, keys), then for every key a count and numbers.
-    """
+    """Values of a file of torch before 1.6 (five pickles, then for each key a count and numbers); where these are."""
     file.seek(0)
     head = _Instructions(file.read(MAX_PICKLE))
-    mark, version, _, values, keys = (_LookPast(head).load() for _ in range(5))
+    mark, version, _sizes, values, keys = (_LookPast(head).load() for _ in range(5))
     if mark != 0x1950A86A20F9469CFC6C or version != 1001 or not isinstance(keys, list):
         raise ValueError("it is not as torch.save writes it")
     kinds = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in _tensors(values)}
@@ -288,17 +279,13 @@ def _check(path: Path, reader: type[_Look] = _Look) -> tuple[Any, dict[str, str]
 
 def _check_tensors(values: Any, sizes: Mapping[str, int]) -> None:
     """See that every tensor has its bytes, by the key of its storage."""
-    for tensor in _tensors(values):
-        storage, last = tensor.storage, tensor.offset
-        if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
+    for storage, offset, shape, strides in _tensors(values):
+        if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
             raise ValueError("a tensor has no proper shape")
-        count = 1
-        for length, stride in zip(tensor.shape, tensor.stride, strict=True):
-            count *= length
-            last += (length - 1) * stride
-        there = sizes.get(storage.key, -1)
+        count, there = math.prod(shape), sizes.get(storage.key, -1)
+        last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         if storage.numel * storage.dtype.itemsize > there or count > storage.numel or (count and last >= storage.numel):
-            raise ValueError(f"a tensor of {'x'.join(map(str, tensor.shape))} numbers has too few bytes")
+            raise ValueError(f"a tensor of {'x'.join(map(str, shape))} numbers has too few bytes")
 
 
 def _check_directory(file: BinaryIO, found: int) -> None:
@@ -313,11 +300,9 @@ def _check_directory(file: BinaryIO, found: int) -> None:
     file.seek(max(0, length - _ZIP_TAIL.size))
     tail = file.read().rjust(_ZIP_TAIL.size, b"\0")
     record, place, locator, record_at, end, short_place = _ZIP_TAIL.unpack(tail)
-    if locator == b"PK\6\7":
-        good = record == b"PK\6\6" and record_at == length - _ZIP_TAIL.size
-    else:
-        good, place = True, short_place
-    if head != _ZIP_START or end != b"PK\5\6" or not good or place != found:
+    large = locator == b"PK\6\7"
+    good = not large or (record == b"PK\6\6" and record_at == length - _ZIP_TAIL.size)
+    if head != _ZIP_START or end != b"PK\5\6" or not good or (place if large else short_place) != found:
         raise ValueError("it is not as torch.save writes it")
 
 

@@ -14,8 +14,7 @@ from protoseg.archive import read_archive
 from protoseg.files import existing_checkpoint, write_file
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
-NETWORKS = {"student": "model.", "teacher": "teacher.module."}
-"""What the names of a network's weights begin with."""
+NETWORKS = {"student": "model.", "teacher": "teacher.module."}  # what the names of a network's weights begin with
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -93,8 +92,7 @@ def _label_space(space: Any) -> LabelSpace:
 
 
 def _is_color(value: Any) -> bool:
-    whole = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) is int for part in value)
-    return whole and min(value) >= 0 and max(value) <= 255
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int and 0 <= n <= 255 for n in value)
 
 
 def check_class_names(own: dict[str, Any]) -> None:

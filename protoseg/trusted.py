@@ -18,10 +18,8 @@ from torch.utils.data import Dataset
 from protoseg.nn import Head
 from protoseg.types import ProtosegError
 
-LARGEST = 65_536
-"""Bound on every number in the section of a network: widths, depths, sizes in pixels."""
-MAX_VALUES = 10_000
-"""Bound on the values of a section."""
+LARGEST = 65_536  # bound on every number in the section of a network: widths, depths, sizes in pixels
+MAX_VALUES = 10_000  # bound on those of a section
 
 
 class Slot(NamedTuple):
@@ -75,8 +73,7 @@ SLOTS: dict[str, Slot] = {
 }
 """By section of the config. What is not here, a checkpoint never builds."""
 
-NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")
-"""The sections that make the model."""
+NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")  # the sections that make the model
 
 
 def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: Sequence[str] = ()) -> dict[str, Any]:
@@ -100,14 +97,12 @@ def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: 
 def _check_object(node: Any, slot: Slot, key: str, trust: Sequence[str]) -> None:
     """A mapping with a ``_target_`` of the slot; objects inside it only where the slot has parts."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise ProtosegError(f"checkpoint config {key}: expected a _target_ and its arguments, got {_short(node)}")
+        raise _refused(key, f"expected a _target_ and its arguments, got {_short(node)}")
     target, foreign = node["_target_"], node["_target_"] not in slot.classes
     if slot.partial is not None and node.get("_partial_", False) is not slot.partial:
-        raise ProtosegError(
-            f"checkpoint config {key}._partial_: expected {slot.partial}, got {_short(node.get('_partial_', False))}"
-        )
+        raise _refused(f"{key}._partial_", f"expected {slot.partial}, got {_short(node.get('_partial_', False))}")
     if foreign:
-        _check_trusted(target, slot, key, trust)
+        _check_trusted(target, slot, f"{key}._target_", trust)
     for name, value in node.items():
         where = f"{key}.{name}"
         if name in slot.parts and value is not None:
@@ -125,7 +120,7 @@ def _check_data(node: Any, key: str) -> None:
     if isinstance(node, dict):
         for name, value in node.items():
             if name.startswith("_"):
-                raise ProtosegError(f"checkpoint config {key}: {name} is not allowed here; expected plain values")
+                raise _refused(key, f"{name} is not allowed here; expected plain values")
             _check_data(value, f"{key}.{name}")
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
@@ -133,33 +128,28 @@ def _check_data(node: Any, key: str) -> None:
 
 
 def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> None:
-    if not any(target.startswith(f"{name}.") for name in trust):
-        home = target.rpartition(".")[0] or target
-        raise ProtosegError(
-            f"checkpoint config {key}._target_: {_short(target)} is not one of the classes that a checkpoint may build "
-            f"here. If it is code of your own, or you have read it, say trust=[{_short(home, 80)[1:-1]}] "
-            "(protoseg.load: trust=[…]); a data set is also chosen on the command line with data=NAME"
-        )
     module, _, name = target.rpartition(".")
+    if not any(target.startswith(f"{name}.") for name in trust):
+        raise _refused(
+            key,
+            f"{_short(target)} is not one of the classes that a checkpoint may build here. If it is code of your own, "
+            f"or you have read it, say trust=[{_short(module or target, 80)[1:-1]}] (protoseg.load: trust=[…]); a data "
+            "set is also chosen on the command line with data=NAME",
+        )
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ProtosegError(
-            f"checkpoint config {key}._target_: {_short(target)} cannot be imported ({error}); is its folder on "
-            "PYTHONPATH?"
-        ) from error
+        reason = f"{_short(target)} cannot be imported ({error}); is its folder on PYTHONPATH?"
+        raise _refused(key, reason) from error
     if not isinstance(found, type) or not issubclass(found, slot.base):
-        raise ProtosegError(
-            f"checkpoint config {key}._target_: expected a class, derived from {slot.base.__name__}, got "
-            f"{_short(target)}"
-        )
+        raise _refused(key, f"expected a class, derived from {slot.base.__name__}, got {_short(target)}")
 
 
 def _check_values(section: Any, name: str) -> None:
     """Plain values, bounded in number and, for networks, in size; no interpolation, and no ``_target_`` in a string."""
     for count, (key, value) in enumerate(_leaves(section, name)):
         if count >= MAX_VALUES:
-            raise ProtosegError(f"checkpoint config {name}: expected at most {MAX_VALUES} values, got more")
+            raise _refused(name, f"expected at most {MAX_VALUES} values, got more")
         if isinstance(value, str):
             good = len(value) <= 4096 and "${" not in value and "_target_" not in value
         elif isinstance(value, (int, float)):
@@ -167,23 +157,27 @@ def _check_values(section: Any, name: str) -> None:
         else:
             good = value is None
         if not good:
-            raise ProtosegError(f"checkpoint config {key}: expected a plain value, got {_short(value)}")
+            raise _refused(key, f"expected a plain value, got {_short(value)}")
 
 
 def _leaves(node: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Values that are no containers, and keys that are no strings."""
     if depth > 16:
-        raise ProtosegError(f"checkpoint config {key[:80]}: expected at most 16 levels, got more")
+        raise _refused(key[:80], "expected at most 16 levels, got more")
     if isinstance(node, dict):
         for name, value in node.items():
             if not isinstance(name, str):
-                raise ProtosegError(f"checkpoint config {key}: expected keys that are strings, got {_short(name)}")
+                raise _refused(key, f"expected keys that are strings, got {_short(name)}")
             yield from _leaves(value, f"{key}.{name[:80]}", depth + 1)
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
             yield from _leaves(value, f"{key}.{index}", depth + 1)
     else:
         yield key, node
+
+
+def _refused(key: str, reason: str) -> ProtosegError:
+    return ProtosegError(f"checkpoint config {key}: {reason}")
 
 
 def _short(value: object, length: int = 120) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -9,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from protoseg.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
 
 IGNORE_INDEX = -1
@@ -33,6 +32,11 @@ def require(extra: str, *modules: str) -> None:
         raise ProtosegError(f"expected {', '.join(missing)} to be installed, got none: pip install 'protoseg[{extra}]'")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; of an error without one its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """The classes of a data set, in train-id order; every pixel outside them carries ``IGNORE_INDEX``."""
@@ -50,11 +54,8 @@ class LabelSpace:
                 f"label space {self.name!r}: expected one colour per class, got {len(self.classes)} classes "
                 f"and {len(self.colors)} colours"
             )
-        unknown = set(self.things) - set(self.classes)
-        if unknown:
-            raise ProtosegError(
-                f"label space {self.name!r}: expected things out of its classes, got {', '.join(sorted(unknown))}"
-            )
+        if unknown := sorted(set(self.things) - set(self.classes)):
+            raise ProtosegError(f"label space {self.name!r}: expected things of its classes, got {', '.join(unknown)}")
 
     @property
     def num_classes(self) -> int:

@@ -8,20 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, prototype_memory
-from protoseg.evaluation.pictures import (
-    INK,
-    MARGIN,
-    PAPER,
-    Color,
-    Picture,
-    as_picture,
-    fit_width,
-    overlay,
-    short_name,
-    tile_grid,
-    tile_row,
-    typeface,
-)
+from protoseg.evaluation import pictures
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 
@@ -64,60 +51,57 @@ def prototype_colors(num_prototypes: int) -> list[tuple[int, int, int]]:
     return [tuple(color) for color in (255 * colors).round().astype(int).tolist()]
 
 
-def assignment_picture(image: Tensor, found: Activation, alpha: float = 0.75) -> Picture:
+def assignment_picture(image: Tensor, found: Activation, alpha: float = 0.75) -> pictures.Picture:
     """Each pixel of the class in the colour of its prototype, over the photo; the rest of the photo pale, ``H W 3``."""
     colors = np.array([*prototype_colors(len(found.cosines)), (255, 255, 255)], dtype=np.float64)
     ids = found.assignment.numpy()  # -1 is the last: white
     strength = np.where(ids[..., None] >= 0, alpha, 0.65)
-    return ((1 - strength) * as_picture(image) + strength * colors[ids]).round().astype(np.uint8)
+    return ((1 - strength) * pictures.as_picture(image) + strength * colors[ids]).round().astype(np.uint8)
 
 
-def heat_picture(image: Tensor, cosines: Tensor, low: float, high: float) -> Picture:
+def heat_picture(image: Tensor, cosines: Tensor, low: float, high: float) -> pictures.Picture:
     """Cosines ``H W`` from ``low`` (dark) to ``high`` (bright) over the photo's brightness, ``H W 3``."""
     from matplotlib import colormaps
 
     level = ((cosines - low) / max(high - low, 1e-6)).clamp(0, 1).numpy()
-    grey = as_picture(image).mean(2, keepdims=True) / 255
+    grey = pictures.as_picture(image).mean(2, keepdims=True) / 255
     return (255 * (0.8 * colormaps["inferno"](level)[..., :3] + 0.2 * grey)).round().astype(np.uint8)
 
 
-def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) -> Picture:
-    """Photo, assignment and the map of every prototype of a class, all maps in one range of cosines.
-
-    The title of a map says the share of the class's pixels in this image that the prototype takes.
-    """
+def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) -> pictures.Picture:
+    """Photo, assignment, and the map of each prototype of a class under its share of pixels; one range of cosines."""
     low, high = found.range
     colors = prototype_colors(len(found.cosines))
-    name = short_name(label_space.classes[found.class_id])
-    tiles: list[tuple[str, Picture, Color | None]] = [
-        ("photo", as_picture(image), None),
+    name = pictures.short_name(label_space.classes[found.class_id])
+    tiles: list[tuple[str, pictures.Picture, pictures.Color | None]] = [
+        ("photo", pictures.as_picture(image), None),
         (f"{name}: nearest prototype", assignment_picture(image, found), None),
     ]
     for j, (cosines, share) in enumerate(zip(found.cosines, found.shares.nan_to_num(0.0).tolist(), strict=True)):
         tiles.append((f"{j} · {100 * share:.0f} %", heat_picture(image, cosines, low, high), colors[j]))
-    grid = tile_grid(tiles, min(4, len(tiles)), (240, 320), 26, 14)
-    note = Image.new("RGB", (grid.shape[1], 26), PAPER)
+    grid = pictures.tile_grid(tiles, min(4, len(tiles)), (240, 320), 26, 14)
+    note = Image.new("RGB", (grid.shape[1], 26), pictures.PAPER)
     text = f"maps: cosine from {low:.2f} (dark: the image's median or less) to {high:.2f} (bright)"
-    ImageDraw.Draw(note).text((MARGIN, 12), text, INK, typeface(13), "lm")
+    ImageDraw.Draw(note).text((pictures.MARGIN, 12), text, pictures.INK, pictures.typeface(13), "lm")
     return np.concatenate([grid, np.asarray(note)])
 
 
-def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> Picture:
+def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> pictures.Picture:
     """The five most frequent classes of an image: which prototype takes which pixel, and the cosine to the nearest one.
 
     The classes are those of the truth, so that they are the same at every validation.
     """
     image, ids = scene.image.cpu(), scene.cell_class.cpu()
     counts = torch.bincount(ids[ids != IGNORE_INDEX], minlength=space.num_classes)
-    tiles = {"photo, prediction": _column(as_picture(image), overlay(image, scene.prediction, space))}
+    tiles = {"photo, prediction": _column(pictures.as_picture(image), pictures.overlay(image, scene.prediction, space))}
     frequent = counts.argsort(descending=True)[:5]
     for i in frequent[counts[frequent] > 0].tolist():
         found = activation(model, scene, i)
-        title = f"{short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"
+        title = f"{pictures.short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"
         nearest = heat_picture(image, found.cosines.amax(0), 0.0, 1.0)
         tiles[title] = _column(assignment_picture(image, found), nearest)
-    return tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
+    return pictures.tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
 
 
-def _column(*pictures: Picture) -> Picture:
-    return np.concatenate([fit_width(picture, (280, 280)) for picture in pictures])
+def _column(*parts: pictures.Picture) -> pictures.Picture:
+    return np.concatenate([pictures.fit_width(picture, (280, 280)) for picture in parts])

@@ -11,19 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, images
+from protoseg.evaluation import pictures
 from protoseg.evaluation.metrics import Scores, SegmentationMetrics
-from protoseg.evaluation.pictures import (
-    WRONG,
-    Picture,
-    as_picture,
-    empty_figure,
-    marked,
-    name_bars,
-    overlay,
-    rgb,
-    tidy,
-    tile_row,
-)
 from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
@@ -75,26 +64,26 @@ class ConfusionCollector:
         return {network: metrics.compute() for network, metrics in self.metrics.items()}
 
 
-def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> Picture:
+def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> pictures.Picture:
     """What got right in blue, what got wrong in red, on a pale grey photo ``3 H W``; ignored pixels dark. ``H W 3``."""
     was, now = before == truth, after == truth
-    return marked(image, truth == IGNORE_INDEX, {GAINED: now & ~was, WRONG: was & ~now})
+    return pictures.marked(image, truth == IGNORE_INDEX, {GAINED: now & ~was, pictures.WRONG: was & ~now})
 
 
-def comparison_panel(seen: Compared, label_space: LabelSpace) -> Picture:
+def comparison_panel(seen: Compared, label_space: LabelSpace) -> pictures.Picture:
     """Photo, truth, each network's prediction, and what the last one changed against the first, side by side."""
     counted = seen.label != IGNORE_INDEX
-    image = rgb(seen.image, label_space.shown)
-    tiles = {"image": as_picture(image)}
+    image = pictures.rgb(seen.image, label_space.shown)
+    tiles = {"image": pictures.as_picture(image)}
     if counted.any():
-        tiles["truth"] = overlay(image, seen.label, label_space)
+        tiles["truth"] = pictures.overlay(image, seen.label, label_space)
     for network, prediction in seen.predictions.items():
         share = f" · {100 * (prediction == seen.label)[counted].double().mean():.1f} % right" if counted.any() else ""
-        tiles[f"{network}{share}"] = overlay(image, prediction, label_space)
+        tiles[f"{network}{share}"] = pictures.overlay(image, prediction, label_space)
     predictions = list(seen.predictions.values())
     if counted.any() and len(predictions) > 1:
         tiles["blue: gained, red: lost"] = change_map(image, seen.label, predictions[0], predictions[-1])
-    return tile_row(tiles, label_space, [seen.label, *predictions])
+    return pictures.tile_row(tiles, label_space, [seen.label, *predictions])
 
 
 def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
@@ -107,7 +96,7 @@ def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
     order = [int(i) for i in np.argsort(-gain, kind="stable") if not np.isnan(iou[:, i]).all()]
     if len(order) > 40:
         order = order[:20] + order[-20:]
-    figure = empty_figure(8, 1.4 + 0.42 * len(order))
+    figure = pictures.empty_figure(8, 1.4 + 0.42 * len(order))
     axes = figure.add_subplot()
     names, height = list(found), 0.8 / len(found)
     for i, (network, entry) in enumerate(found.items()):
@@ -118,9 +107,9 @@ def iou_figure(found: Mapping[str, Scores], label_space: LabelSpace) -> Figure:
     for place, i in enumerate(order):
         x = np.nanmax(iou[:, i]) + 1
         axes.text(x, place, f"{gain[i]:+.1f}", va="center", fontsize=9, color="0.2" if gain[i] >= 0 else "#c0203a")
-    name_bars(axes, [label_space.classes[i] for i in order])
+    pictures.name_bars(axes, [label_space.classes[i] for i in order])
     axes.set(xlim=(0, 108), xlabel="IoU (%)")
-    tidy(axes, "x")
+    pictures.tidy(axes, "x")
     figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=9)
     axes.set_title(f"IoU of each class; numbers: {names[-1]} against {names[0]}", fontsize=11)
     return figure

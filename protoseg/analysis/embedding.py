@@ -123,10 +123,7 @@ class Plane(NamedTuple):
 
 
 def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
-    """All prototypes and some pixels of an image on the plane in which the prototypes spread most.
-
-    Of more than 40 classes, those of the image.
-    """
+    """Prototypes (of more than 40 classes, the image's) and some pixels on the plane where prototypes spread most."""
     vectors = prototype_memory(model).prototypes.cpu().float()
     c, k, _ = vectors.shape
     collector = EmbeddingCollector(25)

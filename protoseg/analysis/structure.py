@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,6 @@ from protoseg.functional.prototypes import nearest_class_cosine, within_class_co
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.figure import Figure
 
 DEAD_BELOW = 0.001  # of the class's pixels

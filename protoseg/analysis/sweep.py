@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEST = "mIoU"
-"""The metric unless another is chosen: the best val/mIoU of each run."""
+BEST = "mIoU"  # the metric unless another is chosen: the best val/mIoU of each run
 
 
 class Setting(NamedTuple):

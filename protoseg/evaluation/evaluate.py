@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from protoseg import __version__
 from protoseg.distributed import rank, world_size
-from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
-from protoseg.evaluation.metrics import scores as count_scores
+from protoseg.evaluation.metrics import SegmentationMetrics, scores, subset_means
 from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.evaluation.tables import print_report, summary, write_report
 from protoseg.evaluation.writer import PictureWriter, check_model, output_names, progress_bar
@@ -49,10 +48,8 @@ def evaluate(
     (image, mask) paths in ``samples``. ``save`` is out of ``SAVES``, overlays and panels of ``max_overlays`` images.
     ``subsets`` are of :func:`protoseg.evaluation.metrics.subset_means`; ``observe`` is given each image's name, photo,
     truth and prediction, on the CPU and without padding; classes ``unlabelled`` in these data have no IoU and count in
-    no mean; ``facts`` is what else ``metrics.json`` is to say.
-
-    Raises ProtosegError: model, data and label space do not fit, an unknown name in ``save``, or a file that cannot be
-    read or written.
+    no mean; ``facts`` is what else ``metrics.json`` is to say. Raises ProtosegError: model, data and label space do not
+    fit, an unknown name in ``save``, or a file that cannot be read or written.
     """
     check_model(model, label_space)
     if unknown := sorted(set(save) - set(SAVES)):
@@ -76,8 +73,8 @@ def evaluate(
                 if observe is not None:
                     observe(name, *seen)
             progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - started):.1f} images/s")
-    scores = count_scores(metrics.compute()["confusion"], unlabelled)
-    result = summary(scores, label_space) | subset_means(scores["IoU"], label_space, subsets or {})
+    found = scores(metrics.compute()["confusion"], unlabelled)
+    result = summary(found, label_space) | subset_means(found["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
     result |= {
         "label_space": label_space.name,
@@ -94,6 +91,6 @@ def evaluate(
         "images_per_second": round(len(paths) / seconds, 3),
     }
     if rank() == 0:
-        write_report(Path(output), result, scores["confusion"].cpu(), label_space)
+        write_report(Path(output), result, found["confusion"].cpu(), label_space)
         print_report(result, Path(output))
     return result

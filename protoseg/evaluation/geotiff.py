@@ -21,8 +21,7 @@ from protoseg.evaluation.writer import jpeg
 if TYPE_CHECKING:
     from protoseg.evaluation.predict import Writer
 
-SIDE = 4096
-"""Pixels of an overlay's longer side at most: of a larger image every second pixel, every third, …"""
+SIDE = 4096  # pixels of an overlay's longer side at most: of a larger image every second pixel, every third, …
 _RGB = ("red", "green", "blue")
 _TAGS = (33550, 33922, 34264)  # of TIFF: pixel scale, tie points, transformation
 

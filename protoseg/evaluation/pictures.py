@@ -128,9 +128,7 @@ def figure_name(name: str) -> str:
 
 def frequent_classes(pixels: npt.NDArray[np.number]) -> list[int]:
     """Ids of the classes that tables and charts show: of more than 255 the 40 with most pixels (``c``), most first."""
-    if len(pixels) <= 255:
-        return list(range(len(pixels)))
-    return [int(i) for i in np.argsort(-pixels, kind="stable")[:MANY_CLASSES]]
+    return np.argsort(-pixels, kind="stable")[:MANY_CLASSES].tolist() if len(pixels) > 255 else [*range(len(pixels))]
 
 
 def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSpace) -> Picture:
@@ -232,27 +230,22 @@ def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) ->
 def class_tables(
     tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float | None, **style: Any
 ) -> tuple[Figure, npt.NDArray[np.object_]]:
-    """Tables ``c k`` by title, a row per class, side by side, with a colour bar; ``style`` is for ``imshow``."""
+    """Tables ``c k`` by title, a row per class (with ``rotation`` a column, too); ``style`` is for ``imshow``."""
     side = min(16.0, max(6.0, 2.5 + 0.5 * len(classes)))
     figure = empty_figure((side - 0.6) * len(tables) + 1.6, side)
     charts = figure.subplots(1, len(tables), squeeze=False)[0]
+    names = [figure_name(name) for name in classes] if len(classes) <= 150 else []  # more would overlap
+    size = 10 if len(classes) <= MANY_CLASSES else max(3, 400 // len(classes))
     for axes, (title, table) in zip(charts, tables.items(), strict=True):
         picture = axes.imshow(table, **style)
-        name_rows(axes, classes, rotation)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+        if rotation is not None:
+            axes.set_xticks(range(len(names)), names, rotation=rotation, fontsize=size)
+        axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=12)
     figure.colorbar(picture, ax=charts, fraction=0.04, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
     return figure, charts
-
-
-def name_rows(axes: Axes, classes: Sequence[str], rotation: float | None = None) -> None:
-    """Class names at the rows of a table, turned ones at its columns; of more than 150 none, which would overlap."""
-    names = [figure_name(name) for name in classes] if len(classes) <= 150 else []
-    size = 10 if len(classes) <= MANY_CLASSES else max(3, 400 // len(classes))
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-    if rotation is not None:
-        axes.set_xticks(range(len(names)), names, rotation=rotation, fontsize=size)
-    axes.tick_params(length=0)
 
 
 def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], title: str) -> Picture:

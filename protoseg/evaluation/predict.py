@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,22 +35,16 @@ class Outcome(NamedTuple):
     skipped: int
 
 
+@dataclass(eq=False)
 class Writer(PictureWriter):
     """Predicts an image after the other, with a model in eval mode on the device, and writes what is wanted of it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        predictor: Predictor,
-        label_space: LabelSpace,
-        output: Path,
-        device: torch.device | str,
-        save: Sequence[str],
-        overwrite: bool,
-    ) -> None:
-        super().__init__(output, label_space, save)
-        self.model, self.predictor, self.device, self.overwrite = model, predictor, device, overwrite
-        self.predicted, self._started = 0, time.perf_counter()
+    model: nn.Module
+    predictor: Predictor
+    device: torch.device | str
+    overwrite: bool
+    predicted: int = field(default=0, init=False)
+    started: float = field(default_factory=time.perf_counter, init=False)
 
     def is_done(self, name: Path) -> bool:
         """Whether all that is wanted of an image is there."""
@@ -68,7 +63,7 @@ class Writer(PictureWriter):
 
     def rate(self) -> str:
         """Images predicted per second, in words."""
-        return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self._started):.1f} images/s"
+        return "" if self.predicted == 0 else f"{self.predicted / (time.perf_counter() - self.started):.1f} images/s"
 
 
 def predict(
@@ -93,7 +88,6 @@ def predict(
     The model is moved to ``device``, run in eval mode, then left in the mode it was in. What is written is out of
     ``SAVES`` and, of images, ``probabilities``; with ``overwrite`` what is there is predicted again; with ``follow`` it
     goes on with the images that come into a folder, until for so many seconds none came. ``reader`` is of the training.
-
     Raises ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
     others are predicted, images that could not be read.
     """
@@ -101,18 +95,18 @@ def predict(
     from protoseg.data.video import VIDEO_SUFFIXES
 
     check_model(model, label_space)
-    is_video = Path(images).suffix.lower() in VIDEO_SUFFIXES and not Path(images).is_dir()
+    place = Path(images)
+    is_video = place.suffix.lower() in VIDEO_SUFFIXES and not place.is_dir()
     known = SAVES if is_video else (*SAVES, "probabilities")
     if not set(save) <= set(known) or not save:
         raise ProtosegError(
             f"save: expected {' or '.join(known)} to predict, got {', '.join(save) or 'nothing'}"
             f"{', and panels need a truth to compare with' if 'panels' in save else ''}"
         )
-    if follow is not None and (follow <= 0 or not Path(images).is_dir()):
+    if follow is not None and (follow <= 0 or not place.is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
-    writer = Writer(model.to(device), predictor, label_space, Path(output), device, save, overwrite)
+    writer = Writer(Path(output), label_space, save, model.to(device), predictor, device, overwrite)
     failed: list[str] = []
-    place = Path(images)
     with evaluating(model):
         skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, reader)
     if rank() == 0:
@@ -162,12 +156,11 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
                         else:
                             image = _tensor(reader.read(path))
                             prediction = writer.predict(image, names[str(path)])
-                except ProtosegError as error:
-                    failed.append(" ".join(str(error).split()))
-                    continue
                 except (RuntimeError, ValueError) as error:  # a norm over one cell, a window of 0, memory of a GPU
-                    reason = " ".join(str(error).split())[:200]
-                    failed.append(f"image {path}: the network cannot take its pixels ({reason})")
+                    reason = " ".join(str(error).split())
+                    if not isinstance(error, ProtosegError):
+                        reason = f"image {path}: the network cannot take its pixels ({reason[:200]})"
+                    failed.append(reason)
                     continue
                 if geo is None:
                     writer.write(names[str(path)], image, None, prediction)
@@ -222,9 +215,7 @@ def _video(writer: Writer, path: Path) -> int:
                         show(overlay(image, prediction, writer.label_space))
                 progress.update(task, completed=index + 1, rate=writer.rate())
         if index < 0:
-            raise ProtosegError(
-                f"video {path}: expected frames, got none that can be read: convert it, e.g. with ffmpeg"
-            )
+            raise ProtosegError(f"video {path}: expected frames, got none to be read: convert it, e.g. with ffmpeg")
         if index + 1 < video.num_frames:
             say(f"{path}: {index + 1} of the {video.num_frames} frames that it promises could be read")
 

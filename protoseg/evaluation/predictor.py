@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.types import ProtosegError, SegOutput, first_line
 
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
@@ -91,7 +91,8 @@ class Predictor:
             )
         if mode == "slide" and crop_size is None:
             raise ProtosegError("inference.crop_size: expected a size with mode=slide, got none; e.g. [512, 512]")
-        if not _positive_numbers(scales) or max(scales) > MAX_SCALE:
+        listed = scales if isinstance(scales, Sequence) else ()
+        if not listed or not all(isinstance(scale, (int, float)) and 0 < scale <= MAX_SCALE for scale in listed):
             raise ProtosegError(
                 f"inference.scales: expected a list of positive numbers up to {MAX_SCALE}, got {scales}; e.g. [1.0]"
             )
@@ -277,16 +278,9 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return image
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
-    scaled = F.interpolate(
-        image if image.is_floating_point() else image.float(), size, mode="bilinear", align_corners=False
-    )
+    values = image if image.is_floating_point() else image.float()
+    scaled = F.interpolate(values, size, mode="bilinear", align_corners=False)
     return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
-
-
-def _positive_numbers(values: object) -> bool:
-    if not isinstance(values, Sequence) or not values:
-        return False
-    return all(isinstance(value, (int, float)) and value > 0 for value in values)
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -302,7 +296,5 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ProtosegError(
-            f"device: cannot use {name!r} here ({str(error).splitlines()[0]}); try device=cpu"
-        ) from error
+        raise ProtosegError(f"device: cannot use {name!r} here ({first_line(error)}); try device=cpu") from error
     return device

@@ -5,6 +5,7 @@ Every file is written beside its place and then renamed, so that an interrupted 
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,14 @@ def output_names(paths: Sequence[str], folder: Path | None = None) -> dict[str, 
     return names
 
 
+@dataclass(eq=False)
 class PictureWriter:
     """Writes what is wanted (``save``, out of ``SAVES``) of one image after the other into ``output/KIND/NAME``."""
 
-    def __init__(self, output: Path, label_space: LabelSpace, save: Sequence[str]) -> None:
-        self.output, self.label_space, self.save = output, label_space, save
-        self.written: list[Path] = []
+    output: Path
+    label_space: LabelSpace
+    save: Sequence[str]
+    written: list[Path] = field(default_factory=list, init=False)
 
     def path(self, kind: str, name: Path) -> Path:
         ending = {"labels": ".png", "probabilities": ".npy"}.get(kind, ".jpg")

@@ -38,12 +38,9 @@ class DAFormerDecoder(nn.Module):
 
     Every map is embedded by a 1 x 1 convolution, brought to the finest map's size and joined to the others; one
     :class:`SeparableASPP` fuses them. With MiT-B5 and 19 classes: 3 707 392 parameters, with a 1 x 1 classifier
-    3 712 275, the whole model 85 155 283 (the paper's 3.7 M and 85.2 M).
-
-    ``width`` is that of each embedding and of the result, of which a share of ``dropout`` is dropped while training;
-    ``dilations`` are of the fusion's branches.
-
-    Raises ProtosegError: maps that do not come finest first; no dilations, or one below 1.
+    3 712 275, the whole model 85 155 283 (the paper's 3.7 M and 85.2 M). ``width`` is that of each embedding and of the
+    result, of which a share of ``dropout`` is dropped while training; ``dilations`` are of the fusion's branches.
+    Raises ProtosegError: maps not finest first; no dilation, or below 1.
     """
 
     def __init__(
@@ -61,9 +58,7 @@ class DAFormerDecoder(nn.Module):
                 f"channels {list(channels)}"
             )
         if not dilations or min(dilations) < 1:
-            raise ProtosegError(
-                f"decoder.dilations: expected numbers from 1, got {list(dilations)}; e.g. [1, 6, 12, 18]"
-            )
+            raise ProtosegError(f"decoder.dilations: expected numbers from 1, got {list(dilations)}")
         self.embeddings = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.fusion = SeparableASPP(len(channels) * width, width, dilations)
         self.dropout = nn.Dropout2d(dropout)

@@ -28,15 +28,6 @@ def conv_bn_relu(
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
-def _check_batch(decoder: nn.Module, features: list[Tensor]) -> None:
-    together = any(isinstance(module, nn.SyncBatchNorm) for module in decoder.modules())
-    if decoder.training and len(features[0]) == 1 and not together:
-        raise ProtosegError(
-            f"{type(decoder).__name__}: expected two images or more in a batch while training, for it normalises one "
-            "cell of each by the batch, got 1; set data.batch_size=2, or use decoder=fpn, segformer or fcn"
-        )
-
-
 def _bilinear(factor: int) -> nn.Module:
     return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
 
@@ -45,9 +36,7 @@ class FPNDecoder(nn.Module):
     """Panoptic feature pyramid (Kirillov et al., arXiv 1901.02446).
 
     ``segmentation_channels`` is the width of the result, a multiple of 32 (GroupNorm's groups); a share of ``dropout``
-    of these is dropped while training.
-
-    Raises ProtosegError: strides other than 4, 8, 16, 32; a width that GroupNorm cannot divide.
+    of these is dropped while training. Raises ProtosegError: strides other than 4, 8, 16, 32; another width.
     """
 
     def __init__(
@@ -61,8 +50,8 @@ class FPNDecoder(nn.Module):
         super().__init__()
         if list(strides) != [4, 8, 16, 32]:
             raise ProtosegError(
-                f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}; "
-                f"use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder"
+                f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}; use decoder=segformer, "
+                "upernet, hrnet or deeplabv3plus with this encoder"
             )
         if segmentation_channels % 32:
             raise ProtosegError(
@@ -75,36 +64,42 @@ class FPNDecoder(nn.Module):
             segmentation_channels=segmentation_channels,
             dropout=dropout,
         )
-        for branch in self.decoder.seg_blocks:
-            branch.block = self._with_aligned_upsampling(branch.block)
-        self.out_channels, self.stride = segmentation_channels, strides[0]
-
-    @staticmethod
-    def _with_aligned_upsampling(convs: nn.Sequential) -> nn.Sequential:
         # The library doubles with align_corners=True, which shifts the coarse maps by up to half a cell against the
         # fine ones, by an amount that depends on the image's size (so training crops and whole images disagree).
-        layers: list[nn.Module] = []
-        for conv in convs:
-            layers += [conv, _bilinear(2)] if conv.upsample else [conv]
-            setattr(conv, "upsample", False)  # noqa: B010  (a plain flag, which nn.Module's typing takes for a module)
-        return nn.Sequential(*layers)
+        for branch in self.decoder.seg_blocks:
+            layers: list[nn.Module] = []
+            for conv in branch.block:
+                layers += [conv, _bilinear(2)] if conv.upsample else [conv]
+                conv.upsample = False
+            branch.block = nn.Sequential(*layers)
+        self.out_channels, self.stride = segmentation_channels, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.decoder(features)
 
 
-class UPerNetDecoder(nn.Module):
+class _PoolingDecoder(nn.Module):
+    """One of the library's that pools; it counts two maps (image, stride 2) before ours, and leaves them unused."""
+
+    decoder: nn.Module
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        together = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
+        if self.training and len(features[0]) == 1 and not together:
+            raise ProtosegError(
+                f"{type(self).__name__}: expected two images or more in a batch while training, for it normalises one "
+                "cell of each by the batch, got 1; set data.batch_size=2, or use decoder=fpn, segformer or fcn"
+            )
+        return self.decoder([features[0], features[0], *features])
+
+
+class UPerNetDecoder(_PoolingDecoder):
     """Pyramid pooling and top-down fusion (Xiao et al., UPerNet, arXiv 1807.10221), ``width`` channels throughout."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 256) -> None:
         super().__init__()
-        # the library counts two maps (the image and stride 2) before the one at stride 4, and leaves them unused
         self.decoder = SmpUPerNet(encoder_channels=[0, 0, *channels], encoder_depth=5, decoder_channels=width)
         self.out_channels, self.stride = width, strides[0]
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        _check_batch(self, features)
-        return self.decoder([features[0], features[0], *features])
 
 
 class SegFormerDecoder(nn.Module):
@@ -129,7 +124,7 @@ class SegFormerDecoder(nn.Module):
         return self.decoder([image, image, *features])
 
 
-class DeepLabV3PlusDecoder(nn.Module):
+class DeepLabV3PlusDecoder(_PoolingDecoder):
     """Atrous pyramid on the coarsest map, fused with the finest (Chen et al., DeepLabV3+, arXiv 1802.02611).
 
     The paper's encoder stops at stride 16 (``encoder.output_stride=16`` where timm offers it); 32 works as well.
@@ -158,18 +153,13 @@ class DeepLabV3PlusDecoder(nn.Module):
         self.decoder.up = _bilinear(strides[-1] // strides[0])
         self.out_channels, self.stride = width, strides[0]
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        _check_batch(self, features)
-        return self.decoder([features[0], features[0], *features])
-
 
 class FCNDecoder(nn.Module):
     """3 x 3 convolutions on one map (Long et al., arXiv 1411.4038, in the form of PSPNet's and mmseg's FCN head).
 
     ``num_convs`` of ``width`` channels on map ``in_index`` (−1 is the coarsest); ``concat_input`` joins the input to
-    their result by one more; a share of ``dropout`` of the channels is dropped while training.
-
-    Raises ProtosegError: no map of that index.
+    their result by one more; a share of ``dropout`` of the channels is dropped while training. Raises ProtosegError: no
+    map of that index.
     """
 
     def __init__(
@@ -222,10 +212,7 @@ class HRNetDecoder(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A small FCN with its own classifier on an inner map, for an auxiliary loss while training.
-
-    ``forward(features) -> class logits b c h w`` on the grid of map ``in_index``.
-    """
+    """A small FCN with its own classifier on map ``in_index``: class logits ``b c h w`` for an auxiliary loss."""
 
     def __init__(
         self, channels: Sequence[int], strides: Sequence[int], num_classes: int, in_index: int = 2, width: int = 256

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from protoseg.models.lora import adapt
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,11 +25,8 @@ MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
 # What a family needs to take images of any size (by timm's module name).
 FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
-    "swin_transformer": {"strict_img_size": False},
-    "swin_transformer_v2": {"strict_img_size": False},
-    "vision_transformer": {"dynamic_img_size": True},
-    "deit": {"dynamic_img_size": True},
-    "eva": {"dynamic_img_size": True},
+    **{family: {"strict_img_size": False} for family in ("swin_transformer", "swin_transformer_v2")},
+    **{family: {"dynamic_img_size": True} for family in ("vision_transformer", "deit", "eva")},
 }
 # What its features_only form needs besides: HRNet's own four maps instead of the classifier's widened ones.
 FEATURE_OPTIONS: dict[str, dict[str, Any]] = {"hrnet": {"feature_location": ""}}
@@ -142,19 +139,16 @@ class TimmEncoder(Encoder):
     ) -> None:
         super().__init__()
         if freeze and lora_rank is not None:
-            raise ProtosegError(
-                "encoder: expected freeze or lora_rank, got both, and nothing would learn; leave one out"
-            )
+            raise ProtosegError("encoder: expected freeze or lora_rank, got both: nothing would learn; leave one out")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
             raise ProtosegError(
-                f"encoder.name: expected a timm model, got {name!r}; nearest: {', '.join(near) or 'none'} "
-                f"(all: timm.list_models())"
+                f"encoder.name: expected one of timm.list_models(), got {name!r}; nearest: {', '.join(near) or 'none'}"
             )
         for option in timm_kwargs:
             if option.startswith("pretrained") or option in ("checkpoint_path", "cache_dir"):
                 raise ProtosegError(
-                    f"encoder.{option}: expected an option of the network, got one of where its weights come from; use "
+                    f"encoder.{option}: expected an option of the network, got one of its weights; use "
                     "encoder.weights=FILE or encoder.pretrained"
                 )
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
@@ -181,10 +175,7 @@ class TimmEncoder(Encoder):
         else:
             self.channels, self.strides = channels[-4:], strides[-4:]
             if self.strides[:1] != [4] or len(self.strides) < 4:
-                raise ProtosegError(
-                    f"encoder {name!r}: expected maps at strides 4, 8, 16 and 32, got strides {strides}; choose "
-                    f"another encoder"
-                )
+                raise ProtosegError(f"encoder {name!r}: expected strides 4, 8, 16, 32, got {strides}; choose another")
         if grad_checkpointing:
             recompute_blocks(self.model, name)
         if lora_rank is not None:
@@ -212,10 +203,9 @@ def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, features_only=True, **options)
     except Exception as error:  # timm refuses with whatever its model's constructor raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
-            f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {reason}; choose another "
-            f"encoder or correct the options"
+            f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}; "
+            "choose another encoder or correct the options"
         ) from error
 
 
@@ -234,7 +224,7 @@ def _check_any_size(name: str, model: nn.Module, channels: int) -> None:
         model.eval()(torch.zeros(1, channels, 64, 96))
     except (AssertionError, RuntimeError) as error:
         raise ProtosegError(
-            f"encoder {name!r} takes images of one size only ({str(error).splitlines()[0]}); choose another encoder, "
+            f"encoder {name!r} takes images of one size only ({first_line(error)}); choose another encoder, "
             f"or give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
         ) from error
     model.train()
@@ -251,9 +241,8 @@ class MiTEncoder(Encoder):
     """Mix Transformer of SegFormer (Xie et al., arXiv 2105.15203), from segmentation-models-pytorch.
 
     ``pretrained`` takes ImageNet weights from segmentation-models-pytorch's hub (cached), ``weights`` a local file in
-    SegFormer's names; mean and std are ImageNet's unless given. All else is as of :class:`TimmEncoder`.
-
-    Raises ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
+    SegFormer's names; mean and std are ImageNet's unless given. All else is as of :class:`TimmEncoder`. Raises
+    ProtosegError: unknown variant, weights that do not fit or cannot be fetched.
     """
 
     def __init__(
@@ -269,16 +258,14 @@ class MiTEncoder(Encoder):
     ) -> None:
         super().__init__()
         if variant not in MIT_VARIANTS:
-            near = difflib.get_close_matches(variant, MIT_VARIANTS, n=3, cutoff=0.3)
-            raise ProtosegError(
-                f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}"
-                + (f"; nearest: {', '.join(near)}" if near else "")
-            )
+            raise ProtosegError(f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}")
         self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_chans)
-        name = f"mit_{variant}"
-        with _NumbersReadable():
-            loaded = pretrained and weights is None
-            self.model = self._made(name, in_channels=in_chans, weights="imagenet" if loaded else None)
+        name, published = f"mit_{variant}", "imagenet" if pretrained and weights is None else None
+        try:
+            with _NumbersReadable():
+                self.model = get_encoder(name, in_channels=in_chans, weights=published)
+        except Exception as error:  # the hub's clients raise whatever their transport raises
+            raise no_download(name, error) from error
         if weights is not None:
             state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier
@@ -291,13 +278,6 @@ class MiTEncoder(Encoder):
             recompute_blocks(self.model, name)
         if freeze:
             self.freeze()
-
-    @staticmethod
-    def _made(name: str, **options: Any) -> nn.Module:
-        try:
-            return get_encoder(name, **options)
-        except Exception as error:  # the hub's clients raise whatever their transport raises
-            raise no_download(name, error) from error
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return self.model(image)[-4:]

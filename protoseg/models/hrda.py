@@ -23,10 +23,8 @@ WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depe
 def fuse(context: Tensor, detail: Tensor, attention: Tensor, corner: tuple[int, int]) -> Tensor:
     """(1 - a) context + a detail where the detail lies, the context elsewhere (HRDA, arXiv 2204.13132, Sec. 3.2).
 
-    Everything was upsampled before; see :func:`fuse_released` for the other order.
-
-    Of context ``b c h w`` and detail ``b c i j``, both on the output grid, attention in [0, 1], ``b c h w`` or
-    ``b 1 h w``, and the row and column of the detail's first cell.
+    Of context ``b c h w`` and detail ``b c i j``, both on the output grid (upsampled before), attention in [0, 1],
+    ``b c h w`` or ``b 1 h w``, and the row and column of the detail's first cell.
     """
     (top, left), (height, width) = corner, detail.shape[-2:]
     inside = (..., slice(top, top + height), slice(left, left + width))
@@ -199,9 +197,7 @@ class HRDASegmentor(Segmentor):
         stride, batch = self.stride, len(image)
         grid = grid_size(image_size(image), stride)
         cells = [min(side // stride, length) for side, length in zip(self.detail_size, grid, strict=True)]
-        rows, columns = (
-            window_starts(length, side, max(1, side // 2)) for length, side in zip(grid, cells, strict=True)
-        )
+        rows, columns = (window_starts(n, side, max(1, side // 2)) for n, side in zip(grid, cells, strict=True))
         total = at_least_fp32(image).new_zeros(batch, self.num_classes, *grid)
         count = total.new_zeros(batch, 1, *grid)
         # zeros are the mean colour, which is also what the encoder is padded with
@@ -210,10 +206,7 @@ class HRDASegmentor(Segmentor):
         windows = [(i, y, x) for y, x in product(rows, columns) for i in range(batch)]
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
             chunk = windows[first : first + WINDOWS_AT_ONCE]
-            crops = [
-                image[i, :, y * stride : y * stride + window[0], x * stride : x * stride + window[1]]
-                for i, y, x in chunk
-            ]
+            crops = [image[i, :, y * stride :, x * stride :][:, : window[0], : window[1]] for i, y, x in chunk]
             logits = self._decode(self._encode(torch.stack(crops), self.encoder), window).logits
             for (i, y, x), part in zip(chunk, logits, strict=True):
                 place = (i, slice(None), slice(y, y + cells[0]), slice(x, x + cells[1]))

@@ -9,8 +9,7 @@ from torch.nn.utils import parametrize
 
 from protoseg.types import ProtosegError
 
-ORIGINAL = ".parametrizations.weight.original"
-"""What the name of an adapted layer's weight ends with, where it was ``.weight``."""
+ORIGINAL = ".parametrizations.weight.original"  # an adapted layer's name for its ``.weight``
 
 
 class LowRank(nn.Module):
@@ -31,8 +30,8 @@ def adapt(model: nn.Module, rank: int, name: str) -> None:
 
     Raises ProtosegError: a rank below 1, or a model (``name`` is for the message) without attention.
     """
-    linear = [(key, layer) for key, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    layers = [layer for key, layer in linear if re.search(r"\battn\.", key)]
+    named = model.named_modules()
+    layers = [layer for key, layer in named if isinstance(layer, nn.Linear) and re.search(r"\battn\.", key)]
     if rank < 1 or not layers:
         raise ProtosegError(
             f"encoder.lora_rank: expected 1 or more, and an encoder with attention (plain ViT, Swin), got {rank} and "

@@ -13,8 +13,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-_BENCHMARKS = {19: "cityscapes", 150: "ade20k", 171: "coco_stuff"}
-"""The data that published networks of so many classes are of, as ``data=`` names them."""
+_BENCHMARKS = {19: "cityscapes", 150: "ade20k", 171: "coco_stuff"}  # ``data=`` of published networks, by their classes
 _MIT = {(32, 2): "b0", (64, 2): "b1", (64, 6): "b2", (64, 18): "b3", (64, 27): "b4", (64, 40): "b5"}
 """MiT's variants by the width of the first stage and the blocks of the third."""
 _EPSILON = 1e-5  # of BatchNorm

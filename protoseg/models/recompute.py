@@ -1,7 +1,7 @@
 """Gradient checkpointing: the backward pass recomputes an encoder's blocks instead of keeping what is inside them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -56,14 +56,9 @@ def _size(module: nn.Module) -> int:
 def _recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any, **more: Any) -> Any:
     if not (block.training and torch.is_grad_enabled()):
         return forward(*inputs, **more)
-    if torch.compiler.is_compiling():  # a compiled block moves its statistics once by itself, and takes no contexts
-        return checkpoint(forward, *inputs, use_reentrant=False, **more)
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=partial(_contexts, block), **more)
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the first run, and of the one in the backward pass, whose batch the statistics already hold."""
-    return nullcontext(), unmoved_statistics(block)
+    if not torch.compiler.is_compiling():  # a compiled block moves its statistics once by itself, and takes no contexts
+        more["context_fn"] = lambda: (nullcontext(), unmoved_statistics(block))  # they hold the batch at the second run
+    return checkpoint(forward, *inputs, use_reentrant=False, **more)
 
 
 @contextmanager

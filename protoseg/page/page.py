@@ -23,18 +23,9 @@ from protoseg.analysis.activations import activation, assignment_picture, heat_p
 from protoseg.analysis.patches import Patch, PatchCollector
 from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
+from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
 from protoseg.evaluation.metrics import confusion_matrix, scores
-from protoseg.evaluation.pictures import (
-    CONFUSION,
-    MANY_CLASSES,
-    Picture,
-    as_picture,
-    confusions_figure,
-    error_map,
-    figure_picture,
-    overlay,
-)
 from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
 from protoseg.types import IGNORE_INDEX, LabelSpace
@@ -53,7 +44,7 @@ _NAMES = {
 }
 
 
-def jpeg_uri(picture: Picture, width: int, quality: int = 80) -> str:
+def jpeg_uri(picture: pictures.Picture, width: int, quality: int = 80) -> str:
     """A picture, reduced to a width where it is wider, as a ``data:`` URI of a JPEG."""
     image = Image.fromarray(picture)
     if image.width > width:
@@ -63,7 +54,7 @@ def jpeg_uri(picture: Picture, width: int, quality: int = 80) -> str:
 
 def figure_uri(figure: Figure) -> str:
     """A matplotlib figure as a ``data:`` URI of a PNG of at most 256 colours: a quarter of the bytes."""
-    return _uri(Image.fromarray(figure_picture(figure)).quantize(256, dither=Image.Dither.NONE), "png")
+    return _uri(Image.fromarray(pictures.figure_picture(figure)).quantize(256, dither=Image.Dither.NONE), "png")
 
 
 def _uri(image: Image.Image, kind: str, **options: Any) -> str:
@@ -95,13 +86,13 @@ class WorstImages:
         mean = float(judged["mIoU"])
         if math.isnan(mean) or (len(self.found) == self.n and mean >= self.found[-1].mIoU):
             return
-        pictures = {
-            "photo": as_picture(image, space.shown),
-            "truth": overlay(image, truth, space),
-            "prediction": overlay(image, prediction, space),
-            "errors": error_map(image, truth, prediction, space),
+        shown = {
+            "photo": pictures.as_picture(image, space.shown),
+            "truth": pictures.overlay(image, truth, space),
+            "prediction": pictures.overlay(image, prediction, space),
+            "errors": pictures.error_map(image, truth, prediction, space),
         }
-        tiles = {title: jpeg_uri(picture, _TILE_WIDTH) for title, picture in pictures.items()}
+        tiles = {title: jpeg_uri(picture, _TILE_WIDTH) for title, picture in shown.items()}
         found = [*self.found, WorstImage(mean, float(judged["pixel_accuracy"]), name, tiles)]
         self.found = sorted(found, key=lambda image: image.mIoU)[: self.n]
 
@@ -132,7 +123,7 @@ def pixel_view(scene: Scene) -> dict[str, Any]:
 
     return {
         "name": Path(scene.name).name,
-        "photo": jpeg_uri(as_picture(scene.image), _PHOTO_WIDTH, quality=85),
+        "photo": jpeg_uri(pictures.as_picture(scene.image), _PHOTO_WIDTH, quality=85),
         "height": scene.size[0],
         "width": scene.size[1],
         "cell": scene.stride * step,
@@ -163,7 +154,7 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
     """
     vectors = prototype_memory(model).prototypes
     c, k, _ = vectors.shape
-    few = min(c, MANY_CLASSES)
+    few = min(c, pictures.MANY_CLASSES)
     counter, patches = OccupancyCollector(c, k), PatchCollector(c, k, max(1, min(_PATCHES, _MOST_PATCHES // (few * k))))
     collect(scenes(model, loader, "prototypes"), counter, patches)
     occupancy, nearest = counter.compute(), patches.compute()
@@ -215,7 +206,7 @@ def _maps(model: nn.Module, scene: Scene, class_id: int, prototypes: list[dict[s
     for prototype, cosines in zip(prototypes, found.cosines, strict=True):
         prototype["map"] = jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH)
     return {
-        "photo": jpeg_uri(as_picture(image), _MAPPED_WIDTH),
+        "photo": jpeg_uri(pictures.as_picture(image), _MAPPED_WIDTH),
         "assignment": jpeg_uri(assignment_picture(image, found), _MAPPED_WIDTH),
         "file": Path(scene.name).name,
         "range": f"{low:.2f} to {high:.2f}",
@@ -251,6 +242,7 @@ def write_page(
     colors = [css(color) for color in label_space.colors]
     numbers = prototypes.colors if prototypes else []
     data = {"classes": label_space.classes, "colors": colors, "numberColors": numbers, "views": views}
+    matrix = {pictures.CONFUSION: torch.from_numpy(confusion)}
     pixels = max(sum(entry["true_pixels"] for entry in result["classes"]), 1)
     text = environment.get_template("page.html").render(
         title=title,
@@ -260,7 +252,7 @@ def write_page(
         measures={_NAMES.get(key, key): result[key] for key in result if key.startswith("mIoU") or key in _NAMES},
         rows=[entry | {"share": entry["true_pixels"] / pixels} for entry in without_nan(result)["classes"]],
         colors=colors,
-        confusion=figure_uri(confusions_figure({CONFUSION: torch.from_numpy(confusion)}, label_space)),
+        confusion=figure_uri(pictures.confusions_figure(matrix, label_space)),
         curves=None if run is None else figure_uri(curves_figure(run)),
         worst=worst,
         prototypes=prototypes,

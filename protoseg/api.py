@@ -161,6 +161,9 @@ class Model:
             "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
             "protoseg": self.origin | {"config": _without_places(config)},
         }
+        if self.network.discriminant is not None:  # of the network that is written, which is a student from now on
+            known = self.network.discriminant.known
+            checkpoint["protoseg"]["statistics"] = {"student": known._asdict()}
         save_checkpoint(checkpoint, path)
         card = path.with_name("README.md")
         if not card.exists():  # one may have been written by hand

@@ -17,9 +17,11 @@ from torch.nn.modules import module as hooks
 
 from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoint
 from protoseg.evaluation.predictor import Predictor
+from protoseg.functional.discriminant import Statistics
 from protoseg.models.build import build_model
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import mismatch
+from protoseg.nn import Discriminant
 from protoseg.trusted import NETWORK, checked_sections
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -77,7 +79,20 @@ class TrainedFile:
         with _refused(self.path, "network"), torch.random.fork_rng(devices=[]), _no_more_than(state):
             model = build_model(self._network(), classes, pretrained=False)
             model.load_state_dict(state)
+            if (known := self.statistics(network)) is not None:
+                channels = [model.head.embedding_dim, *model.encoder.channels]
+                model.discriminant = Discriminant(known, channels, model.feature_strides, model.stride)
         return model.eval()
+
+    def statistics(self, network: str = "student") -> Statistics | None:
+        """What is known of its maps for classes taught after the training, if ``protoseg teach statistics`` made it.
+
+        Raises ProtosegError: parts that do not fit together.
+        """
+        if (kept := self.content["protoseg"].get("statistics")) is None:
+            return None
+        with _refused(self.path, "statistics"):
+            return Statistics(**kept[network]).checked(self.label_space.num_classes)
 
     def blank(self, num_classes: int, state: Mapping[str, Tensor] | None = None) -> Segmentor:
         """The network that the config declares, for so many classes, on torch's ``meta`` device: without numbers.

@@ -51,8 +51,11 @@ def export_onnx(
     """
     require("onnx", "onnx", "onnxscript")
     multiple = max(model.encoder.strides)
-    if size is None and isinstance(model, HRDASegmentor):
-        raise ProtosegError("export: expected a fixed size for HRDA, whose windows depend on it, got none; give --size")
+    if size is None and (isinstance(model, HRDASegmentor) or (model.discriminant and model.discriminant.new)):
+        raise ProtosegError(
+            "export: expected a fixed size for HRDA, whose windows depend on it, and for taught classes, whose maps do, "
+            "got none; give --size"
+        )
     if size is not None and min(size) < 1:
         raise ProtosegError(f"export: expected a height and width of at least 1, got {size}")
     copied = copy.deepcopy(model).cpu().eval()

@@ -3,11 +3,9 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.functional.prototypes import prototype_sums, sinkhorn, update_prototypes
-from protoseg.functional.similarity import similarities
 from protoseg.types import ProtosegError
 
 MAX_ITERATIONS = 100
@@ -64,34 +62,3 @@ def spread_out(embeddings: Tensor, count: int, seed: int) -> Tensor:
         drawn = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
         chosen.append(int(torch.searchsorted(cumulative, drawn, right=True).clamp_max(len(embeddings) - 1)))
     return embeddings[chosen]
-
-
-@torch.no_grad()
-def turned_away(prototypes: Tensor, members: Tensor, others: Tensor, rivals: Tensor) -> tuple[Tensor, float]:
-    """Prototypes turned away from the mean direction of pixels of other classes, as far as helps to tell them apart.
-
-    All pixels of a network share much of their direction; training drives the classes apart, averaging does not. So
-    ``p`` becomes the direction of ``p - s * mean of others``, with that s of 0, 0.1, …, 1 for which the IoU of the
-    class on these very pixels is highest, where a pixel belongs to it if its prototypes are nearer than all rivals.
-
-    Of the class prototypes ``k d`` and embeddings of its pixels ``n d``; of others embeddings ``m d``, none of which
-    leave the prototypes as they are, and prototypes ``r d``. Returns the unit vectors ``k d``, and s.
-    """
-    if len(others) == 0:
-        return prototypes, 0.0
-    own, foreign = (best_cosine(pixels, rivals) for pixels in (members, others))
-    mean = F.normalize(others.mean(0), dim=0)
-    best, best_iou, best_step = prototypes, -1.0, 0.0
-    for step in range(11):
-        turned = F.normalize(prototypes - step / 10 * mean, dim=1)
-        right = int((best_cosine(members, turned) > own).sum())
-        stolen = int((best_cosine(others, turned) > foreign).sum())
-        iou = right / (len(members) + stolen)
-        if iou > best_iou:
-            best, best_iou, best_step = turned, iou, step / 10
-    return best, best_step
-
-
-def best_cosine(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosine of each pixel to its nearest prototype, ``n d`` and ``m d`` to ``n``."""
-    return similarities(embeddings, prototypes.unsqueeze(0)).scores.squeeze(1)

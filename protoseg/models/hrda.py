@@ -126,8 +126,8 @@ class HRDASegmentor(Segmentor):
         context = self._context(self._encoder_input(image))
         return self._cropped(self._encode(context, encoder), image_size(context))
 
-    def forward(self, image: Tensor) -> SegOutput:
-        """Segment a batch; arguments and result as of :meth:`Segmentor.forward`, in training with ``detail``."""
+    def segment(self, image: Tensor) -> SegOutput:
+        """Segment a batch; arguments and result as of :meth:`Segmentor.segment`, in training with ``detail``."""
         image = self._encoder_input(image)
         context = self._context(image)
         size, context_size = image_size(image), image_size(context)

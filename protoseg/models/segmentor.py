@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from protoseg.functional.resize import grid_size
 from protoseg.models.encoders import Encoder
-from protoseg.nn import Head
+from protoseg.nn import Discriminant, Head
 from protoseg.types import ProtosegError, SegOutput
 
 
@@ -65,6 +65,7 @@ class Segmentor(nn.Module):
         out_channels: int = self.decoder.out_channels  # type: ignore[assignment]
         self.head = head(out_channels, num_classes)
         self.auxiliary = auxiliary(encoder.channels, encoder.strides, num_classes) if auxiliary is not None else None
+        self.discriminant: Discriminant | None = None  # of classes taught after the training
         # constants of the encoder, not state: a checkpoint need not hold them
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1), persistent=False)
@@ -90,6 +91,11 @@ class Segmentor(nn.Module):
         The result is on the grid ``ceil(H / stride), ceil(W / stride)``, auxiliary logits too;
         ``protoseg.functional.resize`` brings logits to pixels. Raises ProtosegError: another shape or dtype.
         """
+        output = self.segment(image)
+        return output if self.discriminant is None else self.discriminant(output)
+
+    def segment(self, image: Tensor) -> SegOutput:
+        """What the head says of the images, without classes that were taught after the training."""
         image = self._encoder_input(image)
         size = image_size(image)
         features = self._encode(image, self.encoder)

@@ -8,12 +8,15 @@ from typing import Any
 from rich.text import Text
 
 from protoseg.checkpoint import save_checkpoint
+from protoseg.data import AdaptationDataModule
 from protoseg.data.class_masks import ClassMasks
 from protoseg.evaluation.predictor import choose_device
 from protoseg.evaluation.tables import write_json
 from protoseg.functional.prototypes import nearest_class_cosine
-from protoseg.teach.edit import ClassEdit, apply_edit, memories, read_edit, write_edit
+from protoseg.run.evaluate import match_classes
+from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
+from protoseg.teach.statistics import with_statistics
 from protoseg.teach.trial import trial
 from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
@@ -40,6 +43,7 @@ remove, merge = _changing(remove_classes), _changing(merge_classes)
 
 @_changing
 def apply(file: TrainedFile, change: Path) -> ClassEdit:
+    editable_memories(file)
     return read_edit(change)
 
 
@@ -57,6 +61,17 @@ def refresh(
 ) -> ClassEdit:
     dataset = ClassMasks(images, masks, [name], [(0, 0, 0)], ids)
     return _taught(refresh_class, file, dataset, name, keep, seed, choose_device(device))
+
+
+def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | None, device: str | None) -> None:
+    """Write the checkpoint with :func:`protoseg.teach.statistics.with_statistics` of its run's training images."""
+    file = open_file(checkpoint, trust)
+    data = file.datamodule(root, num_workers=0)
+    part = data.source if isinstance(data, AdaptationDataModule) else data
+    match_classes(part, file.label_space, file.content["protoseg"].get("relabel", {}))
+    dataset = part.dataset(part.train_split)
+    save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images").content, out)
+    say(f"Statistics of {len(dataset)} images: {out}; teach add, given it, adds classes by them")
 
 
 def show(checkpoint: Path, trust: Sequence[str]) -> None:
@@ -116,6 +131,6 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
         say(
             f"{new.name} ({new.network}): {new.pixels} cells in {len(dataset)} images, {new.distinct} different "
-            f"prototypes{copies}, turned away from the other classes by {new.turned:.1f}"
+            f"prototypes{copies}"
         )
     return edit

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from protoseg.checkpoint import NETWORKS, check_class_names, read_tensors, save_checkpoint
+from protoseg.functional.discriminant import Statistics
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 
@@ -34,6 +35,7 @@ class ClassEdit:
     rows: list[int]  # of each class its place among the old ones; -1, -2, … for the first, second, … row of ``new``
     new: dict[str, Memory]  # by network (student, teacher) the memory of the classes that are new or changed
     relabel: dict[str, str | None] = field(default_factory=dict)  # how labels are read: {old class: new one, or None}
+    means: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by network and class, see ``Statistics.means``
     base: str = ""  # fingerprint of the networks whose embeddings the prototypes belong to
 
 
@@ -57,6 +59,8 @@ def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
 def editable_memories(file: TrainedFile) -> dict[str, Memory]:
     """The :func:`memories` of a checkpoint whose classes are prototypes and nothing else; else raises ProtosegError."""
     found, c = memories(file.content), file.label_space.num_classes
+    for network in found:
+        file.statistics(network)  # damaged ones are refused
     model, larger = file.blank(c), file.blank(c + 1)
     now, more = ({n: p.shape for n, p in m.named_parameters()} for m in (model, larger))
     # The auxiliary head has learned weights for each class, too, but only training uses it.
@@ -71,12 +75,14 @@ def editable_memories(file: TrainedFile) -> dict[str, Memory]:
 
 
 def fingerprint(checkpoint: Mapping[str, Any]) -> str:
-    """The same for two checkpoints whose networks, prototypes and auxiliary heads aside, have the same weights."""
+    """The same for two checkpoints of the same weights (prototypes and auxiliary heads aside) and statistics."""
     digest = hashlib.sha256()
     for name, tensor in sorted(checkpoint["state_dict"].items()):
         if name.startswith(tuple(NETWORKS.values())) and _MEMORY not in name and not name.startswith(_AUXILIARY):
             digest.update(name.encode(errors="backslashreplace"))
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for _, known in sorted((checkpoint["protoseg"].get("statistics") or {}).items()):
+        digest.update(known["factor"].cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -109,7 +115,28 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     after = {first: edit.relabel.get(last, last) if last is not None else None for first, last in before} | edit.relabel
     own["relabel"] = {first: last for first, last in after.items() if last is not None or first not in edit.classes}
     own["config"] = _config_for(own["config"], edit)
+    if kept := own.get("statistics"):
+        names = checkpoint["protoseg"]["label_space"]["classes"]
+        own["statistics"] = {n: _placed(Statistics(**kept[n]), names, edit, edit.means.get(n, {})) for n in kept}
     return checkpoint | {"state_dict": state, "protoseg": own}
+
+
+def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Statistics with the classes after an edit: of merged ones all means stay, each a rival of its own."""
+    after = [None if name in taught else edit.relabel.get(name, name) for name in names]
+    if not set(taught) <= set(edit.classes) or any(mean.shape != known.scale.shape for mean in taught.values()):
+        raise ProtosegError("classes: expected a change whose means fit the checkpoint's statistics, got others")
+    rows = [row for row, of in enumerate(known.classes.tolist()) if after[of] is not None]
+    if known.taught[rows].all():
+        raise ProtosegError(
+            "classes: expected one that the network was trained for to be left, got only taught ones: keep one of them"
+        )
+    classes = [edit.classes.index(str(after[of])) for of in known.classes[rows].tolist()]
+    return known._replace(
+        means=torch.cat([known.means[rows], *(mean[None] for mean in taught.values())]),
+        classes=torch.tensor([*classes, *map(edit.classes.index, taught)]),
+        taught=torch.cat([known.taught[rows], torch.ones(len(taught), dtype=torch.bool)]),
+    )._asdict()
 
 
 def _config_for(config: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
@@ -149,6 +176,7 @@ def read_edit(path: str | Path) -> ClassEdit:
         assert isinstance(edit.base, str)
         assert {int} >= {type(row) for row in edit.rows}
         assert len(edit.classes) == len(edit.rows)
+        assert all(isinstance(mean, Tensor) for means in edit.means.values() for mean in means.values())
         assert all(isinstance(part, Tensor) and part.ndim > 0 for memory in new.values() for part in memory)
         space = {"name": "edit", "classes": edit.classes, "colors": edit.colors}
         check_class_names({"label_space": space, "relabel": edit.relabel, "config": None})

@@ -9,19 +9,23 @@ from torch import Tensor
 
 from protoseg.analysis.stream import look
 from protoseg.data import SegmentationDataset
-from protoseg.functional.class_prototypes import ClassPrototypes, class_prototypes, turned_away
+from protoseg.functional.class_prototypes import ClassPrototypes, class_prototypes
+from protoseg.functional.discriminant import Statistics, posterior_mean
+from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
+from protoseg.nn.discriminant import frozen_maps
 from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
 from protoseg.trained import TrainedFile
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 
 MAX_CELLS = 200_000
-"""Cells of the grid kept of each class that is looked for, and of all others together: bounds the memory."""
-
-OTHER = -1
+"""Cells of the grid kept of each class that is looked for: bounds the memory."""
 
 Entry = tuple[str, tuple[int, int, int], int]
 """Name, colour and row (see :attr:`ClassEdit.rows`) of a class after a change."""
+
+Means = dict[str, dict[str, Tensor]]
+"""By network and class, see :attr:`ClassEdit.means`."""
 
 
 class NewClass(NamedTuple):
@@ -31,7 +35,6 @@ class NewClass(NamedTuple):
     network: str  # ``student`` or ``teacher``
     pixels: int  # cells of the grid that its prototypes were made of
     distinct: int  # how many of these differ, at most K
-    turned: float  # how far they were turned away from other classes, 0 to 1; see ``functional.class_prototypes``
 
 
 def add_classes(
@@ -44,15 +47,16 @@ def add_classes(
 ) -> tuple[ClassEdit, list[NewClass]]:
     """Give a checkpoint classes that it was not trained for, from a few images with masks.
 
-    K prototypes of each class are clustered from the frozen embeddings of its pixels, and turned away from those of the
-    other labelled pixels in the same images (:func:`protoseg.functional.class_prototypes.turned_away`).
+    A new class is found by a linear discriminant of all frozen maps (:mod:`protoseg.functional.discriminant`), whose
+    statistics the checkpoint holds (:func:`protoseg.teach.with_statistics`); its K prototypes, clustered from the
+    embeddings of its pixels, say what it looks like.
 
-    In ``dataset`` pixels of the new classes are labelled as such, any other label is "not these", ignored pixels take
-    no part; names and colours come from its label space. ``seed`` is of the clustering, ``title`` of the progress bar:
-    none without it. Returns the change, for :func:`protoseg.teach.apply_edit`, and what was found in each network.
+    In ``dataset`` pixels of the new classes are labelled as such, all others take no part; names and colours come from
+    its label space. ``seed`` is of the clustering, ``title`` of the progress bar: none without it. Returns the change,
+    for :func:`protoseg.teach.apply_edit`, and what was found in each network.
 
-    Raises ProtosegError: classes that are there already or have no pixel; a head without prototypes, or with learned
-    weights for each class.
+    Raises ProtosegError: classes that are there already or have no pixel; a checkpoint without statistics; a head
+    without prototypes, or with learned weights for each class.
     """
     space, given = file.label_space, dataset.label_space
     ids = given.ids(names, "classes to add")
@@ -61,9 +65,14 @@ def add_classes(
             f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}: choose another "
             "name, or refresh the class"
         )
-    new, found = _prototypes(file, dataset, ids, {}, seed, device, title)
+    if not all(map(file.statistics, file.networks)):
+        raise ProtosegError(
+            f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes are "
+            "found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
+        )
+    new, found, means = _learned(file, dataset, ids, {}, seed, device, title)
     added = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
-    return _edit(file, [*_entries(space), *added], new), found
+    return _edit(file, [*_entries(space), *added], new, means=means), found
 
 
 def refresh_class(
@@ -85,9 +94,17 @@ def refresh_class(
     space = file.label_space
     (row,) = space.ids([name], f"class to refresh in {file.path}")
     (there,) = dataset.label_space.ids([name], "class to refresh in the images")
-    new, found = _prototypes(file, dataset, [there], {there: (row, keep)}, seed, device, title)
+    new, found, means = _learned(file, dataset, [there], {there: (row, keep)}, seed, device, title)
     entries = [(known, color, -1 if i == row else i) for known, color, i in _entries(space)]
-    return _edit(file, entries, new), found
+    for network, of in means.items():
+        known = file.statistics(network)
+        assert known is not None
+        own = known.classes == row
+        if not known.taught[own].any():  # the head's own class: what the training images say of it stays
+            means[network] = {}
+        elif keep:
+            of[name] = keep * known.means[own].mean(0) + (1 - keep) * of[name]
+    return _edit(file, entries, new, means=means), found
 
 
 def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
@@ -136,13 +153,19 @@ def _entries(space: LabelSpace) -> list[Entry]:
 
 
 def _edit(
-    file: TrainedFile, entries: list[Entry], new: dict[str, Memory], relabel: dict[str, str | None] | None = None
+    file: TrainedFile,
+    entries: list[Entry],
+    new: dict[str, Memory],
+    relabel: dict[str, str | None] | None = None,
+    means: Means | None = None,
 ) -> ClassEdit:
     names, colors, rows = zip(*entries, strict=True)
-    return ClassEdit([*names], [[*color] for color in colors], [*rows], new, relabel or {}, fingerprint(file.content))
+    return ClassEdit(
+        [*names], [[*color] for color in colors], [*rows], new, relabel or {}, means or {}, fingerprint(file.content)
+    )
 
 
-def _prototypes(
+def _learned(
     file: TrainedFile,
     dataset: SegmentationDataset,
     ids: list[int],
@@ -150,67 +173,64 @@ def _prototypes(
     seed: int,
     device: torch.device | str,
     title: str,
-) -> tuple[dict[str, Memory], list[NewClass]]:
-    """For each network the memory of classes ``ids`` of the data set, with ``old`` = {id: (row, weight to keep)}."""
-    found = editable_memories(file)
+) -> tuple[dict[str, Memory], list[NewClass], Means]:
+    """For each network memory and means of classes ``ids`` of the data, with ``old`` = {id: (row, weight to keep)}."""
     new, log = {}, []
-    for network, memory in found.items():
+    means: Means = {}
+    for network, memory in editable_memories(file).items():
+        known, made = file.statistics(network), []
         model = file.model(network).to(device)
-        cells, labels = _labelled_cells(model, dataset, ids, seed, title and f"{title} ({network})")
-        members = {i: cells[labels == i] for i in ids}
-        start = [_clustered(members[i], i, memory, old.get(i), dataset, seed) for i in ids]
-        made = []
-        for place, (label, first) in enumerate(zip(ids, start, strict=True)):
-            # The other new classes count as rivals too; the old prototypes of a refreshed class do not.
-            kept = [row for row in range(len(memory.prototypes)) if label not in old or row != old[label][0]]
-            rest = [other.prototypes for i, other in enumerate(start) if i != place]
-            rivals = torch.cat([memory.prototypes[kept].flatten(0, 1), *rest])
-            prototypes, turned = turned_away(first.prototypes, members[label], cells[labels != label], rivals)
-            made.append(Memory(prototypes, torch.ones_like(first.counts), first.counts.to(memory.occupancy)))
-            name, number = dataset.label_space.classes[label], len(members[label])
-            log.append(NewClass(name, network, number, first.distinct, turned))
+        for i, seen in _looked_at(model, dataset, ids, known, seed, title and f"{title} ({network})").items():
+            name = dataset.label_space.classes[i]
+            if not seen.cells:
+                raise ProtosegError(
+                    f"class {name!r}: expected pixels of it in the masks, got none on the network's grid in "
+                    f"{len(dataset)} images: give images that show it, larger"
+                )
+            members = torch.cat(seen.cells)
+            clusters = _clustered(members, memory, *old.get(i, (-1, 0.0)), seed)
+            made.append(Memory(clusters.prototypes, torch.ones_like(clusters.counts), clusters.counts.to(memory[2])))
+            log.append(NewClass(name, network, len(members), clusters.distinct))
+            if known is not None:
+                mean = posterior_mean(known, torch.stack(seen.means), torch.tensor(seen.counts))
+                means.setdefault(network, {})[name] = mean
         new[network] = Memory(*(torch.stack(parts) for parts in zip(*made, strict=True)))
-    return new, log
+    return new, log, means
 
 
-def _clustered(
-    members: Tensor, label: int, memory: Memory, old: tuple[int, float] | None, dataset: SegmentationDataset, seed: int
-) -> ClassPrototypes:
+class _Seen(NamedTuple):
+    """A class in each image that shows it."""
+
+    cells: list[Tensor]  # unit embeddings, of large sets of a part of its cells, ``n d``
+    means: list[Tensor]  # of all of its cells' frozen maps, whitened, ``D``
+    counts: list[int]  # of these
+
+
+def _looked_at(
+    model: Segmentor, dataset: SegmentationDataset, ids: Sequence[int], known: Statistics | None, seed: int, title: str
+) -> dict[int, _Seen]:
+    generator = torch.Generator().manual_seed(seed)
+    share = max(1, MAX_CELLS // len(dataset))
+    found = {i: _Seen([], [], []) for i in ids}
+    for index in track(range(len(dataset)), title, disable=not title):
+        image, label, _ = dataset[index]
+        scene = look(model, image, label)
+        maps, embeddings = (pixel_rows(x) for x in (frozen_maps(scene.output, model), scene.output.embeddings))
+        for i, seen in found.items():
+            own = (scene.cell_label == i).nonzero().flatten()
+            if len(own):
+                if known is not None:
+                    seen.means.append(known.whitened(maps[own].mean(0, keepdim=True).cpu())[0])
+                    seen.counts.append(len(own))
+                drawn = torch.randperm(len(own), generator=generator)[:share] if len(own) > share else slice(None)
+                seen.cells.append(embeddings[own[drawn]].cpu())
+    return found
+
+
+def _clustered(members: Tensor, memory: Memory, row: int, keep: float, seed: int) -> ClassPrototypes:
     """The prototypes of one class, with the old ones among its pixels where they are to be kept."""
-    if len(members) == 0:
-        raise ProtosegError(
-            f"class {dataset.label_space.classes[label]!r}: expected pixels of it in the masks, got none on the "
-            f"network's grid in {len(dataset)} images: give images that show it, larger"
-        )
-    row, keep = old or (-1, 0.0)
     k = memory.prototypes.shape[1]
     if keep:  # copies of the old ones that make up about this share of all
         copies = max(1, round(keep / (1 - keep) * len(members) / k))
         members = torch.cat([members, memory.prototypes[row].repeat(copies, 1)])
     return class_prototypes(members, k, seed=seed)
-
-
-def _labelled_cells(
-    model: Segmentor, dataset: SegmentationDataset, classes: Sequence[int], seed: int, title: str
-) -> tuple[Tensor, Tensor]:
-    """Unit embeddings ``n d`` and labels ``n`` of labelled cells, of large sets a part; other classes are ``OTHER``."""
-    generator = torch.Generator().manual_seed(seed)
-    share = max(1, MAX_CELLS // len(dataset))
-    embeddings, labels = [], []
-    for index in track(range(len(dataset)), title, disable=not title):
-        image, label, _ = dataset[index]
-        scene = look(model, image, label)
-        grid = scene.cell_label.cpu()
-        sought = torch.isin(grid, torch.tensor(classes))
-        known = torch.where(sought, grid, OTHER)
-        chosen = torch.cat([_drawn(known == i, share, generator) for i in classes]
-            + [_drawn(~sought & (grid != IGNORE_INDEX), share, generator)])  # fmt: skip
-        embeddings.append(scene.output.embeddings[0].flatten(1).T[chosen.to(scene.image.device)].cpu())
-        labels.append(known[chosen])
-    return torch.cat(embeddings), torch.cat(labels)
-
-
-def _drawn(wanted: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices of at most ``count`` of the wanted cells."""
-    found = wanted.nonzero().flatten()
-    return found if len(found) <= count else found[torch.randperm(len(found), generator=generator)[:count]]

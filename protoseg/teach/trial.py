@@ -3,20 +3,21 @@
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from hydra._internal.grammar.utils import escape_special_characters
-from torch import Tensor
+from torch import nn
 
 from protoseg.analysis.stream import Loader, scenes
 from protoseg.data import AdaptationDataModule, SegmentationDataset
 from protoseg.data.statistics import class_statistics
 from protoseg.evaluation.metrics import SegmentationMetrics
-from protoseg.functional.class_prototypes import best_cosine
 from protoseg.models.segmentor import Segmentor
-from protoseg.teach.edit import reading_again
+from protoseg.teach.edit import apply_edit, reading_again
 from protoseg.teach.operations import add_classes
 from protoseg.text import command
 from protoseg.trained import TrainedFile
@@ -70,15 +71,16 @@ def trial(
             f"trial: expected 1 to {len(candidates)} images, as many as show {name!r}, and at least one draw, got "
             f"{', '.join(map(str, shots))} images, {draws} draws"
         )
-    prototypes = {}
+    taught = {}
     for draw in range(draws):
         order = random.Random(draw).sample(candidates, len(candidates))
         for count in shots:
             few = copy.copy(train)
             few.samples = [train.samples[i] for i in sorted(order[:count])]
             edit, _ = add_classes(file, few, [name], draw, device, f"{count} images, draw {draw}")
-            prototypes[count, draw] = edit.new["student"].prototypes[0]
-    before, after = _judge_additions(file.model().to(device), prototypes, val, space)
+            larger = replace(file, content=apply_edit(file.content, edit)).model().to(device)
+            taught[count, draw] = cast(nn.Module, larger.discriminant)
+    before, after = _judge_additions(file.model().to(device), taught, val, space)
     return Trial(
         before=before,
         added={count: [after[count, draw] for draw in range(draws)] for count in shots},
@@ -112,20 +114,18 @@ def showing(dataset: SegmentationDataset, label: int) -> list[int]:
 
 @torch.no_grad()
 def _judge_additions(
-    model: Segmentor, prototypes: Mapping[tuple[int, int], Tensor], val: Loader, space: LabelSpace
+    model: Segmentor, taught: Mapping[tuple[int, int], nn.Module], val: Loader, space: LabelSpace
 ) -> tuple[Score, dict[tuple[int, int], Score]]:
-    """Scores without the class (its pixels ignored), and with each of some prototypes of it, in one pass."""
+    """Scores without the class (its pixels ignored), and with each of some discriminants that know it, in one pass."""
     new = space.num_classes - 1
-    without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in prototypes}
+    without, metrics = SegmentationMetrics(space), {key: SegmentationMetrics(space) for key in taught}
     for scene in scenes(model, val, "validating"):
         truth = scene.label.cpu()
-        best, old = scene.at_pixels(scene.output.logits[0]).max(0)
-        without.update(old.cpu(), truth.where(truth != new, IGNORE_INDEX))
-        pixels = scene.output.embeddings[0].flatten(1).T
-        for key, tried in prototypes.items():
-            score = model.head.class_logits(best_cosine(pixels, tried.to(pixels.device)))  # type: ignore[operator]
-            (score,) = scene.at_pixels(score.view(1, *scene.grid))
-            metrics[key].update(old.where(best >= score, new).cpu(), truth)
+        without.update(scene.prediction.cpu(), truth.where(truth != new, IGNORE_INDEX))
+        # The logit that its prototypes would give the class counts in none of them.
+        larger = scene.output._replace(logits=F.pad(scene.output.logits, (0, 0, 0, 0, 0, 1)))
+        for key, discriminant in taught.items():
+            metrics[key].update(scene.at_pixels(discriminant(larger).logits[0]).argmax(0).cpu(), truth)
     return _score(without), {key: _score(metric) for key, metric in metrics.items()}
 
 

@@ -148,11 +148,14 @@ def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["images"][1] == 4
 
 
+@pytest.mark.parametrize("statistics", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_trial_scores_are_those_of_evaluation(
-    base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path
+    statistics: bool, base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     less, new = tmp_path / "less.ckpt", tmp_path / "new.ckpt"
     call("remove", base, "--name Car --out", less)
+    if statistics:
+        call("statistics", less, "--device cpu --out", less)
     datamodule = SegmentationDataModule(Streets, 1, (64, 64), num_workers=0)
     showing = trial.showing(datamodule.dataset("train"), CAMVID.classes.index("Car"))
     found = trial.trial(open_file(less), "Car", [len(showing)], 1, open_file(base))

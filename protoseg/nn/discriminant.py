@@ -1,0 +1,92 @@
+"""Classes that were taught after the training: found by a linear discriminant of frozen maps, beside the head."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protoseg.functional.discriminant import Statistics
+from protoseg.functional.precision import no_autocast
+from protoseg.functional.resize import upsample_logits
+from protoseg.types import ProtosegError, SegOutput
+
+
+class Mapped(Protocol):
+    """What is to be known of a network: pixels per cell of its grid, and of each map in ``SegOutput.features``."""
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def feature_strides(self) -> list[int]: ...
+
+
+def on_grid(feature: Tensor, grid: tuple[int, int], stride: int, own: int) -> Tensor:
+    """A map of stride ``own``, ``b d h w``, on the grid of ``stride`` pixels a cell."""
+    if own < stride:
+        return F.avg_pool2d(feature, stride // own, ceil_mode=True)
+    return upsample_logits(feature, grid, own // stride)
+
+
+def frozen_maps(output: SegOutput, network: Mapped) -> Tensor:
+    """Embedding and encoder maps of a ``Segmentor``'s output on its grid, fp32 ``b d h w``."""
+    height, width = output.logits.shape[2:]
+    maps = zip(output.features or (), network.feature_strides, strict=True)
+    parts = [on_grid(feature.float(), (height, width), network.stride, own) for feature, own in maps]
+    return torch.cat([output.embeddings.float(), *parts], 1)
+
+
+class Discriminant(nn.Module):
+    """Taught classes win a cell where their score beats those of all old classes; else the head's answer stays.
+
+    A taught class's logit is the largest of the head's plus the difference of these scores, which is a log-likelihood
+    ratio. Raises ProtosegError: statistics of other maps than of so many ``channels``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, known: Statistics, channels: Sequence[int], strides: Sequence[int], stride: int) -> None:
+        super().__init__()
+        if len(known.scale) != sum(channels):
+            raise ProtosegError(
+                f"statistics: expected those of the {sum(channels)} channels of this network's maps, got "
+                f"{len(known.scale)}: make them anew with protoseg teach statistics"
+            )
+        weight, bias = known.linear()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride
+        self.of = known.classes.tolist()
+        self.old = (~known.taught).nonzero().flatten().tolist()
+        self.new = known.taught.nonzero().flatten().tolist()
+        # Classes that the head has no answer of its own for.
+        self.foreign = sorted({self.of[row] for row in self.new} - {self.of[row] for row in self.old})
+
+    def forward(self, output: SegOutput) -> SegOutput:
+        """The output with logits of the taught classes."""
+        return SegOutput(
+            logits=self.logits(output) if self.new else output.logits,
+            embeddings=output.embeddings,
+            similarities=output.similarities,
+            features=output.features,
+            align_corners=output.align_corners,
+        )
+
+    def logits(self, output: SegOutput) -> Tensor:
+        """Of all classes, ``b c h w``."""
+        (height, width), logits = output.logits.shape[2:], output.logits.clone()
+        maps = [output.embeddings, *(output.features or ())]
+        with no_autocast(logits):
+            scores = self.bias.view(1, -1, 1, 1)
+            for feature, stride, weight in zip(maps, self.strides, self.weight.split(self.channels, 1), strict=True):
+                score = F.conv2d(feature.float(), weight[:, :, None, None])  # before it is enlarged: cheaper, the same
+                scores = scores + on_grid(score, (height, width), self.stride, stride)
+            margin = scores[:, self.new] - scores[:, self.old].amax(1, keepdim=True)
+            logits[:, self.foreign] = -torch.inf
+            best = logits.amax(1)
+            for place, row in enumerate(self.new):
+                logits[:, self.of[row]] = torch.maximum(logits[:, self.of[row]], best + margin[:, place])
+        return logits

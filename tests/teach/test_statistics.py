@@ -1,0 +1,135 @@
+"""Classes taught by statistics of the frozen maps: found, kept through every change, and never used wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import protoseg
+from protoseg.checkpoint import read_checkpoint, save_checkpoint
+from protoseg.data import CAMVID, Streets
+from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.label_spaces import mapping_table, relabelled
+from protoseg.export.onnx import export_onnx
+from protoseg.teach import add_classes, apply_edit, merge_classes, read_edit, refresh_class, remove_classes, write_edit
+from protoseg.teach.statistics import with_statistics
+from protoseg.trained import TrainedFile, open_file
+from protoseg.types import ProtosegError
+from tests.teach.conftest import MakeCheckpoint
+
+
+def scenes(split: str, first: int, last: int) -> SegmentationDataset:
+    found = Streets(split=split)
+    found.samples = found.samples[first:last]
+    return found
+
+
+def file_of(path: Path, content: dict[str, Any]) -> TrainedFile:
+    save_checkpoint(content, path)
+    return open_file(path)
+
+
+@pytest.fixture
+def ready(make_checkpoint: MakeCheckpoint) -> TrainedFile:
+    """An untrained network that does not know Sky, with statistics of four of the built-in scenes."""
+    path = make_checkpoint()
+    without = apply_edit(read_checkpoint(path), remove_classes(open_file(path), ["Sky"]))
+    data = scenes("train", 0, 4)
+    space, table = relabelled(CAMVID, {"Sky": None})
+    data.map_classes(space, mapping_table(CAMVID, space, table))
+    return file_of(path.with_name("ready.ckpt"), with_statistics(TrainedFile(path, without), data))
+
+
+@pytest.fixture
+def taught(ready: TrainedFile) -> TrainedFile:
+    edit, _ = add_classes(ready, scenes("train", 4, 8), ["Sky"])
+    return file_of(ready.path.with_name("taught.ckpt"), apply_edit(ready.content, edit))
+
+
+def iou(file: TrainedFile, name: str, data: SegmentationDataset) -> float:
+    model = protoseg.load(file.path, "cpu")
+    hit = total = 0
+    for index in range(len(data)):
+        image, label, _ = data[index]
+        seen, true = model.predict(image).mask(name), label.numpy() == CAMVID.classes.index(name)
+        hit, total = hit + (seen & true).sum(), total + (seen | true).sum()
+    return float(hit / total)
+
+
+def test_a_taught_class_is_found_and_other_pixels_keep_their_answer(ready: TrainedFile, taught: TrainedFile) -> None:
+    val = scenes("val", 0, 3)
+    assert iou(taught, "Sky", val) > 0.45
+    before, after = (protoseg.load(file.path, "cpu").network for file in (ready, taught))
+    image = val[0][0][None]
+    old, new = before(image).logits, after(image).logits
+    sky = new.argmax(1) == 10
+    assert 0.05 < sky.float().mean() < 0.9
+    assert torch.equal(old, new[:, :10])
+    assert not after.state_dict().keys() ^ before.state_dict().keys()
+
+
+def test_its_place_goes_through_every_change(taught: TrainedFile, tmp_path: Path) -> None:
+    names = [name for name in CAMVID.classes if name != "Sky"]
+    known = taught.statistics()
+    assert known is not None
+    assert known.taught.tolist() == [*[False] * (len(known.classes) - 1), True]
+    merged = file_of(tmp_path / "m.ckpt", apply_edit(taught.content, merge_classes(taught, ["Road", "Tree"], "Road")))
+    rivals = merged.statistics()
+    assert rivals is not None
+    assert torch.equal(rivals.means, known.means)
+    both = [rivals.classes[known.classes == names.index(name)].item() for name in ("Road", "Tree")]
+    assert both == [merged.label_space.classes.index("Road")] * 2
+    less = file_of(tmp_path / "l.ckpt", apply_edit(merged.content, remove_classes(merged, ["Sky"])))
+    assert not less.statistics().taught.any()  # type: ignore[union-attr]
+    night = scenes("train", 8, 9)
+    edit, _ = refresh_class(taught, night, "Sky", keep=0.0)
+    moved = file_of(tmp_path / "r.ckpt", apply_edit(taught.content, edit)).statistics()
+    assert moved is not None
+    assert torch.equal(moved.means[:-1], known.means[:-1])
+    assert not torch.equal(moved.means[-1], known.means[-1])
+    edit, _ = refresh_class(taught, night, "Building")
+    kept = file_of(tmp_path / "b.ckpt", apply_edit(taught.content, edit)).statistics()
+    assert kept is not None
+    assert torch.equal(kept.means, known.means)
+    with pytest.raises(ProtosegError, match="expected one that the network was trained for to be left"):
+        apply_edit(taught.content, remove_classes(taught, names))
+
+
+def test_saved_models_and_changes_carry_it(ready: TrainedFile, taught: TrainedFile, tmp_path: Path) -> None:
+    model, image = protoseg.load(taught.path, "cpu"), scenes("val", 0, 1)[0][0]
+    again = protoseg.load(model.save_pretrained(tmp_path / "saved").parent, "cpu")
+    assert np.array_equal(again.predict(image).labels, model.predict(image).labels)
+    edit, _ = add_classes(ready, scenes("train", 4, 8), ["Sky"])
+    write_edit(edit, tmp_path / "sky.delta")
+    applied = file_of(tmp_path / "a.ckpt", apply_edit(ready.content, read_edit(tmp_path / "sky.delta")))
+    assert all(map(torch.equal, applied.statistics(), taught.statistics()))  # type: ignore[arg-type]
+    plain = ready.content | {"protoseg": {k: v for k, v in ready.content["protoseg"].items() if k != "statistics"}}
+    with pytest.raises(ProtosegError, match="got another"):  # its place means nothing without the statistics
+        apply_edit(plain, edit)
+
+
+def test_what_does_not_fit_is_refused(
+    taught: TrainedFile, ready: TrainedFile, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(ProtosegError, match="the ONNX file cannot hold"):
+        export_onnx(taught.model(), taught.label_space, tmp_path / "x.onnx")
+    with pytest.raises(ProtosegError, match="expected one without taught classes"):
+        with_statistics(taught, Streets(split="train"))
+    with pytest.raises(ProtosegError, match="was trained on"):
+        with_statistics(ready, Streets(split="train"))
+    own = taught.content["protoseg"]
+    whole, damaged = own["statistics"]["student"], {"scale": torch.ones(3), "classes": [1], "means": "x", "more": 1}
+    for name, value in (damaged | {"factor": torch.full_like(whole["factor"], torch.nan)}).items():
+        content = taught.content | {"protoseg": own | {"statistics": {"student": whole | {name: value}}}}
+        with pytest.raises(ProtosegError, match="got damaged ones"):
+            TrainedFile(taught.path, content).model()
+        with pytest.raises(ProtosegError, match="got damaged ones"):
+            remove_classes(TrainedFile(taught.path, content), ["Road"])
+    other = read_checkpoint(make_checkpoint("head.embedding_dim=8", name="other"))
+    other["protoseg"]["statistics"] = taught.content["protoseg"]["statistics"]
+    with pytest.raises(ProtosegError, match=r"expected those of the .* channels of this network"):
+        TrainedFile(Path("other.ckpt"), other).model()

@@ -53,7 +53,7 @@ def export_onnx(
     multiple = max(model.encoder.strides)
     if size is None and (isinstance(model, HRDASegmentor) or (model.discriminant and model.discriminant.new)):
         raise ProtosegError(
-            "export: expected a fixed size for HRDA, whose windows depend on it, and for taught classes, whose maps do, "
+            "export: expected a fixed size for HRDA, whose windows depend on it, and taught classes, whose maps do, "
             "got none; give --size"
         )
     if size is not None and min(size) < 1:

@@ -61,9 +61,8 @@ class Statistics(NamedTuple):
         fits = [tuple(part.shape) for part in self] == [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,)]
         fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in self[:4])
         fits &= (ids.dtype, self.taught.dtype) == (torch.int64, torch.bool) and not bool(self.taught.all())
-        if not (
-            fits and (self.scale > 0).all() and (self.images >= 0).all() and ids.min() >= 0 and ids.max() < num_classes
-        ):
+        fits = fits and bool((self.scale > 0).all() and (self.images >= 0).all())
+        if not fits or ids.min() < 0 or ids.max() >= num_classes:
             raise ValueError("parts that do not fit together")
         return self
 

@@ -65,11 +65,6 @@ def add_classes(
             f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}: choose another "
             "name, or refresh the class"
         )
-    if not all(map(file.statistics, file.networks)):
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes are "
-            "found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
-        )
     new, found, means = _learned(file, dataset, ids, {}, seed, device, title)
     added = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
     return _edit(file, [*_entries(space), *added], new, means=means), found
@@ -179,6 +174,11 @@ def _learned(
     means: Means = {}
     for network, memory in editable_memories(file).items():
         known, made = file.statistics(network), []
+        if known is None and not old:
+            raise ProtosegError(
+                f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes "
+                "are found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
+            )
         model = file.model(network).to(device)
         for i, seen in _looked_at(model, dataset, ids, known, seed, title and f"{title} ({network})").items():
             name = dataset.label_space.classes[i]

@@ -80,6 +80,8 @@ def test_from_one_checkpoint_to_the_next(
     assert classes(less) == tuple(name for name in CAMVID.classes if name != "Car")
     delta = tmp_path / "car.delta"
     what = "--name Car --color 1,2,3 --id 8"
+    call("statistics", less, "--device cpu --out", less)
+    assert f"Statistics of 4 images: {less}" in capsys.readouterr().out
     call("add", less, "--images", images, "--masks", masks, what, "--out", more, "--delta", delta, "--device cpu")
     shown = capsys.readouterr().out
     assert "Car (student): " in shown
@@ -120,6 +122,7 @@ def test_an_added_class_that_the_data_do_not_label_leaves_the_mean_alone(
 ) -> None:
     more = tmp_path / "more.ckpt"
     options = ("--images", cars[0], "--masks", cars[1], "--name Plate --color 1,2,3 --id 8 --device cpu --out", more)
+    call("statistics", base, "--device cpu --out", base)
     call("add", base, *options)
     run_evaluation(configure("evaluate", f"ckpt_path={more}", "num_workers=0", "save=[]", output=tmp_path / "e"))
     report = json.loads((tmp_path / "e" / "metrics.json").read_text())
@@ -139,6 +142,7 @@ def test_refresh(base: Path, cars: tuple[Path, Path], tmp_path: Path) -> None:
 def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     less, out = tmp_path / "less.ckpt", tmp_path / "car.json"
     call("remove", base, "--name Car --out", less)
+    call("statistics", less, "--device cpu --out", less)
     call("trial", less, "--name Car --shots 1 2 --draws 2 --trained", base, "--out", out, "--device cpu")
     shown = capsys.readouterr().out
     assert "added from 2 images" in shown
@@ -148,14 +152,12 @@ def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["images"][1] == 4
 
 
-@pytest.mark.parametrize("statistics", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_trial_scores_are_those_of_evaluation(
-    statistics: bool, base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path
+    base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     less, new = tmp_path / "less.ckpt", tmp_path / "new.ckpt"
     call("remove", base, "--name Car --out", less)
-    if statistics:
-        call("statistics", less, "--device cpu --out", less)
+    call("statistics", less, "--device cpu --out", less)
     datamodule = SegmentationDataModule(Streets, 1, (64, 64), num_workers=0)
     showing = trial.showing(datamodule.dataset("train"), CAMVID.classes.index("Car"))
     found = trial.trial(open_file(less), "Car", [len(showing)], 1, open_file(base))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.functional.class_prototypes import best_cosine, class_prototypes, spread_out, turned_away
+from protoseg.functional.class_prototypes import class_prototypes, spread_out
 from protoseg.functional.prototypes import sinkhorn
 from protoseg.types import ProtosegError
 
@@ -73,30 +73,3 @@ def sharing(strength: float) -> tuple[Tensor, Tensor, Tensor]:
     axes = torch.eye(12)
     own, other = axes[:1] + strength * axes[10], axes[1:4] + strength * axes[10]
     return bundle(own, 300, 0.15), bundle(other, 300, 0.15, seed=1), F.normalize(axes[1:4], dim=1)
-
-
-def test_turning_away_gives_stolen_pixels_back() -> None:
-    members, others, rivals = sharing(1.0)
-    plain = class_prototypes(members, 3).prototypes
-    turned, step = turned_away(plain, members, others, rivals)
-
-    def stolen(prototypes: Tensor) -> float:
-        return (best_cosine(others, prototypes) > best_cosine(others, rivals)).float().mean().item()
-
-    def kept(prototypes: Tensor) -> float:
-        return (best_cosine(members, prototypes) > best_cosine(members, rivals)).float().mean().item()
-
-    assert stolen(plain) > 0.05
-    assert stolen(turned) < 0.2 * stolen(plain)
-    assert kept(turned) > 0.99
-    assert 0 < step <= 1
-    torch.testing.assert_close(turned.norm(dim=1), torch.ones(3))
-
-
-def test_nothing_turns_without_need_or_without_others() -> None:
-    members, others, rivals = sharing(0.0)
-    plain = class_prototypes(members, 3).prototypes
-    for seen in (others, others[:0]):
-        turned, step = turned_away(plain, members, seen, rivals)
-        assert step == 0
-        torch.testing.assert_close(turned, plain)

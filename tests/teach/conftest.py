@@ -12,9 +12,11 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.checkpoint import save_checkpoint
-from protoseg.data import CAMVID
+from protoseg.checkpoint import read_checkpoint, save_checkpoint
+from protoseg.data import CAMVID, Streets
 from protoseg.run.build import build_module
+from protoseg.teach import with_statistics
+from protoseg.trained import TrainedFile
 from tests.conftest import TINY
 
 MakeCheckpoint = Callable[..., Path]
@@ -36,9 +38,19 @@ def make_checkpoint(configure: Callable[..., DictConfig], tmp_path: Path) -> Mak
     return make
 
 
+def with_scenes(path: Path) -> TrainedFile:
+    """A checkpoint with statistics of four of the built-in scenes."""
+    scenes = Streets(split="train")
+    scenes.samples = scenes.samples[:4]
+    return with_statistics(TrainedFile(path, read_checkpoint(path)), scenes)
+
+
 @pytest.fixture
 def base(make_checkpoint: MakeCheckpoint) -> Path:
-    return make_checkpoint()
+    """An untrained run with statistics."""
+    path = make_checkpoint()
+    save_checkpoint(with_scenes(path).content, path)
+    return path
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.data import CAMVID, Streets
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, relabelled
-from protoseg.export.onnx import export_onnx
+from protoseg.export.onnx import compare_onnx, export_onnx
 from protoseg.teach import add_classes, apply_edit, merge_classes, read_edit, refresh_class, remove_classes, write_edit
 from protoseg.teach.statistics import with_statistics
 from protoseg.trained import TrainedFile, open_file
@@ -41,7 +41,7 @@ def ready(make_checkpoint: MakeCheckpoint) -> TrainedFile:
     data = scenes("train", 0, 4)
     space, table = relabelled(CAMVID, {"Sky": None})
     data.map_classes(space, mapping_table(CAMVID, space, table))
-    return file_of(path.with_name("ready.ckpt"), with_statistics(TrainedFile(path, without), data))
+    return file_of(path.with_name("ready.ckpt"), with_statistics(TrainedFile(path, without), data).content)
 
 
 @pytest.fixture
@@ -112,10 +112,19 @@ def test_saved_models_and_changes_carry_it(ready: TrainedFile, taught: TrainedFi
         apply_edit(plain, edit)
 
 
+@pytest.mark.slow
+def test_a_taught_class_goes_into_the_onnx_file(taught: TrainedFile, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'protoseg[onnx]'")
+    export_onnx(taught.model(), taught.label_space, tmp_path / "x.onnx", size=(120, 152))
+    found = compare_onnx(taught.model(), tmp_path / "x.onnx", [(120, 152)])
+    assert found.labels < 1e-4
+    assert found.logits < 1e-3
+
+
 def test_what_does_not_fit_is_refused(
     taught: TrainedFile, ready: TrainedFile, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(ProtosegError, match="the ONNX file cannot hold"):
+    with pytest.raises(ProtosegError, match=r"expected a fixed size for HRDA, .* and taught classes"):
         export_onnx(taught.model(), taught.label_space, tmp_path / "x.onnx")
     with pytest.raises(ProtosegError, match="expected one without taught classes"):
         with_statistics(taught, Streets(split="train"))
@@ -125,9 +134,9 @@ def test_what_does_not_fit_is_refused(
     whole, damaged = own["statistics"]["student"], {"scale": torch.ones(3), "classes": [1], "means": "x", "more": 1}
     for name, value in (damaged | {"factor": torch.full_like(whole["factor"], torch.nan)}).items():
         content = taught.content | {"protoseg": own | {"statistics": {"student": whole | {name: value}}}}
-        with pytest.raises(ProtosegError, match="got damaged ones"):
+        with pytest.raises(ProtosegError, match="its statistics cannot be built"):
             TrainedFile(taught.path, content).model()
-        with pytest.raises(ProtosegError, match="got damaged ones"):
+        with pytest.raises(ProtosegError, match="its statistics cannot be built"):
             remove_classes(TrainedFile(taught.path, content), ["Road"])
     other = read_checkpoint(make_checkpoint("head.embedding_dim=8", name="other"))
     other["protoseg"]["statistics"] = taught.content["protoseg"]["statistics"]

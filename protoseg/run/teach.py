@@ -16,7 +16,7 @@ from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
-from protoseg.teach.statistics import with_statistics
+from protoseg.teach.statistics import MAX_IMAGES, with_statistics
 from protoseg.teach.trial import trial
 from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
@@ -71,7 +71,7 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     match_classes(part, file.label_space, file.content["protoseg"].get("relabel", {}))
     dataset = part.dataset(part.train_split)
     save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images").content, out)
-    say(f"Statistics of {len(dataset)} images: {out}; teach add, given it, adds classes by them")
+    say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
 
 
 def show(checkpoint: Path, trust: Sequence[str]) -> None:

@@ -19,17 +19,10 @@ from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprin
 from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError
 
-MAX_CELLS = 200_000
-"""Cells of the grid kept of each class that is looked for: bounds the memory."""
-
-AWAY = 0.5
-"""Share of the other classes' mean embedding that is taken off prototypes: 0.3 to 0.8 did as well, docs/results.md."""
-
-Entry = tuple[str, tuple[int, int, int], int]
-"""Name, colour and row (see :attr:`ClassEdit.rows`) of a class after a change."""
-
-Means = dict[str, dict[str, Tensor]]
-"""By network and class, see :attr:`ClassEdit.means`."""
+MAX_CELLS = 200_000  # of the grid, kept of each class that is looked for: bounds the memory
+AWAY = 0.5  # of the other classes' mean embedding, taken off prototypes: 0.3 to 0.8 did as well (docs/results.md)
+Entry = tuple[str, tuple[int, int, int], int]  # name, colour and row (``ClassEdit.rows``) of a class after a change
+Means = dict[str, dict[str, Tensor]]  # by network and class, see ``ClassEdit.means``
 
 
 class NewClass(NamedTuple):

@@ -233,7 +233,11 @@ def score_figure(comparison: Comparison) -> Figure:
             shift = (i - (len(line.values) - 1) / 2) * (4 if x.numeric else 11)
             _draw(axes, drawn, x, shift, comparison.scale, color=f"C{i}", label=label, linestyle=x.numeric * "-")
         _label(axes, x)
-    next(iter(panels)).set_ylabel(figure_text(comparison.title))
+    first, alone = next(iter(panels)), all(len(setting.scores) == 1 for setting in settings)
+    if alone and comparison.scale == 100:  # without other seeds nobody knows the noise: no axis that makes it a trend
+        low, high = first.get_ylim()
+        first.set_ylim(min(low, (low + high) / 2 - 5), max(high, (low + high) / 2 + 5))
+    first.set_ylabel(figure_text(comparison.title + ", one run each" * alone))
     if line.name:
         entries = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels)
         handles = {label: handle for panel in entries for handle, label in panel}

@@ -118,6 +118,14 @@ def test_names_are_drawn_side_by_side_and_the_rest_in_panels(tmp_path: Path) -> 
     assert heat_figure(comparison) is None
 
 
+def test_one_run_each_draws_no_trend_of_noise(tmp_path: Path) -> None:
+    swept = {"head.num_prototypes": [1, 5, 10]}
+    (axes,) = score_figure(compare_settings(make_sweep(tmp_path, swept, [0.661, 0.663, 0.667]))).axes
+    low, high = axes.get_ylim()
+    assert low < 62 < 71 < high
+    assert axes.get_ylabel() == "mIoU (%), one run each"
+
+
 def test_two_numbers_have_a_heat_map(tmp_path: Path) -> None:
     swept = {"contrast.temperature": [0.5, 0.07, 0.2], "contrast.weight": [0.1, 0.3, 1]}
     figure = heat_figure(compare_settings(make_sweep(tmp_path, swept, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])))

@@ -110,8 +110,7 @@ def random_patch_mask(
     """
     if not 0 <= ratio <= 1 or block_size < 1:
         raise ProtosegError(
-            f"image masking: expected a ratio in [0, 1] and a block size of at least 1 pixel, got ratio={ratio}, "
-            f"block_size={block_size}"
+            f"masking: expected a ratio in [0, 1] and a block size of at least 1 pixel, got {ratio=}, {block_size=}"
         )
     visible = torch.rand(batch, 1, *grid_size(size, block_size), device=device) >= ratio
     pixels = visible.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
@@ -121,8 +120,7 @@ def random_patch_mask(
 def mask_image(image: Tensor, visible: Tensor, mean: Tensor) -> Tensor:
     """The image with its hidden pixels in the mean colour, which the model normalises to 0 (Eq. 7).
 
-    Of uint8, or float in [0, 1], ``b 3 H W``, ``visible`` ``b 1 H W`` and the mean for pixels in [0, 1], ``1 3 1 1``,
-    to [0, 1] in the dtype of the mean, which would be rounded as uint8.
+    Of uint8, or float in [0, 1], ``b 3 H W``, ``visible`` ``b 1 H W`` and the mean ``1 3 1 1``, to [0, 1] in its dtype.
     """
     scale = 255 if image.dtype == torch.uint8 else 1
     return torch.where(visible, image.to(mean.dtype) / scale, mean)

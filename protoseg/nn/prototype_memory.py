@@ -69,15 +69,11 @@ class PrototypeMemory(nn.Module):
     ) -> None:
         super().__init__()
         if min(num_classes, num_prototypes, dim) < 1:
-            raise ProtosegError(
-                "prototype memory: expected at least one class, prototype and channel, "
-                f"got num_classes={num_classes}, num_prototypes={num_prototypes}, dim={dim}"
-            )
+            text = "prototype memory: expected at least one class, prototype and channel"
+            raise ProtosegError(f"{text}, got {num_classes=}, {num_prototypes=}, {dim=}")
         if init not in INITS or assignment not in ASSIGNMENTS or not 0 <= momentum <= 1:
-            raise ProtosegError(
-                f"prototype memory: expected init in {INITS}, assignment in {ASSIGNMENTS} and momentum in [0, 1], "
-                f"got init={init!r}, assignment={assignment!r}, momentum={momentum}"
-            )
+            text = f"prototype memory: expected init in {INITS}, assignment in {ASSIGNMENTS}, momentum in [0, 1]"
+            raise ProtosegError(f"{text}, got {init=}, {assignment=}, {momentum=}")
         self.momentum, self.momentum_warmup = momentum, momentum_warmup
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
         self.cared_for = False  # moved, loaded, or moved by whom we know: nothing to warn of

@@ -24,10 +24,9 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_co
     """
     height, width = logits.shape[-2:]
     if (height, width) != grid_size(size, stride):
-        raise ProtosegError(
-            f"upsample_logits: expected a grid of {grid_size(size, stride)} for an image of {tuple(size)} at stride "
-            f"{stride}, got {(height, width)}; pass the size of the image that the model was given"
-        )
+        wanted = f"a grid of {grid_size(size, stride)} for an image of {tuple(size)} at stride {stride}"
+        got = f"{(height, width)}; pass the size of the image that the model was given"
+        raise ProtosegError(f"upsample_logits: expected {wanted}, got {got}")
     cells = (height * stride, width * stride)
     return F.interpolate(logits, cells, mode="bilinear", align_corners=align_corners)[..., : size[0], : size[1]]
 

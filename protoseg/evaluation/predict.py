@@ -115,9 +115,7 @@ def predict(
         for reason in failed:
             say(reason, stderr=True)
         text = f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}"
-        raise ProtosegError(
-            f"{text}: mend or move these; the same command in that folder (hydra.run.dir) does the rest"
-        )
+        raise ProtosegError(f"{text}: mend or move these; the same command in that folder (hydra.run.dir) goes on")
     return Outcome(writer.written, skipped)
 
 

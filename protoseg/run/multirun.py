@@ -248,7 +248,11 @@ def compare(folder: Path, out: Path | None, metric: str | None) -> None:
         raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
     terminal = Terminal()
     tables.print_settings(sweep, comparison, terminal)
-    tables.print_missing(sweep, terminal)
+    title, without = tables.missing(sweep)
+    if without:
+        terminal.print(title, style="yellow")
+    for line in without:
+        terminal.say(f"  {line}")
     out = out or folder
     for path in [*tables.write_tables(sweep, comparison, out), *tables.write_figures(comparison, out)]:
         terminal.say(f"Written: {path}")

@@ -201,10 +201,8 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     model, space = module.model, module.label_space
     images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
-    say(
-        f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
-        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}"
-    )
+    what = f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes"
+    say(f"{what} ({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}")
 
 
 def learned_parameters(module: SegmentationModule) -> int:

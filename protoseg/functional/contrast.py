@@ -33,7 +33,7 @@ def info_nce(
 
 
 def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Tensor:
-    """Cosine of each anchor, ``c a d``, to the nearest prototype of its class, ``c k d``, that is ``placed``, or 0."""
+    """Cosine of anchors ``c a d`` to the nearest prototype ``c k d`` of their class that is placed, ``c k``; else 0."""
     cosine = hide(anchors @ prototypes.transpose(1, 2), ~placed.unsqueeze(1))
     return cosine.amax(2).where(placed.any(1, keepdim=True), 0)
 
@@ -53,7 +53,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_bounds(values: Tensor, valid: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Entropies that the lowest and the highest ``share`` of the valid pixels (both ``n``) of all ranks do not pass."""
+    """Entropies that the lowest and the highest ``share`` in (0, 0.5] of all ranks' valid pixels ``n`` do not pass."""
     ordered = all_gather(values.where(valid, float("inf"))).sort().values
     last = (all_reduce_(valid.sum()) - 1).clamp_min(0)
     margin = (share * last).long()
@@ -121,7 +121,7 @@ def class_mean_contrast(
     """Cross-entropy of each pixel's cosines to the class means over the temperature, its label as the target.
 
     SePiCo (Xie et al., TPAMI 2023, arXiv 2204.08808), its prototypical variant, with temperature 100 as released. Of
-    embeddings ``n d``, labels int64 ``n`` and means ``c d``; classes that have none (``placed``, ``c``) are left out.
+    embeddings ``n d``, labels int64 ``n`` and means ``c d``; classes not ``placed``, ``c``, are left out.
     """
     known = _has_mean(label, placed)
     logits = _mean_logits(embeddings, means, placed, temperature)

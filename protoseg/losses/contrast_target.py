@@ -25,7 +25,7 @@ class TargetContrast(ProjectedContrast):
     An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order, whose rank
     is in ``low_rank <= rank < high_rank`` (0 is the likeliest): it joins their queues, as a negative. Per class there
     are at most ``anchors`` a rank, ``negatives`` (or per anchor, see the subclass), and queues of ``queue_length``, to
-    which a step writes ``per_step`` over all ranks. The defaults are U2PL's. Raises ProtosegError: other numbers.
+    which a step writes ``per_step`` over all ranks. The defaults are U2PL's. Raises ProtosegError: senseless numbers.
     """
 
     needs = ("mixed", "target")

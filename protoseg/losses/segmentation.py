@@ -28,7 +28,7 @@ def balanced_class_weights(frequencies: Tensor) -> Tensor:
 def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     """Online hard example mining: pixels whose true class has probability below ``threshold``, at least ``min_kept``.
 
-    From the cross-entropy per pixel (0 at ignored ones, which may fill up ``min_kept`` unharmed) to a mask, any shape.
+    From the cross-entropy per pixel, of any shape (0 at ignored ones, which may fill up ``min_kept``), to a bool mask.
     """
     flat = losses.flatten()
     kth_hardest = flat.topk(min(min_kept, flat.numel())).values[-1]

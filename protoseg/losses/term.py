@@ -72,7 +72,7 @@ class Term(nn.Module, ABC):
         super().__init__()
         self.weight, self.memory = weight, None
         self.observations: list[Observation] = []  # pixels of the last ``forward`` for a memory
-        self.statistics: dict[str, Tensor] = {}  # of the last ``forward``, for the logs: a scalar, or one each class
+        self.statistics: dict[str, Tensor] = {}  # of the last ``forward``, for the logs: scalars, or ``c``
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         """Make whatever depends on the sizes of the model, a ``Segmentor``, or on the classes."""

@@ -162,9 +162,9 @@ class PrototypeMemory(nn.Module):
         """Warn, once, of prototypes that are where they were made: of a loop that forgets :meth:`step`."""
         if not (self.cared_for or torch.compiler.is_compiling()):
             self.cared_for = True
-            text = "prototype memory: evaluated with prototypes that never moved, which are random vectors; call"
-            remedy = "after_optimizer_step() of the module, or memory.step() of the head, after every optimizer step"
-            warnings.warn(f"{text} {remedy}", stacklevel=2)
+            text = "prototype memory: evaluated with prototypes that never moved, which are random vectors"
+            remedy = "call after_optimizer_step() of the module, or memory.step() of the head after each optimizer step"
+            warnings.warn(f"{text}; {remedy}", stacklevel=2)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

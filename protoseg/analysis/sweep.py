@@ -171,15 +171,6 @@ def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> 
     terminal.table("Mean ± sample standard deviation over n runs", *table(comparison), left=left)
 
 
-def print_missing(sweep: Sweep, terminal: Terminal) -> None:
-    """Print which jobs have no result, and why."""
-    title, without = missing(sweep)
-    if without:
-        terminal.print(title, style="yellow")
-    for line in without:
-        terminal.say(f"  {line}")
-
-
 def print_jobs(sweep: Sweep, terminal: Terminal) -> None:
     """Print every job with its state, score and time."""
     names, styles = short_names(sweep.swept), {"done": "green", "failed": "red"}

@@ -29,10 +29,8 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     ProtosegError: shapes differ, or an id lies outside the classes.
     """
     if pred.shape != label.shape:
-        raise ProtosegError(
-            f"confusion matrix: expected prediction and label of one shape, got {tuple(pred.shape)} and "
-            f"{tuple(label.shape)}; predictions are class ids at the label's resolution, not logits"
-        )
+        text = "confusion matrix: expected predictions (class ids, not logits) and labels of one shape"
+        raise ProtosegError(f"{text}, got {tuple(pred.shape)} and {tuple(label.shape)}")
     pred, label = pred.long(), label.long()
     counted = label != IGNORE_INDEX
     known = (label >= 0) & (label < num_classes) & (pred >= 0) & (pred < num_classes)
@@ -43,11 +41,9 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     if len(counts) > ignored_cell + 1:
         wrong = ~known & counted
         ids = [sorted(set(x[wrong].unique().tolist()) - set(range(num_classes))) for x in (label, pred)]
-        raise ProtosegError(
-            f"confusion matrix: expected ids 0 to {num_classes - 1} (labels also {IGNORE_INDEX} for ignored pixels), "
-            f"got labels {ids[0]} and predictions {ids[1]} outside them; check that the label space is the one the "
-            "model and the data use"
-        )
+        text = f"confusion matrix: expected ids 0 to {num_classes - 1} (ignored labels: {IGNORE_INDEX})"
+        got = f"labels {ids[0]} and predictions {ids[1]}"
+        raise ProtosegError(f"{text}, got {got}; check that the model and the data have this label space")
     return counts[:ignored_cell].view(num_classes, num_classes)
 
 

@@ -311,10 +311,8 @@ def _ids(label: Tensor, label_space: LabelSpace) -> npt.NDArray[np.integer]:
     n, ignored = label_space.num_classes, ids == IGNORE_INDEX
     unknown = ((ids < 0) | (ids >= n)) & ~ignored
     if unknown.any():
-        raise ProtosegError(
-            f"picture of labels: expected ids 0 to {n - 1} or {IGNORE_INDEX} of label space "
-            f"{label_space.name!r}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it"
-        )
+        text = f"picture of labels: expected ids 0 to {n - 1} or {IGNORE_INDEX} of label space {label_space.name!r}"
+        raise ProtosegError(f"{text}, got {np.unique(ids[unknown]).tolist()}; check that the labels belong to it")
     return np.where(ignored, ids.dtype.type(n), ids)
 
 

@@ -99,10 +99,9 @@ def predict(
     is_video = place.suffix.lower() in VIDEO_SUFFIXES and not place.is_dir()
     known = SAVES if is_video else (*SAVES, "probabilities")
     if not set(save) <= set(known) or not save:
-        raise ProtosegError(
-            f"save: expected {' or '.join(known)} to predict, got {', '.join(save) or 'nothing'}"
-            f"{', and panels need a truth to compare with' if 'panels' in save else ''}"
-        )
+        panels = ", and panels need a truth to compare with" if "panels" in save else ""
+        got = ", ".join(save) or "nothing"
+        raise ProtosegError(f"save: expected {' or '.join(known)} to predict, got {got}{panels}")
     if follow is not None and (follow <= 0 or not place.is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
     writer = Writer(Path(output), label_space, save, model.to(device), predictor, device, overwrite)
@@ -115,10 +114,8 @@ def predict(
     if failed:
         for reason in failed:
             say(reason, stderr=True)
-        raise ProtosegError(
-            f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}: "
-            "mend these or move them elsewhere; the same command, with hydra.run.dir set to that folder, does the rest"
-        )
+        text = f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}"
+        raise ProtosegError(f"{text}: mend or move these; the same command in that folder (hydra.run.dir) goes on")
     return Outcome(writer.written, skipped)
 
 
@@ -147,10 +144,8 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
                 try:
                     with opened(path, reader) as geo:
                         if geo is not None and "probabilities" in writer.save:
-                            raise ProtosegError(
-                                f"image {path}: expected save=[labels] or [overlays] of a georeferenced TIFF, which is "
-                                "read by windows, got probabilities; leave them out"
-                            )
+                            text = f"image {path}: expected save=[labels] or [overlays] of a georeferenced TIFF"
+                            raise ProtosegError(f"{text}, which is read by windows, got probabilities; leave them out")
                         if geo is not None:
                             geo.predict(writer, names[str(path)])
                         else:

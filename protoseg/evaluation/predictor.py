@@ -85,17 +85,13 @@ class Predictor:
         if mode not in MODES:
             raise ProtosegError(f"inference.mode: expected one of {', '.join(MODES)}, got {mode!r}")
         if mode != "slide" and (crop_size is not None or stride is not None):
-            raise ProtosegError(
-                f"inference: expected no crop_size and no stride with mode={mode}, got crop_size={crop_size} and "
-                f"stride={stride}; set mode=slide, or leave them out"
-            )
+            text = f"inference: expected no crop_size and no stride with mode={mode}, got {crop_size=} and {stride=}"
+            raise ProtosegError(f"{text}; set mode=slide, or leave them out")
         if mode == "slide" and crop_size is None:
             raise ProtosegError("inference.crop_size: expected a size with mode=slide, got none; e.g. [512, 512]")
         listed = scales if isinstance(scales, Sequence) else ()
         if not listed or not all(isinstance(scale, (int, float)) and 0 < scale <= MAX_SCALE for scale in listed):
-            raise ProtosegError(
-                f"inference.scales: expected a list of positive numbers up to {MAX_SCALE}, got {scales}; e.g. [1.0]"
-            )
+            raise ProtosegError(f"inference.scales: expected a list of positive numbers to {MAX_SCALE}, got {scales}")
         self.mode = mode
         self.crop_size = None if crop_size is None else _pair("crop_size", crop_size)
         self.stride: tuple[int, int] | None = None
@@ -103,10 +99,8 @@ class Predictor:
             thirds = [max(1, 2 * side // 3) for side in self.crop_size]
             self.stride = _pair("stride", thirds if stride is None else stride)
             if any(step > side for step, side in zip(self.stride, self.crop_size, strict=True)):
-                raise ProtosegError(
-                    f"inference.stride: expected at most the crop size {self.crop_size}, got {self.stride}, which "
-                    "leaves pixels between the windows"
-                )
+                text = f"inference.stride: expected at most the crop size {self.crop_size}, got {self.stride}"
+                raise ProtosegError(f"{text}, which leaves pixels between the windows")
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = bool(flip)
 

@@ -84,10 +84,9 @@ def check_model(model: nn.Module, label_space: LabelSpace) -> None:
     """Raise ProtosegError unless the model has the classes of the label space."""
     num_classes = getattr(model, "num_classes", label_space.num_classes)
     if num_classes != label_space.num_classes:
-        raise ProtosegError(
-            f"evaluation: expected a model of the {label_space.num_classes} classes of label space "
-            f"{label_space.name!r}, got one of {num_classes}; choose the data or the checkpoint that belong together"
-        )
+        text = f"evaluation: expected a model of the {label_space.num_classes} classes of label space"
+        got = f"{label_space.name!r}, got one of {num_classes}"
+        raise ProtosegError(f"{text} {got}; choose the data or the checkpoint that belong together")
 
 
 def jpeg(picture: Picture) -> Callable[[Path], None]:

@@ -20,16 +20,10 @@ def info_nce(
 ) -> Tensor:
     """-log(e^{p/t} / (e^{p/t} + sum over m of e^{n_m/t})): mean over classes present of the mean over their anchors.
 
-    U2PL (Wang et al., CVPR 2022, arXiv 2203.03884). Classes stand at their own row: the released code numbers
+    U2PL (Wang et al., CVPR 2022, arXiv 2203.03884; t = 0.5). Classes stand at their own row: the released code numbers
     the classes present anew, which mixes up their queues as soon as one is absent. An anchor without negatives gives 0,
-    and so do no anchors on any rank.
-
-    Args:
-        positive: cosine of each anchor to its positive, ``c a``.
-        negative: cosines to its negatives, ``c a m``.
-        valid: anchors that exist, bool ``c a``.
-        negative_valid: negatives that exist, bool ``c a m`` or ``c 1 m``.
-        temperature: t; 0.5 in the paper.
+    and so do no anchors on any rank. Cosines are ``c a`` to the positive, ``c a m`` to the negatives; ``valid`` and
+    ``negative_valid`` say which anchors, ``c a``, and negatives, ``c a m`` or ``c 1 m``, exist.
     """
     positive, negative = at_least_fp32(positive) / temperature, at_least_fp32(negative) / temperature
     rivals = hide(negative, ~negative_valid).logsumexp(2)
@@ -39,10 +33,7 @@ def info_nce(
 
 
 def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Tensor:
-    """Cosine of each anchor to the nearest prototype of its class: ``c a d`` and ``c k d`` to ``c a``.
-
-    Of those that have a position (``placed``, bool ``c k``); a class without any gives 0.
-    """
+    """Cosine of anchors ``c a d`` to the nearest prototype ``c k d`` of their class that is placed, ``c k``; else 0."""
     cosine = hide(anchors @ prototypes.transpose(1, 2), ~placed.unsqueeze(1))
     return cosine.amax(2).where(placed.any(1, keepdim=True), 0)
 
@@ -50,8 +41,7 @@ def nearest_prototype(anchors: Tensor, prototypes: Tensor, placed: Tensor) -> Te
 def surely_not(logits: Tensor, low: int, high: int) -> Tensor:
     """Classes that a pixel surely does not show: rank in the order of probabilities in [low, high), 0 the likeliest.
 
-    ``n c`` to bool ``n c``. U2PL's r_l and r_h; ``low`` is at most the last rank, so that few classes (two, say) leave
-    one.
+    ``n c`` to bool ``n c``. U2PL's r_l and r_h; ``low`` is at most the last rank, so that even two classes leave one.
     """
     position = logits.argsort(stable=True, dim=1, descending=True).argsort(1)
     return (position >= max(1, min(low, logits.shape[1] - 1))) & (position < high)
@@ -63,10 +53,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_bounds(values: Tensor, valid: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Entropies that the lowest and the highest ``share`` of the valid pixels of all ranks do not pass.
-
-    Of finite ``values`` and bool ``valid``, both ``n``; ``share`` is in (0, 0.5].
-    """
+    """Entropies that the lowest and the highest ``share`` in (0, 0.5] of all ranks' valid pixels ``n`` do not pass."""
     ordered = all_gather(values.where(valid, float("inf"))).sort().values
     last = (all_reduce_(valid.sum()) - 1).clamp_min(0)
     margin = (share * last).long()
@@ -90,13 +77,9 @@ def supervised_contrast(
     is NaN for a class with one pixel. The similarities of all pairs never exist at once
     (:class:`protoseg.functional.pairs.PairLosses`).
 
-    Args:
-        anchors: ``n d``.
-        label: int64 ``n``; ``IGNORE_INDEX`` is no class, neither as anchor nor as key.
-        keys: further vectors to compare with, ``m d``; no gradient reaches them.
-        key_label: int64 ``m``.
-        weight: of each anchor, ``n``; 1 by default. Keys have weight 1.
-        temperature: 0.07 in ContrastiveSeg, 1 in the released code of PGPC.
+    Anchors are ``n d``, ``keys``, which no gradient reaches, ``m d``, with labels int64 ``n`` and ``m``, of which
+    ``IGNORE_INDEX`` is no class; ``weight`` is of the anchors, ``n``, 1 by default as of the keys. The temperature is
+    0.07 in ContrastiveSeg, 1 in the released code of PGPC.
     """
     with no_autocast(anchors):
         anchors = at_least_fp32(anchors)
@@ -124,12 +107,8 @@ def pixel_to_pixel(
     in the batch most features meet the label of another pixel; ours keeps them together; (b) takes the ignored label
     for a class; (c) leaves out pairs of a thing and a stuff pixel from the positives, of which there are none.
 
-    Args:
-        features: ``b d h w``, of any length.
-        label: int64 ``b h w``, ``IGNORE_INDEX`` where unlabelled.
-        weight: ``b h w``; 1 by default.
-        temperature: 1 in the released code.
-        released_order: (a) as released, for comparison with published figures.
+    Features are ``b d h w``, of any length; labels, int64, and weights, 1 by default, are ``b h w``; ``released_order``
+    is (a) as released, for comparison with published figures.
     """
     rows = F.normalize(at_least_fp32(features), dim=1).permute((2, 3, 0, 1) if released_order else (0, 2, 3, 1))
     flat_weight = None if weight is None else weight.flatten()
@@ -141,14 +120,8 @@ def class_mean_contrast(
 ) -> Tensor:
     """Cross-entropy of each pixel's cosines to the class means over the temperature, its label as the target.
 
-    SePiCo (Xie et al., TPAMI 2023, arXiv 2204.08808), its prototypical variant.
-
-    Args:
-        embeddings: ``n d``.
-        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
-        means: ``c d``.
-        placed: classes that have a mean, bool ``c``; pixels of the others are left out.
-        temperature: 100 in the released code.
+    SePiCo (Xie et al., TPAMI 2023, arXiv 2204.08808), its prototypical variant, with temperature 100 as released. Of
+    embeddings ``n d``, labels int64 ``n`` and means ``c d``; classes not ``placed``, ``c``, are left out.
     """
     known = _has_mean(label, placed)
     logits = _mean_logits(embeddings, means, placed, temperature)

@@ -42,10 +42,9 @@ def paste(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
 def check_colours(where: str, jitter: float = 0.2, jitter_probability: float = 0.8, **flags: bool) -> None:
     """Raise ProtosegError for arguments of :func:`strong_transform` that make no sense, or that it does not have."""
     if jitter < 0 or not 0 <= jitter_probability <= 1 or not {"blur", "kornia"} >= flags.keys():
-        raise ProtosegError(
-            f"{where}: expected jitter of at least 0, jitter_probability in [0, 1], blur and kornia, got {jitter}, "
-            f"{jitter_probability} and {', '.join(flags) or 'nothing else'}"
-        )
+        got = f"{jitter}, {jitter_probability} and {', '.join(flags) or 'nothing else'}"
+        wanted = "jitter of at least 0, jitter_probability in [0, 1], blur and kornia"
+        raise ProtosegError(f"{where}: expected {wanted}, got {got}")
 
 
 def strong_transform(
@@ -110,8 +109,7 @@ def random_patch_mask(
     """
     if not 0 <= ratio <= 1 or block_size < 1:
         raise ProtosegError(
-            f"image masking: expected a ratio in [0, 1] and a block size of at least 1 pixel, got ratio={ratio}, "
-            f"block_size={block_size}"
+            f"masking: expected a ratio in [0, 1] and a block size of at least 1 pixel, got {ratio=}, {block_size=}"
         )
     visible = torch.rand(batch, 1, *grid_size(size, block_size), device=device) >= ratio
     pixels = visible.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
@@ -121,8 +119,7 @@ def random_patch_mask(
 def mask_image(image: Tensor, visible: Tensor, mean: Tensor) -> Tensor:
     """The image with its hidden pixels in the mean colour, which the model normalises to 0 (Eq. 7).
 
-    Of uint8, or float in [0, 1], ``b 3 H W``, ``visible`` ``b 1 H W`` and the mean for pixels in [0, 1], ``1 3 1 1``,
-    to [0, 1] in the dtype of the mean, which would be rounded as uint8.
+    Of uint8, or float in [0, 1], ``b 3 H W``, ``visible`` ``b 1 H W`` and the mean ``1 3 1 1``, to [0, 1] in its dtype.
     """
     scale = 255 if image.dtype == torch.uint8 else 1
     return torch.where(visible, image.to(mean.dtype) / scale, mean)

@@ -53,9 +53,8 @@ class PairLosses(torch.autograd.Function):
             same = label[part].unsqueeze(1) == column_label
             positive = same & known & (own[part].unsqueeze(1) != number)
             scale = weight[part] / positive.sum(1).clamp_min(1)
-            losses, gradient = _of_some_rows(
-                times_table(rows[part], columns) / temperature, same | ~known, positive * column_weight
-            )
+            similarity = times_table(rows[part], columns) / temperature
+            losses, gradient = _of_some_rows(similarity, same | ~known, positive * column_weight)
             total += losses @ scale
             gradient *= scale.unsqueeze(1)
             to_rows[part] = times_table(gradient, turned)

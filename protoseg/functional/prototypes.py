@@ -30,16 +30,11 @@ def cluster(
 ) -> Clustering:
     """Online clustering of labelled pixels into the K prototypes of their class (training only).
 
-    Args:
-        own: cosines to the prototypes of each pixel's own class, ``n k``: ``Similarities.own(label)``.
-        label: int64 ``n``, ``IGNORE_INDEX`` where unlabelled.
-        assignment: how the plan becomes a membership. ``argmax``: the most likely prototype (paper).
-            ``gumbel``: a true sample from the plan (Gumbel noise on *log*-probabilities).
-            ``released``: the public code's draw, Gumbel noise on the plan's *probabilities*, nearly uniform; only
-            for comparison with published checkpoints.
-        epsilon, rounds: see :func:`protoseg.functional.prototypes.sinkhorn`.
-
-    Raises ProtosegError: unknown ``assignment``.
+    Of labels int64 ``n`` and the cosines to the prototypes of each pixel's own class, ``n k``:
+    ``Similarities.own(label)``; ``epsilon`` and ``rounds`` as of :func:`protoseg.functional.prototypes.sinkhorn`. The
+    ``assignment`` makes a membership of the plan. ``argmax``: the most likely prototype (paper). ``gumbel``: a true
+    sample (Gumbel noise on *log*-probabilities). ``released``: the public code's draw, the noise on *probabilities*,
+    nearly uniform; only for comparison with published checkpoints. Raises ProtosegError: another one.
     """
     if assignment not in ASSIGNMENTS:
         raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
@@ -58,7 +53,7 @@ def prototype_sums(embeddings: Tensor, member: Tensor, num_prototypes: int) -> t
     """Sum of embeddings and number of pixels per prototype, of this rank's pixels.
 
     From ``n d`` and the flat prototype index of each pixel, int64 ``n`` (-1 takes no part), to sums ``c*k d`` (fp32, or
-    fp64 for fp64 input) and counts ``c*k`` of the same dtype.
+    fp64 for fp64 input) and counts ``c*k``.
     """
     embeddings = at_least_fp32(embeddings)
     # One extra row swallows the pixels that take no part: no host synchronisation, static shapes.
@@ -131,13 +126,11 @@ def sinkhorn(
     Args:
         similarity: cosine of each pixel to the K prototypes of its own class, ``n k``.
         label: class of each pixel, int64 ``n`` in [0, num_classes); anything where ``valid`` is False.
-        num_classes: the cost does not depend on it beyond one ``c k`` table.
         valid: pixels that take part, bool ``n``; all by default.
         epsilon: entropy weight; smaller is sharper.
         rounds: of normalisation.
 
-    Returns:
-        The plan, ``n k``; rows of valid pixels sum to 1, the others are 0. fp32, or fp64 for fp64 input.
+    Returns the plan, ``n k``, fp32 or fp64 as its input; rows of valid pixels sum to 1, the others are 0.
     """
     similarity = at_least_fp32(similarity)
     # Cosines are at most 1; the shift keeps exp in range (exp(1 / 0.05) overflows fp16) and cancels in the plan.

@@ -18,20 +18,15 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_co
     Cell ``i`` covers the pixels ``i * stride`` to ``(i + 1) * stride - 1``. Resizing straight to ``size`` would stretch
     the grid wherever the image is not a multiple of the stride; so the whole cells are resized, then cropped.
 
-    Args:
-        logits: ``b c h w`` with ``h, w = ceil(size / stride)``; the result is ``b c H W`` in their dtype.
-        size: height and width of the image in pixels.
-        stride: pixels per cell.
-        align_corners: take the outermost cells for the outermost pixels, as ProtoSeg's released code does.
-
-    Raises ProtosegError: ``logits`` is not on the grid of ``size`` and ``stride``.
+    Logits ``b c h w`` become ``b c H W``, ``size`` being that of the image in pixels; with ``align_corners`` the
+    outermost cells are taken for the outermost pixels, as in ProtoSeg's released code. Raises ProtosegError: they are
+    not on the grid ``ceil(size / stride)``.
     """
     height, width = logits.shape[-2:]
     if (height, width) != grid_size(size, stride):
-        raise ProtosegError(
-            f"upsample_logits: expected a grid of {grid_size(size, stride)} for an image of {tuple(size)} at stride "
-            f"{stride}, got {(height, width)}; pass the size of the image that the model was given"
-        )
+        wanted = f"a grid of {grid_size(size, stride)} for an image of {tuple(size)} at stride {stride}"
+        got = f"{(height, width)}; pass the size of the image that the model was given"
+        raise ProtosegError(f"upsample_logits: expected {wanted}, got {got}")
     cells = (height * stride, width * stride)
     return F.interpolate(logits, cells, mode="bilinear", align_corners=align_corners)[..., : size[0], : size[1]]
 

@@ -125,7 +125,7 @@ _Add = Callable[[Tensor, Tensor, slice, Tensor], None]
 class _Store:
     """The cosines, kept or made when asked for, and the gradients of their readings.
 
-    Their columns are ordered by prototype, then class, so that the best of every class is found for many at once.
+    Columns are ordered by prototype, then class, so that the best of every class is found for many at once.
     """
 
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep: bool) -> None:

@@ -52,14 +52,8 @@ class FeatureDistance(Term):
 
     DAFormer (arXiv 2111.14887, Sec. 3.3): mean, over the cells of the coarsest map that one thing class covers by at
     least ``min_ratio``, of the Euclidean distance between the features of the source image by the student and by a
-    frozen copy of its initial encoder.
-
-    Args:
-        weight: 0.005 in the paper.
-        min_ratio: 0.75 in the paper.
-        classes: names of the classes that count; the label space's things by default.
-
-    Raises ProtosegError: classes that the label space lacks, or no things at all.
+    frozen copy of its initial encoder. Weight 0.005 and ``min_ratio`` 0.75 are the paper's; ``classes`` are the names
+    of those that count, by default the label space's things. Raises ProtosegError: the label space lacks them.
     """
 
     things: Tensor
@@ -103,9 +97,7 @@ def on_detail(output: SegOutput, *maps: Tensor) -> list[Tensor]:
     Raises ProtosegError: the model has no detail crop, or is not in training.
     """
     if output.detail is None:
-        raise ProtosegError(
-            "detail loss: expected a model with a detail crop, got none; set segmentor=hrda, or drop the term"
-        )
+        raise ProtosegError("detail: expected a model with a detail crop, got none; set segmentor=hrda, or drop it")
     logits, (top, left, height, width) = output.detail
     return [logits, *(pixels[:, top : top + height, left : left + width] for pixels in maps)]
 
@@ -140,17 +132,11 @@ class MixedDetailCrossEntropy(Term):
 class MaskedImageConsistency(Term):
     """Cross-entropy of the student on masked target images against the pseudo-labels (MIC, arXiv 2212.01322, Eq. 8).
 
-    The student must tell from the context what the teacher sees in the hidden patches. Images get colour jitter and
-    blur before patches are hidden, as in the released code. Every pixel weighs as much as the pseudo-labels' quality;
-    pixels whose pseudo-label is ``IGNORE_INDEX`` do not count.
-
-    Args:
-        block_size: side of a patch in pixels, 64 in the paper.
-        ratio: share of hidden patches, 0.7 in the paper.
-        detail_weight: of the detail crop's cross-entropy, the fused logits having the rest; models with a detail crop
-            (HRDA) only.
-        all_pixels: as of :class:`protoseg.losses.CrossEntropy`.
-        colours: of :func:`protoseg.functional.mixing.strong_transform`.
+    The student must tell from the context what the teacher sees in the hidden patches: the share ``ratio`` (0.7 in the
+    paper) of squares of ``block_size`` (64) pixels. Images get colour jitter and blur before, as in the released code
+    (``colours``, of :func:`protoseg.functional.mixing.strong_transform`). Every pixel weighs as much as the
+    pseudo-labels' quality; those without a pseudo-label do not count. Of a model with a detail crop (HRDA), that has
+    ``detail_weight``, and the fused logits the rest; ``all_pixels`` as of :class:`protoseg.losses.CrossEntropy`.
 
     Raises ProtosegError: a ratio outside [0, 1] or a block size below 1.
     """

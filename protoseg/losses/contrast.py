@@ -30,9 +30,8 @@ class PixelContrast(Term):
     """Draws pixels to their class and away from others in an embedding space; the base of the five presets.
 
     ``conf/contrast`` holds the presets, each a subclass with its paper's values. Whatever a subclass adds (projection,
-    queues, prototypes) lives in the term, not in the model: inference has the same cost with and without it.
-
-    ``temperature`` divides the cosines; raises ProtosegError unless it is positive.
+    queues, prototypes) lives in the term, not in the model: inference has the same cost with and without it. Raises
+    ProtosegError unless ``temperature``, which divides the cosines, is positive.
     """
 
     def __init__(self, weight: float, temperature: float) -> None:
@@ -93,15 +92,11 @@ def embed(projection: nn.Module, rows: Tensor) -> Tensor:
 class PixelToPixelContrast(PixelContrast):
     """The released code of PGPC, from CLUDA: every pixel with every other one, in the encoder's own features.
 
-    The encoder's maps are resized to one size and concatenated. Once on the labelled images, once on the mixed images,
-    if there are any, where pixels count as in the cross-entropy; the two losses are added, as released.
-    The cost grows with the square of the number of pixels: on a CPU choose a small ``size``.
-
-    Args:
-        weight, temperature: 1 as released.
-        size: height and width of the map, 65 x 65 as released.
-        align_corners: how features come to that size: True as released.
-        released_order: see :func:`protoseg.functional.contrast.pixel_to_pixel`.
+    The encoder's maps are resized to one size (height and width, 65 x 65 as released; ``align_corners``: released is
+    True) and concatenated. Once on the labelled images, once on the mixed images, if there are any, where pixels count
+    as in the cross-entropy; the two losses are added, as released. The cost grows with the square of the number of
+    pixels: on a CPU choose a small size. For ``released_order`` see
+    :func:`protoseg.functional.contrast.pixel_to_pixel`.
     """
 
     def __init__(
@@ -139,8 +134,8 @@ class PixelToPixelContrast(PixelContrast):
 class ProjectedContrast(PixelContrast):
     """A contrast in a space of its own: the model's embeddings through two layers that exist in training only.
 
-    The layers have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be. ``dim`` is the
-    number of channels of the space.
+    They have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be. The space has ``dim``
+    channels.
     """
 
     def __init__(self, weight: float, temperature: float, dim: int) -> None:
@@ -151,9 +146,8 @@ class ProjectedContrast(PixelContrast):
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         self.num_classes = label_space.num_classes
         channels = model.head.embedding_dim
-        self.projection: nn.Module = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.dim)
-        )
+        layers = (nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.dim))
+        self.projection: nn.Module = nn.Sequential(*layers)
 
 
 class ClassMeanContrast(ProjectedContrast):
@@ -257,6 +251,5 @@ class SupervisedPixelContrast(ProjectedContrast):
         keys, keys_valid = self.queue.draw(self.keys)
         self.queue.push(anchors.detach().view(*index.shape, -1), valid)
         self.statistics = {"anchors": valid.sum().float(), "queue": self.queue.fill.float()}
-        return supervised_contrast(
-            anchors, class_rows(valid), keys.flatten(0, 1), class_rows(keys_valid), temperature=self.temperature
-        )
+        queued = (keys.flatten(0, 1), class_rows(keys_valid))
+        return supervised_contrast(anchors, class_rows(valid), *queued, temperature=self.temperature)

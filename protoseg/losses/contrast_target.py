@@ -22,14 +22,10 @@ from protoseg.types import IGNORE_INDEX, LabelSpace, SegOutput
 class TargetContrast(ProjectedContrast):
     """Anchors from reliable target pixels, balanced over classes; negatives from unreliable ones.
 
-    An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order: it joins
-    the queues of these, as a negative. The defaults are U2PL's.
-
-    Per class there are at most ``anchors`` a rank, ``negatives`` (or per anchor, see the subclass), and queues of
-    ``queue_length``, to which a step writes ``per_step`` over all ranks. ``low_rank <= rank < high_rank`` are the ranks
-    in the teacher's order of classes (0 is the likeliest) that a pixel surely does not show.
-
-    Raises ProtosegError: numbers that make no sense.
+    An unreliable pixel may show one of a few classes, but surely none of those far down the teacher's order, whose rank
+    is in ``low_rank <= rank < high_rank`` (0 is the likeliest): it joins their queues, as a negative. Per class there
+    are at most ``anchors`` a rank, ``negatives`` (or per anchor, see the subclass), and queues of ``queue_length``, to
+    which a step writes ``per_step`` over all ranks. The defaults are U2PL's. Raises ProtosegError: senseless numbers.
     """
 
     needs = ("mixed", "target")
@@ -100,11 +96,9 @@ class PrototypeGuidedContrast(TargetContrast):
     the term keeps a memory in its projected space. Either is moved by labelled source and reliable target pixels.
     Queues hold the student's embeddings.
 
-    Args:
-        reliable: confidence from which a target pixel is reliable.
-        negatives: from each of the two kinds of queues, per class and step, shared by the anchors of the class.
-        num_prototypes, momentum: K and momentum of the prototypes, where the head has none.
-        options: of :class:`TargetContrast`; 128 anchors, ``dim`` 64 and shorter queues unless given.
+    A target pixel is reliable from the confidence ``reliable``; ``negatives`` come from each of the two kinds of queue,
+    shared by the anchors of the class; K and ``momentum`` are of prototypes where the head has none. The ``options`` of
+    :class:`TargetContrast` are 128 anchors, ``dim`` 64 and shorter queues unless given.
     """
 
     def __init__(
@@ -176,12 +170,10 @@ class PrototypeGuidedContrast(TargetContrast):
         on_source = embed(self.projection, take_rows(source.output.embeddings, source_index))
         embeddings = torch.cat([on_source.flatten(0, 1), anchors.flatten(0, 1)])
         label = torch.cat([class_rows(source_valid), class_rows(valid)])
-        logits = [
-            take_rows(images.output.logits, rows.flatten()) for images, rows in ((source, source_index), (mixed, index))
-        ]
+        drawn = ((source, source_index), (mixed, index))
+        predicted = torch.cat([take_rows(seen.output.logits, rows.flatten()) for seen, rows in drawn]).argmax(1)
         own = memory.similarity(embeddings).own(label)
-        member = memory.balance(own, label).member
-        return Observation(memory, embeddings, own, label, torch.cat(logits).argmax(1) == label, member)
+        return Observation(memory, embeddings, own, label, predicted == label, memory.balance(own, label).member)
 
 
 class UnreliablePixelContrast(TargetContrast):

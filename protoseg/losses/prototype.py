@@ -10,17 +10,13 @@ from protoseg.types import ProtosegError, Similarities
 def _prototypes_of(step: Step, term: str) -> tuple[Similarities, Clustering]:
     seen = step.labelled
     if seen.output.similarities is None or seen.clustering is None:
-        raise ProtosegError(
-            f"loss {term}: expected a head with prototypes, got one without; use head=prototype, or loss=parametric"
-        )
+        text = f"loss {term}: expected a head with prototypes, got one without"
+        raise ProtosegError(f"{text}; use head=prototype, or loss=parametric")
     return seen.output.similarities, seen.clustering
 
 
 class PixelPrototypeContrast(Term):
-    """PPC: draws a pixel to its own prototype and away from all c*k - 1 others.
-
-    ``weight`` is 0.01 in the paper, ``temperature`` 0.1, and 1 in the released code.
-    """
+    """PPC: draws a pixel to its own prototype and away from all others; in the paper weight 0.01, temperature 0.1."""
 
     def __init__(self, weight: float = 0.01, temperature: float = 0.1) -> None:
         super().__init__(weight)

@@ -28,8 +28,7 @@ def balanced_class_weights(frequencies: Tensor) -> Tensor:
 def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     """Online hard example mining: pixels whose true class has probability below ``threshold``, at least ``min_kept``.
 
-    From the cross-entropy per pixel (any shape; 0 at ignored ones, which may fill up ``min_kept`` unharmed) to a bool
-    mask of the same shape.
+    From the cross-entropy per pixel, of any shape (0 at ignored ones, which may fill up ``min_kept``), to a bool mask.
     """
     flat = losses.flatten()
     kth_hardest = flat.topk(min(min_kept, flat.numel())).values[-1]
@@ -76,8 +75,7 @@ class CrossEntropy(Term):
     """Cross-entropy on the upsampled class logits.
 
     Args:
-        class_weights: None, one number per class, or ``"balanced"`` (1 / sqrt of the pixel share in the training
-            set; counted once at the start of training).
+        class_weights: None, one number per class, or ``"balanced"``: 1 / sqrt of the pixel share in the training set.
         ohem_threshold: keep only pixels whose true class has a lower probability than this; None is off.
         ohem_min_kept: but at least this many pixels of a batch.
         all_pixels: divide by the number of all pixels, not of the labelled ones.
@@ -108,10 +106,8 @@ class CrossEntropy(Term):
         if self.class_weights is None:
             self.class_weights = torch.ones(classes)
         if len(self.class_weights) != classes:
-            raise ProtosegError(
-                f"class_weights: expected null, 'balanced' or {classes} numbers (one per class), got "
-                f"{self.class_weights.tolist()}"
-            )
+            text = f"class_weights: expected null, 'balanced' or {classes} numbers (one per class)"
+            raise ProtosegError(f"{text}, got {self.class_weights.tolist()}")
 
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Make the weights of ``"balanced"`` from the pixel share of each class, ``c``."""
@@ -134,7 +130,5 @@ class AuxiliaryCrossEntropy(CrossEntropy):
     def forward(self, step: Step) -> Tensor:
         seen = step.labelled
         if seen.output.auxiliary is None:
-            raise ProtosegError(
-                "loss auxiliary: expected a model with an auxiliary head, got none; set auxiliary=…, or drop the term"
-            )
+            raise ProtosegError("loss auxiliary: expected an auxiliary head, got none; set auxiliary=… or drop it")
         return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners)

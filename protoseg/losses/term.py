@@ -60,27 +60,19 @@ class Term(nn.Module, ABC):
     Its life: made from its YAML; :meth:`prepare`-d once, before any weights are loaded; :meth:`forward` in every step;
     :meth:`after_optimizer_step`. A new one is a subclass and a YAML that names it, under ``loss``, ``contrast`` or a
     method's ``terms``.
-
-    Attributes:
-        needs: parts of :class:`Step` without which it has nothing to do; a method that lacks one is refused before
-            training.
-        uses_labelled_graph: whether it has a gradient through ``labelled.output``, whose graph must then be kept where
-            the labelled images go backward first. Of terms under ``contrast`` and a method's ``terms`` only.
-        memory: the prototypes that the term keeps, None if it has none of its own.
-        observations: pixels of the last ``forward`` for a memory.
-        statistics: of the last ``forward``, for the logs, by name: a scalar, or a number for each class.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("labelled",)
+    needs: ClassVar[tuple[str, ...]] = ("labelled",)  # parts of a step that it works on; a method must have them
+    # Whether it has a gradient through ``labelled.output``, whose graph is then kept where the labelled images go
+    # backward first; of terms under ``contrast`` and a method's ``terms`` only.
     uses_labelled_graph: ClassVar[bool] = True
-    memory: PrototypeMemory | None
+    memory: PrototypeMemory | None  # the prototypes that the term keeps, None if it has none of its own
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        self.weight = weight
-        self.memory = None
-        self.observations: list[Observation] = []
-        self.statistics: dict[str, Tensor] = {}
+        self.weight, self.memory = weight, None
+        self.observations: list[Observation] = []  # pixels of the last ``forward`` for a memory
+        self.statistics: dict[str, Tensor] = {}  # of the last ``forward``, for the logs: scalars, or ``c``
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         """Make whatever depends on the sizes of the model, a ``Segmentor``, or on the classes."""

@@ -51,9 +51,8 @@ class PrototypeHead(Head):
     Args:
         num_prototypes: K, prototypes per class.
         embedding_dim: channels of the embedding; ``in_channels`` by default.
-        logits: ``temperature`` (class scores / temperature; no learned parameter, whatever the number of classes) or
-            ``layernorm`` over the class scores (released code; 2 c learned parameters).
-        temperature: for ``logits="temperature"``.
+        logits: ``temperature`` (class scores / ``temperature``; no learned parameter) or ``layernorm`` over the class
+            scores (released code; 2 c learned parameters).
         embedding_norm: LayerNorm over channels before the embedding is made unit length (released code).
         row_norm: every row of every channel gets unit length before that LayerNorm. The released code does so, its
             normalisation of channels running along the last dimension, which there is the width.
@@ -79,10 +78,8 @@ class PrototypeHead(Head):
         dim = embedding_dim or in_channels
         super().__init__(num_classes, dim)
         if logits not in LOGITS or temperature <= 0:
-            raise ProtosegError(
-                f"prototype head: expected logits in {LOGITS} and temperature > 0, "
-                f"got logits={logits!r}, temperature={temperature}"
-            )
+            text = f"prototype head: expected logits in {LOGITS} and temperature > 0"
+            raise ProtosegError(f"{text}, got {logits=}, {temperature=}")
         self.temperature, self.row_norm = temperature, row_norm
         self.projection = projection(in_channels, dim)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
@@ -133,8 +130,7 @@ class ParametricHead(Head):
 class AtrousHead(Head):
     """DeepLabV2's classifier: 3 x 3 convolutions of several dilations from the map to the classes, added up.
 
-    Chen et al., arXiv 1606.00915: dilations 6, 12, 18, 24. AdaptSegNet's code, which DACS's and many others took over,
-    adds up the first two alone.
+    Chen et al., arXiv 1606.00915: dilations 6, 12, 18, 24; in the codes of AdaptSegNet, DACS and others the first two.
     """
 
     def __init__(self, in_channels: int, num_classes: int, dilations: Sequence[int] = (6, 12)) -> None:

@@ -69,15 +69,11 @@ class PrototypeMemory(nn.Module):
     ) -> None:
         super().__init__()
         if min(num_classes, num_prototypes, dim) < 1:
-            raise ProtosegError(
-                "prototype memory: expected at least one class, prototype and channel, "
-                f"got num_classes={num_classes}, num_prototypes={num_prototypes}, dim={dim}"
-            )
+            text = "prototype memory: expected at least one class, prototype and channel"
+            raise ProtosegError(f"{text}, got {num_classes=}, {num_prototypes=}, {dim=}")
         if init not in INITS or assignment not in ASSIGNMENTS or not 0 <= momentum <= 1:
-            raise ProtosegError(
-                f"prototype memory: expected init in {INITS}, assignment in {ASSIGNMENTS} and momentum in [0, 1], "
-                f"got init={init!r}, assignment={assignment!r}, momentum={momentum}"
-            )
+            text = f"prototype memory: expected init in {INITS}, assignment in {ASSIGNMENTS}, momentum in [0, 1]"
+            raise ProtosegError(f"{text}, got {init=}, {assignment=}, {momentum=}")
         self.momentum, self.momentum_warmup = momentum, momentum_warmup
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
         self.cared_for = False  # moved, loaded, or moved by whom we know: nothing to warn of
@@ -166,11 +162,9 @@ class PrototypeMemory(nn.Module):
         """Warn, once, of prototypes that are where they were made: of a loop that forgets :meth:`step`."""
         if not (self.cared_for or torch.compiler.is_compiling()):
             self.cared_for = True
-            warnings.warn(
-                "prototype memory: evaluated with prototypes that never moved, which are random vectors; call "
-                "after_optimizer_step() of the module, or memory.step() of the head, after every step of the optimizer",
-                stacklevel=2,
-            )
+            text = "prototype memory: evaluated with prototypes that never moved, which are random vectors"
+            remedy = "call after_optimizer_step() of the module, or memory.step() of the head after each optimizer step"
+            warnings.warn(f"{text}; {remedy}", stacklevel=2)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -10,11 +10,8 @@ from protoseg.types import ProtosegError
 class ClassQueues(nn.Module):
     """A ring buffer of embeddings for every class. No gradient, all state in buffers, no loop over classes.
 
-    Args:
-        num_classes, length, dim: ``c``, ``L`` and ``d`` of the queues.
-        per_step: the most embeddings that one :meth:`push` writes per class, over all ranks.
-
-    Raises ProtosegError: sizes below 1, or ``per_step`` larger than the queue.
+    One :meth:`push` writes at most ``per_step`` embeddings per class, over all ranks. Raises ProtosegError: sizes below
+    1, or ``per_step`` larger than the queue.
     """
 
     features: Tensor  # ``c L d``; the first ``fill`` of each class are in use
@@ -24,10 +21,8 @@ class ClassQueues(nn.Module):
     def __init__(self, num_classes: int, length: int, dim: int, per_step: int) -> None:
         super().__init__()
         if min(num_classes, dim, per_step) < 1 or per_step > length:
-            raise ProtosegError(
-                "class queues: expected at least one class and channel and 1 <= per_step <= length, got "
-                f"num_classes={num_classes}, dim={dim}, per_step={per_step}, length={length}"
-            )
+            text = "class queues: expected at least one class and channel and 1 <= per_step <= length"
+            raise ProtosegError(f"{text}, got {num_classes=}, {dim=}, {per_step=}, {length=}")
         self.per_step = per_step
         self.register_buffer("features", torch.zeros(num_classes, length, dim))
         self.register_buffer("pointer", torch.zeros(num_classes, dtype=torch.int64))

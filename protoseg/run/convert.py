@@ -48,11 +48,9 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
     kind = next((kind for kind in KINDS if kind.mark in state), None)
     if kind is None:
         if not any(override.startswith("encoder=") for override in overrides):
-            raise ProtosegError(
-                f"convert: expected one of {'; '.join(kind.name for kind in KINDS)}, got {file} with the names "
-                f"{', '.join(name[:80] for name in list(state)[:3])}, …; ImageNet weights of a timm encoder need "
-                "encoder=NAME, another kind is a table of names in protoseg/models/published.yaml"
-            )
+            kinds, names = "; ".join(kind.name for kind in KINDS), ", ".join(name[:80] for name in list(state)[:3])
+            more = "ImageNet weights of a timm encoder need encoder=NAME, other kinds a table in models/published.yaml"
+            raise ProtosegError(f"convert: expected one of {kinds}, got {file} with the names {names}, …; {more}")
         _write_encoder(state, overrides, file, out)
         return None
     where = f"convert: {file}, {kind.name}"
@@ -152,10 +150,8 @@ def _fitted(
             shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(like.shape)}")
     left = [name[:120] for name in (*left, *(name for name in state if name not in wanted))]
     if listed := listed_keys({"only in the file": left, "only in the network": missing, "of another shape": shapes}):
-        raise ProtosegError(
-            f"{where}: the names do not fit. {listed}. Is it another network? Settings are changed with KEY=VALUE, "
-            "e.g. encoder=mit_b3"
-        )
+        text = f"{where}: the names do not fit. {listed}. Is it another network?"
+        raise ProtosegError(f"{text} Settings are changed with KEY=VALUE, e.g. encoder=mit_b3")
     return fitted
 
 

@@ -43,8 +43,7 @@ from protoseg.text import Terminal, command, override, say
 from protoseg.types import ProtosegError
 
 _SIZES_SHOWN = 4
-_COLUMNS, _WIDTH, _GAP = 2, 420, 8
-"""Of a sheet: pairs in a row, width of a picture, and pixels between two."""
+_COLUMNS, _WIDTH, _GAP = 2, 420, 8  # of a sheet: pairs in a row, width of a picture, and pixels between two
 
 
 def info(cfg: DictConfig, data: str, out: Path) -> None:

@@ -79,16 +79,13 @@ def explain(error: BaseException, config_name: str) -> str | None:
         if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
             return " ".join(str(cause).split())
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _MEMORY.search(str(cause))):
-            return (
-                f"out of memory ({visible(str(cause))[:150]}): set a smaller data.batch_size or data.crop_size (to "
-                "predict: inference.mode=slide inference.crop_size=[512,512]), or trainer.precision=bf16-mixed"
-            )
+            train = "a smaller data.batch_size or data.crop_size, or trainer.precision=bf16-mixed"
+            to_predict = "to predict: inference.mode=slide inference.crop_size=[512,512]"
+            return f"out of memory ({visible(str(cause))[:150]}): set {train} ({to_predict})"
         if type(cause).__name__ == "DistNetworkError":  # torch's
             address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
-            return (
-                f"the processes cannot meet at port {port} of {address} ({str(cause).splitlines()[0]}); where it is in "
-                "use choose another: torchrun --master-port=N, or under SLURM MASTER_PORT=N"
-            )
+            text = f"the processes cannot meet at port {port} of {address} ({str(cause).splitlines()[0]})"
+            return f"{text}; where it is in use choose another: torchrun --master-port=N, or under SLURM MASTER_PORT=N"
         if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere
             from protoseg.data.loading import worker_failure
 

@@ -9,8 +9,7 @@ from protoseg.export.onnx import compare_onnx, export_onnx, multiple_of
 from protoseg.text import Terminal
 from protoseg.types import ProtosegError, require
 
-TOLERANCE = 1e-3
-"""Logits may differ by so much, of values around 10: another order of sums, not another network."""
+TOLERANCE = 1e-3  # by which logits around 10 may differ: another order of sums, not another network
 
 
 def export(checkpoint: str, out: Path, size: tuple[int, int] | None, network: str, trust: Sequence[str]) -> None:

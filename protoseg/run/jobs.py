@@ -40,10 +40,8 @@ def run_job(cfg: DictConfig) -> float:
     with alone_in(folder) if first_process() else nullcontext():
         job = read_job(folder) or Job(hydra.job.num, overrides, folder)
         if settings(job.overrides) != settings(overrides):
-            raise ProtosegError(
-                f"{folder}: expected the job {' '.join(job.overrides)}, which began there, got {' '.join(overrides)}; "
-                "continue a sweep with the command that it was started with, or choose another hydra.sweep.dir"
-            )
+            text = f"{folder}: expected the job {' '.join(job.overrides)}, which began there, got {' '.join(overrides)}"
+            raise ProtosegError(f"{text}; give the command that began the sweep, or choose another hydra.sweep.dir")
         if job.state == "done":
             log.info("job %d is done already: skipped", job.number)
             return job.score

@@ -29,10 +29,9 @@ def launch(cfg: DictConfig) -> float:
         if started is not None:
             check_started(*started, devices, nodes)
         elif nodes > 1:
-            raise ProtosegError(
-                f"trainer.num_nodes={nodes}: expected torchrun or srun to start the processes on every node, got this "
-                f"one alone; run torchrun --nnodes={nodes} --nproc-per-node={devices} train.py … on each of them"
-            )
+            text = f"trainer.num_nodes={nodes}: expected torchrun or srun to start the processes, got this one alone"
+            remedy = f"run torchrun --nnodes={nodes} --nproc-per-node={devices} train.py … on every node"
+            raise ProtosegError(f"{text}; {remedy}")
         elif devices > 1 and not hasattr(signal, "SIGUSR1"):
             raise ProtosegError(f"trainer.devices: expected 1 on Windows, got {devices}; train in WSL or on Linux")
         elif devices > 1:
@@ -79,10 +78,8 @@ def requested_devices(cfg: DictConfig) -> tuple[int, int]:
         raise ProtosegError(f"trainer: {' '.join(str(error).split())}; see python train.py --cfg job") from error
     cores = usable_cores()
     if cfg.trainer.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
-        raise ProtosegError(
-            f"trainer.devices: expected at most {cores} (there is no GPU, and {cores} CPU cores), got "
-            f"{trainer.num_devices}; set trainer.accelerator=cpu to start so many processes all the same"
-        )
+        text = f"trainer.devices: expected at most {cores} (no GPU, and {cores} CPU cores), got {trainer.num_devices}"
+        raise ProtosegError(f"{text}; set trainer.accelerator=cpu to start so many processes all the same")
     return trainer.num_devices, trainer.num_nodes
 
 
@@ -100,10 +97,8 @@ def started_processes() -> tuple[str, int] | None:
 def check_started(starter: str, processes: int, devices: int, nodes: int) -> None:
     """Raise ProtosegError unless there is one process per device."""
     if devices * nodes != processes:
-        raise ProtosegError(
-            f"trainer: expected devices × num_nodes = {processes}, as many as {starter} has started processes, got "
-            f"{devices} × {nodes}; set trainer.devices (per node) and trainer.num_nodes"
-        )
+        text = f"trainer: expected devices × num_nodes = {processes}, as many as {starter} has started processes"
+        raise ProtosegError(f"{text}, got {devices} × {nodes}; set trainer.devices (per node) and trainer.num_nodes")
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" and os.environ["TORCHELASTIC_RUN_ID"] == "none":
         raise ProtosegError("torchrun: expected a name for the run folder on each node, got none; add --rdzv-id=NAME")
 

@@ -84,15 +84,11 @@ def start(config: DictConfig) -> None:
     """Compose every job of a multirun and write its plan; a folder that has one already is continued."""
     global _folder
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not first_process():
-        raise ProtosegError(
-            "multirun: expected one process, which starts the workers of each job itself, got several; "
-            "call python train.py -m … without torchrun or srun (launcher=submitit sends the jobs to SLURM)"
-        )
+        text = "multirun: expected one process, which starts the workers of each job itself, got several"
+        raise ProtosegError(f"{text}; call train.py -m … without torchrun or srun (launcher=submitit is for SLURM)")
     if config.overwrite:
-        raise ProtosegError(
-            "overwrite: expected false for a multirun, whose folder goes on with the jobs that are not done, got true; "
-            "choose another hydra.sweep.dir, or delete the folder"
-        )
+        text = "overwrite: expected false for a multirun, which goes on with the jobs that are not done, got true"
+        raise ProtosegError(f"{text}; choose another hydra.sweep.dir, or delete the folder")
     loader = GlobalHydra.instance().config_loader()
     default = str(config.hydra.sweep.dir)
     folder = reserve(default, config.hydra.sweep)
@@ -156,10 +152,8 @@ def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job
                 check_ranges(own)
                 return str(composed.hydra.sweep.subdir)
     except ProtosegError as error:
-        raise ProtosegError(
-            f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose: "
-            f"{' '.join(error.args[0].split())}"
-        ) from error
+        text = f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose"
+        raise ProtosegError(f"{text}: {' '.join(error.args[0].split())}") from error
 
 
 def go_on(old: Sweep, new: Sweep, unsaid: Mapping[str, str]) -> Sweep:
@@ -179,10 +173,8 @@ def go_on(old: Sweep, new: Sweep, unsaid: Mapping[str, str]) -> Sweep:
     lost = [" ".join(job.overrides) for job in dropped if job.state != "failed"]
     if lost:
         more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
-        raise ProtosegError(
-            f"{old.folder} holds another sweep: expected its jobs {lost[0]}{more} among the new ones, got others, "
-            "and these have not failed; add to its values, or choose another hydra.sweep.dir"
-        )
+        text = f"{old.folder} holds another sweep: expected its jobs {lost[0]}{more} among the new ones, got others"
+        raise ProtosegError(f"{text}, and these have not failed; add to its values, or choose another hydra.sweep.dir")
     for job in dropped:
         aside = job.folder.with_name(f"{job.folder.name}_failed")
         while aside.exists():
@@ -256,7 +248,11 @@ def compare(folder: Path, out: Path | None, metric: str | None) -> None:
         raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
     terminal = Terminal()
     tables.print_settings(sweep, comparison, terminal)
-    tables.print_missing(sweep, terminal)
+    title, without = tables.missing(sweep)
+    if without:
+        terminal.print(title, style="yellow")
+    for line in without:
+        terminal.say(f"  {line}")
     out = out or folder
     for path in [*tables.write_tables(sweep, comparison, out), *tables.write_figures(comparison, out)]:
         terminal.say(f"Written: {path}")

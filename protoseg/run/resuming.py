@@ -27,10 +27,8 @@ def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:
         return resume
     others = checkpoints_in(last.parent)
     if others and not restarted():
-        raise ProtosegError(
-            f"resume=auto: expected {last}, got no such file, but {', '.join(path.name for path in others)} beside it; "
-            f"go on from one of them with resume={others[0]}, or start anew with overwrite=true and without resume"
-        )
+        text = f"resume=auto: expected {last}, got none, but {', '.join(path.name for path in others)} beside it"
+        raise ProtosegError(f"{text}; go on with resume={others[0]}, or start anew with overwrite=true, without resume")
     return None
 
 
@@ -52,10 +50,8 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
     be taken over, or where the checkpoint holds weights alone.
     """
     if "loops" not in checkpoint:
-        raise ProtosegError(
-            f"resume={path}: expected a checkpoint of a training that can go on, got weights alone; start a new "
-            f"training from them with init_from={path}"
-        )
+        text = f"resume={path}: expected a checkpoint of a training that can go on, got weights alone"
+        raise ProtosegError(f"{text}; start a new training from them with init_from={path}")
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):
         raise ProtosegError(f"resume: checkpoint {path}: expected the run's config inside, got none")
@@ -77,10 +73,8 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
         said.append(change) if rule == SAID else refused.append(f"{change} ({rule})")
     if refused:
         more = f", and {len(refused) - 8} more" if len(refused) > 8 else ""
-        raise ProtosegError(
-            f"resume={path}: expected the settings of the run that it goes on with, got others that cannot change: "
-            f"{', '.join(refused[:8])}{more}. Set them back, or start a new run"
-        )
+        text = f"resume={path}: expected the settings of the run that it goes on with, got others that cannot change"
+        raise ProtosegError(f"{text}: {', '.join(refused[:8])}{more}. Set them back, or start a new run")
     return ", ".join(said)
 
 
@@ -169,10 +163,8 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
             raise ProtosegError(f"expected resume={resume} or overwrite=true in {folder}, got both: one erases its run")
         remove_run(folder)
     elif resume != "auto" and (resume is None or Path(resume).resolve().parent != (folder / "checkpoints").resolve()):
-        raise ProtosegError(
-            f"{folder} holds a run already ({found}): go on with it by resume=auto, choose another folder with "
-            "hydra.run.dir=…, or remove it with overwrite=true"
-        )
+        text = f"{folder} holds a run already ({found}): go on with it by resume=auto"
+        raise ProtosegError(f"{text}, choose another folder with hydra.run.dir=…, or remove it with overwrite=true")
 
 
 def run_in(folder: Path) -> str | None:

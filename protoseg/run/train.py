@@ -128,10 +128,9 @@ def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, chang
     """Print the outcome of a training whose steps were all done before; returns its best validation mIoU."""
     steps, most, output = checkpoint["global_step"], cfg.trainer.max_steps, Path(cfg.paths.output)
     if Path(cfg.resume).resolve() != last.resolve():
-        raise ProtosegError(
-            f"resume={cfg.resume}: expected a training with steps to do, got one that has done {steps} of "
-            f"trainer.max_steps={most}; set that higher, or choose its own folder: resume=auto hydra.run.dir=…"
-        )
+        done = f"got one that has done {steps} of trainer.max_steps={most}"
+        remedy = "set that higher, or choose its own folder: resume=auto hydra.run.dir=…"
+        raise ProtosegError(f"resume={cfg.resume}: expected a training with steps to do, {done}; {remedy}")
     best = best_of(instances(cfg.get("callbacks")))
     if best is not None and (state := checkpoint["callbacks"].get(best.state_key)) is not None:
         with wrong_input("resume", KeyError, TypeError, AttributeError):
@@ -192,10 +191,8 @@ def check_data_suit_method(datamodule: pl.LightningDataModule, module: Segmentat
     pair, adapts = isinstance(datamodule, AdaptationDataModule), isinstance(module, AdaptationModule)
     if pair != adapts:
         given = "a source and a target" if pair else "one data set"
-        raise ProtosegError(
-            f"data and method: got {given} for {type(module).__name__}; use a method of adaptation (source_only, dacs, "
-            "daformer, mic) with data=SOURCE_to_TARGET, and method=supervised with any other data"
-        )
+        text = f"data and method: got {given} for {type(module).__name__}; use data=SOURCE_to_TARGET with a method of"
+        raise ProtosegError(f"{text} adaptation (source_only, dacs, daformer, mic), other data with method=supervised")
 
 
 @rank_zero_only
@@ -204,10 +201,8 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     model, space = module.model, module.label_space
     images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
-    say(
-        f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes "
-        f"({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}"
-    )
+    what = f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes"
+    say(f"{what} ({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}")
 
 
 def learned_parameters(module: SegmentationModule) -> int:

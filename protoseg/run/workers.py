@@ -52,18 +52,11 @@ def _attempt(folder: Path, devices: int, threads: int | None, attempt: int) -> R
     (folder / RESULT).unlink(missing_ok=True)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here, once
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a port that is free
-    common = {
-        "WORLD_SIZE": devices,
-        "LOCAL_WORLD_SIZE": devices,
-        "GROUP_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": store.port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,
-        "TORCHELASTIC_RUN_ID": "run",
-        "TORCHELASTIC_RESTART_COUNT": attempt,
-        "OMP_NUM_THREADS": threads or os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // devices),
-        "PYTHONUNBUFFERED": 1,  # so that the log of a worker that is killed is complete
-    }
+    common: dict[str, Any] = {"WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices, "GROUP_RANK": 0}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    common |= {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": attempt}
+    common["OMP_NUM_THREADS"] = threads or os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // devices)
+    common["PYTHONUNBUFFERED"] = 1  # so that the log of a worker that is killed is complete
     ranks = range(devices)
     envs = {rank: {k: str(v) for k, v in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()} for rank in ranks}
     command = ("-m", "protoseg.run.workers", str(folder), str(os.getpid()))

@@ -137,9 +137,12 @@ DOORS: dict[str, Door] = {
         "analyse", "adaptation", f"ckpt_path={ckpt}", "num_workers=0", "--source-only", ckpt, "--images", 1,
         "--out", out,
     ),
-    "classes add": lambda ckpt, images, out, configure: _command(
-        "teach", "add", ckpt, "--images", images / "images", "--masks", images / "masks", *ADDED, "--out",
-        out / "new.ckpt",
+    "classes add": lambda ckpt, images, out, configure: (
+        _command("teach", "statistics", ckpt, "--out", out / "ready.ckpt"),
+        _command(
+            "teach", "add", out / "ready.ckpt", "--images", images / "images", "--masks", images / "masks", *ADDED,
+            "--out", out / "new.ckpt",
+        ),
     ),
     "classes remove": lambda ckpt, images, out, configure: _command(
         "teach", "remove", ckpt, "--name", "Car", "--out", out / "new.ckpt"

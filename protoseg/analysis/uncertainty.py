@@ -7,7 +7,7 @@ What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 BINS = 2**15
 CALIBRATION_BINS = 15
 COLORS = ("#12305c", "#3b8fb6", "#e08214", "#b2182b", "#5a5a5a", "#7b3294")
-RANGES = {"margin": (0.0, 2.0), "distance": (-2.0, 0.0), "confidence": (-8.0, 40.0)}
+PROBABILITIES = ("confidence", "class-aware")
+RANGES = {"margin": (0.0, 2.0), "distance": (-2.0, 0.0)} | dict.fromkeys(PROBABILITIES, (-8.0, 40.0))
 """Lowest and highest certainty of each measure: the margin, minus the distance, and the log-odds of the confidence,
 in which certain pixels are told apart that all round to probability 1."""
 
@@ -147,7 +148,7 @@ class ErrorDetection(NamedTuple):
         """The middle of each bin, in the units of the measure: cosine, distance (falling), or probability."""
         low, high = RANGES[self.measure]
         middle = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-        return {"margin": middle, "distance": -middle, "confidence": 1 / (1 + np.exp(-middle))}[self.measure]
+        return {"margin": middle, "distance": -middle}.get(self.measure, 1 / (1 + np.exp(-middle)))
 
     def summary(self) -> dict[str, Any]:
         """The numbers as plain values; see the properties of the same names. ``ece`` is None where there is none."""
@@ -162,40 +163,49 @@ class ErrorDetection(NamedTuple):
 
 
 class UncertaintyCollector:
-    """Histograms of the certainty of right and of wrong pixels over a stream; unlabelled pixels do not count."""
+    """Histograms of the certainty of right and of wrong pixels over a stream; unlabelled pixels do not count.
 
-    def __init__(self) -> None:
+    ``known`` is the ``discriminant`` of a model that has statistics: by them there is a class-aware confidence, too.
+    """
+
+    def __init__(self, known: nn.Module | None = None) -> None:
+        self.known = known
         self.histograms: dict[str, Array] = {}
-        self.calibration = np.zeros((3, CALIBRATION_BINS))  # pixels, sum of their confidences, right pixels
+        self.calibrations: dict[str, Array] = {}  # pixels, sum of their confidences, right pixels
 
     def update(self, scene: Scene) -> None:
         found = pixel_uncertainty(scene)
         counted = scene.label != IGNORE_INDEX
-        right = (found.prediction == scene.label)[counted]
-        for name, certainty in found.certainties().items():
-            low, high = RANGES[name]
-            cell = ((certainty[counted] - low) * (BINS / (high - low))).long().clamp_(0, BINS - 1)
+        right, certainties = (found.prediction == scene.label)[counted], found.certainties()
+        if self.known is not None:
+            certainties["class-aware"] = cast(Any, self.known).log_odds(found.log_odds, found.prediction)
+        for name, certainty in certainties.items():
+            (low, high), values = RANGES[name], certainty[counted]
+            cell = ((values - low) * (BINS / (high - low))).long().clamp_(0, BINS - 1)
             counts = torch.bincount(cell + BINS * right, minlength=2 * BINS).view(2, BINS)
             self.histograms[name] = self.histograms.get(name, 0.0) + counts.cpu().double().numpy()
-        confidence = found.confidence[counted].cpu().double()
-        cell = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
-        for row, weight in enumerate((torch.ones_like(confidence), confidence, right.cpu().double())):
-            self.calibration[row] += torch.bincount(cell, weight, CALIBRATION_BINS).numpy()
+            if name in PROBABILITIES:
+                confidence = values.sigmoid().cpu().double()
+                cell = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
+                weights = (torch.ones_like(confidence), confidence, right.cpu().double())
+                sums = np.stack([torch.bincount(cell, weight, CALIBRATION_BINS).numpy() for weight in weights])
+                self.calibrations[name] = self.calibrations.get(name, 0.0) + sums
 
     def compute(self) -> dict[str, ErrorDetection]:
-        """By measure; ``confidence`` comes with its calibration."""
-        pixels, confidence, right = self.calibration
-        with np.errstate(invalid="ignore"):
-            calibration = Calibration(pixels.copy(), confidence / pixels, right / pixels)
+        """By measure; probabilities come with their calibration."""
+        calibrations = {}
+        for name, (pixels, confidence, right) in self.calibrations.items():
+            with np.errstate(invalid="ignore"):
+                calibrations[name] = Calibration(pixels.copy(), confidence / pixels, right / pixels)
         return {
-            name: ErrorDetection(name, right, wrong, calibration if name == "confidence" else None)
+            name: ErrorDetection(name, right, wrong, calibrations.get(name))
             for name, (wrong, right) in self.histograms.items()
         }
 
 
 def error_detection(model: nn.Module, loader: Loader) -> dict[str, ErrorDetection]:
-    """By measure (``margin``, ``distance``, ``confidence``; the last alone without prototypes), over a labelled set."""
-    collector = UncertaintyCollector()
+    """By measure (``margin`` and ``distance`` of prototypes, ``confidence``, ``class-aware``), over a labelled set."""
+    collector = UncertaintyCollector(getattr(model, "discriminant", None))
     collect(scenes(model, loader, "uncertainty"), collector)
     return collector.compute()
 

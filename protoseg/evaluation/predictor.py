@@ -131,11 +131,15 @@ class Predictor:
     def predict_with_confidence(
         self, model: SegmentationModel, image: Tensor, size: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Per image the likeliest class, int64 ``h w``, and its probability, ``h w``; arguments as of the call."""
+        """Per image the likeliest class, int64 ``h w``, and its probability, ``h w``; arguments as of the call.
+
+        By a model with statistics (``protoseg teach statistics``) the probability that it is right, class by class.
+        """
+        known = getattr(model, "discriminant", None)
 
         def reduce(scores: Tensor) -> tuple[Tensor, Tensor]:
             confidence, label = self._probability(scores).max(1)
-            return label, confidence
+            return label, confidence if known is None else known.log_odds(confidence.logit(1e-7), label).sigmoid()
 
         return [(label, confidence) for label, confidence in self._per_image(model, image, size, reduce)]
 

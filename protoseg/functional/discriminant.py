@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.types import ProtosegError
@@ -52,12 +53,15 @@ class Statistics(NamedTuple):
     means: Tensor  # ``r d``
     classes: Tensor  # the class of each mean, int64 ``r``
     taught: Tensor  # whether it was added after the training, bool ``r``
+    slope: Tensor  # ``()`` and, by class, ``c``: log-odds that a pixel is right are slope * those of its softmax
+    bias: Tensor  # probability + the bias of the predicted class, see :func:`class_calibration`
 
     def checked(self, num_classes: int) -> Statistics:
         """Itself; raises ValueError where its parts do not fit together, as of a damaged file."""
         (r, d), ids = self.means.shape, self.classes
-        fits = [tuple(part.shape) for part in self] == [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,)]
-        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in self[:4])
+        sizes = [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,), (), (num_classes,)]
+        fits = [tuple(part.shape) for part in self] == sizes
+        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in (*self[:4], *self[6:]))
         fits &= (ids.dtype, self.taught.dtype) == (torch.int64, torch.bool) and not bool(self.taught.all())
         fits = fits and bool((self.scale > 0).all() and (self.images >= 0).all())
         if not fits or ids.min() < 0 or ids.max() >= num_classes:
@@ -83,8 +87,11 @@ class Statistics(NamedTuple):
         return weight.float(), (-means.square().sum(1) / 2).float()
 
 
-def statistics(total: Moments) -> Statistics:
-    """Means and the shared covariance; raises ProtosegError for fewer than two classes, or no two images of one."""
+def statistics(total: Moments, calibration: tuple[Tensor, Tensor]) -> Statistics:
+    """Means and the shared covariance, with the slope and biases of :func:`class_calibration`.
+
+    Raises ProtosegError: fewer than two classes, or no two images of one.
+    """
     there = total.counts > 0
     repeats = (total.images - 1).clamp_min(0).sum()
     if there.sum() < 2 or repeats == 0:
@@ -106,7 +113,32 @@ def statistics(total: Moments) -> Statistics:
     placed = torch.linalg.solve_triangular(lower, (means[there] / scale).T, upper=False).T
     classes = there.nonzero().flatten()
     values = (lower[rows, columns].float(), scale.float(), images.float(), placed.float().contiguous())
-    return Statistics(*values, classes, torch.zeros_like(classes, dtype=torch.bool))
+    return Statistics(*values, classes, torch.zeros_like(classes, dtype=torch.bool), *calibration)
+
+
+def class_calibration(log_odds: Tensor, predicted: Tensor, right: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Slope ``()`` and biases ``c``, fp32, by logistic regression: Platt scaling with a bias for each class.
+
+    A network errs more in some classes than in others where it is equally sure, and its softmax does not say so. Of
+    pixels the log-odds of the largest probability, ``n``, the class that has it, int64 ``n``, and whether it is right.
+    Classes that are never predicted have the mean of the others' biases.
+    """
+    x, target = log_odds.double().cpu(), right.double().cpu()
+    slope = torch.ones((), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([slope, bias], max_iter=200, line_search_fn="strong_wolfe")
+    seen = torch.bincount(predicted.cpu(), minlength=num_classes) > 0
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        wrong = F.binary_cross_entropy_with_logits(slope * x + bias[predicted.cpu()], target)
+        wrong = wrong + 1e-6 * bias.square().sum()  # of a class that is always right
+        wrong.backward()
+        return wrong
+
+    optimizer.step(loss)
+    found = bias.detach()
+    return slope.detach().float(), found.where(seen, found[seen].mean()).float()
 
 
 def posterior_mean(known: Statistics, image_means: Tensor, cells: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class Discriminant(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    slope: Tensor
+    sureness: Tensor
 
     def __init__(self, known: Statistics, channels: Sequence[int], strides: Sequence[int], stride: int) -> None:
         super().__init__()
@@ -55,9 +57,8 @@ class Discriminant(nn.Module):
                 f"statistics: expected those of the {sum(channels)} channels of this network's maps, got "
                 f"{len(known.scale)}: make them anew with protoseg teach statistics"
             )
-        weight, bias = known.linear()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
+        for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:]), strict=True):
+            self.register_buffer(name, part, persistent=False)
         self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride
         self.of = known.classes.tolist()
         self.old = (~known.taught).nonzero().flatten().tolist()
@@ -74,6 +75,10 @@ class Discriminant(nn.Module):
             features=output.features,
             align_corners=output.align_corners,
         )
+
+    def log_odds(self, log_odds: Tensor, predicted: Tensor) -> Tensor:
+        """That a pixel is right, of those of its softmax probability and the class that has it, of any one shape."""
+        return self.slope * log_odds + self.sureness[predicted]
 
     def logits(self, output: SegOutput) -> Tensor:
         """Of all classes, ``b c h w``."""

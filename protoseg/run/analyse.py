@@ -29,7 +29,12 @@ from protoseg.run.predict import open_checkpoint
 from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, ProtosegError
 
-_TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}
+_TITLES = {
+    "margin": "prototype margin",
+    "distance": "prototype distance",
+    "confidence": "softmax confidence",
+    "class-aware": "class-aware confidence",
+}
 
 
 def prototypes(
@@ -95,7 +100,8 @@ def _prototype_row(entry: dict[str, Any]) -> list[str]:
 
 def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | None, maps: int) -> None:
     """Write ``uncertainty.json``, ``uncertainty.png`` and ``maps/IMAGE.jpg`` for the validation images."""
-    trained, collector = open_checkpoint(cfg), UncertaintyCollector()
+    trained = open_checkpoint(cfg)
+    collector = UncertaintyCollector(trained.model.discriminant)
     twin = _of_same_classes(cfg, softmax, trained.label_space) if softmax is not None else None
     with image_loader(cfg, trained, images) as loader:
         total = len(loader.dataset)  # type: ignore[arg-type]

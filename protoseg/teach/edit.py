@@ -136,6 +136,7 @@ def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[s
         means=torch.cat([known.means[rows], *(mean[None] for mean in taught.values())]),
         classes=torch.tensor([*classes, *map(edit.classes.index, taught)]),
         taught=torch.cat([known.taught[rows], torch.ones(len(taught), dtype=torch.bool)]),
+        bias=torch.stack([known.bias[row] if row >= 0 else known.bias.mean() for row in edit.rows]),
     )._asdict()
 
 

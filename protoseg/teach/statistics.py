@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from protoseg.analysis.stream import look
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
-from protoseg.functional.discriminant import Moments, moments, statistics
+from protoseg.functional.discriminant import Moments, class_calibration, moments, statistics
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
@@ -23,13 +24,15 @@ MAX_IMAGES = 100  # evenly spread over the training split: as good as all 367 of
 MAX_CELLS = 2500  # of each image, evenly spread: more say the same again
 
 
-def image_moments(model: Segmentor, image: torch.Tensor, label: torch.Tensor) -> Moments:
-    """The sums of one image, ``c H W``, with its labels ``H W``; those of several add up (:meth:`Moments.plus`)."""
+def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments, Tensor, Tensor, Tensor]:
+    """Sums of one image, ``c H W``, with its labels ``H W``, and of its cells what ``class_calibration`` takes."""
     scene = look(model, image, label)
     cells = scene.labelled.nonzero().flatten()
     cells = cells[:: max(1, -(-len(cells) // MAX_CELLS))]
-    maps = pixel_rows(frozen_maps(scene.output, model))
-    return moments(maps[cells].cpu(), scene.cell_label[cells].cpu(), model.num_classes)
+    maps, logits = (pixel_rows(x)[cells].cpu() for x in (frozen_maps(scene.output, model), scene.output.logits))
+    truth, (best, predicted) = scene.cell_label[cells].cpu(), logits.float().max(1)
+    rest = logits.float().scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
+    return moments(maps, truth, model.num_classes), best - rest, predicted, predicted == truth
 
 
 def with_statistics(
@@ -48,11 +51,14 @@ def with_statistics(
         )
     check_same_classes(file.path, file.label_space, dataset.label_space)
     for network in networks:
+        seen: list[list[Tensor]] = []
         model, total = file.model(network).to(device), None
         for index in track(spread(len(dataset), MAX_IMAGES), title, disable=not title):
             image, label, _ = dataset[index]
-            one = image_moments(model, image, label)
+            one, *said = image_sums(model, image, label)
             total = one if total is None else total.plus(one)
+            seen.append(said)
         assert total is not None
-        made[network] = statistics(total)._asdict()
+        log_odds, predicted, right = map(torch.cat, zip(*seen, strict=True))
+        made[network] = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes))._asdict()
     return replace(file, content=file.content | {"protoseg": file.content["protoseg"] | {"statistics": made}})

@@ -126,6 +126,19 @@ def test_a_network_without_prototypes_has_its_confidence() -> None:
     assert found["confidence"].calibration is not None
 
 
+def test_a_bias_of_each_class_is_a_measure_of_its_own() -> None:
+    class Biased(torch.nn.Module):
+        def log_odds(self, log_odds: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+            return log_odds - 4.0 * (predicted == 1)
+
+    model = Toy()
+    model.discriminant = Biased()
+    found = error_detection(model, loader())
+    assert found["class-aware"].auroc != found["confidence"].auroc
+    assert found["class-aware"].calibration is not None
+    assert found["confidence"].auroc == error_detection(Toy(), loader())["confidence"].auroc
+
+
 def test_unlabelled_pixels_do_not_count() -> None:
     collector = UncertaintyCollector()
     for scene in scenes(Toy(), loader(void=True)):

@@ -111,4 +111,4 @@ def test_wrong_input(camvid: Path, tmp_path_factory: pytest.TempPathFactory, cap
     for name in ("streets", "streets_day_to_dusk"):
         with pytest.raises(SystemExit):
             run_tool("data", ["pack", name, "--to", str(elsewhere)])
-        assert "expected a data set with a folder of its own" in capsys.readouterr().err
+        assert "expected data with one data.root" in capsys.readouterr().err

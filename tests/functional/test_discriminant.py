@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protoseg.functional.discriminant import Moments, Statistics, moments, posterior_mean, statistics
+from protoseg.functional.discriminant import Moments, Statistics, class_calibration, moments, posterior_mean, statistics
 from protoseg.types import ProtosegError
 
 MEANS = torch.tensor([[0.0, 0, 0, 0], [4, 0, 0, 0], [0, 4, 0, 0], [4, 4, 0, 0]])
+PLAIN = (torch.ones(()), torch.zeros(4))
 MIX = torch.tensor([[2.0, 0, 0, 0], [0.8, 0.5, 0, 0], [0, 0, 1, 0], [0, 0.3, 0, 3]])
 
 
@@ -42,7 +43,7 @@ def test_sums_over_parts_are_those_of_the_whole() -> None:
 
 def test_scores_are_those_of_the_known_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("protoseg.functional.discriminant.SHRINKAGE", 0.0)
-    weight, bias = statistics(total(200)).linear()
+    weight, bias = statistics(total(200), PLAIN).linear()
     inverse = torch.linalg.inv(MIX @ MIX.T)
     x, _ = image(999)
     scores = x @ weight.T + bias
@@ -52,7 +53,7 @@ def test_scores_are_those_of_the_known_gaussians(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_image_is_believed_less_than_many_and_where_images_differ_least() -> None:
-    known = statistics(total(30, between=1.0))
+    known = statistics(total(30, between=1.0), PLAIN)
     centre = known.means.double().mean(0)
     there = centre + 3
     one = posterior_mean(known, there[None], torch.tensor([50])) - centre
@@ -67,7 +68,7 @@ def test_one_image_is_believed_less_than_many_and_where_images_differ_least() ->
 def test_a_constant_channel_and_a_class_without_pixels_do_no_harm() -> None:
     found = [image(seed, 3) for seed in range(8)]
     added = [moments(torch.cat([x, torch.full((400, 1), 7.0)], 1), label, 4) for x, label in found]
-    known: Statistics = statistics(Moments(*map(sum, zip(*added, strict=True))))  # type: ignore[arg-type]
+    known: Statistics = statistics(Moments(*map(sum, zip(*added, strict=True))), PLAIN)  # type: ignore[arg-type]
     assert known.classes.tolist() == [0, 1, 2]
     weight, bias = known.linear()
     x, label = image(50, 3)
@@ -77,4 +78,19 @@ def test_a_constant_channel_and_a_class_without_pixels_do_no_harm() -> None:
 
 def test_one_class_has_no_rival() -> None:
     with pytest.raises(ProtosegError, match="two classes or more"):
-        statistics(moments(*image(0, 1), 4))
+        statistics(moments(*image(0, 1), 4), PLAIN)
+
+
+def test_calibration_finds_the_slope_and_the_bias_of_each_class() -> None:
+    draw = torch.Generator().manual_seed(0)
+    log_odds = 3 * torch.rand(40_000, generator=draw)
+    predicted = torch.randint(2, (40_000,), generator=draw)
+    truth = torch.tensor([1.0, -2.0])
+    chance = (0.7 * log_odds + truth[predicted]).sigmoid()
+    slope, bias = class_calibration(log_odds, predicted, torch.rand(40_000, generator=draw) < chance, 3)
+    assert slope.item() == pytest.approx(0.7, abs=0.05)
+    torch.testing.assert_close(bias[:2], truth, atol=0.1, rtol=0)
+    assert bias[2] == pytest.approx(bias[:2].mean().item())  # never predicted
+    _, bias = class_calibration(log_odds, predicted, predicted == 0, 2)
+    assert bias.isfinite().all()
+    assert bias[0] > 5 > -5 > bias[1]

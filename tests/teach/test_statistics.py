@@ -72,6 +72,23 @@ def test_a_taught_class_is_found_and_other_pixels_keep_their_answer(ready: Train
     assert not after.state_dict().keys() ^ before.state_dict().keys()
 
 
+def test_confidence_is_by_class(ready: TrainedFile, taught: TrainedFile, tmp_path: Path) -> None:
+    known, plain = ready.statistics(), dict(ready.content["protoseg"])
+    assert known is not None
+    assert len(set(known.bias.tolist())) > 1
+    del plain["statistics"]
+    raw = protoseg.load(file_of(tmp_path / "p.ckpt", ready.content | {"protoseg": plain}).path, "cpu")
+    image = scenes("val", 0, 1)[0][0]
+    one, other = raw.predict(image), protoseg.load(ready.path, "cpu").predict(image)
+    assert np.array_equal(one.labels, other.labels)
+    odds = torch.from_numpy(one.confidence).logit() * known.slope + known.bias[one.labels.astype(int)]
+    np.testing.assert_allclose(other.confidence, odds.sigmoid().numpy(), atol=1e-4)
+    after = taught.statistics()
+    assert after is not None
+    assert torch.equal(after.bias[:-1], known.bias)
+    assert after.bias[-1] == known.bias.mean()
+
+
 def test_its_place_goes_through_every_change(taught: TrainedFile, tmp_path: Path) -> None:
     names = [name for name in CAMVID.classes if name != "Sky"]
     known = taught.statistics()

@@ -131,6 +131,8 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
         say(
             f"{new.name} ({new.network}): {new.pixels} cells in {len(dataset)} images, {new.distinct} different "
-            f"prototypes{copies}"
+            f"prototypes{copies}; before, the model called {new.share:.0%} of the cells {new.called}"
         )
+        if new.share > 0.95 and new.called != new.name:
+            say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
     return edit

@@ -32,6 +32,8 @@ class NewClass(NamedTuple):
     network: str  # ``student`` or ``teacher``
     pixels: int  # cells of the grid that its prototypes were made of
     distinct: int  # how many of these differ, at most K
+    called: str  # what the model called most of these pixels before
+    share: float  # of them, 0 to 1
 
 
 def add_classes(
@@ -186,7 +188,9 @@ def _learned(
                 )
             found = _clustered(seen, memory, *old.get(i, (-1, 0.0)), seed)
             made.append(Memory(found.prototypes, torch.ones_like(found.counts), found.counts.to(memory[2])))
-            log.append(NewClass(name, network, sum(map(len, seen.cells)), found.distinct))
+            calls = torch.stack(seen.calls).sum(0)
+            called, share = file.label_space.classes[int(calls.argmax())], float(calls.max() / calls.sum())
+            log.append(NewClass(name, network, sum(map(len, seen.cells)), found.distinct, called, share))
             if known is not None:
                 mean = posterior_mean(known, torch.stack(seen.means), torch.tensor(seen.counts))
                 means.setdefault(network, {})[name] = mean
@@ -200,6 +204,7 @@ class _Seen(NamedTuple):
     cells: list[Tensor]  # unit embeddings, of large sets of a part of its cells, ``n d``
     means: list[Tensor]  # of all of its cells' frozen maps, whitened, ``D``
     counts: list[int]  # of these
+    calls: list[Tensor]  # and of what the model calls them, by class, ``c``
     others: list[Tensor]  # mean embedding of the labelled cells of other classes, ``d``
 
 
@@ -208,7 +213,7 @@ def _looked_at(
 ) -> dict[int, _Seen]:
     generator = torch.Generator().manual_seed(seed)
     share = max(1, MAX_CELLS // len(dataset))
-    found = {i: _Seen([], [], [], []) for i in ids}
+    found = {i: _Seen([], [], [], [], []) for i in ids}
     for index in track(range(len(dataset)), title, disable=not title):
         image, label, _ = dataset[index]
         scene = look(model, image, label)
@@ -218,6 +223,7 @@ def _looked_at(
             if (rest := scene.labelled & (scene.cell_label != i)).any():
                 seen.others.append(embeddings[rest].mean(0).cpu())
             if len(own):
+                seen.calls.append(torch.bincount(scene.cell_prediction[own], minlength=model.num_classes).cpu())
                 if known is not None:
                     seen.means.append(known.whitened(maps[own].mean(0, keepdim=True).cpu())[0])
                     seen.counts.append(len(own))

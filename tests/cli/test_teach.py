@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def test_an_added_class_that_the_data_do_not_label_leaves_the_mean_alone(
     assert ious.pop("Plate") is None
     assert report["mIoU"] == pytest.approx(np.mean([iou for iou in ious.values() if iou is not None]))
     assert (report["checkpoint"], report["network"], report["split"]) == (str(more), "student", "val")
+
+
+def test_a_class_by_another_name_is_asked_about(
+    base: Path, cars: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in cars[1].iterdir():  # one cell of the grid
+        mask = np.zeros((240, 320), np.uint8)
+        mask[:4, :4] = path.stem == "0"
+        Image.fromarray(mask).save(path)
+    call("statistics", base, "--device cpu --out", base)
+    options = ("--name Plate --color 1,2,3 --id 1 --device cpu --out", tmp_path / "new.ckpt")
+    call("add", base, "--images", cars[0], "--masks", cars[1], *options)
+    shown = capsys.readouterr()
+    called = re.findall(r"before, the model called 100% of the cells (\w+)", shown.out)[0]
+    assert f"Is it {called}, by another name? Then `protoseg teach refresh` is for it" in shown.err
 
 
 def test_refresh(base: Path, cars: tuple[Path, Path], tmp_path: Path) -> None:

@@ -118,7 +118,9 @@ def test_a_class_of_one_cell_gets_copies(base: Path, patches: tuple[Path, Path])
         mask[:4, :4] = index == 0
         Image.fromarray(mask).save(patches[1] / f"{index}.png")
     edit, (found,) = add_classes(TrainedFile(base, read_checkpoint(base)), green(patches, "patch"), ["patch"])
-    assert (found.pixels, found.distinct) == (1, 1)
+    assert (found.pixels, found.distinct, found.share) == (1, 1, 1.0)
+    image = protoseg.load(base, "cpu").network(green(patches, "patch")[0][0][None])
+    assert found.called == CAMVID.classes[int(image.logits[0, :, 0, 0].argmax())]
     first, second = edit.new["student"].prototypes[0]
     assert torch.equal(first, second)
 

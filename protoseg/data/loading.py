@@ -20,9 +20,7 @@ from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.samplers import RareClassDraw
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 
-TIMEOUT = 600.0
-"""Seconds that a batch of the workers is waited for."""
-
+TIMEOUT = 600.0  # seconds that a batch of the workers is waited for
 PREFETCH = 2  # batches that each worker makes ahead, torch's own number
 SHARED_MEMORY = Path("/dev/shm")  # by which workers hand over their batches, on Linux
 _REMEDY = (

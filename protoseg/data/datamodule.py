@@ -88,9 +88,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
             )
         if not labels and (max_class_share, rare_classes) != (None, None):
-            raise ProtosegError(
-                "expected neither max_class_share nor rare_classes without labels, got one of them: set both to null"
-            )
+            raise ProtosegError("expected no max_class_share or rare_classes without labels, got one: set both to null")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.timeout, self.seed = num_workers, timeout, seed
         self.train_split, self.val_split = train_split, val_split
@@ -199,8 +197,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         rank, world = distributed.rank(), distributed.world_size()
         if len(dataset) < world:
             raise ProtosegError(
-                f"split {split!r}: expected at least one image per process, got {len(dataset)} images for {world} "
-                "processes: use fewer processes"
+                f"split {split!r}: expected an image per process, got {len(dataset)} images for {world} processes: use fewer"
             )
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)

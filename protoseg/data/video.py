@@ -42,11 +42,9 @@ class Video:
     def _open(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
         if not self.path.is_file() or not capture.isOpened():
-            raise ProtosegError(
-                f"video {self.path}: expected a file that can be played ({', '.join(VIDEO_SUFFIXES)}), got "
-                f"{'one that cannot be read' if self.path.is_file() else 'none'}: convert it, e.g. with "
-                "ffmpeg -i FILE new.mp4"
-            )
+            got = "one that cannot be read" if self.path.is_file() else "none"
+            wanted = f"a file that can be played ({', '.join(VIDEO_SUFFIXES)})"
+            raise ProtosegError(f"video {self.path}: expected {wanted}, got {got}: convert it: ffmpeg -i FILE new.mp4")
         return capture
 
 

@@ -61,10 +61,7 @@ class ImageReader:
         return [path.with_name(f"{stem}{band}{path.suffix}") for band in self.bands] or [path]
 
     def read(self, path: Path, turn: bool = True) -> NDArray[Any]:
-        """An image as the class says, turned as its EXIF says if ``turn``.
-
-        Raises ProtosegError: as ``files.read_image``; other channels than expected; numbers that are not finite.
-        """
+        """An image as the class says; raises as ``files.read_image``, and for other channels, NaN and infinity."""
         if self.channels is None:
             return read_image(path, turn, *self.ranges)
         pixels = self.scaled(self.raw(path), f"image {path}")

@@ -105,10 +105,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             self.map_classes(*relabelled(self.label_space, relabel))
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
-        """Read the labels as classes of another label space; see ``mapping_table``, also for what is raised.
-
-        A string is a name of ``label_spaces.MAPPINGS``.
-        """
+        """Read the labels as classes of another label space; see ``mapping_table``, and ``named_mapping`` of a name."""
         mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping
         table = mapping_table(self.label_space, label_space, mapping)
         self._mapping = table if self._mapping is None else table[self._mapping]
@@ -197,7 +194,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         rank, world = distributed.rank(), distributed.world_size()
         if len(dataset) < world:
             raise ProtosegError(
-                f"split {split!r}: expected an image per process, got {len(dataset)} images for {world} processes: use fewer"
+                f"split {split!r}: expected at least one image per process, got {len(dataset)} images for {world} "
+                "processes: use fewer processes"
             )
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)

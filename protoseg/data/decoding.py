@@ -221,10 +221,7 @@ def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.
 
 
 def mask_doubt(data: bytes) -> str:
-    """What a file is whose ids cannot be read though it can be decoded; "" where nothing speaks against it.
-
-    Decoders stretch depths other than 8 and 16 bits.
-    """
+    """What a file is whose ids are lost (decoders stretch depths other than 8 and 16 bits); "" where they are not."""
     if data.startswith((PNG_START, NPY_START)):
         return ""
     if data.startswith(JPEG_START):

@@ -197,10 +197,7 @@ def described_classes(
 
 
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
-    """The files whose paths in ``folder`` are as the pattern says, by what its stars stand for.
-
-    Raises ProtosegError: two files for which they stand for the same.
-    """
+    """The files in ``folder`` as the pattern says, by what its stars stand for; raises as ``by_key``."""
     any_suffix = pattern.endswith(".*")
     escaped = re.escape(pattern.removesuffix(".*"))
     expression = re.compile(
@@ -258,10 +255,7 @@ def _key(name: str, found: Mapping[str, Path]) -> str | None:
 
 
 def read_names(path: Path, start: str | None = None) -> list[str]:
-    """The first column of a list of images, without suffixes; with ``start`` only what is in that folder.
-
-    Raises ProtosegError: no such file, or one that is no text.
-    """
+    """The first column of a list, without suffixes; with ``start`` what is in that folder. Raises as ``read_lines``."""
     names = [line.split()[0].strip("/") for line in read_lines(path) if line.strip()]
     names = [name.removesuffix(end) if (end := Path(name).suffix).lower() in IMAGE_SUFFIXES else name for name in names]
     return names if start is None else [name for name in names if name.startswith(f"{start}/")]

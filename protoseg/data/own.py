@@ -85,7 +85,9 @@ class LabelledFolder(SegmentationDataset):
             self.label_space = replace(file.label_space, shown=tuple(self.reader.shown))
             self.id_table, self.colors = file.table, file.colors
         elif labels:
-            raise ProtosegError(f"data.dataset.classes: expected a file of the classes in {root}, got none: set it")
+            raise ProtosegError(
+                f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none: set it"
+            )
         self._labels, self._images, self._masks, self._suffix = labels, images, masks, mask_suffix
         self._naming = pairing.Naming()
         in_root = _named(root, images, _IMAGES)

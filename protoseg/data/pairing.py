@@ -131,20 +131,16 @@ def _beginning(ordered: Sequence[str], start: str, most: int) -> list[str]:
 
 
 def stems_of_masks(folder: Path, paths: Sequence[Path], images: Files) -> dict[str, Path]:
-    """The masks in ``folder`` by their path there without suffix; JPEGs only where an image has no other mask.
-
-    ``pair`` refuses these with the reason; pictures of masks beside the masks are left out.
-    """
+    """The masks in ``folder`` by stem; JPEGs, which ``pair`` refuses, only where an image has no other mask."""
     jpegs = {path for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
     masks = by_stem(folder, (path for path in paths if path not in jpegs))
     return {stem_in(folder, path): path for path in jpegs if stem_in(folder, path) in images} | masks
 
 
 def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[Path]]:
-    """Images and masks that lie in one folder, told apart by their names.
+    """Images and masks that lie in one folder: masks end or begin in ``suffix``, or else in a word for them.
 
-    Masks end or begin in ``suffix``, or else in a word for them (``1_mask.png``, ``gt-1.png``), or are the other file
-    beside a JPEG of the same name (``1.jpg`` and ``1.png``).
+    That is as in ``1_mask.png`` and ``gt-1.png``; where none does, they are the other file beside a JPEG of the name.
     """
 
     def named_so(path: Path) -> bool:
@@ -257,10 +253,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 
 def fault(message: str, each: Iterable[str] | None = None) -> None:
-    """Tell a fault that one can go on after, by leaving a file out; ``each``: the same, one message per file.
-
-    Raises ProtosegError with ``message``, except inside ``collect_faults``.
-    """
+    """Raise ProtosegError, or inside ``collect_faults`` keep ``message`` (or ``each``, one per file), and go on."""
     found = _collected.get()
     if found is None:
         raise ProtosegError(message)

@@ -68,9 +68,8 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     """The statistics of a data set, from their file; masks that are not in it, or changed since, are counted and kept.
 
     The file is a readable ``protoseg_statistics_SPLIT_CLASSES_KEY.json`` in the folder that holds the images and
-    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. It has the
-    size and time of each mask. While counting, it is written once a minute, and a count that was stopped goes on from
-    there. Every process of a run counts for itself if it has to: they would find the same.
+    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. While
+    counting, it is written once a minute, and a count that was stopped goes on from there. Every process counts alone.
 
     Raises ProtosegError: an image without mask, or a mask that is bad.
     """
@@ -117,15 +116,12 @@ def count_pixels(
 
 
 def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
-    """How many images there are of each width and height; only the heads of the files are read.
-
-    Raises ProtosegError: a file that is no image, or has too many pixels.
-    """
+    """How many images there are of each width and height; raises as ``image_size``."""
     return Counter(in_threads(image_size, [image for image, _ in dataset.samples], "reading sizes"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height; only the head of the file is read. Raises as ``image_sizes``."""
+    """Width and height, by the file's head alone; raises ProtosegError: no image, or of too many pixels."""
     with reading(path, "image"):
         size = file_size(path)
     check_pixels(f"image {path}", *size)

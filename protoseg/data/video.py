@@ -49,10 +49,7 @@ class Video:
 
 
 class VideoWriter:
-    """Writes frames to a file ``.mp4`` (MPEG-4), ``rate`` per second; use it in a ``with`` block.
-
-    Raises ProtosegError: the file cannot be written.
-    """
+    """Writes frames to an ``.mp4`` (MPEG-4), ``rate`` per second, in a ``with`` block; ProtosegError if it cannot."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate

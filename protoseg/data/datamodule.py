@@ -88,7 +88,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
             )
         if not labels and (max_class_share, rare_classes) != (None, None):
-            raise ProtosegError("expected no max_class_share or rare_classes without labels, got one: set both to null")
+            raise ProtosegError("expected neither max_class_share nor rare_classes without labels: set both to null")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.timeout, self.seed = num_workers, timeout, seed
         self.train_split, self.val_split = train_split, val_split

@@ -150,7 +150,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 def unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
     """The error of a file that cannot be decoded."""
     if isinstance(reason, FileNotFoundError):
-        return ProtosegError(f"{kind} {path}: expected a file, got none there: correct the path, or copy it again")
+        return ProtosegError(f"{kind} {path}: expected a file, got none there; correct the path, or copy it again")
     if isinstance(reason, UnidentifiedImageError):
         reason = "it is no image, or of channels that data.dataset.channels reads"  # Pillow names the buffer
     return ProtosegError(

@@ -12,24 +12,11 @@ from numpy.typing import NDArray
 from omegaconf import ListConfig
 from PIL import ImageSequence
 
-from protoseg.data.decoding import (
-    FAILURES,
-    NPY_START,
-    TIFF_STARTS,
-    Range,
-    check_pixels,
-    check_regular,
-    geotiff,
-    open_picture,
-    orientation,
-    read_array,
-    turned,
-)
+from protoseg.data import decoding
 from protoseg.data.files import read_bounded, read_image, reading
 from protoseg.types import ProtosegError
 
-OPTIONS = ("channels", "bands", "image_range", "shown")
-"""The settings of a data set that say how its images are read, as :class:`ImageReader` takes them."""
+OPTIONS = ("channels", "bands", "image_range", "shown")  # settings of a data set that ``ImageReader`` takes
 
 
 class ImageReader:
@@ -52,18 +39,16 @@ class ImageReader:
             wanted = f"an end of names for each of {self.channels} channels"
             raise ProtosegError(f"data.dataset.bands: expected {wanted}, got {self.bands}")
         self.shown: list[int] = as_list(shown)
-        count = self.channels or 1
-        if self.shown and (len(self.shown) != 3 or count < 4 or not {*self.shown} <= {*range(count)}):
-            raise ProtosegError(
-                f"data.dataset.shown: expected three of more than 3 channels, got {self.shown} of {count}"
-            )
+        n = self.channels or 1
+        if self.shown and (len(self.shown) != 3 or n < 4 or not {*self.shown} <= {*range(n)}):
+            raise ProtosegError(f"data.dataset.shown: expected three of more than 3 channels, got {self.shown} of {n}")
         pairs = as_list(image_range)
         if image_range is not None and not (pairs and isinstance(pairs[0], list | tuple | ListConfig)):
-            pairs = [image_range] * count
+            pairs = [image_range] * n
         most = (0, 65535) if self.channels is None else (-math.inf, math.inf)
         self.ranges = [_checked_range(pair, *most) for pair in pairs]
-        if self.ranges and len(self.ranges) != count:
-            wanted = f"[low, high] for all or for each of {count} channels"
+        if self.ranges and len(self.ranges) != n:
+            wanted = f"[low, high] for all or for each of {n} channels"
             raise ProtosegError(f"data.dataset.image_range: expected {wanted}, got {len(self.ranges)}")
 
     def first(self, paths: Iterable[Path]) -> list[Path]:
@@ -76,14 +61,11 @@ class ImageReader:
         return [path.with_name(f"{stem}{band}{path.suffix}") for band in self.bands] or [path]
 
     def read(self, path: Path, turn: bool = True) -> NDArray[Any]:
-        """An image as the class says, turned as its EXIF says if ``turn``.
-
-        Raises ProtosegError: as ``files.read_image``; other channels than expected; numbers that are not finite.
-        """
+        """An image as the class says; raises as ``files.read_image``, and for other channels, NaN and infinity."""
         if self.channels is None:
             return read_image(path, turn, *self.ranges)
         pixels = self.scaled(self.raw(path), f"image {path}")
-        return turned(pixels, orientation(path)) if turn and path.suffix.lower() != ".npy" else pixels
+        return decoding.turned(pixels, decoding.orientation(path)) if turn and path.suffix.lower() != ".npy" else pixels
 
     def raw(self, path: Path) -> NDArray[Any]:
         """The numbers in the files of an image, ``h w channels``; raises as ``read``."""
@@ -112,12 +94,11 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple | ListConfig) else [] if value is None else [value]
 
 
-def _checked_range(value: Any, least: float, most: float) -> Range:
+def _checked_range(value: Any, least: float, most: float) -> decoding.Range:
     numbers = as_list(value)
     if [type(x) in (int, float) for x in numbers] != [True, True] or not least <= numbers[0] < numbers[1] <= most:
         raise ProtosegError(
-            f"image_range: expected [low, high], the values that become black and white, got {value!r}: e.g. [0, 4095] "
-            "for 12 bits"
+            f"image_range: expected [low, high], the values that become black and white, e.g. [0, 4095], got {value!r}"
         )
     return float(numbers[0]), float(numbers[1])
 
@@ -125,14 +106,14 @@ def _checked_range(value: Any, least: float, most: float) -> Range:
 def _numbers(path: Path, channels: int) -> NDArray[Any]:
     """The numbers in one file, ``h w channels``."""
     with reading(path, "image"):
-        check_regular(path)
+        decoding.check_regular(path)
         with path.open("rb") as file:
             start = file.read(8)
-        if start.startswith(TIFF_STARTS):
+        if start.startswith(decoding.TIFF_STARTS):
             pixels = _tiff(path, channels)
         else:
             data = read_bounded(path, "image")
-            pixels = _array(data, channels) if start.startswith(NPY_START) else _decoded(data)
+            pixels = _array(data, channels) if start.startswith(decoding.NPY_START) else _decoded(data)
     check_numbers(pixels, channels, path)
     return pixels
 
@@ -152,7 +133,7 @@ def check_numbers(pixels: NDArray[Any], channels: int, path: Path) -> None:
 
 
 def _array(data: bytes, channels: int) -> NDArray[Any]:
-    array = read_array(data)
+    array = decoding.read_array(data)
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.dtype.kind not in "uif":
         raise ValueError(f"it is an array {array.shape} of {array.dtype}, not numbers h w, h w c or c h w")
@@ -169,9 +150,9 @@ def _decoded(data: bytes) -> NDArray[Any]:
 
 def _tiff(path: Path, channels: int) -> NDArray[Any]:
     """Pages of one channel each by Pillow, all else by rasterio: Pillow knows no channels without a colour."""
-    with suppress(*FAILURES), open_picture(path) as file:  # which raise where Pillow does not know the kind
-        check_pixels(f"image {path}", *file.size)
+    with suppress(*decoding.FAILURES), decoding.open_picture(path) as file:  # raised at kinds that it does not know
+        decoding.check_pixels(f"image {path}", *file.size)
         if getattr(file, "n_frames", 1) == channels and (file.mode in "LIF" or file.mode.startswith("I;16")):
             return np.stack([np.asarray(page) for page in ImageSequence.Iterator(file)], axis=2)
-    with geotiff(path) as file:
+    with decoding.geotiff(path) as file:
         return file.read().transpose(1, 2, 0)

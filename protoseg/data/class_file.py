@@ -10,15 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from protoseg.data.label_spaces import (
-    FILE_IGNORED,
-    UNKNOWN_ID,
-    WIDE_FILE_IGNORED,
-    WIDE_UNKNOWN_ID,
-    Ids,
-    ignored_in,
-    unknown_id,
-)
+from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, WIDE_UNKNOWN_ID, Ids, ignored_in, unknown_id
 from protoseg.data.masks import Color
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
@@ -70,9 +62,8 @@ def read_class_file(path: str | Path | ClassFile) -> ClassFile:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError as error:
         raise ProtosegError(
-            f"expected a file of the classes and their colours, {path.absolute()}, which does not exist: write one, "
-            f"e.g. {_EXAMPLE} (see protoseg.data.read_class_file), or set data.root=FOLDER or "
-            "data.dataset.classes=FILE"
+            f"expected a file of the classes, {path.absolute()}, which does not exist: write one, e.g. {_EXAMPLE} (see "
+            "protoseg.data.read_class_file), or set data.root=FOLDER or data.dataset.classes=FILE"
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise _wrong(path, "YAML", " ".join(str(error).split())) from error
@@ -86,7 +77,7 @@ def class_file(content: Any, path: Path) -> ClassFile:
     colors = _classes(path, content.get("classes"))
     ids = _ids(path, content.get("ids"), list(colors))
     # Of 255 classes, the label 254 is one, so that bytes have none for ids that are not known.
-    wide = len(colors) > UNKNOWN_ID
+    wide = len(colors) >= FILE_IGNORED
     void = WIDE_FILE_IGNORED if wide else FILE_IGNORED
     labels: dict[Color, int] = {}
     for train_id, color in enumerate(colors.values()):
@@ -180,6 +171,4 @@ def _is_number(value: Any, largest: int) -> bool:
 
 
 def _wrong(path: Path, expected: str, got: object) -> ProtosegError:
-    return ProtosegError(
-        f"{path}: expected {expected}, got {got}: correct the file (see protoseg.data.read_class_file)"
-    )
+    return ProtosegError(f"{path}: expected {expected}, got {got}: correct it (see protoseg.data.read_class_file)")

@@ -10,7 +10,7 @@ from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, Ids
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
 from protoseg.data.masks import BLACK, WHITE, Color
-from protoseg.data.pairing import by_image, by_key, list_images, pair, stem_in, stems_of_masks
+from protoseg.data.pairing import by_image, by_stem, list_images, pair, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 
 REST = "(other)"
@@ -49,7 +49,7 @@ class ClassMasks(SegmentationDataset):
         for folder in folders:
             if not folder.is_dir():
                 raise ProtosegError(f"expected a folder of images or masks, got {folder.absolute()}: no such folder")
-        found = by_key(list_images(folders[0], recursive=True), lambda path: stem_in(folders[0], path))
+        found = by_stem(folders[0], list_images(folders[0], recursive=True))
         where, others = f"{images} and {masks}", list_images(folders[1], recursive=True)
         labels, _ = by_image(found, stems_of_masks(folders[1], others, found), where, key="")
         super().__init__(pair(found, labels, where, folders), "train")

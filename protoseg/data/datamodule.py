@@ -88,9 +88,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
             )
         if not labels and (max_class_share, rare_classes) != (None, None):
-            raise ProtosegError(
-                "expected neither max_class_share nor rare_classes without labels, got one of them: set both to null"
-            )
+            raise ProtosegError("expected neither max_class_share nor rare_classes without labels: set both to null")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.timeout, self.seed = num_workers, timeout, seed
         self.train_split, self.val_split = train_split, val_split
@@ -107,10 +105,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             self.map_classes(*relabelled(self.label_space, relabel))
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
-        """Read the labels as classes of another label space; see ``mapping_table``, also for what is raised.
-
-        A string is a name of ``label_spaces.MAPPINGS``.
-        """
+        """Read the labels as classes of another label space; see ``mapping_table``, and ``named_mapping`` of a name."""
         mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping
         table = mapping_table(self.label_space, label_space, mapping)
         self._mapping = table if self._mapping is None else table[self._mapping]

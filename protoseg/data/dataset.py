@@ -47,44 +47,25 @@ class SegmentationDataset(Dataset[Sample]):
 
     Its constructor takes ``split``, usually ``root``, and, to serve as a target whose masks need not be there,
     ``labels``.
-
-    Attributes:
-        label_space: classes and colours; a class attribute, so that it is known before any file is there.
-        id_table: id in the mask file -> train id (``label_spaces.id_table``); uint16 where classes are more than 255.
-        id_channel: channel of the ids in masks that have several, or a function of all (``files.Channel``); None: one
-            channel of grey, or a palette.
-        colors: label of each colour, in masks that may hold colours.
-        mask_reading: how the masks are read, where that depends on them.
-        splits: the splits there are.
-        source: where the data set comes from and under which terms, for the message when it is absent.
-        split: the split read.
-        samples: path of each image and of its mask (None: no mask, every pixel reads as ignored).
-        turn: whether images are turned as EXIF says; else they are read as they are stored.
-        reader: how images are read; RGB unless set.
-        transform: how training augments its images; a DataModule sets it.
-        parts: the data sets that it is put together from.
-        weights: how often training draws each sample, relative to the others; None: all alike.
-        notes: sentences about how the files were found, told by ``check`` and before a training.
-        lists: files that say which images are in the split.
     """
 
-    label_space: LabelSpace
-    id_table: Ids
-    id_channel: Channel | None = None
-    colors: Mapping[Color, int] = MappingProxyType({})
-    mask_reading: MaskReading | None = None
+    label_space: LabelSpace  # a class attribute, so that it is known before any file is there
+    id_table: Ids  # id in the mask file -> train id (``label_spaces.id_table``); uint16 of more than 255 classes
+    id_channel: Channel | None = None  # where the ids are in masks of several channels; None: grey, or a palette
+    colors: Mapping[Color, int] = MappingProxyType({})  # label of each, in masks that may hold colours
+    mask_reading: MaskReading | None = None  # how the masks are read, where that depends on them
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
-    source: str = ""
-    turn: bool = True
-    reader: ImageReader = ImageReader()
-    transform: TrainTransform | None = None
-    parts: Sequence[SegmentationDataset] = ()
-    weights: NDArray[np.float64] | None = None
-    notes: Sequence[str] = ()
-    lists: Sequence[Path] = ()
+    source: str = ""  # where it comes from and under which terms, for the message when it is absent
+    turn: bool = True  # images as EXIF says; else they are read as they are stored
+    reader: ImageReader = ImageReader()  # of images
+    transform: TrainTransform | None = None  # how training augments its images; a DataModule sets it
+    parts: Sequence[SegmentationDataset] = ()  # the data sets that it is put together from
+    weights: NDArray[np.float64] | None = None  # how often training draws each, relative to the others; None: all alike
+    notes: Sequence[str] = ()  # about how the files were found, told by ``check`` and before a training
+    lists: Sequence[Path] = ()  # files that say which images are in the split
 
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:
-        self.samples = list(samples)
+        self.samples = list(samples)  # image and mask (None: no mask, every pixel reads as ignored)
         self.split = split
 
     @classmethod
@@ -163,8 +144,7 @@ def check_folder(folder: Path, name: str, source: str) -> None:
     """Raise ProtosegError unless a folder of the data set ``name`` exists; ``source`` says where it comes from."""
     if not folder.is_dir():
         raise ProtosegError(
-            f"{name}: expected the folder {folder.absolute()}, which does not exist. {source} "
-            "If you have it elsewhere, set data.root=FOLDER (domain adaptation: data.source.root and "
-            "data.target.root; evaluate.py: root=FOLDER), or the environment variable PROTOSEG_DATA to the folder "
-            "that holds all data sets"
+            f"{name}: expected the folder {folder.absolute()}, which does not exist. {source} If it is elsewhere, set "
+            "data.root=FOLDER (domain adaptation: data.source.root and data.target.root; evaluate.py: root=FOLDER), "
+            "or the environment variable PROTOSEG_DATA to the folder that holds all data sets"
         )

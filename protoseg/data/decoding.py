@@ -31,15 +31,12 @@ _JP2_SIZE, _JP2_CODING = b"\xff\x4f\xff\x51", b"\xff\x52"  # markers: start and 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow's names. No other decoder is let near a file: that of EPS would start a program.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
-MAX_PIXELS = 500_000_000
-"""Pixels of an image or a mask, unless ``limit_pixels`` said otherwise."""
-
+MAX_PIXELS = 500_000_000  # of an image or a mask, unless ``limit_pixels`` said otherwise
+# What Pillow and NumPy raise on files that are bad.
 FAILURES = (OSError, SyntaxError, ValueError, TypeError, IndexError, TokenError, Image.DecompressionBombError)
-"""What Pillow and NumPy raise on files that are bad."""
-
 _REFUSALS = (ValueError, KeyError)  # simplejpeg's; the second where the header ends before it says what form it has
 _LIMIT = "PROTOSEG_MAX_PIXELS"
-_OPENCV_PIXELS, _LIBPNG_SIDE = 1 << 30, 1_000_000  # what these decode at most, whatever is asked of them
+_OPENCV_PIXELS, _PNG_SIDE = 1 << 30, 1_000_000  # what these decode at most, whatever is asked of them
 _DAMAGE = re.compile("premature end|bad huffman|instead of rst|progression|extraneous bytes before marker", re.I)
 _START_OF_SCAN, _FILL = 0xDA, 0xFF
 _BLOCK = 64  # pixels
@@ -59,8 +56,7 @@ def limit_pixels(pixels: int) -> None:
     """
     if not isinstance(pixels, int) or not 0 < pixels <= _OPENCV_PIXELS:
         raise ProtosegError(
-            f"max_pixels: expected a whole number from 1 to {_OPENCV_PIXELS}, which is what OpenCV decodes at most, "
-            f"got {pixels}"
+            f"max_pixels: expected a whole number from 1 to {_OPENCV_PIXELS}, OpenCV's limit, got {pixels}"
         )
     os.environ[_LIMIT] = str(pixels)  # spawned workers inherit nothing else
 
@@ -73,10 +69,8 @@ def check_pixels(what: str, width: int, height: int) -> None:
             f"{what}: expected at most {limit} pixels, got {width} x {height} = {width * height}: if it is meant to be "
             f"that large set max_pixels={width * height} (in Python: protoseg.data.limit_pixels), or cut it into pieces"
         )
-    if max(width, height) > _LIBPNG_SIDE:
-        raise ProtosegError(
-            f"{what}: expected sides of at most {_LIBPNG_SIDE} pixels, got {width} x {height}: cut it into pieces"
-        )
+    if max(width, height) > _PNG_SIDE:
+        raise ProtosegError(f"{what}: expected sides of at most {_PNG_SIDE} pixels, got {width} x {height}: cut it up")
 
 
 def file_size(path: Path) -> tuple[int, int]:
@@ -227,10 +221,7 @@ def decode_picture(data: bytes, value_range: Range | None = None) -> NDArray[np.
 
 
 def mask_doubt(data: bytes) -> str:
-    """What a file is whose ids cannot be read though it can be decoded; "" where nothing speaks against it.
-
-    Decoders stretch depths other than 8 and 16 bits.
-    """
+    """What a file is whose ids are lost (decoders stretch depths other than 8 and 16 bits); "" where they are not."""
     if data.startswith((PNG_START, NPY_START)):
         return ""
     if data.startswith(JPEG_START):

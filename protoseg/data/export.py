@@ -32,18 +32,16 @@ class ExportFormat(NamedTuple):
         return file_ids(self.dataset.id_table, self.dataset.label_space.num_classes) + np.uint8(self.offset)
 
 
-def _ending(old: str, new: str) -> Callable[[str], str | None]:
+def _end(old: str, new: str) -> Callable[[str], str | None]:
     return lambda stem: stem.removesuffix(old) + new if stem.endswith(old) else None
 
 
 FORMATS = {
     # cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py: label ids in CITY_SEQUENCE_FRAME*.png.
-    "cityscapes": ExportFormat(
-        Cityscapes, _ending("_leftImg8bit", "_pred_labelIds"), "berlin_000000_000019_leftImg8bit"
-    ),
+    "cityscapes": ExportFormat(Cityscapes, _end("_leftImg8bit", "_pred_labelIds"), "berlin_000000_000019_leftImg8bit"),
     # Both servers take train ids under the images' names, as the released code of DAFormer and MIC writes them.
-    "acdc": ExportFormat(ACDC, _ending("_rgb_anon", "_rgb_anon"), "GOPR0475_frame_000001_rgb_anon"),
-    "dark_zurich": ExportFormat(DarkZurich, _ending("_rgb_anon", "_rgb_anon"), "GOPR0356_frame_000001_rgb_anon"),
+    "acdc": ExportFormat(ACDC, _end("_rgb_anon", "_rgb_anon"), "GOPR0475_frame_000001_rgb_anon"),
+    "dark_zurich": ExportFormat(DarkZurich, _end("_rgb_anon", "_rgb_anon"), "GOPR0356_frame_000001_rgb_anon"),
     # https://github.com/CSAILVision/placeschallenge, sceneparsing: ids from 1, names as the images'.
     "ade20k": ExportFormat(ADE20K, lambda stem: stem if stem.startswith("ADE_") else None, "ADE_test_00000001"),
     # https://github.com/nightrome/cocostuffapi, pngToCocoResultDemo.py, makes the server's JSON of such PNGs. Their ids

@@ -10,25 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from protoseg.data.decoding import (
-    FAILURES,
-    JPEG_END,
-    JPEG_START,
-    PNG_END,
-    PNG_START,
-    Range,
-    check_pixels,
-    check_regular,
-    decode_jpeg,
-    decode_picture,
-    mask_doubt,
-    open_picture,
-    orientation,
-    picture_size,
-    png_chunks,
-    to_bytes,
-    turned,
-)
+from protoseg.data import decoding
 from protoseg.data.label_spaces import Ids
 from protoseg.data.masks import Mask, as_mask, labels_of_ids
 from protoseg.types import ProtosegError
@@ -37,7 +19,7 @@ from protoseg.types import ProtosegError
 Channel = int | Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def read_image(path: Path, turn: bool = True, value_range: Range | None = None) -> NDArray[np.uint8]:
+def read_image(path: Path, turn: bool = True, value_range: decoding.Range | None = None) -> NDArray[np.uint8]:
     """Decode an image to RGB, ``h w 3``; turned as EXIF says, or, without ``turn``, as it is stored.
 
     Of 16 bits the high 8, or ``value_range`` spread over them (``decoding.to_bytes``). Raises ProtosegError: the file
@@ -46,25 +28,25 @@ def read_image(path: Path, turn: bool = True, value_range: Range | None = None) 
     data = read_bounded(path, "image")
     with reading(path, "image"):
         pixels = _decode_image(data, value_range)
-    return turned(pixels, orientation(data)) if turn else pixels
+    return decoding.turned(pixels, decoding.orientation(data)) if turn else pixels
 
 
-def _decode_image(data: bytes, value_range: Range | None) -> NDArray[np.uint8]:
-    if data.startswith(JPEG_START) and (pixels := decode_jpeg(data)) is not None:
+def _decode_image(data: bytes, value_range: decoding.Range | None) -> NDArray[np.uint8]:
+    if data.startswith(decoding.JPEG_START) and (pixels := decoding.decode_jpeg(data)) is not None:
         return pixels
-    if not data.startswith((JPEG_START, PNG_START)):
-        return decode_picture(data, value_range)
+    if not data.startswith((decoding.JPEG_START, decoding.PNG_START)):
+        return decoding.decode_picture(data, value_range)
     # OpenCV is about twice as fast as Pillow, but some versions fill up a file that is cut short with grey and
     # say nothing (imread still does in 4.12). So Pillow looks first at a file that does not end as it should.
     if not _ends_properly(data):
-        if data.startswith(PNG_START):
+        if data.startswith(decoding.PNG_START):
             raise ValueError("it is cut short")
-        open_picture(data).load()
+        decoding.open_picture(data).load()
     depth = cv2.IMREAD_ANYDEPTH if value_range else 0
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | depth)
     if image is None:
         raise ValueError("it cannot be decoded")
-    image = to_bytes(image, value_range) if image.dtype == np.uint16 else image
+    image = decoding.to_bytes(image, value_range) if image.dtype == np.uint16 else image
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
 
 
@@ -94,7 +76,7 @@ def read_mask(path: Path) -> Mask:
     By Pillow, which unlike OpenCV does not turn a palette's indices into colours.
     """
     data = _mask_bytes(path)
-    with reading(path, "mask"), open_picture(data) as file:
+    with reading(path, "mask"), decoding.open_picture(data) as file:
         mask, mode = as_mask(file, data), file.mode
     if mask is None:
         raise ProtosegError(
@@ -107,7 +89,7 @@ def read_mask(path: Path) -> Mask:
 def _mask_bytes(path: Path) -> bytes:
     data = read_bounded(path, "mask")
     with reading(path, "mask"):
-        doubt = mask_doubt(data)
+        doubt = decoding.mask_doubt(data)
     if doubt:
         raise doubtful_mask(path, doubt)
     return data
@@ -116,10 +98,10 @@ def _mask_bytes(path: Path) -> bytes:
 def read_bounded(path: Path, kind: str) -> bytes:
     """The bytes of a file; raises ProtosegError if it cannot be read or has too many pixels to be decoded."""
     with reading(path, kind):
-        check_regular(path)
+        decoding.check_regular(path)
         data = path.read_bytes()
-        size = picture_size(data)
-    check_pixels(f"{kind} {path}", *size)
+        size = decoding.picture_size(data)
+    decoding.check_pixels(f"{kind} {path}", *size)
     return data
 
 
@@ -139,11 +121,11 @@ def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
 
 
 def _ends_properly(data: bytes) -> bool:
-    if data.startswith(JPEG_START):
-        return data.endswith(JPEG_END)
+    if data.startswith(decoding.JPEG_START):
+        return data.endswith(decoding.JPEG_END)
     # Chunk by chunk: OpenCV makes room for as much as a damaged length asks for.
-    chunks = png_chunks(data) if data.startswith(PNG_START) else ()
-    return any(data[at + 4 : at + 4 + len(PNG_END)] == PNG_END for at in chunks)
+    chunks = decoding.png_chunks(data) if data.startswith(decoding.PNG_START) else ()
+    return any(data[at + 4 : at + 4 + len(decoding.PNG_END)] == decoding.PNG_END for at in chunks)
 
 
 def doubtful_mask(path: Path, doubt: str) -> ProtosegError:
@@ -161,16 +143,14 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         yield
     except ProtosegError:  # says already what is wrong, and what to do
         raise
-    except (*FAILURES, cv2.error) as error:
+    except (*decoding.FAILURES, cv2.error) as error:
         raise unreadable(path, kind, error) from error
 
 
 def unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
     """The error of a file that cannot be decoded."""
     if isinstance(reason, FileNotFoundError):
-        return ProtosegError(
-            f"{kind} {path}: expected a file, got none there; correct the path, or copy the file again"
-        )
+        return ProtosegError(f"{kind} {path}: expected a file, got none there; correct the path, or copy it again")
     if isinstance(reason, UnidentifiedImageError):
         reason = "it is no image, or of channels that data.dataset.channels reads"  # Pillow names the buffer
     return ProtosegError(

@@ -60,10 +60,9 @@ def nothing_labelled(dataset: SegmentationDataset) -> ProtosegError:
 def label_notes(
     space: LabelSpace, pixels: NDArray[np.int64], ignored: float, looked: str, whole: bool = True
 ) -> list[str]:
-    """What is odd about labels: nearly all ignored, one class alone, and classes without a pixel.
+    """What is odd about labels: nearly all ignored, one class alone, and, of the ``whole``, classes without a pixel.
 
-    Of the pixels of each class, ``c``, and the share of ignored ones in the masks ``looked`` at, which are the
-    ``whole``.
+    Of the pixels of each class, ``c``, and the share of ignored ones in the masks ``looked`` at.
     """
     notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
     if ignored >= _MOSTLY_IGNORED:

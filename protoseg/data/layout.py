@@ -21,6 +21,7 @@ from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]
 Classes = str | Mapping[str, Any]
+Choices = Mapping[str, Sequence[Any] | Mapping[Any, str]]  # what each may be, and what this stands for in patterns
 _TABLES = Path(__file__).parent / "label_spaces"
 CONVERTED = "_labelTrainIds"  # ends masks that DAFormer's and mmsegmentation's converters write beside the originals
 
@@ -68,7 +69,7 @@ class LayoutDataset(SegmentationDataset):
         splits: Sequence[str] | Mapping[str, str | Sequence[str]] = ("train", "val"),
         unlabelled: Sequence[str] = (),
         lists: str | None = None,
-        choices: Mapping[str, Sequence[Any] | Mapping[Any, str]] | None = None,
+        choices: Choices | None = None,
         sequences: str | Sequence[str] | None = None,
         leave_out: Sequence[str] = (),
         skip: str | None = None,
@@ -196,10 +197,7 @@ def described_classes(
 
 
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
-    """The files whose paths in ``folder`` are as the pattern says, by what its stars stand for.
-
-    Raises ProtosegError: two files for which they stand for the same.
-    """
+    """The files in ``folder`` as the pattern says, by what its stars stand for; raises as ``by_key``."""
     any_suffix = pattern.endswith(".*")
     escaped = re.escape(pattern.removesuffix(".*"))
     expression = re.compile(
@@ -230,14 +228,10 @@ def _filled(pattern: str, words: Mapping[str, str]) -> str:
     return pattern
 
 
-def _combinations(
-    name: str, choices: Mapping[str, Sequence[Any] | Mapping[Any, str]], chosen: Mapping[str, Any]
-) -> Iterator[dict[str, str]]:
+def _combinations(name: str, choices: Choices, chosen: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Every combination of the values chosen, by the words that they stand for."""
-    if unknown := chosen.keys() - choices.keys():
-        raise ProtosegError(
-            f"{name}: expected settings out of {', '.join(choices) or 'none'}, got {', '.join(unknown)}"
-        )
+    if other := chosen.keys() - choices.keys():
+        raise ProtosegError(f"{name}: expected settings out of {', '.join(choices) or 'none'}, got {', '.join(other)}")
     texts: list[list[str]] = []
     for option, offered in choices.items():
         known = {str(key): str(offered[key] if isinstance(offered, Mapping) else key) for key in offered}
@@ -261,10 +255,7 @@ def _key(name: str, found: Mapping[str, Path]) -> str | None:
 
 
 def read_names(path: Path, start: str | None = None) -> list[str]:
-    """The first column of a list of images, without suffixes; with ``start`` only what is in that folder.
-
-    Raises ProtosegError: no such file, or one that is no text.
-    """
+    """The first column of a list, without suffixes; with ``start`` what is in that folder. Raises as ``read_lines``."""
     names = [line.split()[0].strip("/") for line in read_lines(path) if line.strip()]
     names = [name.removesuffix(end) if (end := Path(name).suffix).lower() in IMAGE_SUFFIXES else name for name in names]
     return names if start is None else [name for name in names if name.startswith(f"{start}/")]
@@ -284,8 +275,7 @@ def read_matlab(path: Path, variable: str) -> NDArray[Any]:
             raise ValueError(f"it is {ids.dtype} of {ids.ndim} dimensions")
     except Exception as error:  # whatever scipy meets in a file that is none
         raise ProtosegError(
-            f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got another ({error}): unpack "
-            "it again"
+            f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got {error}: unpack it again"
         ) from error
     check_pixels(f"mask {path}", ids.shape[1], ids.shape[0])
     return ids

@@ -20,9 +20,7 @@ from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.samplers import RareClassDraw
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 
-TIMEOUT = 600.0
-"""Seconds that a batch of the workers is waited for."""
-
+TIMEOUT = 600.0  # seconds that a batch of the workers is waited for
 PREFETCH = 2  # batches that each worker makes ahead, torch's own number
 SHARED_MEMORY = Path("/dev/shm")  # by which workers hand over their batches, on Linux
 _REMEDY = (
@@ -153,10 +151,9 @@ class PairedLoader:
 
 
 def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:
-    """See before the first batch whether the workers' batches fit into shared memory; warns if few of them do.
+    """Warn if few of the workers' batches, each of ``batch()`` bytes, fit into shared memory.
 
-    ``batch`` gives the bytes of one, and is asked only where it matters. Raises ProtosegError: not even one fits, so
-    that the workers would be killed or wait for ever.
+    Raises ProtosegError: not even one fits, so that the workers would be killed or wait for ever.
     """
     if num_workers == 0 or not sys.platform.startswith("linux") or not SHARED_MEMORY.is_dir():
         return

@@ -140,8 +140,7 @@ class MaskReading:
         if not self.file.transparent and any(i not in (void, unknown_id(table)) for i in hidden.tolist()):
             raise ProtosegError(
                 f"mask {path}: expected opaque pixels, got {mask.clear.sum()} transparent ones, some with a value that "
-                "a class has: add transparent to void in the file of classes if they count nowhere, or make them "
-                "opaque"
+                "a class has: add transparent to void in the file of classes if they count nowhere, or make them opaque"
             )
         return np.where(mask.clear, label.dtype.type(void), label)
 

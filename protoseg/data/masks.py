@@ -115,8 +115,8 @@ def labels_of_colors(path: Path, mask: Mask, colors: Mapping[Color, int], dtype:
         shown = ", ".join(str(tuple(color)) for color in found[:5].tolist())
         raise ProtosegError(
             f"mask {path}: expected the colours of the classes, got {len(found)} other(s) on {bad.sum()} pixels: "
-            f"{shown}{', ...' if len(found) > 5 else ''}: add them to the file of classes (void: colours that count "
-            "nowhere), or export the mask again without smooth edges"
+            f"{shown}{', ...' if len(found) > 5 else ''}: add them to the file of classes (void: what counts nowhere), "
+            "or export the mask again without smooth edges"
         )
     return label
 
@@ -147,6 +147,5 @@ def _unknown_ids(path: Path, ids: NDArray[np.generic], table: Ids) -> ProtosegEr
     runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
     expected = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
     return ProtosegError(
-        f"mask {path}: expected class ids {expected}, got {got}: correct the mask, or choose the data set whose ids it "
-        "holds"
+        f"mask {path}: expected class ids {expected}, got {got}: correct the mask, or choose the data set of its ids"
     )

@@ -2,30 +2,19 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from protoseg.data import pairing
 from protoseg.data.channels import ImageReader, as_list
 from protoseg.data.class_file import ClassFile, read_class_file
 from protoseg.data.dataset import FilePair, SegmentationDataset
 from protoseg.data.mask_reading import MaskReading
-from protoseg.data.pairing import (
-    IMAGE_SUFFIXES,
-    Naming,
-    apart,
-    by_image,
-    by_key,
-    list_images,
-    other_formats,
-    pair,
-    read_lines,
-    stem_in,
-    stems_of_masks,
-)
+from protoseg.data.pairing import IMAGE_SUFFIXES, Files, by_stem, list_images, stem_in
 from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -100,7 +89,7 @@ class LabelledFolder(SegmentationDataset):
                 f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none: set it"
             )
         self._labels, self._images, self._masks, self._suffix = labels, images, masks, mask_suffix
-        self._naming = Naming()
+        self._naming = pairing.Naming()
         in_root = _named(root, images, _IMAGES)
         flat = not in_root and images is None
         places = {n: p for n, p in _splits(root).items() if _named(p, images, _IMAGES) or (flat and list_images(p))}
@@ -133,11 +122,11 @@ class LabelledFolder(SegmentationDataset):
         """The files of images and of masks; those of one folder are told apart."""
         files = self.reader.first(list_images(images, recursive=images != self._flat))
         if masks == images:
-            return apart(files, self._suffix)
+            return pairing.apart(files, self._suffix)
         return files, list_images(masks, recursive=True) if masks else []
 
     def _split_inside(
-        self, images: Path, masks: Path | None, lists: Mapping[str, Path], split: str, val_share: float, seed: int
+        self, images: Path, masks: Path | None, lists: Files, split: str, val_share: float, seed: int
     ) -> list[FilePair]:
         """The pairs of a split, told apart inside the folders of images and masks, by lists or by chance."""
         folders = _splits(images, also=split)
@@ -153,33 +142,31 @@ class LabelledFolder(SegmentationDataset):
         if like := next(filter(_LIKE_SPLIT.search, inside), None):
             raise ProtosegError(
                 f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got {like}: set "
-                f"data.train_split and data.val_split to such folders in {images}, or write the names of the images "
-                "into train.txt and val.txt"
+                "data.train_split and data.val_split to folders there, or list the images in train.txt and val.txt"
             )
         return _drawn(samples, images, split, val_share, seed)
 
-    def _pairs(
-        self, images: Path, masks: Path | None, lists: Mapping[str, Path] | None = None, split: str = ""
-    ) -> list[FilePair]:
+    def _pairs(self, images: Path, masks: Path | None, lists: Files | None = None, split: str = "") -> list[FilePair]:
         """Images and masks by their paths in the folders; with ``lists`` only those of ``split``."""
         masks = masks if self._labels or masks == images else None
         folders = (images,) if masks in (None, images) else (images, masks)
         for folder in folders:
             self.check_folder(folder)
-        self.notes = [f"{folder}: left out {told}" for folder in folders if (told := other_formats(folder))]
+        self.notes = [f"{folder}: left out {told}" for folder in folders if (told := pairing.other_formats(folder))]
         files, others = self._listed(images, masks)
-        found = by_key(files, lambda path: stem_in(images, path))
+        found = by_stem(images, files)
         keys = _keys(found, images, lists, split, not self._labels) if lists else list(found)
         chosen = {key: found[key] for key in keys}
         if masks is None or not self._labels:
             self.notes += [f"{images}: left out {len(others)} masks ({others[0].name}, …)"] if others else []
-            return pair(chosen, None, f"{images}", folders)
+            return pairing.pair(chosen, None, f"{images}", folders)
         where = " and ".join(map(str, folders))
-        labels, self._naming = by_image(found, stems_of_masks(masks, others, found), where, self._suffix)
+        labels = pairing.stems_of_masks(masks, others, found)
+        labels, self._naming = pairing.by_image(found, labels, where, self._suffix)
         self.notes += [f"{where}: {self._naming}"] if str(self._naming) else []
         if lists:
             labels = {key: labels[key] for key in keys if key in labels}
-        return pair(chosen, labels, where, (images, masks))
+        return pairing.pair(chosen, labels, where, (images, masks))
 
 
 def _split_name(name: str) -> str:
@@ -201,7 +188,7 @@ def _splits(folder: Path, suffix: str = "", also: str = "") -> dict[str, Path]:
     return splits
 
 
-def _chosen(folders: Mapping[str, Path], split: str, where: Path) -> Path:
+def _chosen(folders: Files, split: str, where: Path) -> Path:
     if _split_name(split) not in folders:
         raise ProtosegError(
             f"{where}: expected a folder of split {split!r}, got {', '.join(path.name for path in folders.values())}: "
@@ -210,14 +197,14 @@ def _chosen(folders: Mapping[str, Path], split: str, where: Path) -> Path:
     return folders[_split_name(split)]
 
 
-def _named(place: Path, chosen: str | None, names: tuple[str, ...]) -> list[Path]:
+def _named(place: Path, chosen: str | None, names: Sequence[str]) -> list[Path]:
     """The subfolder that was chosen, or those with one of these names in any case."""
     if chosen is not None:
         return [place / chosen] if (place / chosen).is_dir() else []
     return sorted(path for path in place.iterdir() if path.name.lower() in names and path.is_dir())
 
 
-def _one(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> Path:
+def _one(place: Path, kind: str, chosen: str | None, names: Sequence[str]) -> Path:
     """The folder of images or of masks; of several the one with files that are read."""
     found = _named(place, chosen, names)
     found = [path for path in found if list_images(path, recursive=True)] if len(found) > 1 else found
@@ -232,14 +219,14 @@ def _one(place: Path, kind: str, chosen: str | None, names: tuple[str, ...]) -> 
     )
 
 
-def _two_kinds(where: Path, folders: Mapping[str, Path], lists: Mapping[str, Path]) -> ProtosegError:
+def _two_kinds(where: Path, folders: Files, lists: Files) -> ProtosegError:
     folder, other = next(iter(folders.values())), next(iter(lists.values()), "images beside it")
     return ProtosegError(
         f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one"
     )
 
 
-def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], split: str, rest: bool) -> list[str]:
+def _keys(known: Files, images: Path, lists: Files, split: str, rest: bool) -> list[str]:
     """The images of the list of ``split``, or with ``rest``, where there is none, those of no list; all are read."""
     if split not in lists and not rest:
         raise ProtosegError(
@@ -249,7 +236,7 @@ def _keys(known: Mapping[str, Path], images: Path, lists: Mapping[str, Path], sp
     wanted = []
     seen: dict[str, str] = {}
     for name, path in lists.items():
-        for number, line in enumerate(read_lines(path), start=1):
+        for number, line in enumerate(pairing.read_lines(path), start=1):
             if not line.strip():
                 continue
             where, written = f"{path}, line {number}", images / line.strip()
@@ -287,15 +274,13 @@ class ImageFolder(SegmentationDataset):
 
     def __init__(self, root: str | Path, label_space: LabelSpace, split: str = "predict") -> None:
         place = Path(root)
-        if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
-            paths = [place]
-        else:
-            paths = list_images(place, recursive=True) if place.is_dir() else []
+        paths = [place] if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES else []
+        paths += list_images(place, recursive=True) if place.is_dir() else []
         if not paths:
             state = "no such file in it" if place.is_dir() else "not an image" if place.is_file() else "no such folder"
             raise ProtosegError(
                 f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}: "
-                f"{other_formats(place) or state}"
+                f"{pairing.other_formats(place) or state}"
             )
         self.label_space = label_space
         super().__init__([(path, None) for path in paths], split)

@@ -25,11 +25,9 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
     """Copy the images and masks of ``datasets`` to the same places under another folder, PNGs re-encoded.
 
     Images are stored without compression, masks with little, both without PNG's filters: inflating and unfiltering is
-    most of the time that decoding takes. Other files (JPEGs, class files, lists of splits) are copied.
-    Files that are there already are kept, so that a run that was stopped goes on.
-
-    Returns the bytes of the files before and after. Raises ProtosegError: a file that is no image, does not lie in
-    ``root`` or cannot be written, or ``output`` is in ``root``.
+    most of the time that decoding takes. Other files (JPEGs, class files, lists of splits) are copied, and those that
+    are there already are kept. Returns the bytes of the files before and after. Raises ProtosegError: a file that is no
+    image, does not lie in ``root`` or cannot be written, or ``output`` is in ``root``.
     """
     if output.resolve().is_relative_to(root.resolve()):
         raise ProtosegError(f"pack: expected a folder outside that of the data, {root}, got {output}")

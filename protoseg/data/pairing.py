@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ _BORDER = re.compile(r"[^0-9A-Za-z]|(?<=[0-9])(?=[A-Za-z])")
 _WORDS = "masks?|gt|label(?:s|_?(?:train)?ids|map)?|seg(?:mentations?)?|annotations?|ground_?truth|matte"
 _MASK_NAME = re.compile(rf"^(?:{_WORDS})(?![a-z])|(?<![a-z])(?:{_WORDS})$|(?-i:_L)$", re.IGNORECASE)
 Ends = tuple[str, str]
+Files = Mapping[str, Path]
 
 
 def list_images(
@@ -77,8 +79,13 @@ def by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, Path]
     return files
 
 
+def by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Files in ``folder`` by their path there without suffix; raises as ``by_key``."""
+    return by_key(paths, partial(stem_in, folder))
+
+
 def pair(
-    images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: str, folders: Sequence[Path] = ()
+    images: Files, masks: Files | None, where: str, folders: Sequence[Path] = ()
 ) -> list[tuple[Path, Path | None]]:
     """Image and mask of every key, in key order; without ``masks`` the images alone.
 
@@ -112,9 +119,7 @@ def pair(
 
 def _namesakes(folder: Path, keys: Sequence[str]) -> dict[str, list[str]]:
     """For each key, the names of a few files under ``folder`` that begin as it does: its partner in another form."""
-    names = sorted(
-        unicodedata.normalize("NFC", path.relative_to(folder).as_posix()) for path in _files(folder, True, None)
-    )
+    names = sorted(unicodedata.normalize("NFC", p.relative_to(folder).as_posix()) for p in _files(folder, True, None))
     return {key: [os.path.basename(name) for name in _beginning(names, key, 3)] for key in keys}
 
 
@@ -125,21 +130,17 @@ def _beginning(ordered: Sequence[str], start: str, most: int) -> list[str]:
     return [*islice(chain(before, takewhile(lambda name: name.startswith(start), after)), most)]
 
 
-def stems_of_masks(folder: Path, paths: Sequence[Path], images: Mapping[str, Path]) -> dict[str, Path]:
-    """The masks in ``folder`` by their path there without suffix; JPEGs only where an image has no other mask.
-
-    ``pair`` refuses these with the reason; pictures of masks beside the masks are left out.
-    """
+def stems_of_masks(folder: Path, paths: Sequence[Path], images: Files) -> dict[str, Path]:
+    """The masks in ``folder`` by stem; JPEGs, which ``pair`` refuses, only where an image has no other mask."""
     jpegs = {path for path in paths if path.suffix.lower() in _JPEG_SUFFIXES}
-    masks = by_key((path for path in paths if path not in jpegs), lambda path: stem_in(folder, path))
+    masks = by_stem(folder, (path for path in paths if path not in jpegs))
     return {stem_in(folder, path): path for path in jpegs if stem_in(folder, path) in images} | masks
 
 
 def apart(paths: Sequence[Path], suffix: str | None) -> tuple[list[Path], list[Path]]:
-    """Images and masks that lie in one folder, told apart by their names.
+    """Images and masks that lie in one folder: masks end or begin in ``suffix``, or else in a word for them.
 
-    Masks end or begin in ``suffix``, or else in a word for them (``1_mask.png``, ``gt-1.png``), or are the other file
-    beside a JPEG of the same name (``1.jpg`` and ``1.png``).
+    That is as in ``1_mask.png`` and ``gt-1.png``; where none does, they are the other file beside a JPEG of the name.
     """
 
     def named_so(path: Path) -> bool:
@@ -173,11 +174,7 @@ class Naming(NamedTuple):
 
 
 def by_image(
-    images: Mapping[str, Path],
-    masks: Mapping[str, Path],
-    where: str,
-    suffix: str | None = None,
-    key: str = "data.dataset.mask_suffix",
+    images: Files, masks: Files, where: str, suffix: str | None = None, key: str = "data.dataset.mask_suffix"
 ) -> tuple[dict[str, Path], Naming]:
     """Masks by the keys of their images, where all names are alike but for a constant end, or beginning.
 
@@ -256,10 +253,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)
 
 
 def fault(message: str, each: Iterable[str] | None = None) -> None:
-    """Tell a fault that one can go on after, by leaving a file out; ``each``: the same, one message per file.
-
-    Raises ProtosegError with ``message``, except inside ``collect_faults``.
-    """
+    """Raise ProtosegError, or inside ``collect_faults`` keep ``message`` (or ``each``, one per file), and go on."""
     found = _collected.get()
     if found is None:
         raise ProtosegError(message)

@@ -122,7 +122,7 @@ class ADE20KFull(PublicDataset):
         num_classes = options.get("num_classes", ADE20K_FULL.num_classes)
         if num_classes not in NUM_CLASSES:
             raise ProtosegError(
-                f"data.dataset.num_classes: expected one of {', '.join(map(str, NUM_CLASSES))}, got {num_classes}"
+                f"data.dataset.num_classes: expected one of {str(NUM_CLASSES)[1:-1]}, got {num_classes}"
             )
         if num_classes == ADE20K_FULL.num_classes:
             return ADE20K_FULL

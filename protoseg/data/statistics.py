@@ -8,9 +8,10 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from protoseg.files import write_file
 from protoseg.text import say
 from protoseg.types import ProtosegError
 
-Stamp = tuple[int, int]
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PROGRESS_BAR_FROM = 500
 _THREADS = 8
@@ -68,49 +68,27 @@ def class_statistics(dataset: SegmentationDataset) -> ClassStatistics:
     """The statistics of a data set, from their file; masks that are not in it, or changed since, are counted and kept.
 
     The file is a readable ``protoseg_statistics_SPLIT_CLASSES_KEY.json`` in the folder that holds the images and
-    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. It has the
-    size and time of each mask. While counting, it is written once a minute, and a count that was stopped goes on from
-    there. Every process of a run counts for itself if it has to: they would find the same.
+    masks, or, where that is read-only or inside this package, in ``protoseg`` under the user's cache folder. While
+    counting, it is written once a minute, and a count that was stopped goes on from there. Every process counts alone.
 
     Raises ProtosegError: an image without mask, or a mask that is bad.
     """
-    names, places = _names_and_places(dataset)
-    classes, stamps = dataset.label_space.classes, _stamps(dataset)
-    rows, kept = _kept(places, classes, names, stamps)
-    missing = [index for index in range(len(names)) if index not in rows]
-    if not missing:
-        return ClassStatistics(classes, names, _stacked(rows, classes), kept)
-
-    if distributed.rank() == 0:
-        say(f"Counting the pixels of {len(missing)} masks; the counts are kept in {places[0].parent}", stderr=True)
-
-    def keep(counts: NDArray[np.int64]) -> tuple[Path | None, str]:
-        rows.update(zip(missing, counts, strict=False))
-        return _write(places, classes, names, stamps, rows)
-
-    kept, reason = keep(count_pixels(dataset, missing, keep))
-    if kept is None:
-        warnings.warn(f"class statistics are not kept and will be counted again: {reason}", stacklevel=2)
-    return ClassStatistics(classes, names, _stacked(rows, classes), kept)
+    kept = _Kept(dataset)
+    missing = [index for index in range(len(kept.names)) if index not in kept.rows]
+    if missing:
+        if distributed.rank() == 0:
+            where = kept.places[0].parent
+            say(f"Counting the pixels of {len(missing)} masks; the counts are kept in {where}", stderr=True)
+        kept.write(missing, count_pixels(dataset, missing, partial(kept.write, missing)))
+        if kept.path is None:
+            warnings.warn(f"class statistics are not kept and will be counted again: {kept.reason}", stacklevel=2)
+    return kept.statistics()
 
 
 def kept_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
     """The statistics of a data set if they were counted before, and kept; no mask is opened."""
-    names, places = _names_and_places(dataset)
-    classes = dataset.label_space.classes
-    rows, path = _kept(places, classes, names, _stamps(dataset))
-    return ClassStatistics(classes, names, _stacked(rows, classes), path) if len(rows) == len(names) else None
-
-
-def _stacked(rows: Mapping[int, NDArray[np.int64]], classes: Sequence[str]) -> NDArray[np.int64]:
-    return np.stack([rows[index] for index in sorted(rows)]) if rows else np.zeros((0, len(classes)), np.int64)
-
-
-def _kept(
-    places: Sequence[Path], classes: tuple[str, ...], names: Sequence[str], stamps: Sequence[Stamp]
-) -> tuple[dict[int, NDArray[np.int64]], Path | None]:
-    """By index, the counts of the most masks that a file holds as they are now, and that file."""
-    return max(((_load(path, classes, names, stamps), path) for path in places), key=lambda found: len(found[0]))
+    kept = _Kept(dataset)
+    return kept.statistics() if len(kept.rows) == len(kept.names) else None
 
 
 def count_pixels(
@@ -138,15 +116,12 @@ def count_pixels(
 
 
 def image_sizes(dataset: SegmentationDataset) -> Counter[tuple[int, int]]:
-    """How many images there are of each width and height; only the heads of the files are read.
-
-    Raises ProtosegError: a file that is no image, or has too many pixels.
-    """
+    """How many images there are of each width and height; raises as ``image_size``."""
     return Counter(in_threads(image_size, [image for image, _ in dataset.samples], "reading sizes"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height; only the head of the file is read. Raises as ``image_sizes``."""
+    """Width and height, by the file's head alone; raises ProtosegError: no image, or of too many pixels."""
     with reading(path, "image"):
         size = file_size(path)
     check_pixels(f"image {path}", *size)
@@ -194,31 +169,67 @@ def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -
             raise
 
 
-def _names_and_places(dataset: SegmentationDataset) -> tuple[tuple[str, ...], list[Path]]:
-    """The images, as paths in the folder that holds the data, and the files that may keep their counts."""
-    holding = [path.absolute().parent for sample in dataset.samples for path in sample if path is not None]
-    folder = Path(os.path.commonpath([*dict.fromkeys(map(str, holding))]))
-    names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
-    inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
-    # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
-    kept_out = inside or not folder.stat().st_mode & 0o222
-    places = [] if kept_out else [folder / _file_name(dataset, names)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
-    # There, data sets of many folders may meet.
-    places.append(cache / _file_name(dataset, (str(folder), *names)))
-    return names, places
+class _Kept:
+    """The counts of the masks that have not changed since, by index, of the file that holds the most of them."""
 
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        holding = [path.absolute().parent for sample in dataset.samples for path in sample if path is not None]
+        folder = Path(os.path.commonpath([*dict.fromkeys(map(str, holding))]))
+        self.classes = dataset.label_space.classes
+        self.names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
+        self._keys = [(name, *_stamp(mask)) for name, (_, mask) in zip(self.names, dataset.samples, strict=True)]
+        inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
+        # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
+        kept_out = inside or not folder.stat().st_mode & 0o222
+        self.places = [] if kept_out else [folder / _file_name(dataset, self.names)]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
+        # There, data sets of many folders may meet.
+        self.places.append(cache / _file_name(dataset, (str(folder), *self.names)))
+        self.path: Path | None
+        self.rows, self.path = max(((self._load(path), path) for path in self.places), key=lambda found: len(found[0]))
+        self.reason = ""  # why none of the places takes the counts
 
-def _stamps(dataset: SegmentationDataset) -> list[Stamp]:
-    """Size and time of each mask; of one that is not there, nothing that a file could have."""
-    stamps = []
-    for _, mask in dataset.samples:
+    def statistics(self) -> ClassStatistics:
+        rows = [self.rows[index] for index in sorted(self.rows)]
+        counts = np.array(rows, np.int64).reshape(-1, len(self.classes))
+        return ClassStatistics(self.classes, self.names, counts, self.path)
+
+    def write(self, indices: Sequence[int], counts: NDArray[np.int64]) -> None:
+        """Add the counts of the first of ``indices``, and write all to the first place that takes them."""
+        self.rows.update(zip(indices, counts, strict=False))
+        images = ",\n".join(json.dumps([*self._keys[i], self.rows[i].tolist()]) for i in sorted(self.rows))
+        text = f'{{"classes": {json.dumps(self.classes)},\n"pixels": [\n{images}\n]}}\n'
+        self.path = None
+        for place in self.places:
+            try:
+                write_file(place, lambda to: to.write_text(text, encoding="utf-8"))
+            except ProtosegError as error:
+                self.reason = str(error)
+            else:
+                self.path = place
+                break
+
+    def _load(self, path: Path) -> dict[int, NDArray[np.int64]]:
+        """The counts in ``path``; none where it is missing, damaged or of other classes."""
+        wanted = {key: index for index, key in enumerate(self._keys)}
         try:
-            info = os.stat(mask or "")
-            stamps.append((info.st_size, info.st_mtime_ns))
-        except OSError:
-            stamps.append((-1, -1))
-    return stamps
+            content = json.loads(path.read_text(encoding="utf-8"))
+            keyed = ((tuple(key), row) for *key, row in content["pixels"])
+            found = {wanted[key]: np.array(row, np.int64) for key, row in keyed if key in wanted}
+            good = tuple(content["classes"]) == self.classes
+            good = good and all(row.shape == (len(self.classes),) for row in found.values())
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return {}
+        return found if good else {}
+
+
+def _stamp(mask: Path | None) -> tuple[int, int]:
+    """Size and time of a mask; of one that is not there, nothing that a file could have."""
+    try:
+        info = os.stat(mask or "")
+        return info.st_size, info.st_mtime_ns
+    except OSError:
+        return -1, -1
 
 
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
@@ -229,36 +240,3 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"
-
-
-def _write(
-    places: Sequence[Path],
-    classes: Sequence[str],
-    names: Sequence[str],
-    stamps: Sequence[Stamp],
-    rows: Mapping[int, NDArray[np.int64]],
-) -> tuple[Path | None, str]:
-    """The first place that takes the counts, or None and the reason."""
-    images = ",\n".join(json.dumps([names[i], *stamps[i], rows[i].tolist()]) for i in sorted(rows))
-    text, reason = f'{{"classes": {json.dumps(classes)},\n"pixels": [\n{images}\n]}}\n', ""
-    for path in places:
-        try:
-            write_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-            return path, ""
-        except ProtosegError as error:
-            reason = str(error)
-    return None, reason
-
-
-def _load(
-    path: Path, classes: tuple[str, ...], names: Sequence[str], stamps: Sequence[Stamp]
-) -> dict[int, NDArray[np.int64]]:
-    """The counts in ``path`` of masks that have not changed; none where it is missing, damaged or of other classes."""
-    wanted = {(name, *stamp): index for index, (name, stamp) in enumerate(zip(names, stamps, strict=True))}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = {wanted[tuple(key)]: np.array(row, np.int64) for *key, row in content["pixels"] if tuple(key) in wanted}
-        good = tuple(content["classes"]) == classes and all(row.shape == (len(classes),) for row in found.values())
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return {}
-    return found if good else {}

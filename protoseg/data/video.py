@@ -42,19 +42,14 @@ class Video:
     def _open(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
         if not self.path.is_file() or not capture.isOpened():
-            raise ProtosegError(
-                f"video {self.path}: expected a file that can be played ({', '.join(VIDEO_SUFFIXES)}), got "
-                f"{'one that cannot be read' if self.path.is_file() else 'none'}: convert it, e.g. with "
-                "ffmpeg -i FILE new.mp4"
-            )
+            got = "one that cannot be read" if self.path.is_file() else "none"
+            wanted = f"a file that can be played ({', '.join(VIDEO_SUFFIXES)})"
+            raise ProtosegError(f"video {self.path}: expected {wanted}, got {got}: convert it: ffmpeg -i FILE new.mp4")
         return capture
 
 
 class VideoWriter:
-    """Writes frames to a file ``.mp4`` (MPEG-4), ``rate`` per second; use it in a ``with`` block.
-
-    Raises ProtosegError: the file cannot be written.
-    """
+    """Writes frames to an ``.mp4`` (MPEG-4), ``rate`` per second, in a ``with`` block; ProtosegError if it cannot."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate

@@ -16,19 +16,16 @@ from numpy.typing import NDArray
 
 from protoseg.types import LabelSpace, ProtosegError
 
+# Labels ``h w``, and tables of train ids: uint8, or uint16 in label spaces of more than 255 classes.
 Ids = NDArray[np.uint8 | np.uint16]
-"""Labels ``h w``, and tables of train ids: uint8, or uint16 in label spaces of more than 255 classes."""
-
+FILE_IGNORED, WIDE_FILE_IGNORED = 255, 65535  # in label files and tables, uint8 and uint16; in tensors ``IGNORE_INDEX``
 # What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
-FILE_IGNORED, WIDE_FILE_IGNORED = 255, 65535
-"""Ignored pixels in label files and tables, uint8 and uint16; in tensors they are ``IGNORE_INDEX``."""
-
 UNKNOWN_ID, WIDE_UNKNOWN_ID = FILE_IGNORED - 1, WIDE_FILE_IGNORED - 1
 
 
 def unknown_id(table: Ids) -> int:
     """``UNKNOWN_ID``, or ``WIDE_UNKNOWN_ID`` of a uint16 table."""
-    return UNKNOWN_ID if table.dtype == np.uint8 else WIDE_UNKNOWN_ID
+    return ignored_in(table) - 1
 
 
 def file_ignored(num_classes: int) -> int:
@@ -41,12 +38,15 @@ def ignored_in(label: Ids) -> int:
     return int(np.iinfo(label.dtype).max)
 
 
-def id_table(train_ids: Mapping[int, int]) -> NDArray[np.uint8]:
-    """The 256-entry table ``file id -> train id``; ids not in ``train_ids`` give ``UNKNOWN_ID``, 255 stays ignored."""
-    table = np.full(256, UNKNOWN_ID, dtype=np.uint8)
-    table[FILE_IGNORED] = FILE_IGNORED
-    for file_id, train_id in train_ids.items():
-        table[file_id] = train_id
+def id_table(train_ids: Mapping[int, int], dtype: Any = np.uint8) -> NDArray[Any]:
+    """The table ``file id -> train id``, of 256 entries or as many as the ids need.
+
+    Ids not in ``train_ids`` are unknown (``unknown_id``); 255 is ignored unless it is one.
+    """
+    ignored = np.iinfo(dtype).max
+    table: NDArray[Any] = np.full(max([FILE_IGNORED, *train_ids]) + 1, ignored - 1, dtype)
+    table[FILE_IGNORED] = ignored
+    table[[*train_ids]] = [*train_ids.values()]
     return table
 
 
@@ -80,8 +80,7 @@ def mapping_table(
         if source.classes != target.classes:
             raise ProtosegError(
                 f"source and target: expected the same classes, got {source.name!r} ({', '.join(source.classes)}) and "
-                f"{target.name!r} ({', '.join(target.classes)}): give data.mapping, {{class of {source.name!r}: class "
-                f"of {target.name!r}, or null to ignore it}}"
+                f"{target.name!r} ({', '.join(target.classes)}): give data.mapping, {{source class: target or null}}"
             )
         mapping = {name: name for name in source.classes}
     unmapped = set(source.classes) - mapping.keys()
@@ -159,10 +158,7 @@ def read_ids(name: str, title: str = "id") -> NDArray[Any]:
     for label, row in [*zip(repeat(void), void_rows), *enumerate(rows)]:
         for low, _, high in (part.partition("-") for part in row[title].split()):
             labels |= dict.fromkeys(range(int(low), int(high or low) + 1), label)
-    table: NDArray[Any] = np.full(max(FILE_IGNORED, max(labels)) + 1, void - 1, dtype)
-    table[FILE_IGNORED] = void
-    table[[*labels]] = [*labels.values()]
-    return table
+    return id_table(labels, dtype)
 
 
 def read_colors(name: str) -> dict[tuple[int, int, int], int]:
@@ -200,7 +196,5 @@ MAPPINGS: dict[str, Mapping[str, str | None]] = {
 def named_mapping(name: str) -> Mapping[str, str | None]:
     """A mapping of ``MAPPINGS`` by its name; raises ProtosegError where there is none."""
     if name not in MAPPINGS:
-        raise ProtosegError(
-            f"mapping: expected {' or '.join(MAPPINGS)}, or {{source class: target class or null}}, got {name!r}"
-        )
+        raise ProtosegError(f"mapping: expected {' or '.join(MAPPINGS)}, or {{source: target or null}}, got {name!r}")
     return MAPPINGS[name]

@@ -20,7 +20,7 @@ from protoseg.data.decoding import orientation, picture_size, turned
 from protoseg.data.files import read_bounded
 from protoseg.data.label_spaces import Ids, file_ids, file_ignored
 from protoseg.data.mask_reading import MaskReading
-from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, list_images, stem_in
+from protoseg.data.pairing import IMAGE_SUFFIXES, by_stem, list_images
 from protoseg.data.polygons.readers import FOREIGN, FORMS, Drawing, Form, LeftOut, parts_of, read, recognise
 from protoseg.data.public import Cityscapes
 from protoseg.files import write_file
@@ -125,7 +125,7 @@ def write_form(folder: Path, out: Path, form: str, classes: Path | None = None) 
     """
     file = read_class_file(classes or folder / "classes.yaml")
     place = folder / "masks" if (folder / "masks").is_dir() else folder
-    masks = by_key(list_images(place, recursive=True), partial(stem_in, place)) if place.is_dir() else {}
+    masks = by_stem(place, list_images(place, recursive=True)) if place.is_dir() else {}
     if not masks:
         raise ProtosegError(f"convert: expected masks in {place.absolute()}, got none: give the folder that has them")
     reading = MaskReading([*masks.values()], file)

@@ -10,11 +10,13 @@ from rich.text import Text
 from protoseg.checkpoint import save_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.data.class_masks import ClassMasks
+from protoseg.data.own import ImageFolder
 from protoseg.evaluation.predictor import choose_device
 from protoseg.evaluation.tables import write_json
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
+from protoseg.teach.normalisation import adapt_normalisation
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.statistics import MAX_IMAGES, with_statistics
 from protoseg.teach.trial import trial
@@ -72,6 +74,19 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     dataset = part.dataset(part.train_split)
     save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images").content, out)
     say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
+
+
+def adapt(checkpoint: Path, trust: Sequence[str], images: Path, out: Path, device: str | None) -> None:
+    """Write the checkpoint with BatchNorm's statistics blended, see :func:`protoseg.teach.adapt_normalisation`."""
+    file = open_file(checkpoint, trust)
+    dataset = ImageFolder(images, file.label_space)
+    dataset.reader = file.reader
+    adapted, found = adapt_normalisation(file, dataset, choose_device(device), "images")
+    save_checkpoint(adapted.content, out)
+    for network, weight, entropy in found:
+        kept = "no weight makes it surer: as it was" if weight == 0 else f"{weight:.0%} of BatchNorm's statistics taken"
+        say(f"{network}: {kept}; entropy of its predictions {entropy[0.0]:.3f} before, {entropy[weight]:.3f} now")
+    say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
 
 
 def show(checkpoint: Path, trust: Sequence[str]) -> None:

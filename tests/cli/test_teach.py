@@ -149,6 +149,13 @@ def test_a_class_by_another_name_is_asked_about(
     assert f"Is it {called}, by another name? Then `protoseg teach refresh` is for it" in shown.err
 
 
+def test_adapt(base: Path, cars: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new.ckpt"
+    call("adapt", base, "--images", cars[0], "--device cpu --out", new)
+    assert re.search(r"student: .*; entropy of its predictions \d\.\d+ before, \d\.\d+ now", capsys.readouterr().out)
+    assert classes(new) == CAMVID.classes
+
+
 def test_refresh(base: Path, cars: tuple[Path, Path], tmp_path: Path) -> None:
     new = tmp_path / "new.ckpt"
     call("refresh", base, "--images", cars[0], "--masks", cars[1], "--name Road --id 3 --keep 0 --out", new)

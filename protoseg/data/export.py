@@ -58,8 +58,8 @@ def _by_name(labels: Path, name: str) -> dict[str, Path]:
         match = re.fullmatch(wanted["images"], path.stem, re.DOTALL)
         if match is None:
             raise ProtosegError(
-                f"export: expected names as {name}'s images have them, e.g. {wanted['example']}.png, got {path}: choose "
-                "the format of the data that was predicted"
+                f"export: expected names as {name}'s images have them, e.g. {wanted['example']}.png, got {path}: "
+                "choose the format of the data that was predicted"
             )
         return f"{match.expand(wanted['file'])}.png"
 

@@ -127,7 +127,11 @@ class SegmentationDataModule(pl.LightningDataModule):
             )
         key = (split, labels)
         if key not in self._datasets:
-            dataset = self._make(split=split) if labels else _without_labels(self._make, split)
+            # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
+            told = {"labels": False} if not labels and "labels" in signature(self._make).parameters else {}
+            dataset = self._make(split=split, **told)
+            if not labels:
+                dataset.drop_labels()
             if self._mapping is not None:
                 dataset.map_classes(self.label_space, self._mapping)
             dataset.label_space, dataset.turn, dataset.transform = self.label_space, self.turn, self.transform
@@ -280,20 +284,12 @@ def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def _without_labels(make: Callable[..., SegmentationDataset], split: str) -> SegmentationDataset:
-    # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
-    target = make.func if isinstance(make, partial) else make
-    dataset = make(split=split, **({"labels": False} if "labels" in signature(target).parameters else {}))
-    dataset.drop_labels()
-    return dataset
-
-
 def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace | None) -> LabelSpace:
     """The label space of a data set class or a partial of one, found without calling it, or ``other``."""
-    keywords = dataset.keywords if isinstance(dataset, partial) else {}
-    target = dataset.func if isinstance(dataset, partial) else dataset
+    made = partial(dataset)  # of a partial, the same again
+    target, keywords = made.func, made.keywords
     known = isinstance(target, type) and issubclass(target, SegmentationDataset)
-    own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
+    own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[attr-defined]
     space = keywords.get("label_space", own) or other
     if not isinstance(space, LabelSpace):
         raise ProtosegError(

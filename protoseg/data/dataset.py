@@ -134,17 +134,13 @@ class SegmentationDataset(Dataset[Sample]):
         if split not in cls.splits:
             raise ProtosegError(f"{cls.__name__}: expected a split out of {', '.join(cls.splits)}, got {split!r}")
 
-    @classmethod
-    def check_folder(cls, folder: Path) -> None:
-        """Raise ProtosegError, with the public source and the value to set, unless ``folder`` exists."""
-        check_folder(folder, cls.__name__, cls.source)
-
-
-def check_folder(folder: Path, name: str, source: str) -> None:
-    """Raise ProtosegError unless a folder of the data set ``name`` exists; ``source`` says where it comes from."""
-    if not folder.is_dir():
+    def check_folder(self, folder: Path, read: str = "") -> None:
+        """Raise ProtosegError, with what is ``read``, the public source and the value to set, unless it exists."""
+        if folder.is_dir():
+            return
+        name = getattr(self, "name", type(self).__name__)
         raise ProtosegError(
-            f"{name}: expected the folder {folder.absolute()}, which does not exist. {source} If it is elsewhere, set "
-            "data.root=FOLDER (domain adaptation: data.source.root and data.target.root; evaluate.py: root=FOLDER), "
-            "or the environment variable PROTOSEG_DATA to the folder that holds all data sets"
+            f"{name}: expected the folder {folder.absolute()}, which does not exist. {read}{self.source} If it is "
+            "elsewhere, set data.root=FOLDER (domain adaptation: data.source.root and data.target.root; evaluate.py: "
+            "root=FOLDER), or the environment variable PROTOSEG_DATA to the folder that holds all data sets"
         )

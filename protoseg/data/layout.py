@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from protoseg.data.class_file import class_file, read_class_file
-from protoseg.data.dataset import FilePair, SegmentationDataset, check_folder
+from protoseg.data.dataset import FilePair, SegmentationDataset
 from protoseg.data.decoding import check_pixels, check_regular
 from protoseg.data.files import read_mask
 from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
@@ -21,6 +21,7 @@ from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]
 Classes = str | Mapping[str, Any]
+Words = Mapping[str, str]  # what stands in braces in patterns, and for what
 Choices = Mapping[str, Sequence[Any] | Mapping[Any, str]]  # what each may be, and what this stands for in patterns
 _TABLES = Path(__file__).parent / "label_spaces"
 CONVERTED = "_labelTrainIds"  # ends masks that DAFormer's and mmsegmentation's converters write beside the originals
@@ -81,7 +82,7 @@ class LayoutDataset(SegmentationDataset):
     ) -> None:
         self.label_space, self.id_table, colors = described_classes(classes, ids, name)
         self.colors = colors if ids == "color" else {}
-        self.name, self.variable, self.skip = name, variable, skip
+        self.root, self.name, self.variable, self.skip = Path(root), name, variable, skip
         if channel is not None:
             self.id_channel = channel
         if source:
@@ -93,10 +94,10 @@ class LayoutDataset(SegmentationDataset):
         samples: list[FilePair] = []
         for words in _combinations(name, choices or {}, chosen):
             words["split"] = place if isinstance(place, str) else split
-            self.lists = [] if lists is None else [Path(root) / _filled(lists, words)]
+            self.lists = [] if lists is None else [self.root / _filled(lists, words)]
             shared = lists is not None and "{split}" not in lists
             wanted = masks if labels and split not in unlabelled else None
-            samples += self._pairs(Path(root), images, wanted, words, names, shared)
+            samples += self._pairs(images, wanted, words, names, shared)
         samples = [sample for sample in samples if sample[0].stem not in leave_out]
         super().__init__(samples if sequences is None else self._beginning(samples, sequences), split)
 
@@ -120,24 +121,18 @@ class LayoutDataset(SegmentationDataset):
         return labels_of_colors(mask, found._replace(clear=None), self.colors, self.id_table.dtype)
 
     def _pairs(
-        self,
-        root: Path,
-        images: Patterns,
-        masks: Patterns | None,
-        words: Mapping[str, str],
-        names: Sequence[str] | None,
-        shared: bool,
+        self, images: Patterns, masks: Patterns | None, words: Words, names: Sequence[str] | None, shared: bool
     ) -> list[FilePair]:
         """The pairs of one combination of ``words``, of ``names`` or of a list, which may be of all splits."""
-        found, folder, where = self._found(root, images, words)
+        found, folder, where = self._found(images, words)
         labels, folders = None, [folder]
         if masks is not None:
-            labels, folder, there = self._found(root, masks, words)
+            labels, folder, there = self._found(masks, words)
             for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
                 del labels[key]
             if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
                 pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
-                labels = {k: path for k, path in self._found(root, pictures, words)[0].items() if k in found} | labels
+                labels = {k: path for k, path in self._found(pictures, words)[0].items() if k in found} | labels
             folders, where = [*folders, folder], f"{where} and {there}"
         where = f"{self.name}: {where}"
         if self.lists:
@@ -152,13 +147,13 @@ class LayoutDataset(SegmentationDataset):
             labels = None if labels is None else {key: labels[key] for key in found if key in labels}
         return pair(found, labels, where, folders)
 
-    def _found(self, root: Path, patterns: Patterns, words: Mapping[str, str]) -> tuple[dict[str, Path], Path, str]:
+    def _found(self, patterns: Patterns, words: Words) -> tuple[dict[str, Path], Path, str]:
         """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
         filled = [_filled(pattern, words) for pattern in _each(patterns)]
-        places = [(root / folder, rest) for folder, rest in map(_cut, filled)]
+        places = [(self.root / folder, rest) for folder, rest in map(_cut, filled)]
         there = [(folder, rest) for folder, rest in places if folder.is_dir()]
         if not there:
-            check_folder(places[0][0], self.name, f"Read are {', '.join(filled)} in {root}. {self.source}")
+            self.check_folder(places[0][0], f"Read are {', '.join(filled)} in {self.root}. ")
         files: dict[str, Path] = {}
         for folder, rest in there:
             files = matching(folder, rest, self.skip) | files
@@ -222,7 +217,7 @@ def _cut(pattern: str) -> tuple[str, str]:
     return "/".join(parts[:fixed]), "/".join(parts[fixed:])
 
 
-def _filled(pattern: str, words: Mapping[str, str]) -> str:
+def _filled(pattern: str, words: Words) -> str:
     for name, text in words.items():
         pattern = pattern.replace(f"{{{name}}}", text)
     return pattern

@@ -203,11 +203,10 @@ class _Kept:
         for place in self.places:
             try:
                 write_file(place, lambda to: to.write_text(text, encoding="utf-8"))
+                self.path = place
+                return
             except ProtosegError as error:
                 self.reason = str(error)
-            else:
-                self.path = place
-                break
 
     def _load(self, path: Path) -> dict[int, NDArray[np.int64]]:
         """The counts in ``path``; none where it is missing, damaged or of other classes."""

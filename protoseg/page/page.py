@@ -208,7 +208,7 @@ def write_page(
     """
     # A template's undefined name is a fault of ours: an error, not an empty place.
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": _percent, "number": _number, "uri": partial(jpeg_uri, width=_PATCH_WIDTH)}
+    environment.filters["uri"] = partial(jpeg_uri, width=_PATCH_WIDTH)
     colors = [css(color) for color in label_space.colors]
     numbers = prototypes.colors if prototypes else []
     data = {"classes": label_space.classes, "colors": colors, "numberColors": numbers, "views": views}
@@ -231,11 +231,3 @@ def write_page(
     content = text.encode(errors="backslashreplace")
     write_file(path, lambda place: place.write_bytes(content))
     return len(content)
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.{digits}f} %"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

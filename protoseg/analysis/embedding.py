@@ -137,12 +137,9 @@ def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
     # The sign of an axis is arbitrary: fixed, so that the map does not turn over between validations.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     places = (torch.cat([prototypes, sample.embeddings]) - centre) @ axes.T
-    return Plane(
-        F.pad(places, (0, 2 - places.shape[1])),
-        torch.cat([chosen.repeat_interleave(k), sample.label]),
-        torch.cat([torch.arange(k).repeat(len(chosen)), number]),
-        len(prototypes),
-    )
+    label = torch.cat([chosen.repeat_interleave(k), sample.label])
+    number = torch.cat([torch.arange(k).repeat(len(chosen)), number])
+    return Plane(F.pad(places, (0, 2 - places.shape[1])), label, number, len(prototypes))
 
 
 def plane_picture(plane: Plane, space: LabelSpace) -> Picture:

@@ -9,7 +9,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -100,11 +100,9 @@ def picture_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack(">II", data[16:24])
         return width, height
     if data.startswith(JPEG_START):
-        try:
+        with suppress(*_REFUSALS):  # Pillow says what is wrong
             height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
             return width, height
-        except _REFUSALS:
-            pass  # Pillow says what is wrong
     return open_picture(data).size
 
 

@@ -194,11 +194,8 @@ def described_classes(
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
     """The files in ``folder`` as the pattern says, by what its stars stand for; raises as ``by_key``."""
     any_suffix = pattern.endswith(".*")
-    escaped = re.escape(pattern.removesuffix(".*"))
-    expression = re.compile(
-        escaped.replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)") + (r"\.[^./]+" if any_suffix else ""),
-        re.IGNORECASE,
-    )
+    escaped = re.escape(pattern.removesuffix(".*")).replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)")
+    expression = re.compile(escaped + (r"\.[^./]+" if any_suffix else ""), re.IGNORECASE)
     suffixes = IMAGE_SUFFIXES if any_suffix else (Path(pattern).suffix.lower(),)
     paths = list_images(folder, recursive="/" in pattern, skip=skip, suffixes=suffixes)
     found = {path: expression.fullmatch(path.relative_to(folder).as_posix()) for path in paths}

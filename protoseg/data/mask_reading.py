@@ -32,11 +32,8 @@ def evidence(used: Used, file: ClassFile) -> str | None:
         return IDS if ids_known and any(used.ids or ()) else None
     if used.ids is None:
         return COLORS
-    telling = [
-        i
-        for i, color in zip(used.ids, used.colors or (), strict=True)
-        if color != BLACK and not (file.known(i) and file.table[i] == file.colors[color])
-    ]
+    pairs = zip(used.ids, used.colors or (), strict=True)
+    telling = [i for i, c in pairs if c != BLACK and not (file.known(i) and file.table[i] == file.colors[c])]
     said = used.kind != "palette" and all(i in file.said for i in telling)
     return COLORS if telling and not said else None
 

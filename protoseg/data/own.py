@@ -18,11 +18,7 @@ from protoseg.data.pairing import IMAGE_SUFFIXES, Files, by_stem, list_images, s
 from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
 
-_IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "leftimg8bit")
-_MASKS = (
-    *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine"),
-    *("groundtruth", "ground_truth", "segmentationclass"),
-)
+_IMAGES, _MASKS = pairing.NAMES["images"], pairing.NAMES["masks"]
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:[-_]?(?:set|\d{4}))?", re.IGNORECASE)
 _LIKE_SPLIT = re.compile(
     r"(?:^|[^a-z])(?i:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev|eval|folds?|splits?)(?![a-z])"

@@ -162,11 +162,8 @@ def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -
     """The results of ``task`` in order, under a progress bar where there are many (on the first rank) and a title."""
     quiet = not title or len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # else all other files would be read first
-            raise
+        # After an error ``map`` cancels what is left.
+        yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)
 
 
 class _Kept:

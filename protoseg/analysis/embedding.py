@@ -1,21 +1,17 @@
 """Flat maps of the embedding space, pixels and prototypes: of many images by t-SNE, of one image in the dashboard."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, prototype_memory
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, empty_figure, figure_name, figure_picture
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, require
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class EmbeddingSample(NamedTuple):

@@ -1,7 +1,5 @@
 """The base class of the data sets: a list of image and mask files that read as RGB and train ids."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -53,13 +51,13 @@ class SegmentationDataset(Dataset[Sample]):
     id_table: Ids  # id in the mask file -> train id (``label_spaces.id_table``); uint16 of more than 255 classes
     id_channel: Channel | None = None  # where the ids are in masks of several channels; None: grey, or a palette
     colors: Mapping[Color, int] = MappingProxyType({})  # label of each, in masks that may hold colours
-    mask_reading: MaskReading | None = None  # how the masks are read, where that depends on them
+    mask_reading: "MaskReading | None" = None  # how the masks are read, where that depends on them
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: str = ""  # where it comes from and under which terms, for the message when it is absent
     turn: bool = True  # images as EXIF says; else they are read as they are stored
     reader: ImageReader = ImageReader()  # of images
-    transform: TrainTransform | None = None  # how training augments its images; a DataModule sets it
-    parts: Sequence[SegmentationDataset] = ()  # the data sets that it is put together from
+    transform: "TrainTransform | None" = None  # how training augments its images; a DataModule sets it
+    parts: Sequence["SegmentationDataset"] = ()  # the data sets that it is put together from
     weights: NDArray[np.float64] | None = None  # how often training draws each, relative to the others; None: all alike
     notes: Sequence[str] = ()  # about how the files were found, told by ``check`` and before a training
     lists: Sequence[Path] = ()  # files that say which images are in the split
@@ -106,7 +104,7 @@ class SegmentationDataset(Dataset[Sample]):
             )
         return image, label
 
-    def locate(self, index: int) -> tuple[SegmentationDataset, int]:
+    def locate(self, index: int) -> tuple["SegmentationDataset", int]:
         """The data set that holds a sample, and the sample's number there: of one that has ``parts``, of a part."""
         return self, index
 

@@ -1,7 +1,5 @@
 """Video files as streams of frames, and streams of frames as video files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +49,7 @@ class VideoWriter:
         self.path, self.rate = path, rate
         self._writer: Any = None
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, *_: object) -> None:

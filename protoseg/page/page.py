@@ -1,7 +1,5 @@
 """The page from its parts. Everything is inside the one file: styles, script, pictures as text, numbers."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -9,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -30,9 +29,6 @@ from protoseg.evaluation.metrics import confusion_matrix, scores
 from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
 from protoseg.types import IGNORE_INDEX, LabelSpace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_CELLS = 20_000  # of an image to click into, 7 bytes each; of more every second cell is kept, or every third, …
 _TILE_WIDTH, _PHOTO_WIDTH, _MAPPED_WIDTH, _MAP_WIDTH, _PATCH_WIDTH = 480, 640, 400, 240, 80

@@ -7,9 +7,9 @@ import numpy as np
 
 from protoseg.data.class_file import ClassFile
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.files import BLACK, WHITE, Color
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, Ids
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
-from protoseg.data.masks import BLACK, WHITE, Color
 from protoseg.data.pairing import by_image, by_stem, list_images, pair, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 
 from protoseg.data.channels import ImageReader
 from protoseg.data.decoding import orientation
-from protoseg.data.files import Channel, read_label
+from protoseg.data.files import Channel, Color, read_label
 from protoseg.data.label_spaces import Ids, file_ignored, ignored_in
-from protoseg.data.masks import Color
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from protoseg.data.class_file import ClassFile
-from protoseg.data.files import read_mask
+from protoseg.data.files import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, read_mask, used_values
 from protoseg.data.label_spaces import Ids, unknown_id
-from protoseg.data.masks import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, used_values
 from protoseg.data.statistics import in_threads, spread
 from protoseg.types import ProtosegError
 

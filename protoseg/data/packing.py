@@ -61,7 +61,7 @@ def packed_png(path: Path, level: int) -> bytes | None:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         packed = encode_png(np.asarray(array), level)
     # What a file says beside its pixels (EXIF orientation) is lost: such a file stays.
-    seen = [cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR) for each in (data, packed)]
+    seen = [np.asarray(cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR)) for each in (data, packed)]
     return packed if np.array_equal(seen[0], seen[1]) else None
 
 

@@ -23,8 +23,7 @@ class Activation(NamedTuple):
     @property
     def shares(self) -> Tensor:
         """Share of the class's predicted pixels that each prototype takes, ``k``; NaN where none is predicted."""
-        k = len(self.cosines)
-        counts = torch.bincount(self.assignment[self.assignment >= 0], minlength=k)
+        counts = torch.bincount(self.assignment[self.assignment >= 0], minlength=len(self.cosines))
         return counts.double() / counts.sum()
 
     @property

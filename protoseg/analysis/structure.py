@@ -51,8 +51,7 @@ class OccupancyCollector:
         for row, ids in enumerate((scene.cell_label, prediction)):
             nearest = ids * k + scene.cosines.own(ids).argmax(1)
             self.counts[row] += torch.bincount(nearest[ids != IGNORE_INDEX].cpu(), minlength=c * k)
-        right = prediction[prediction == scene.cell_class]
-        cells = torch.bincount(right.cpu(), minlength=c)
+        cells = torch.bincount(prediction[prediction == scene.cell_class].cpu(), minlength=c)
         self.example = self.example.where(cells <= self.most_cells, scene.number)
         self.most_cells = torch.maximum(cells, self.most_cells)
 

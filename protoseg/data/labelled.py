@@ -90,5 +90,4 @@ def check_validation_labels(dataset: SegmentationDataset) -> None:
 
 def _any_labelled(dataset: SegmentationDataset) -> bool:
     masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
-    labels = map(dataset.read_label, masked)
-    return any((label != ignored_in(label)).any() for label in labels)
+    return any((label != ignored_in(label)).any() for label in map(dataset.read_label, masked))

@@ -47,8 +47,7 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
             write_file(target, lambda to: shutil.copyfile(path, to) if packed is None else to.write_bytes(packed))
         return target.stat().st_size
 
-    after = sum(in_threads(pack_file, [*files], "packing"))
-    return sum(path.stat().st_size for path in files), after
+    return sum(path.stat().st_size for path in files), sum(in_threads(pack_file, [*files], "packing"))
 
 
 def packed_png(path: Path, level: int) -> bytes | None:

@@ -45,14 +45,13 @@ def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
 
 def _by_name(labels: Path, name: str) -> dict[str, Path]:
     """The label files by the names that the server wants."""
+    wanted = FORMATS[name]
     found = [p for p in list_images(labels, recursive=True) if p.suffix.lower() == ".png"] if labels.is_dir() else []
     if not found:
         raise ProtosegError(
             f"export: expected a folder with label PNGs, got {labels.absolute()}, which has none: give the folder "
             "labels/ of a run of evaluate.py (with labels in its save=…)"
         )
-
-    wanted = FORMATS[name]
 
     def name_wanted(path: Path) -> str:
         match = re.fullmatch(wanted["images"], path.stem, re.DOTALL)

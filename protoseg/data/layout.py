@@ -84,8 +84,7 @@ class LayoutDataset(SegmentationDataset):
         self.root, self.name, self.variable, self.skip = Path(root), name, variable, skip
         if channel is not None:
             self.id_channel = channel
-        if source:
-            self.source = source
+        self.source = source or self.source
         if split not in splits:
             raise ProtosegError(f"{name}: expected a split out of {', '.join(splits)}, got {split!r}")
         place = splits[split] if isinstance(splits, Mapping) else split

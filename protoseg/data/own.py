@@ -255,10 +255,8 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
             f"and {len(samples)} images: make subfolders images/{split}, masks/{split}, or a list {split}.txt"
         )
 
-    def drawn(sample: FilePair) -> str:
-        return sha256(os.fsencode(f"{seed} {stem_in(images, sample[0])}")).hexdigest()
-
-    val = {image for image, _ in sorted(samples, key=drawn)[:num_val]}
+    hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
+    val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}
     return [sample for sample in samples if (sample[0] in val) == (split == "val")]
 
 

@@ -187,8 +187,7 @@ class _Kept:
         self.reason = ""  # why none of the places takes the counts
 
     def statistics(self) -> ClassStatistics:
-        rows = [self.rows[index] for index in sorted(self.rows)]
-        counts = np.array(rows, np.int64).reshape(-1, len(self.classes))
+        counts = np.array([self.rows[i] for i in sorted(self.rows)], np.int64).reshape(-1, len(self.classes))
         return ClassStatistics(self.classes, self.names, counts, self.path)
 
     def write(self, indices: Sequence[int], counts: NDArray[np.int64]) -> None:

@@ -72,8 +72,7 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) ->
     require("analysis", "sklearn")
     from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
-    stars = prototypes.detach().cpu().flatten(0, 1)
-    vectors = torch.cat([sample.embeddings, stars.to(sample.embeddings.dtype)])
+    vectors = torch.cat([sample.embeddings, prototypes.detach().to(sample.embeddings).flatten(0, 1)])
     if len(vectors) < 4:
         raise ProtosegError(f"embedding map: expected at least 4 points, got {len(vectors)}; choose more images")
     tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=seed)

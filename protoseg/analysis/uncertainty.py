@@ -77,8 +77,7 @@ class Calibration(NamedTuple):
     @property
     def ece(self) -> float:
         """Expected calibration error: mean over the pixels of their bin's |accuracy - confidence|."""
-        gap = np.abs(self.accuracy - self.confidence)
-        return float(np.nansum(gap * self.pixels) / self.pixels.sum())
+        return float(np.nansum(np.abs(self.accuracy - self.confidence) * self.pixels) / self.pixels.sum())
 
 
 class ErrorDetection(NamedTuple):

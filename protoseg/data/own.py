@@ -20,9 +20,7 @@ from protoseg.types import LabelSpace, ProtosegError
 
 _IMAGES, _MASKS = pairing.NAMES["images"], pairing.NAMES["masks"]
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:[-_]?(?:set|\d{4}))?", re.IGNORECASE)
-_LIKE_SPLIT = re.compile(
-    r"(?:^|[^a-z])(?i:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev|eval|folds?|splits?)(?![a-z])"
-)
+_LIKE_SPLIT = re.compile(pairing.NAMES["like_splits"])
 
 
 class LabelledFolder(SegmentationDataset):

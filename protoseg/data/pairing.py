@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
@@ -21,7 +21,7 @@ from protoseg.types import ProtosegError
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 IMAGE_SUFFIXES = (".png", *_JPEG_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy")
-NAMES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("names.yaml").read_bytes())
+NAMES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("names.yaml").read_bytes())
 _WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 _PROBES, _ENDS = 16, 32  # images looked at, and names compared with each, to find how masks are called
 _BORDER = re.compile(r"[^0-9A-Za-z]|(?<=[0-9])(?=[A-Za-z])")

@@ -54,9 +54,8 @@ class AdaptationDataModule(pl.LightningDataModule):
         self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)
         self.target = target(**shared, seed=2 * seed + 1, labels=False, label_space=self.source.label_space)
         if validate_source and self.target.val_split is None:
-            raise ProtosegError(
-                "data.validate_source: expected a target that is validated too, got data.target.val_split=null: set it"
-            )
+            text = "data.validate_source: expected a target that is validated too, got data.target.val_split=null"
+            raise ProtosegError(f"{text}: set it")
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
         self._train_loader: PairedLoader | None = None

@@ -83,10 +83,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         if timeout <= 0:
             raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
         if min(batch_size - 1, val_batch_size - 1, num_workers, seed) < 0:
-            raise ProtosegError(
-                "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0, got "
-                f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
-            )
+            text = "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0"
+            raise ProtosegError(f"{text}, got {batch_size}, {val_batch_size}, {num_workers} and {seed}")
         if not labels and (max_class_share, rare_classes) != (None, None):
             raise ProtosegError("expected neither max_class_share nor rare_classes without labels: set both to null")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
@@ -143,10 +141,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = self.dataset(self.train_split, self.labels)
         bare = next((image for image, mask in dataset.samples if mask is None), None)
         if self.labels and bare is not None:
-            raise ProtosegError(
-                f"split {self.train_split!r}: expected images with masks to train on, got {bare}, which has none: such "
-                "images serve as the target of domain adaptation"
-            )
+            text = f"split {self.train_split!r}: expected images with masks to train on, got {bare}, which has none"
+            raise ProtosegError(f"{text}: such images serve as the target of domain adaptation")
         return dataset
 
     def setup(self, stage: str) -> None:
@@ -197,10 +193,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = self.dataset(split)
         rank, world = distributed.rank(), distributed.world_size()
         if len(dataset) < world:
-            raise ProtosegError(
-                f"split {split!r}: expected at least one image per process, got {len(dataset)} images for {world} "
-                "processes: use fewer processes"
-            )
+            text = f"split {split!r}: expected at least one image per process"
+            raise ProtosegError(f"{text}, got {len(dataset)} images for {world} processes: use fewer processes")
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
         check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
@@ -292,10 +286,8 @@ def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace 
     own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[attr-defined]
     space = keywords.get("label_space", own) or other
     if not isinstance(space, LabelSpace):
-        raise ProtosegError(
-            f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}: set the "
-            "class attribute, or pass label_space"
-        )
+        text = f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}"
+        raise ProtosegError(f"{text}: set the class attribute, or pass label_space")
     return space
 
 
@@ -316,7 +308,5 @@ def _num_batches(trainer: pl.Trainer | None) -> int:
 
 def _check_sampler_kept(trainer: pl.Trainer) -> None:
     if replaces_samplers(trainer):
-        raise ProtosegError(
-            "the samplers here share out the data over the processes: expected trainer.use_distributed_sampler=false, "
-            "got true, with which Lightning would replace them"
-        )
+        text = "the samplers here share out the data over the processes: expected trainer.use_distributed_sampler=false"
+        raise ProtosegError(f"{text}, got true, with which Lightning would replace them")

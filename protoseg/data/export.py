@@ -48,18 +48,14 @@ def _by_name(labels: Path, name: str) -> dict[str, Path]:
     wanted = FORMATS[name]
     found = [p for p in list_images(labels, recursive=True) if p.suffix.lower() == ".png"] if labels.is_dir() else []
     if not found:
-        raise ProtosegError(
-            f"export: expected a folder with label PNGs, got {labels.absolute()}, which has none: give the folder "
-            "labels/ of a run of evaluate.py (with labels in its save=…)"
-        )
+        text = f"export: expected a folder with label PNGs, got {labels.absolute()}, which has none"
+        raise ProtosegError(f"{text}: give the folder labels/ of a run of evaluate.py (with labels in its save=…)")
 
     def name_wanted(path: Path) -> str:
         match = re.fullmatch(wanted["images"], path.stem, re.DOTALL)
         if match is None:
-            raise ProtosegError(
-                f"export: expected names as {name}'s images have them, e.g. {wanted['example']}.png, got {path}: "
-                "choose the format of the data that was predicted"
-            )
+            text = f"export: expected names as {name}'s images have them, e.g. {wanted['example']}.png, got {path}"
+            raise ProtosegError(f"{text}: choose the format of the data that was predicted")
         return f"{match.expand(wanted['file'])}.png"
 
     return by_key(found, name_wanted)

@@ -91,10 +91,8 @@ def read_label(path: Path, table: Ids, channel: Channel | None = None) -> Ids:
         return labels_of_ids(path, _decode_channel(path, _mask_bytes(path), channel), table)
     mask = read_mask(path)
     if mask.kind == "colour" or (mask.clear is not None and mask.kind != "palette"):
-        raise ProtosegError(
-            f"mask {path}: expected one channel of class ids (grey or palette PNG), got RGB colours or transparent "
-            "pixels: convert the colours to ids first"
-        )
+        text = f"mask {path}: expected one channel of class ids (grey or palette PNG)"
+        raise ProtosegError(f"{text}, got RGB colours or transparent pixels: convert the colours to ids first")
     return labels_of_ids(path, mask.values, table)
 
 
@@ -107,10 +105,8 @@ def read_mask(path: Path) -> Mask:
     with reading(path, "mask"), decoding.open_picture(data) as file:
         mask, mode = as_mask(file, data), file.mode
     if mask is None:
-        raise ProtosegError(
-            f"mask {path}: expected class ids in one channel (grey or palette PNG) or RGB colours of 8 bits, got "
-            f"{mode} of other bits: export the mask again"
-        )
+        text = f"mask {path}: expected class ids in one channel (grey or palette PNG) or RGB colours of 8 bits"
+        raise ProtosegError(f"{text}, got {mode} of other bits: export the mask again")
     return mask
 
 
@@ -181,10 +177,8 @@ def unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
         return ProtosegError(f"{kind} {path}: expected a file, got none there; correct the path, or copy it again")
     if isinstance(reason, UnidentifiedImageError):
         reason = "it is no image, or of channels that data.dataset.channels reads"  # Pillow names the buffer
-    return ProtosegError(
-        f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason}): "
-        "copy the file again, or move it elsewhere (of labelled data, image and mask)"
-    )
+    text = f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason})"
+    return ProtosegError(f"{text}: copy the file again, or move it elsewhere (of labelled data, image and mask)")
 
 
 def as_mask(file: Image.Image, data: bytes) -> Mask | None:
@@ -289,6 +283,5 @@ def _unknown_ids(path: Path, ids: NDArray[np.generic], table: Ids) -> ProtosegEr
     known = np.flatnonzero(table != unknown_id(table))
     runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
     expected = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
-    return ProtosegError(
-        f"mask {path}: expected class ids {expected}, got {got}: correct the mask, or choose the data set of its ids"
-    )
+    text = f"mask {path}: expected class ids {expected}, got {got}"
+    return ProtosegError(f"{text}: correct the mask, or choose the data set of its ids")

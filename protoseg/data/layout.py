@@ -230,10 +230,8 @@ def _combinations(name: str, choices: Choices, chosen: Mapping[str, Any]) -> Ite
         wanted = list(known) if value is None else [str(value)] if one else [str(v) for v in value]
         if not wanted or not set(wanted) <= known.keys():
             got = repr(value) if one else ", ".join(wanted) or "none"
-            raise ProtosegError(
-                f"{name}: expected {'a ' if one else ''}{option} out of {', '.join(known)}, got {got}: correct "
-                f"data.dataset.{option}{'' if one else ' (null keeps all)'}"
-            )
+            text = f"{name}: expected {'a ' if one else ''}{option} out of {', '.join(known)}, got {got}"
+            raise ProtosegError(f"{text}: correct data.dataset.{option}{'' if one else ' (null keeps all)'}")
         texts.append([known[key] for key in wanted])
     return (dict(zip(choices, values, strict=True)) for values in product(*texts))
 
@@ -264,8 +262,7 @@ def read_matlab(path: Path, variable: str) -> NDArray[Any]:
         if ids.ndim != 2 or ids.dtype.kind not in "ui":
             raise ValueError(f"it is {ids.dtype} of {ids.ndim} dimensions")
     except Exception as error:  # whatever scipy meets in a file that is none
-        raise ProtosegError(
-            f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got {error}: unpack it again"
-        ) from error
+        text = f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got {error}"
+        raise ProtosegError(f"{text}: unpack it again") from error
     check_pixels(f"mask {path}", ids.shape[1], ids.shape[0])
     return ids

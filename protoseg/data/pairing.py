@@ -242,9 +242,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ProtosegError(
-            f"{path}: expected the list of a split's images, a text file in UTF-8, got none that can be read ({error})"
-        ) from error
+        text = f"{path}: expected the list of a split's images, a text file in UTF-8"
+        raise ProtosegError(f"{text}, got none that can be read ({error})") from error
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)

@@ -119,9 +119,8 @@ class ADE20KFull(PublicDataset):
     def space(cls, **options: Any) -> LabelSpace:
         num_classes = options.get("num_classes", ADE20K_FULL.num_classes)
         if num_classes not in NUM_CLASSES:
-            raise ProtosegError(
-                f"data.dataset.num_classes: expected one of {str(NUM_CLASSES)[1:-1]}, got {num_classes}"
-            )
+            text = f"data.dataset.num_classes: expected one of {str(NUM_CLASSES)[1:-1]}"
+            raise ProtosegError(f"{text}, got {num_classes}")
         if num_classes == ADE20K_FULL.num_classes:
             return ADE20K_FULL
         name = f"{ADE20K_FULL.name}_{num_classes}"

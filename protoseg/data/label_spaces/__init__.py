@@ -72,10 +72,8 @@ def mapping_table(
     """
     for space in (source, target):
         if space.num_classes > FILE_IGNORED:
-            raise ProtosegError(
-                f"mapping: expected label spaces of at most {FILE_IGNORED} classes, got {space.name!r} of "
-                f"{space.num_classes}: choose other data"
-            )
+            text = f"mapping: expected label spaces of at most {FILE_IGNORED} classes"
+            raise ProtosegError(f"{text}, got {space.name!r} of {space.num_classes}: choose other data")
     if mapping is None:
         if source.classes != target.classes:
             raise ProtosegError(

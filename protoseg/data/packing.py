@@ -77,8 +77,7 @@ def encode_png(array: NDArray[np.generic], level: int) -> bytes:
     unfiltered = np.zeros((height, 1 + rows.size // height), np.uint8)
     unfiltered[:, 1:] = rows.reshape(height, -1)
     head = pack_bytes(">IIBBBBB", width, height, 8 * array.dtype.itemsize, _COLOR_TYPES[channels], 0, 0, 0)
-    chunks = (b"IHDR", head), (b"IDAT", zlib.compress(unfiltered.tobytes(), level)), (b"IEND", b"")
-    packed = (
-        pack_bytes(">I", len(data)) + kind + data + pack_bytes(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return PNG_START + b"".join(packed)
+    packed = PNG_START
+    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(unfiltered.tobytes(), level)), (b"IEND", b"")):
+        packed += pack_bytes(">I", len(data)) + kind + data + pack_bytes(">I", zlib.crc32(kind + data))
+    return packed

@@ -85,11 +85,9 @@ class AdaptationDataModule(pl.LightningDataModule):
                 part.prepare_training()
             source, target = ({os.path.realpath(image) for image, _ in p.train_dataset().samples} for p in self._parts)
             if distributed.rank() == 0 and (shared := sorted(source & target)):
-                warnings.warn(
-                    f"data: expected a target of other images than the source, got {len(shared)} of {len(target)} that "
-                    f"the source has with their labels ({shared[0]}, …): set data.source.root and data.target.root",
-                    stacklevel=2,
-                )
+                text = f"data: expected a target of other images than the source, got {len(shared)} of {len(target)}"
+                got = f"that the source has with their labels ({shared[0]}, …)"
+                warnings.warn(f"{text} {got}: set data.source.root and data.target.root", stacklevel=2)
         if stage in ("fit", "validate"):
             for part in self._validated():
                 part.prepare_validation()

@@ -31,6 +31,6 @@ def _format(space: LabelSpace, train_ids: NDArray[np.uint8], void: int) -> Label
 
 
 FORMATS = {
-    "camvid": _format(CAMVID, mapping_table(CITYSCAPES, CAMVID, CITYSCAPES_TO_CAMVID), 11),
+    "camvid": _format(CAMVID, mapping_table(CITYSCAPES, CAMVID, CITYSCAPES_TO_CAMVID), 11),  # void: SegNet's id
     "cityscapes": _format(CITYSCAPES, np.arange(256, dtype=np.uint8), FILE_IGNORED),
 }

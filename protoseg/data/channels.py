@@ -78,10 +78,9 @@ class ImageReader:
         """Numbers as they are in files, ``h w channels``, to [0, 1]; ``what`` they are begins messages."""
         ranges = self.ranges or ([(0, 255)] if pixels.dtype == np.uint8 else [])
         if not ranges:
-            raise ProtosegError(
-                f"{what}: expected to know which numbers become 0 and 1, got {pixels.dtype} and no image_range: set "
-                "data.dataset.image_range (`protoseg data stats` measures it, and so does training)"
-            )
+            text = f"{what}: expected to know which numbers become 0 and 1, got {pixels.dtype} and no image_range"
+            remedy = "set data.dataset.image_range (`protoseg data stats` measures it, and so does training)"
+            raise ProtosegError(f"{text}: {remedy}")
         low, high = np.array(ranges, np.float32).T
         out = pixels.astype(np.float32)
         out -= low

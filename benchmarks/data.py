@@ -40,17 +40,18 @@ def data_steps(setting: DataSetting, device: torch.device) -> dict[str, Callable
 
     from protoseg.data.dataset import to_sample
     from protoseg.data.files import read_image, read_label
-    from protoseg.data.label_spaces import CAMVID_IDS, Ids
+    from protoseg.data.label_spaces import Ids, read_ids
     from protoseg.data.transforms import TrainTransform
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     ours = TrainTransform((setting.crop_height, setting.crop_width))
-    plain = plain_pipeline(setting, CAMVID_IDS)
+    table = read_ids("camvid")
+    plain = plain_pipeline(setting, table)
     seeds = count()
 
     def decode(image: Path, label: Path) -> tuple[NDArray[np.uint8], Ids]:
-        return read_image(image), read_label(label, CAMVID_IDS)
+        return read_image(image), read_label(label, table)
 
     def augment(image: Path, label: Path) -> object:
         return to_sample(*ours(*decode(image, label), seed=next(seeds)), str(image))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -22,8 +23,7 @@ class Activation(NamedTuple):
     @property
     def shares(self) -> Tensor:
         """Share of the class's predicted pixels that each prototype takes, ``k``; NaN where none is predicted."""
-        k = len(self.cosines)
-        counts = torch.bincount(self.assignment[self.assignment >= 0], minlength=k)
+        counts = torch.bincount(self.assignment[self.assignment >= 0], minlength=len(self.cosines))
         return counts.double() / counts.sum()
 
     @property
@@ -43,8 +43,6 @@ def activation(model: nn.Module, scene: Scene, class_id: int) -> Activation:
 
 def prototype_colors(num_prototypes: int) -> list[tuple[int, int, int]]:
     """A colour for each number of prototype, the same in all pictures."""
-    from matplotlib import colormaps
-
     few = num_prototypes <= 10
     points = np.arange(num_prototypes) if few else np.linspace(0, 1, num_prototypes, endpoint=False)
     colors = colormaps["tab10" if few else "hsv"](points)[:, :3]
@@ -61,8 +59,6 @@ def assignment_picture(image: Tensor, found: Activation, alpha: float = 0.75) ->
 
 def heat_picture(image: Tensor, cosines: Tensor, low: float, high: float) -> pictures.Picture:
     """Cosines ``H W`` from ``low`` (dark) to ``high`` (bright) over the photo's brightness, ``H W 3``."""
-    from matplotlib import colormaps
-
     level = ((cosines - low) / max(high - low, 1e-6)).clamp(0, 1).numpy()
     grey = pictures.as_picture(image).mean(2, keepdims=True) / 255
     return (255 * (0.8 * colormaps["inferno"](level)[..., :3] + 0.2 * grey)).round().astype(np.uint8)

@@ -1,13 +1,12 @@
 """What adaptation changed: several networks on the same target images, their confusions and their pictures."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, images
@@ -15,9 +14,6 @@ from protoseg.evaluation import pictures
 from protoseg.evaluation.metrics import Scores, SegmentationMetrics
 from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
 from protoseg.types import IGNORE_INDEX, LabelSpace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 GAINED = (30, 110, 220)
 

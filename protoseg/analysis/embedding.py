@@ -1,21 +1,17 @@
 """Flat maps of the embedding space, pixels and prototypes: of many images by t-SNE, of one image in the dashboard."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Scene, prototype_memory
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, empty_figure, figure_name, figure_picture
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, require
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class EmbeddingSample(NamedTuple):
@@ -76,8 +72,7 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) ->
     require("analysis", "sklearn")
     from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
-    stars = prototypes.detach().cpu().flatten(0, 1)
-    vectors = torch.cat([sample.embeddings, stars.to(sample.embeddings.dtype)])
+    vectors = torch.cat([sample.embeddings, prototypes.detach().to(sample.embeddings).flatten(0, 1)])
     if len(vectors) < 4:
         raise ProtosegError(f"embedding map: expected at least 4 points, got {len(vectors)}; choose more images")
     tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=seed)
@@ -137,12 +132,9 @@ def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
     # The sign of an axis is arbitrary: fixed, so that the map does not turn over between validations.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     places = (torch.cat([prototypes, sample.embeddings]) - centre) @ axes.T
-    return Plane(
-        F.pad(places, (0, 2 - places.shape[1])),
-        torch.cat([chosen.repeat_interleave(k), sample.label]),
-        torch.cat([torch.arange(k).repeat(len(chosen)), number]),
-        len(prototypes),
-    )
+    label = torch.cat([chosen.repeat_interleave(k), sample.label])
+    number = torch.cat([torch.arange(k).repeat(len(chosen)), number])
+    return Plane(F.pad(places, (0, 2 - places.shape[1])), label, number, len(prototypes))
 
 
 def plane_picture(plane: Plane, space: LabelSpace) -> Picture:

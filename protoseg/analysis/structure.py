@@ -1,21 +1,17 @@
 """How the prototypes share the pixels out among themselves, how alike they are, which are dead and which are double."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
 from protoseg.evaluation.pictures import MANY_CLASSES, class_tables, empty_figure, figure_name, name_bars
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
 from protoseg.types import IGNORE_INDEX, LabelSpace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DEAD_BELOW = 0.001  # of the class's pixels
 DUPLICATE_ABOVE = 0.98  # cosine: 11 degrees apart
@@ -55,8 +51,7 @@ class OccupancyCollector:
         for row, ids in enumerate((scene.cell_label, prediction)):
             nearest = ids * k + scene.cosines.own(ids).argmax(1)
             self.counts[row] += torch.bincount(nearest[ids != IGNORE_INDEX].cpu(), minlength=c * k)
-        right = prediction[prediction == scene.cell_class]
-        cells = torch.bincount(right.cpu(), minlength=c)
+        cells = torch.bincount(prediction[prediction == scene.cell_class].cpu(), minlength=c)
         self.example = self.example.where(cells <= self.most_cells, scene.number)
         self.most_cells = torch.maximum(cells, self.most_cells)
 
@@ -91,19 +86,18 @@ def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> lis
         cells = int(counts[i].sum())
         share = counts[i].double() / max(cells, 1)
         pairs = torch.triu(within[i] > DUPLICATE_ABOVE, diagonal=1).nonzero().tolist()
-        entries.append(
-            {
-                "name": name,
-                "cells": cells,
-                "shares": share.tolist() if cells else None,
-                "effective": float(torch.special.entr(share).sum().exp()) if cells else None,
-                "mean_cosine": None if means[i].isnan() else float(means[i]),
-                "dead": (share < DEAD_BELOW).nonzero().flatten().tolist() if cells else [],
-                "duplicates": [[a, b, float(within[i, a, b])] for a, b in pairs],
-                "nearest_class": None if alone else label_space.classes[int(nearest[i])],
-                "nearest_cosine": None if alone else float(between[i]),
-            }
-        )
+        entry = {
+            "name": name,
+            "cells": cells,
+            "shares": share.tolist() if cells else None,
+            "effective": float(torch.special.entr(share).sum().exp()) if cells else None,
+            "mean_cosine": None if means[i].isnan() else float(means[i]),
+            "dead": (share < DEAD_BELOW).nonzero().flatten().tolist() if cells else [],
+            "duplicates": [[a, b, float(within[i, a, b])] for a, b in pairs],
+            "nearest_class": None if alone else label_space.classes[int(nearest[i])],
+            "nearest_cosine": None if alone else float(between[i]),
+        }
+        entries.append(entry)
     return entries
 
 

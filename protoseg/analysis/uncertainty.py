@@ -4,22 +4,18 @@ Everything is read from histograms over the pixels, of ``BINS`` cells for each m
 What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how far the exact number can be away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from protoseg.analysis.stream import Loader, Scene, collect, scenes
 from protoseg.evaluation.pictures import Picture, as_picture, empty_figure, error_map, heat, overlay, tidy, tile_row
 from protoseg.types import IGNORE_INDEX, LabelSpace
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BINS = 2**15
 CALIBRATION_BINS = 15
@@ -81,8 +77,7 @@ class Calibration(NamedTuple):
     @property
     def ece(self) -> float:
         """Expected calibration error: mean over the pixels of their bin's |accuracy - confidence|."""
-        gap = np.abs(self.accuracy - self.confidence)
-        return float(np.nansum(gap * self.pixels) / self.pixels.sum())
+        return float(np.nansum(np.abs(self.accuracy - self.confidence) * self.pixels) / self.pixels.sum())
 
 
 class ErrorDetection(NamedTuple):

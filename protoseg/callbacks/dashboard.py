@@ -74,8 +74,7 @@ class Dashboard(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not rows:
             return
         width = max(row.shape[1] for row in rows)
-        padding = [((0, 4), (0, width - row.shape[1]), (0, 0)) for row in rows]
-        stacked = [np.pad(row, pad, constant_values=255) for row, pad in zip(rows, padding, strict=True)]
+        stacked = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
         self._show(trainer, "step", "val/predictions", np.concatenate(stacked))
         classes, metrics = pl_module.label_space.classes, trainer.callback_metrics
         ious = [[name, float(metrics.get(f"val/IoU/{visible(name)}", float("nan")))] for name in classes]

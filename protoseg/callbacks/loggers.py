@@ -64,10 +64,8 @@ def wandb_logger(project: str = "protoseg", log_model: bool | str = False, **kwa
     has_key = os.environ.get("WANDB_API_KEY") or get_netrc_auth("https://api.wandb.ai")
     offline = os.environ.get("WANDB_MODE", "") == "offline" or not has_key
     if offline and log_model:
-        raise ProtosegError(
-            f"logger.wandb.log_model: expected false for a run that cannot upload, as it is offline, got {log_model}; "
-            "run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false"
-        )
+        text = f"logger.wandb.log_model: expected false for a run that cannot upload, as it is offline, got {log_model}"
+        raise ProtosegError(f"{text}; run `wandb login` (or unset WANDB_MODE), or set logger.wandb.log_model=false")
     logger = _BestCheckpointLogger(project=project, offline=offline, log_model=cast(Any, log_model), **kwargs)
     logger._wandb_init.pop("anonymous", None)  # Lightning hands it on, and wandb warns that it has no effect
     return logger

@@ -1,7 +1,5 @@
 """Runs that are stopped from outside save and end between two optimizer steps, and can go on as if never stopped."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -36,7 +34,7 @@ class StopRequest:
         self.received: int | None = None
         self._process = os.getpid()
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> "StopRequest":
         self._before = {signum: signal.getsignal(signum) for signum in self.signals}
         self.listen()
         return self

@@ -54,9 +54,8 @@ class AdaptationDataModule(pl.LightningDataModule):
         self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)
         self.target = target(**shared, seed=2 * seed + 1, labels=False, label_space=self.source.label_space)
         if validate_source and self.target.val_split is None:
-            raise ProtosegError(
-                "data.validate_source: expected a target that is validated too, got data.target.val_split=null: set it"
-            )
+            text = "data.validate_source: expected a target that is validated too, got data.target.val_split=null"
+            raise ProtosegError(f"{text}: set it")
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
         self._train_loader: PairedLoader | None = None
@@ -86,11 +85,9 @@ class AdaptationDataModule(pl.LightningDataModule):
                 part.prepare_training()
             source, target = ({os.path.realpath(image) for image, _ in p.train_dataset().samples} for p in self._parts)
             if distributed.rank() == 0 and (shared := sorted(source & target)):
-                warnings.warn(
-                    f"data: expected a target of other images than the source, got {len(shared)} of {len(target)} that "
-                    f"the source has with their labels ({shared[0]}, …): set data.source.root and data.target.root",
-                    stacklevel=2,
-                )
+                text = f"data: expected a target of other images than the source, got {len(shared)} of {len(target)}"
+                got = f"that the source has with their labels ({shared[0]}, …)"
+                warnings.warn(f"{text} {got}: set data.source.root and data.target.root", stacklevel=2)
         if stage in ("fit", "validate"):
             for part in self._validated():
                 part.prepare_validation()

@@ -78,10 +78,9 @@ class ImageReader:
         """Numbers as they are in files, ``h w channels``, to [0, 1]; ``what`` they are begins messages."""
         ranges = self.ranges or ([(0, 255)] if pixels.dtype == np.uint8 else [])
         if not ranges:
-            raise ProtosegError(
-                f"{what}: expected to know which numbers become 0 and 1, got {pixels.dtype} and no image_range: set "
-                "data.dataset.image_range (`protoseg data stats` measures it, and so does training)"
-            )
+            text = f"{what}: expected to know which numbers become 0 and 1, got {pixels.dtype} and no image_range"
+            remedy = "set data.dataset.image_range (`protoseg data stats` measures it, and so does training)"
+            raise ProtosegError(f"{text}: {remedy}")
         low, high = np.array(ranges, np.float32).T
         out = pixels.astype(np.float32)
         out -= low
@@ -97,9 +96,8 @@ def as_list(value: Any) -> list[Any]:
 def _checked_range(value: Any, least: float, most: float) -> decoding.Range:
     numbers = as_list(value)
     if [type(x) in (int, float) for x in numbers] != [True, True] or not least <= numbers[0] < numbers[1] <= most:
-        raise ProtosegError(
-            f"image_range: expected [low, high], the values that become black and white, e.g. [0, 4095], got {value!r}"
-        )
+        text = "image_range: expected [low, high], the values that become black and white, e.g. [0, 4095]"
+        raise ProtosegError(f"{text}, got {value!r}")
     return float(numbers[0]), float(numbers[1])
 
 
@@ -126,10 +124,8 @@ def check_numbers(pixels: NDArray[Any], channels: int, path: Path) -> None:
             f"{pixels.shape[2]}: give images of one number of channels, or train with another"
         )
     if pixels.dtype.kind == "f" and not (good := np.isfinite(pixels).all(axis=2)).all():
-        raise ProtosegError(
-            f"image {path}: expected finite numbers, got NaN or infinity in {(~good).sum()} of {good.size} pixels: "
-            "write a number there, e.g. that of missing data"
-        )
+        text = f"image {path}: expected finite numbers, got NaN or infinity in {(~good).sum()} of {good.size} pixels"
+        raise ProtosegError(f"{text}: write a number there, e.g. that of missing data")
 
 
 def _array(data: bytes, channels: int) -> NDArray[Any]:

@@ -100,10 +100,8 @@ def deep_images(dataset: SegmentationDataset) -> str:
     if not 0 < largest < 1 << 15:
         return ""
     top = (1 << largest.bit_length()) - 1
-    return (
-        f"images of 16 bits hold values up to {largest} (e.g. {path}), of which {(largest >> 8) + 1} of 256 levels are "
-        f"kept: set data.dataset.image_range=[0,{top}]"
-    )
+    text = f"images of 16 bits hold values up to {largest} (e.g. {path}), of which {(largest >> 8) + 1} of 256 levels"
+    return f"{text} are kept: set data.dataset.image_range=[0,{top}]"
 
 
 def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:

@@ -10,8 +10,8 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protoseg.data.files import Color
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, WIDE_UNKNOWN_ID, Ids, ignored_in, unknown_id
-from protoseg.data.masks import Color
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
 
 _KEYS = ("name", "classes", "ids", "void", "things")

@@ -7,9 +7,9 @@ import numpy as np
 
 from protoseg.data.class_file import ClassFile
 from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.files import BLACK, WHITE, Color
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, Ids
 from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
-from protoseg.data.masks import BLACK, WHITE, Color
 from protoseg.data.pairing import by_image, by_stem, list_images, pair, stems_of_masks
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -73,10 +73,9 @@ def _of_binary(used: UsedBy) -> tuple[Ids, dict[Color, int]]:
     sets = [set(found.ids) for _, found in used if found.kind != "palette" and found.ids is not None]
     if {1, FILE_IGNORED} <= set().union(*sets) <= {0, 1, FILE_IGNORED}:
         if not any({1, FILE_IGNORED} <= ids for ids in sets):
-            raise ProtosegError(
-                "masks: expected one value for the class, got masks of 0 and 1 and masks of 0 and 255: keep the two "
-                "sorts in folders of their own, or give --id 1 if 255 takes no part"
-            )
+            text = "masks: expected one value for the class, got masks of 0 and 1 and masks of 0 and 255"
+            remedy = "keep the two sorts in folders of their own, or give --id 1 if 255 takes no part"
+            raise ProtosegError(f"{text}: {remedy}")
         table[FILE_IGNORED] = FILE_IGNORED
     shown = {color for _, found in used if found.kind == "palette" or found.ids is None for color in found.colors or ()}
     return table, {color: int(color == BLACK) for color in shown} if BLACK in shown else {}

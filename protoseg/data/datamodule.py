@@ -83,10 +83,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         if timeout <= 0:
             raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
         if min(batch_size - 1, val_batch_size - 1, num_workers, seed) < 0:
-            raise ProtosegError(
-                "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0, got "
-                f"{batch_size}, {val_batch_size}, {num_workers} and {seed}"
-            )
+            text = "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0"
+            raise ProtosegError(f"{text}, got {batch_size}, {val_batch_size}, {num_workers} and {seed}")
         if not labels and (max_class_share, rare_classes) != (None, None):
             raise ProtosegError("expected neither max_class_share nor rare_classes without labels: set both to null")
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
@@ -127,7 +125,11 @@ class SegmentationDataModule(pl.LightningDataModule):
             )
         key = (split, labels)
         if key not in self._datasets:
-            dataset = self._make(split=split) if labels else _without_labels(self._make, split)
+            # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
+            told = {"labels": False} if not labels and "labels" in signature(self._make).parameters else {}
+            dataset = self._make(split=split, **told)
+            if not labels:
+                dataset.drop_labels()
             if self._mapping is not None:
                 dataset.map_classes(self.label_space, self._mapping)
             dataset.label_space, dataset.turn, dataset.transform = self.label_space, self.turn, self.transform
@@ -139,10 +141,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = self.dataset(self.train_split, self.labels)
         bare = next((image for image, mask in dataset.samples if mask is None), None)
         if self.labels and bare is not None:
-            raise ProtosegError(
-                f"split {self.train_split!r}: expected images with masks to train on, got {bare}, which has none: such "
-                "images serve as the target of domain adaptation"
-            )
+            text = f"split {self.train_split!r}: expected images with masks to train on, got {bare}, which has none"
+            raise ProtosegError(f"{text}: such images serve as the target of domain adaptation")
         return dataset
 
     def setup(self, stage: str) -> None:
@@ -193,10 +193,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset = self.dataset(split)
         rank, world = distributed.rank(), distributed.world_size()
         if len(dataset) < world:
-            raise ProtosegError(
-                f"split {split!r}: expected at least one image per process, got {len(dataset)} images for {world} "
-                "processes: use fewer processes"
-            )
+            text = f"split {split!r}: expected at least one image per process"
+            raise ProtosegError(f"{text}, got {len(dataset)} images for {world} processes: use fewer processes")
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
         check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
@@ -280,26 +278,16 @@ def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
-def _without_labels(make: Callable[..., SegmentationDataset], split: str) -> SegmentationDataset:
-    # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
-    target = make.func if isinstance(make, partial) else make
-    dataset = make(split=split, **({"labels": False} if "labels" in signature(target).parameters else {}))
-    dataset.drop_labels()
-    return dataset
-
-
 def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace | None) -> LabelSpace:
     """The label space of a data set class or a partial of one, found without calling it, or ``other``."""
-    keywords = dataset.keywords if isinstance(dataset, partial) else {}
-    target = dataset.func if isinstance(dataset, partial) else dataset
+    made = partial(dataset)  # of a partial, the same again
+    target, keywords = made.func, made.keywords
     known = isinstance(target, type) and issubclass(target, SegmentationDataset)
-    own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[union-attr]
+    own = target.space(**keywords) if known else getattr(target, "label_space", None)  # type: ignore[attr-defined]
     space = keywords.get("label_space", own) or other
     if not isinstance(space, LabelSpace):
-        raise ProtosegError(
-            f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}: set the "
-            "class attribute, or pass label_space"
-        )
+        text = f"dataset: expected a data set class (or a partial of one) with a label_space, got {target!r}"
+        raise ProtosegError(f"{text}: set the class attribute, or pass label_space")
     return space
 
 
@@ -320,7 +308,5 @@ def _num_batches(trainer: pl.Trainer | None) -> int:
 
 def _check_sampler_kept(trainer: pl.Trainer) -> None:
     if replaces_samplers(trainer):
-        raise ProtosegError(
-            "the samplers here share out the data over the processes: expected trainer.use_distributed_sampler=false, "
-            "got true, with which Lightning would replace them"
-        )
+        text = "the samplers here share out the data over the processes: expected trainer.use_distributed_sampler=false"
+        raise ProtosegError(f"{text}, got true, with which Lightning would replace them")

@@ -1,7 +1,5 @@
 """The base class of the data sets: a list of image and mask files that read as RGB and train ids."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +13,8 @@ from torch.utils.data import Dataset
 
 from protoseg.data.channels import ImageReader
 from protoseg.data.decoding import orientation
-from protoseg.data.files import Channel, read_label
+from protoseg.data.files import Channel, Color, read_label
 from protoseg.data.label_spaces import Ids, file_ignored, ignored_in
-from protoseg.data.masks import Color
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -53,13 +50,13 @@ class SegmentationDataset(Dataset[Sample]):
     id_table: Ids  # id in the mask file -> train id (``label_spaces.id_table``); uint16 of more than 255 classes
     id_channel: Channel | None = None  # where the ids are in masks of several channels; None: grey, or a palette
     colors: Mapping[Color, int] = MappingProxyType({})  # label of each, in masks that may hold colours
-    mask_reading: MaskReading | None = None  # how the masks are read, where that depends on them
+    mask_reading: "MaskReading | None" = None  # how the masks are read, where that depends on them
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     source: str = ""  # where it comes from and under which terms, for the message when it is absent
     turn: bool = True  # images as EXIF says; else they are read as they are stored
     reader: ImageReader = ImageReader()  # of images
-    transform: TrainTransform | None = None  # how training augments its images; a DataModule sets it
-    parts: Sequence[SegmentationDataset] = ()  # the data sets that it is put together from
+    transform: "TrainTransform | None" = None  # how training augments its images; a DataModule sets it
+    parts: Sequence["SegmentationDataset"] = ()  # the data sets that it is put together from
     weights: NDArray[np.float64] | None = None  # how often training draws each, relative to the others; None: all alike
     notes: Sequence[str] = ()  # about how the files were found, told by ``check`` and before a training
     lists: Sequence[Path] = ()  # files that say which images are in the split
@@ -106,7 +103,7 @@ class SegmentationDataset(Dataset[Sample]):
             )
         return image, label
 
-    def locate(self, index: int) -> tuple[SegmentationDataset, int]:
+    def locate(self, index: int) -> tuple["SegmentationDataset", int]:
         """The data set that holds a sample, and the sample's number there: of one that has ``parts``, of a part."""
         return self, index
 
@@ -134,17 +131,13 @@ class SegmentationDataset(Dataset[Sample]):
         if split not in cls.splits:
             raise ProtosegError(f"{cls.__name__}: expected a split out of {', '.join(cls.splits)}, got {split!r}")
 
-    @classmethod
-    def check_folder(cls, folder: Path) -> None:
-        """Raise ProtosegError, with the public source and the value to set, unless ``folder`` exists."""
-        check_folder(folder, cls.__name__, cls.source)
-
-
-def check_folder(folder: Path, name: str, source: str) -> None:
-    """Raise ProtosegError unless a folder of the data set ``name`` exists; ``source`` says where it comes from."""
-    if not folder.is_dir():
+    def check_folder(self, folder: Path, read: str = "") -> None:
+        """Raise ProtosegError, with what is ``read``, the public source and the value to set, unless it exists."""
+        if folder.is_dir():
+            return
+        name = getattr(self, "name", type(self).__name__)
         raise ProtosegError(
-            f"{name}: expected the folder {folder.absolute()}, which does not exist. {source} If it is elsewhere, set "
-            "data.root=FOLDER (domain adaptation: data.source.root and data.target.root; evaluate.py: root=FOLDER), "
-            "or the environment variable PROTOSEG_DATA to the folder that holds all data sets"
+            f"{name}: expected the folder {folder.absolute()}, which does not exist. {read}{self.source} If it is "
+            "elsewhere, set data.root=FOLDER (domain adaptation: data.source.root and data.target.root; evaluate.py: "
+            "root=FOLDER), or the environment variable PROTOSEG_DATA to the folder that holds all data sets"
         )

@@ -9,7 +9,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -55,9 +55,8 @@ def limit_pixels(pixels: int) -> None:
     Raises ProtosegError: not a whole number above 0, or more than can be decoded.
     """
     if not isinstance(pixels, int) or not 0 < pixels <= _OPENCV_PIXELS:
-        raise ProtosegError(
-            f"max_pixels: expected a whole number from 1 to {_OPENCV_PIXELS}, OpenCV's limit, got {pixels}"
-        )
+        text = f"max_pixels: expected a whole number from 1 to {_OPENCV_PIXELS}, OpenCV's limit"
+        raise ProtosegError(f"{text}, got {pixels}")
     os.environ[_LIMIT] = str(pixels)  # spawned workers inherit nothing else
 
 
@@ -100,11 +99,9 @@ def picture_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack(">II", data[16:24])
         return width, height
     if data.startswith(JPEG_START):
-        try:
+        with suppress(*_REFUSALS):  # Pillow says what is wrong
             height, width = simplejpeg.decode_jpeg_header(data, strict=False)[:2]
             return width, height
-        except _REFUSALS:
-            pass  # Pillow says what is wrong
     return open_picture(data).size
 
 
@@ -157,9 +154,8 @@ def geotiff(path: Path) -> Iterator[Any]:
     try:
         import rasterio
     except ImportError as error:
-        raise ProtosegError(
-            f"image {path}: expected rasterio for such a TIFF, got none: pip install 'protoseg[geo]'"
-        ) from error
+        text = f"image {path}: expected rasterio for such a TIFF, got none"
+        raise ProtosegError(f"{text}: pip install 'protoseg[geo]'") from error
     # One driver: others would follow what is written in a file to further files.
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, driver="GTiff") as file:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)

@@ -15,15 +15,6 @@ _SAMPLE, _COUNTED = 64, 1000  # masks looked at, and masks that are all counted 
 _MOSTLY_IGNORED = 0.95
 
 
-def check_classes(space: LabelSpace) -> None:
-    """Raise ProtosegError unless there are classes to tell apart."""
-    if space.num_classes == 1:
-        raise ProtosegError(
-            f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class for "
-            "what is void now (in classes.yaml, its colour or id under classes instead of void)"
-        )
-
-
 def check_training_labels(dataset: SegmentationDataset) -> None:
     """Look at a few masks, spread over the split, and warn as ``label_notes``; class counts that were kept are used.
 
@@ -31,7 +22,12 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     labelled pixel, the others are read until one has. Raises ProtosegError: no mask has a labelled pixel, there is but
     one class, or a mask is bad.
     """
-    check_classes(dataset.label_space)
+    space = dataset.label_space
+    if space.num_classes == 1:
+        raise ProtosegError(
+            f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class for "
+            "what is void now (in classes.yaml, its colour or id under classes instead of void)"
+        )
     kept, chosen = kept_statistics(dataset), spread(len(dataset), _SAMPLE)
     counts = count_pixels(dataset, chosen) if kept is None else kept.counts[chosen]
     if not (counts.any() or (_any_labelled(dataset) if kept is None else kept.counts.any())):
@@ -44,7 +40,7 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     whole = kept is not None or len(chosen) == len(dataset)
     pixels, ignored = (counts if kept is None else kept.counts).sum(axis=0), 1 - counts.sum() / total
     looked = f"the {len(dataset)} training masks" if whole else f"{len(chosen)} of the {len(dataset)} training masks"
-    for note in label_notes(dataset.label_space, pixels, ignored, looked, whole):
+    for note in label_notes(space, pixels, ignored, looked, whole):
         warnings.warn(note, stacklevel=2)
 
 
@@ -94,5 +90,4 @@ def check_validation_labels(dataset: SegmentationDataset) -> None:
 
 def _any_labelled(dataset: SegmentationDataset) -> bool:
     masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
-    labels = map(dataset.read_label, masked)
-    return any((label != ignored_in(label)).any() for label in labels)
+    return any((label != ignored_in(label)).any() for label in map(dataset.read_label, masked))

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from protoseg.data.class_file import class_file, read_class_file
-from protoseg.data.dataset import FilePair, SegmentationDataset, check_folder
+from protoseg.data.dataset import FilePair, SegmentationDataset
 from protoseg.data.decoding import check_pixels, check_regular
-from protoseg.data.files import read_mask
+from protoseg.data.files import Color, labels_of_colors, labels_of_ids, read_mask
 from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
-from protoseg.data.masks import Color, labels_of_colors, labels_of_ids
 from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pair, read_lines
 from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]
 Classes = str | Mapping[str, Any]
+Words = Mapping[str, str]  # what stands in braces in patterns, and for what
 Choices = Mapping[str, Sequence[Any] | Mapping[Any, str]]  # what each may be, and what this stands for in patterns
 _TABLES = Path(__file__).parent / "label_spaces"
 CONVERTED = "_labelTrainIds"  # ends masks that DAFormer's and mmsegmentation's converters write beside the originals
@@ -81,11 +81,10 @@ class LayoutDataset(SegmentationDataset):
     ) -> None:
         self.label_space, self.id_table, colors = described_classes(classes, ids, name)
         self.colors = colors if ids == "color" else {}
-        self.name, self.variable, self.skip = name, variable, skip
+        self.root, self.name, self.variable, self.skip = Path(root), name, variable, skip
         if channel is not None:
             self.id_channel = channel
-        if source:
-            self.source = source
+        self.source = source or self.source
         if split not in splits:
             raise ProtosegError(f"{name}: expected a split out of {', '.join(splits)}, got {split!r}")
         place = splits[split] if isinstance(splits, Mapping) else split
@@ -93,10 +92,10 @@ class LayoutDataset(SegmentationDataset):
         samples: list[FilePair] = []
         for words in _combinations(name, choices or {}, chosen):
             words["split"] = place if isinstance(place, str) else split
-            self.lists = [] if lists is None else [Path(root) / _filled(lists, words)]
+            self.lists = [] if lists is None else [self.root / _filled(lists, words)]
             shared = lists is not None and "{split}" not in lists
             wanted = masks if labels and split not in unlabelled else None
-            samples += self._pairs(Path(root), images, wanted, words, names, shared)
+            samples += self._pairs(images, wanted, words, names, shared)
         samples = [sample for sample in samples if sample[0].stem not in leave_out]
         super().__init__(samples if sequences is None else self._beginning(samples, sequences), split)
 
@@ -113,31 +112,24 @@ class LayoutDataset(SegmentationDataset):
             return super().read_label(index)
         found = read_mask(mask)
         if found.kind not in ("colour", "palette"):
-            raise ProtosegError(
-                f"mask {mask}: expected the colours of the classes, got {found.kind} values: choose the masks of the "
-                "release, or set data.dataset.ids to the ids that these hold"
-            )
+            text = f"mask {mask}: expected the colours of the classes, got {found.kind} values"
+            remedy = "choose the masks of the release, or set data.dataset.ids to the ids that these hold"
+            raise ProtosegError(f"{text}: {remedy}")
         return labels_of_colors(mask, found._replace(clear=None), self.colors, self.id_table.dtype)
 
     def _pairs(
-        self,
-        root: Path,
-        images: Patterns,
-        masks: Patterns | None,
-        words: Mapping[str, str],
-        names: Sequence[str] | None,
-        shared: bool,
+        self, images: Patterns, masks: Patterns | None, words: Words, names: Sequence[str] | None, shared: bool
     ) -> list[FilePair]:
         """The pairs of one combination of ``words``, of ``names`` or of a list, which may be of all splits."""
-        found, folder, where = self._found(root, images, words)
+        found, folder, where = self._found(images, words)
         labels, folders = None, [folder]
         if masks is not None:
-            labels, folder, there = self._found(root, masks, words)
+            labels, folder, there = self._found(masks, words)
             for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
                 del labels[key]
             if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
                 pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
-                labels = {k: path for k, path in self._found(root, pictures, words)[0].items() if k in found} | labels
+                labels = {k: path for k, path in self._found(pictures, words)[0].items() if k in found} | labels
             folders, where = [*folders, folder], f"{where} and {there}"
         where = f"{self.name}: {where}"
         if self.lists:
@@ -152,13 +144,13 @@ class LayoutDataset(SegmentationDataset):
             labels = None if labels is None else {key: labels[key] for key in found if key in labels}
         return pair(found, labels, where, folders)
 
-    def _found(self, root: Path, patterns: Patterns, words: Mapping[str, str]) -> tuple[dict[str, Path], Path, str]:
+    def _found(self, patterns: Patterns, words: Words) -> tuple[dict[str, Path], Path, str]:
         """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
         filled = [_filled(pattern, words) for pattern in _each(patterns)]
-        places = [(root / folder, rest) for folder, rest in map(_cut, filled)]
+        places = [(self.root / folder, rest) for folder, rest in map(_cut, filled)]
         there = [(folder, rest) for folder, rest in places if folder.is_dir()]
         if not there:
-            check_folder(places[0][0], self.name, f"Read are {', '.join(filled)} in {root}. {self.source}")
+            self.check_folder(places[0][0], f"Read are {', '.join(filled)} in {self.root}. ")
         files: dict[str, Path] = {}
         for folder, rest in there:
             files = matching(folder, rest, self.skip) | files
@@ -199,11 +191,8 @@ def described_classes(
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
     """The files in ``folder`` as the pattern says, by what its stars stand for; raises as ``by_key``."""
     any_suffix = pattern.endswith(".*")
-    escaped = re.escape(pattern.removesuffix(".*"))
-    expression = re.compile(
-        escaped.replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)") + (r"\.[^./]+" if any_suffix else ""),
-        re.IGNORECASE,
-    )
+    escaped = re.escape(pattern.removesuffix(".*")).replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)")
+    expression = re.compile(escaped + (r"\.[^./]+" if any_suffix else ""), re.IGNORECASE)
     suffixes = IMAGE_SUFFIXES if any_suffix else (Path(pattern).suffix.lower(),)
     paths = list_images(folder, recursive="/" in pattern, skip=skip, suffixes=suffixes)
     found = {path: expression.fullmatch(path.relative_to(folder).as_posix()) for path in paths}
@@ -222,7 +211,7 @@ def _cut(pattern: str) -> tuple[str, str]:
     return "/".join(parts[:fixed]), "/".join(parts[fixed:])
 
 
-def _filled(pattern: str, words: Mapping[str, str]) -> str:
+def _filled(pattern: str, words: Words) -> str:
     for name, text in words.items():
         pattern = pattern.replace(f"{{{name}}}", text)
     return pattern
@@ -240,10 +229,8 @@ def _combinations(name: str, choices: Choices, chosen: Mapping[str, Any]) -> Ite
         wanted = list(known) if value is None else [str(value)] if one else [str(v) for v in value]
         if not wanted or not set(wanted) <= known.keys():
             got = repr(value) if one else ", ".join(wanted) or "none"
-            raise ProtosegError(
-                f"{name}: expected {'a ' if one else ''}{option} out of {', '.join(known)}, got {got}: correct "
-                f"data.dataset.{option}{'' if one else ' (null keeps all)'}"
-            )
+            text = f"{name}: expected {'a ' if one else ''}{option} out of {', '.join(known)}, got {got}"
+            raise ProtosegError(f"{text}: correct data.dataset.{option}{'' if one else ' (null keeps all)'}")
         texts.append([known[key] for key in wanted])
     return (dict(zip(choices, values, strict=True)) for values in product(*texts))
 
@@ -274,8 +261,7 @@ def read_matlab(path: Path, variable: str) -> NDArray[Any]:
         if ids.ndim != 2 or ids.dtype.kind not in "ui":
             raise ValueError(f"it is {ids.dtype} of {ids.ndim} dimensions")
     except Exception as error:  # whatever scipy meets in a file that is none
-        raise ProtosegError(
-            f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got {error}: unpack it again"
-        ) from error
+        text = f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got {error}"
+        raise ProtosegError(f"{text}: unpack it again") from error
     check_pixels(f"mask {path}", ids.shape[1], ids.shape[0])
     return ids

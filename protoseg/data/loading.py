@@ -1,10 +1,12 @@
 """The parts of a DataLoader: collation, worker set-up, errors of workers told as if there were none, shared memory."""
 
 import random
+import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +14,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
@@ -23,21 +26,18 @@ from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
 TIMEOUT = 600.0  # seconds that a batch of the workers is waited for
 PREFETCH = 2  # batches that each worker makes ahead, torch's own number
 SHARED_MEMORY = Path("/dev/shm")  # by which workers hand over their batches, on Linux
-_REMEDY = (
-    "set num_workers=0 (train.py: data.num_workers=0), use smaller batches, or give it more: docker run "
-    "--shm-size=8g, or --ipc=host"
-)
+_TOLD: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("loading.yaml").read_bytes())
 
 
+@dataclass
 class Augmented(Dataset[Sample]):
     """A data set read by ``(index, seed)`` and augmented; the pairs come from ``StepBatchSampler``.
 
     With rare-class sampling, ``draw`` makes of the seed another index and a class that the crop is to hold.
     """
 
-    def __init__(self, dataset: SegmentationDataset, draw: RareClassDraw | None) -> None:
-        self.dataset = dataset
-        self.draw = draw
+    dataset: SegmentationDataset
+    draw: RareClassDraw | None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -162,7 +162,7 @@ def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:
         return
     text = (
         f"shared memory ({SHARED_MEMORY}): expected room for {num_workers * PREFETCH} batches of the {num_workers} "
-        f"loader processes, {needed / 1e6:.1f} MB each, got {free / 1e6:.1f} MB free: {_REMEDY}"
+        f"loader processes, {needed / 1e6:.1f} MB each, got {free / 1e6:.1f} MB free: {_TOLD['remedy']}"
     )
     if free < needed:
         raise ProtosegError(text)
@@ -173,22 +173,8 @@ def worker_failure(error: RuntimeError) -> str | None:
     """What torch says of a worker that died or gives nothing, in one message with the remedy; None for other errors."""
     cause = error.__cause__ or error.__context__  # which may name the signal
     text = f"{error} {cause or ''}"
-    there = SHARED_MEMORY.is_dir()
-    free = f"{shutil.disk_usage(SHARED_MEMORY).free / 1e6:.1f} MB free now" if there else "none here"
-    if any(words in text for words in ("Bus error", "shared memory(shm)", "write to file </torch")):
-        return f"the loader processes ran out of shared memory ({SHARED_MEMORY}, {free}): {_REMEDY}"
-    if text.startswith("DataLoader timed out"):
-        return (
-            f"the loader processes gave no batch for {str(error).split()[-2]} seconds: where reading takes that long "
-            "set data.timeout=SECONDS; else they died or hang, mostly for want of shared memory "
-            f"({SHARED_MEMORY}, {free}): {_REMEDY}"
-        )
-    if text.startswith("DataLoader worker (pid"):
-        killed = text.partition("signal: ")[2].split(".")[0].strip() or "exited unexpectedly"
-        return (
-            f"a loader process died ({killed}), mostly because the memory was full: set fewer num_workers (train.py: "
-            "data.num_workers=0 for none) or smaller batches"
-        )
-    if text.startswith("Too many open files"):
-        return "the loader processes need more open files than the system allows: run `ulimit -n 65536` first"
+    free = f"{shutil.disk_usage(SHARED_MEMORY).free / 1e6:.1f} MB free now" if SHARED_MEMORY.is_dir() else "none here"
+    for pattern, message in _TOLD["failures"].items():
+        if match := re.search(pattern, text):
+            return message.format(*match.groups(), memory=f"{SHARED_MEMORY}, {free}", remedy=_TOLD["remedy"])
     return None

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from protoseg.data.class_file import ClassFile
-from protoseg.data.files import read_mask
+from protoseg.data.files import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, read_mask, used_values
 from protoseg.data.label_spaces import Ids, unknown_id
-from protoseg.data.masks import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, used_values
 from protoseg.data.statistics import in_threads, spread
 from protoseg.types import ProtosegError
 
@@ -32,11 +31,8 @@ def evidence(used: Used, file: ClassFile) -> str | None:
         return IDS if ids_known and any(used.ids or ()) else None
     if used.ids is None:
         return COLORS
-    telling = [
-        i
-        for i, color in zip(used.ids, used.colors or (), strict=True)
-        if color != BLACK and not (file.known(i) and file.table[i] == file.colors[color])
-    ]
+    pairs = zip(used.ids, used.colors or (), strict=True)
+    telling = [i for i, c in pairs if c != BLACK and not (file.known(i) and file.table[i] == file.colors[c])]
     said = used.kind != "palette" and all(i in file.said for i in telling)
     return COLORS if telling and not said else None
 

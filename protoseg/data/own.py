@@ -18,15 +18,9 @@ from protoseg.data.pairing import IMAGE_SUFFIXES, Files, by_stem, list_images, s
 from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
 
-_IMAGES = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "leftimg8bit")
-_MASKS = (
-    *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "gtfine"),
-    *("groundtruth", "ground_truth", "segmentationclass"),
-)
+_IMAGES, _MASKS = pairing.NAMES["images"], pairing.NAMES["masks"]
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:[-_]?(?:set|\d{4}))?", re.IGNORECASE)
-_LIKE_SPLIT = re.compile(
-    r"(?:^|[^a-z])(?i:train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|dev|eval|folds?|splits?)(?![a-z])"
-)
+_LIKE_SPLIT = re.compile(pairing.NAMES["like_splits"])
 
 
 class LabelledFolder(SegmentationDataset):
@@ -85,9 +79,8 @@ class LabelledFolder(SegmentationDataset):
             self.label_space = replace(file.label_space, shown=tuple(self.reader.shown))
             self.id_table, self.colors = file.table, file.colors
         elif labels:
-            raise ProtosegError(
-                f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none: set it"
-            )
+            text = f"data.dataset.classes: expected the file that says what the masks in {root} mean, got none"
+            raise ProtosegError(f"{text}: set it")
         self._labels, self._images, self._masks, self._suffix = labels, images, masks, mask_suffix
         self._naming = pairing.Naming()
         in_root = _named(root, images, _IMAGES)
@@ -190,10 +183,8 @@ def _splits(folder: Path, suffix: str = "", also: str = "") -> dict[str, Path]:
 
 def _chosen(folders: Files, split: str, where: Path) -> Path:
     if _split_name(split) not in folders:
-        raise ProtosegError(
-            f"{where}: expected a folder of split {split!r}, got {', '.join(path.name for path in folders.values())}: "
-            "add it, or choose data.train_split and data.val_split among these"
-        )
+        text = f"{where}: expected a folder of split {split!r}, got {', '.join(path.name for path in folders.values())}"
+        raise ProtosegError(f"{text}: add it, or choose data.train_split and data.val_split among these")
     return folders[_split_name(split)]
 
 
@@ -213,17 +204,14 @@ def _one(place: Path, kind: str, chosen: str | None, names: Sequence[str]) -> Pa
     key = f"data.dataset.{kind}"
     there = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     offers = " or ".join(command(override(key, path.name)) for path in found) or f"{key}=NAME"
-    raise ProtosegError(
-        f"{place}: expected one folder of {kind} ({chosen or ', '.join(names)}), got "
-        f"{', '.join(path.name for path in found or there) or 'no folder'}: set {offers}"
-    )
+    text = f"{place}: expected one folder of {kind} ({chosen or ', '.join(names)})"
+    raise ProtosegError(f"{text}, got {', '.join(path.name for path in found or there) or 'no folder'}: set {offers}")
 
 
 def _two_kinds(where: Path, folders: Files, lists: Files) -> ProtosegError:
     folder, other = next(iter(folders.values())), next(iter(lists.values()), "images beside it")
-    return ProtosegError(
-        f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}: keep one"
-    )
+    text = f"{where}: expected splits by subfolders or by lists, got the subfolder {folder.name} and {other}"
+    return ProtosegError(f"{text}: keep one")
 
 
 def _keys(known: Files, images: Path, lists: Files, split: str, rest: bool) -> list[str]:
@@ -259,10 +247,8 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
             f"and {len(samples)} images: make subfolders images/{split}, masks/{split}, or a list {split}.txt"
         )
 
-    def drawn(sample: FilePair) -> str:
-        return sha256(os.fsencode(f"{seed} {stem_in(images, sample[0])}")).hexdigest()
-
-    val = {image for image, _ in sorted(samples, key=drawn)[:num_val]}
+    hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
+    val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}
     return [sample for sample in samples if (sample[0] in val) == (split == "val")]
 
 
@@ -278,9 +264,7 @@ class ImageFolder(SegmentationDataset):
         paths += list_images(place, recursive=True) if place.is_dir() else []
         if not paths:
             state = "no such file in it" if place.is_dir() else "not an image" if place.is_file() else "no such folder"
-            raise ProtosegError(
-                f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}: "
-                f"{pairing.other_formats(place) or state}"
-            )
+            text = f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}"
+            raise ProtosegError(f"{text}: {pairing.other_formats(place) or state}")
         self.label_space = label_space
         super().__init__([(path, None) for path in paths], split)

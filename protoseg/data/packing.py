@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import PNG_DEPTH, open_picture
+from protoseg.data.decoding import PNG_DEPTH, PNG_START, open_picture
 from protoseg.data.files import read_bounded, reading
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file
@@ -47,8 +47,7 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
             write_file(target, lambda to: shutil.copyfile(path, to) if packed is None else to.write_bytes(packed))
         return target.stat().st_size
 
-    after = sum(in_threads(pack_file, [*files], "packing"))
-    return sum(path.stat().st_size for path in files), after
+    return sum(path.stat().st_size for path in files), sum(in_threads(pack_file, [*files], "packing"))
 
 
 def packed_png(path: Path, level: int) -> bytes | None:
@@ -61,7 +60,8 @@ def packed_png(path: Path, level: int) -> bytes | None:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         packed = encode_png(np.asarray(array), level)
     # What a file says beside its pixels (EXIF orientation) is lost: such a file stays.
-    return packed if np.array_equal(_seen(data), _seen(packed)) else None
+    seen = [np.asarray(cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR)) for each in (data, packed)]
+    return packed if np.array_equal(seen[0], seen[1]) else None
 
 
 def encode_png(array: NDArray[np.generic], level: int) -> bytes:
@@ -77,13 +77,7 @@ def encode_png(array: NDArray[np.generic], level: int) -> bytes:
     unfiltered = np.zeros((height, 1 + rows.size // height), np.uint8)
     unfiltered[:, 1:] = rows.reshape(height, -1)
     head = pack_bytes(">IIBBBBB", width, height, 8 * array.dtype.itemsize, _COLOR_TYPES[channels], 0, 0, 0)
-    body = zlib.compress(unfiltered.tobytes(), level)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return pack_bytes(">I", len(data)) + kind + data + pack_bytes(">I", zlib.crc32(kind + data))
-
-
-def _seen(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+    packed = PNG_START
+    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(unfiltered.tobytes(), level)), (b"IEND", b"")):
+        packed += pack_bytes(">I", len(data)) + kind + data + pack_bytes(">I", zlib.crc32(kind + data))
+    return packed

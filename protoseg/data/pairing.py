@@ -10,7 +10,9 @@ from contextvars import ContextVar
 from functools import partial
 from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml  # type: ignore[import-untyped]
 
 from protoseg.data.decoding import LOSSY
 from protoseg.data.files import doubtful_mask
@@ -19,15 +21,11 @@ from protoseg.types import ProtosegError
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 IMAGE_SUFFIXES = (".png", *_JPEG_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy")
-# Formats that people have images in, to be told of and not to be read.
-_OTHER_SUFFIXES = (
-    ".heic .heif .avif .ppm .pgm .pbm .pnm .tga .psd .svg .exr .hdr .jxl .jpf .j2k .jpx .dng .nef .cr2 .cr3 .arw .raw "
-    ".dcm .nii .nii.gz .mha .nrrd .mat .npz .h5 .hdf5 .ecw .img .svs .czi .pdf"
-)
+NAMES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("names.yaml").read_bytes())
 _WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 _PROBES, _ENDS = 16, 32  # images looked at, and names compared with each, to find how masks are called
 _BORDER = re.compile(r"[^0-9A-Za-z]|(?<=[0-9])(?=[A-Za-z])")
-_WORDS = "masks?|gt|label(?:s|_?(?:train)?ids|map)?|seg(?:mentations?)?|annotations?|ground_?truth|matte"
+_WORDS = "|".join(NAMES["mask_words"])
 _MASK_NAME = re.compile(rf"^(?:{_WORDS})(?![a-z])|(?<![a-z])(?:{_WORDS})$|(?-i:_L)$", re.IGNORECASE)
 Ends = tuple[str, str]
 Files = Mapping[str, Path]
@@ -47,7 +45,7 @@ def list_images(
 def other_formats(place: Path) -> str:
     """The images under a folder that are not read because of their format, counted and named; "" if there are none."""
     files = sorted(_files(place, True, None)) if place.is_dir() else [place]
-    found = [path for path in files if path.name.lower().endswith(tuple(_OTHER_SUFFIXES.split())) and path.exists()]
+    found = [path for path in files if path.name.lower().endswith(tuple(NAMES["other_suffixes"])) and path.exists()]
     shown = ", ".join(path.name for path in found[:5]) + (", ..." if len(found) > 5 else "")
     return f"{len(found)} image(s) of formats that are not read ({shown}): convert them to PNG" if found else ""
 
@@ -244,9 +242,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ProtosegError(
-            f"{path}: expected the list of a split's images, a text file in UTF-8, got none that can be read ({error})"
-        ) from error
+        text = f"{path}: expected the list of a split's images, a text file in UTF-8"
+        raise ProtosegError(f"{text}, got none that can be read ({error})") from error
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)

@@ -96,21 +96,19 @@ class Streets(PublicDataset):
         super().__init__(Path(__file__).parent / "streets" if root is None else root, split, labels=labels, style=style)
 
 
-def class_numbers(pixels: NDArray[Any]) -> NDArray[np.int32]:
-    """The object's number in a ``*_seg.png`` of ADE20K, ``h w 3`` (RGB) to ``h w``; 0 is unlabelled.
-
-    Source: https://github.com/CSAILVision/ADE20K, utils/utils_ade20k.py.
-    """
-    return (pixels[..., 0] // 10).astype(np.int32) * 256 + pixels[..., 1]
-
-
 class ADE20KFull(PublicDataset):
     """ADE20K's full annotations: 847 classes, or the most frequent 700, 500 or 300 (``num_classes``) as in ProtoSeg's
     study of large vocabularies (arXiv 2203.15102). Images are read at their full size, whereas MaskFormer
     (arXiv 2107.06278) first scales the shorter side down to 512, in evaluation too.
     """
 
-    id_channel = staticmethod(class_numbers)
+    @staticmethod
+    def id_channel(pixels: NDArray[Any]) -> NDArray[np.int32]:
+        """The object's number in a ``*_seg.png`` of ADE20K, ``h w 3`` (RGB) to ``h w``; 0 is unlabelled.
+
+        Source: https://github.com/CSAILVision/ADE20K, utils/utils_ade20k.py.
+        """
+        return (pixels[..., 0] // 10).astype(np.int32) * 256 + pixels[..., 1]
 
     def __init__(self, root: str | Path, split: str = "train", labels: bool = True, num_classes: int = 847) -> None:
         super().__init__(root, split, labels=labels)
@@ -121,9 +119,8 @@ class ADE20KFull(PublicDataset):
     def space(cls, **options: Any) -> LabelSpace:
         num_classes = options.get("num_classes", ADE20K_FULL.num_classes)
         if num_classes not in NUM_CLASSES:
-            raise ProtosegError(
-                f"data.dataset.num_classes: expected one of {str(NUM_CLASSES)[1:-1]}, got {num_classes}"
-            )
+            text = f"data.dataset.num_classes: expected one of {str(NUM_CLASSES)[1:-1]}"
+            raise ProtosegError(f"{text}, got {num_classes}")
         if num_classes == ADE20K_FULL.num_classes:
             return ADE20K_FULL
         name = f"{ADE20K_FULL.name}_{num_classes}"

@@ -90,10 +90,8 @@ class RareClasses:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.min_pixels < 0 or self.min_crop_ratio < 0:
-            raise ProtosegError(
-                "rare_classes: expected a temperature above 0, min_pixels and min_crop_ratio of at least 0, got "
-                f"{self.temperature}, {self.min_pixels} and {self.min_crop_ratio}"
-            )
+            text = "rare_classes: expected a temperature above 0, min_pixels and min_crop_ratio of at least 0"
+            raise ProtosegError(f"{text}, got {self.temperature}, {self.min_pixels} and {self.min_crop_ratio}")
 
 
 class RareClassDraw:

@@ -162,11 +162,8 @@ def in_threads(task: Callable[[Any], Any], indices: Sequence[Any], title: str) -
     """The results of ``task`` in order, under a progress bar where there are many (on the first rank) and a title."""
     quiet = not title or len(indices) <= _PROGRESS_BAR_FROM or distributed.rank() != 0
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # else all other files would be read first
-            raise
+        # After an error ``map`` cancels what is left.
+        yield from track(pool.map(task, indices), title, total=len(indices), disable=quiet)
 
 
 class _Kept:
@@ -190,8 +187,7 @@ class _Kept:
         self.reason = ""  # why none of the places takes the counts
 
     def statistics(self) -> ClassStatistics:
-        rows = [self.rows[index] for index in sorted(self.rows)]
-        counts = np.array(rows, np.int64).reshape(-1, len(self.classes))
+        counts = np.array([self.rows[i] for i in sorted(self.rows)], np.int64).reshape(-1, len(self.classes))
         return ClassStatistics(self.classes, self.names, counts, self.path)
 
     def write(self, indices: Sequence[int], counts: NDArray[np.int64]) -> None:
@@ -203,11 +199,10 @@ class _Kept:
         for place in self.places:
             try:
                 write_file(place, lambda to: to.write_text(text, encoding="utf-8"))
+                self.path = place
+                return
             except ProtosegError as error:
                 self.reason = str(error)
-            else:
-                self.path = place
-                break
 
     def _load(self, path: Path) -> dict[int, NDArray[np.int64]]:
         """The counts in ``path``; none where it is missing, damaged or of other classes."""

@@ -56,8 +56,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         return {"label": label, **self._draw(label)}
 
     def apply_to_mask(self, mask: Ids, label: Ids, **crop: Any) -> Ids:
-        out: Ids = super().apply_to_mask(label, **crop)
-        return out
+        return super().apply_to_mask(label, **crop)  # type: ignore[no-any-return]
 
     def apply(self, img: NDArray[Any], label: Ids, crop_coords: tuple[int, ...], **crop: Any) -> NDArray[Any]:
         pad = crop["pad_params"] or dict.fromkeys(("pad_top", "pad_left"), 0)
@@ -68,9 +67,8 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         if part.shape[:2] == (bottom - top, right - left):
             return part
         fill = PAD_IMAGE if img.dtype == np.uint8 else PAD_IMAGE / 255
-        padded = np.full((bottom - top, right - left, img.shape[2]), fill, img.dtype)
-        padded[shown[1] - top : shown[3] - top, shown[0] - left : shown[2] - left] = part
-        return padded
+        margins = (shown[1] - top, bottom - shown[3]), (shown[0] - left, right - shown[2]), (0, 0)
+        return np.pad(part, margins, constant_values=fill)
 
     def _draw(self, label: Ids) -> dict[str, Any]:
         for _ in range(MAX_CROPS):

@@ -1,7 +1,5 @@
 """Video files as streams of frames, and streams of frames as video files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +26,12 @@ class Video:
         self.num_frames = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         rate = float(capture.get(cv2.CAP_PROP_FPS))
         self.rate = rate if 0 < rate < 1000 else 25.0  # some files do not tell
-        capture.release()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """RGB ``h w 3``, in the order of the file."""
-        capture = self._open()
-        try:
-            while (frame := capture.read()[1]) is not None:
-                yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-        finally:
-            capture.release()
+        capture = self._open()  # which closes the file when it is collected
+        while (frame := capture.read()[1]) is not None:
+            yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
     def _open(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
@@ -55,7 +49,7 @@ class VideoWriter:
         self.path, self.rate = path, rate
         self._writer: Any = None
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, *_: object) -> None:

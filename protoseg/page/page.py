@@ -1,18 +1,18 @@
 """The page from its parts. Everything is inside the one file: styles, script, pictures as text, numbers."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from protoseg import __version__
 from protoseg.analysis.activations import activation, assignment_picture, heat_picture, prototype_colors
-from protoseg.analysis.patches import Patch, PatchCollector
+from protoseg.analysis.patches import PatchCollector
 from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation import pictures
@@ -30,18 +30,10 @@ from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MOST_CELLS = 20_000  # of an image to click into, 7 bytes each; of more every second cell is kept, or every third, …
 _TILE_WIDTH, _PHOTO_WIDTH, _MAPPED_WIDTH, _MAP_WIDTH, _PATCH_WIDTH = 480, 640, 400, 240, 80
 _PATCHES, _MOST_PATCHES = 5, 1000  # for each prototype; of all together, which bounds the page's size
 _TEMPLATE = Path(__file__).parent / "template"
-_NAMES = {
-    "pixel_accuracy": "pixel accuracy",
-    "mean_accuracy": "mean class accuracy",
-    "fw_IoU": "frequency-weighted IoU",
-}
 
 
 def jpeg_uri(picture: pictures.Picture, width: int, quality: int = 80) -> str:
@@ -139,10 +131,10 @@ def pixel_view(scene: Scene) -> dict[str, Any]:
 
 
 class PrototypeReport(NamedTuple):
-    """The parts of the page, as plain values and ``data:`` URIs."""
+    """The parts of the page; pictures, but for those of patches, are ``data:`` URIs."""
 
     classes: list[dict[str, Any]]  # by class id, entries of :func:`protoseg.analysis.structure.describe`
-    drawn: list[dict[str, Any]]  # of some classes ``id``, ``entry``, ``photo``, ``assignment`` and ``prototypes``
+    drawn: list[dict[str, Any]]  # of some classes ``id``, ``entry``, ``patches`` by prototype, and what ``_maps`` gives
     figures: dict[str, str]  # occupancy and cosines, by title
     colors: list[str]  # of the numbers of the prototypes, as CSS
 
@@ -167,49 +159,23 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
     }
     drawn = []
     for i in track(chosen, "activation maps", console=Console(stderr=True)):
-        drawn.append({"id": i, "entry": entries[i], "prototypes": _prototypes(entries[i], nearest[i], i, space)})
+        drawn.append({"id": i, "entry": entries[i], "patches": nearest[i]})
         if occupancy.example[i] >= 0:
             image, label, name = cast(Any, loader.dataset[int(occupancy.example[i])])
-            scene = look(model, image, label, name=name, shown=space.shown)
-            drawn[-1] |= _maps(model, scene, i, drawn[-1]["prototypes"])
+            drawn[-1] |= _maps(model, look(model, image, label, name=name, shown=space.shown), i)
     return PrototypeReport(entries, drawn, figures, [css(color) for color in prototype_colors(k)])
 
 
-def _prototypes(
-    entry: dict[str, Any], patches: Sequence[Sequence[Patch]], class_id: int, space: LabelSpace
-) -> list[dict[str, Any]]:
-    """Of each prototype of a class its share, its twins and its patches."""
-    return [
-        {
-            "number": j,
-            "share": entry["shares"] and entry["shares"][j],
-            "dead": j in entry["dead"],
-            "twins": [b if a == j else a for a, b, _ in entry["duplicates"] if j in (a, b)],
-            "patches": [
-                {
-                    "picture": jpeg_uri(patch.picture, _PATCH_WIDTH),
-                    "cosine": patch.cosine,
-                    "file": Path(patch.name).name,
-                    "wrong": None if patch.label in (class_id, IGNORE_INDEX) else space.classes[patch.label],
-                }
-                for patch in own
-            ],
-        }
-        for j, own in enumerate(patches)
-    ]
-
-
-def _maps(model: nn.Module, scene: Scene, class_id: int, prototypes: list[dict[str, Any]]) -> dict[str, str]:
-    """Photo and assignment of one image; the map of each prototype is put beside its patches."""
+def _maps(model: nn.Module, scene: Scene, class_id: int) -> dict[str, Any]:
+    """Photo and assignment of one image, and the map of each prototype there."""
     image, found = scene.image, activation(model, scene, class_id)
     low, high = found.range
-    for prototype, cosines in zip(prototypes, found.cosines, strict=True):
-        prototype["map"] = jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH)
     return {
         "photo": jpeg_uri(pictures.as_picture(image), _MAPPED_WIDTH),
         "assignment": jpeg_uri(assignment_picture(image, found), _MAPPED_WIDTH),
-        "file": Path(scene.name).name,
+        "name": scene.name,
         "range": f"{low:.2f} to {high:.2f}",
+        "maps": [jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH) for cosines in found.cosines],
     }
 
 
@@ -238,20 +204,20 @@ def write_page(
     """
     # A template's undefined name is a fault of ours: an error, not an empty place.
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"percent": _percent, "number": _number}
+    environment.filters["uri"] = partial(jpeg_uri, width=_PATCH_WIDTH)
     colors = [css(color) for color in label_space.colors]
     numbers = prototypes.colors if prototypes else []
     data = {"classes": label_space.classes, "colors": colors, "numberColors": numbers, "views": views}
     matrix = {pictures.CONFUSION: torch.from_numpy(confusion)}
-    pixels = max(sum(entry["true_pixels"] for entry in result["classes"]), 1)
     text = environment.get_template("page.html").render(
         title=title,
         facts={**facts, "written": f"{datetime.now():%Y-%m-%d %H:%M} by protoseg {__version__}"},
         style=(_TEMPLATE / "page.css").read_text(encoding="utf-8"),
         script=(_TEMPLATE / "page.js").read_text(encoding="utf-8"),
-        measures={_NAMES.get(key, key): result[key] for key in result if key.startswith("mIoU") or key in _NAMES},
-        rows=[entry | {"share": entry["true_pixels"] / pixels} for entry in without_nan(result)["classes"]],
+        result=without_nan(result),
+        classes=label_space.classes,
         colors=colors,
+        ignored=IGNORE_INDEX,
         confusion=figure_uri(pictures.confusions_figure(matrix, label_space)),
         curves=None if run is None else figure_uri(curves_figure(run)),
         worst=worst,
@@ -259,13 +225,5 @@ def write_page(
         data=without_nan(data),
     )
     content = text.encode(errors="backslashreplace")
-    write_file(path, lambda partial: partial.write_bytes(content))
+    write_file(path, lambda place: place.write_bytes(content))
     return len(content)
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.{digits}f} %"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

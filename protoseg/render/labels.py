@@ -5,14 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protoseg.data.label_spaces import (
-    CAMVID,
-    CAMVID_VOID,
-    CITYSCAPES,
-    CITYSCAPES_TO_CAMVID,
-    FILE_IGNORED,
-    mapping_table,
-)
+from protoseg.data.label_spaces import CAMVID, CITYSCAPES, CITYSCAPES_TO_CAMVID, FILE_IGNORED, mapping_table
 from protoseg.types import LabelSpace
 
 # Cityscapes' 19 classes in their order, then what neither label space names.
@@ -38,6 +31,6 @@ def _format(space: LabelSpace, train_ids: NDArray[np.uint8], void: int) -> Label
 
 
 FORMATS = {
-    "camvid": _format(CAMVID, mapping_table(CITYSCAPES, CAMVID, CITYSCAPES_TO_CAMVID), CAMVID_VOID),
+    "camvid": _format(CAMVID, mapping_table(CITYSCAPES, CAMVID, CITYSCAPES_TO_CAMVID), 11),  # void: SegNet's id
     "cityscapes": _format(CITYSCAPES, np.arange(256, dtype=np.uint8), FILE_IGNORED),
 }

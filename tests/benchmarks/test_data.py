@@ -12,7 +12,9 @@ from benchmarks.data import DataSetting, data_steps, photo_like, plain_pipeline
 from protoseg.data import TrainTransform
 from protoseg.data.dataset import to_sample
 from protoseg.data.files import read_image, read_label
-from protoseg.data.label_spaces import CAMVID_IDS
+from protoseg.data.label_spaces import read_ids
+
+CAMVID_IDS = read_ids("camvid")
 
 CPU = torch.device("cpu")
 

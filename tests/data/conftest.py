@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.data.label_spaces import ADE20K_FULL_IDS, WIDE_FILE_IGNORED
+from protoseg.data.label_spaces import WIDE_FILE_IGNORED, read_ids
+
+ADE20K_FULL_IDS = read_ids("ade20k_full")
 
 Write = Callable[..., None]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from protoseg.cli.tool import run_tool
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
 from protoseg.data.checking import check_samples, listing_faults
-from protoseg.data.label_spaces import ADE20K_FULL_IDS, file_ids, mapping_table
+from protoseg.data.label_spaces import file_ids, mapping_table, read_ids
 from protoseg.data.loading import collate
 from protoseg.data.packing import pack
 from protoseg.data.statistics import class_statistics
@@ -24,6 +24,8 @@ from protoseg.data.transforms import TrainTransform, largest_class_share
 from protoseg.types import ProtosegError
 from tests.data.helpers import batches
 from tests.data.test_data_conf import composed
+
+ADE20K_FULL_IDS = read_ids("ade20k_full")
 
 
 def numbers(mask: Path) -> np.ndarray:

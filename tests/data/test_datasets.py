@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from protoseg.data import CAMVID, CITYSCAPES, CamVid, Cityscapes, ImageFolder, SegmentationDataset, Streets
-from protoseg.data.label_spaces import CITYSCAPES_IDS
+from protoseg.data.label_spaces import read_ids
 from protoseg.types import IGNORE_INDEX, ProtosegError
+
+CITYSCAPES_IDS = read_ids("cityscapes")
 
 
 def test_camvid_reads_png_and_jpeg(camvid: Path) -> None:

@@ -23,8 +23,11 @@ from protoseg.data import (
     Streets,
     Synthia,
 )
-from protoseg.data.label_spaces import CITYSCAPES_IDS, FILE_IGNORED, SYNTHIA_IDS
+from protoseg.data.label_spaces import FILE_IGNORED, read_ids
 from protoseg.types import ProtosegError
+
+CITYSCAPES_IDS = read_ids("cityscapes")
+SYNTHIA_IDS = read_ids("cityscapes", "synthia")
 
 
 def test_gta5_reads_palette_masks_and_leaves_out_the_invalid(gta5: Path) -> None:

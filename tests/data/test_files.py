@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from protoseg.data.files import read_image, read_label
-from protoseg.data.label_spaces import CAMVID_IDS
+from protoseg.data.label_spaces import read_ids
 from protoseg.data.pairing import by_key, list_images, pair
 from protoseg.data.statistics import image_size
 from protoseg.types import ProtosegError
+
+CAMVID_IDS = read_ids("camvid")
 
 
 def photo() -> np.ndarray:

@@ -15,9 +15,11 @@ from PIL import Image
 from protoseg.data import LabelledFolder, limit_pixels
 from protoseg.data.decoding import open_picture
 from protoseg.data.files import read_image, read_label
-from protoseg.data.label_spaces import CAMVID_IDS
+from protoseg.data.label_spaces import read_ids
 from protoseg.data.statistics import image_size
 from protoseg.types import ProtosegError
+
+CAMVID_IDS = read_ids("camvid")
 
 RANDOM = np.random.default_rng(0)
 PHOTO = RANDOM.integers(0, 256, (24, 32, 3), dtype=np.uint8)

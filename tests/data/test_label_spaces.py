@@ -8,29 +8,31 @@ from cityscapesscripts.helpers.labels import labels
 
 from protoseg.data.label_spaces import (
     ADE20K_150,
-    ADE20K_IDS,
     CAMVID,
-    CAMVID_IDS,
     CAMVID_TO_CITYSCAPES,
     CITYSCAPES,
-    CITYSCAPES_IDS,
     CITYSCAPES_TO_CAMVID,
-    CITYSCAPES_TRAIN_IDS,
     COCO_STUFF,
-    COCO_STUFF_IDS,
     FILE_IGNORED,
-    GTA5_IDS,
     MAPPINGS,
     SYNTHIA_13,
     SYNTHIA_16,
-    SYNTHIA_IDS,
     UNKNOWN_ID,
     file_ids,
     id_table,
     mapping_table,
     named_mapping,
+    read_ids,
 )
 from protoseg.types import LabelSpace, ProtosegError
+
+ADE20K_IDS = read_ids("ade20k")
+CAMVID_IDS = read_ids("camvid")
+CITYSCAPES_IDS = read_ids("cityscapes")
+COCO_STUFF_IDS = read_ids("coco_stuff")
+CITYSCAPES_TRAIN_IDS = read_ids("cityscapes", "train")
+GTA5_IDS = read_ids("cityscapes", "gta5")
+SYNTHIA_IDS = read_ids("cityscapes", "synthia")
 
 
 def test_camvid_table() -> None:

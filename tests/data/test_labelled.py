@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_a_few_masks_are_read_and_the_others_only_where_these_are_void(
 
 def test_a_single_class(folder: Path) -> None:
     with pytest.raises(ProtosegError, match="expected at least two to tell apart, got 'roof' alone: add a background"):
-        labelled.check_classes(LabelSpace("one", ("roof",), ((1, 2, 3),)))
+        labelled.check_training_labels(SimpleNamespace(label_space=LabelSpace("one", ("roof",), ((1, 2, 3),))))  # type: ignore[arg-type]
 
 
 def test_validation_that_cannot_judge(camvid: Path, tmp_path: Path) -> None:

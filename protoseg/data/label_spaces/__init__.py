@@ -7,7 +7,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from itertools import repeat
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,8 @@ def mapping_table(
     """
     for space in (source, target):
         if space.num_classes > FILE_IGNORED:
-            raise ProtosegError(
-                f"mapping: expected label spaces of at most {FILE_IGNORED} classes, got {space.name!r} of "
-                f"{space.num_classes}: choose other data"
-            )
+            text = f"mapping: expected label spaces of at most {FILE_IGNORED} classes"
+            raise ProtosegError(f"{text}, got {space.name!r} of {space.num_classes}: choose other data")
     if mapping is None:
         if source.classes != target.classes:
             raise ProtosegError(
@@ -126,22 +124,23 @@ def _names(names: Iterable[object]) -> str:
 
 
 @cache
-def _rows(name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The lines of ``NAME.tsv`` beside this file: those of what is ignored, which have no name, and the classes."""
+def _rows(name: str) -> list[tuple[int | None, dict[str, str]]]:
+    """The lines of ``NAME.tsv`` beside this file with their train ids, first those that are ignored (None, no name)."""
     with (Path(__file__).parent / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader((line for line in file if not line.startswith("#")), delimiter="\t"))
-    return [row for row in rows if not row["name"]], [row for row in rows if row["name"]]
+    train_ids = count()
+    return [(next(train_ids) if row["name"] else None, row) for row in sorted(rows, key=lambda row: row["name"] != "")]
 
 
 def column(name: str, title: str) -> dict[str, str | None]:
     """What a column of ``NAME.tsv`` says of each class; None where it is empty."""
-    return {row["name"]: row[title] or None for row in _rows(name)[1]}
+    return {row["name"]: row[title] or None for _, row in _rows(name) if row["name"]}
 
 
 @cache
 def read_classes(name: str) -> LabelSpace:
     """The classes of ``NAME.tsv``, in the order of its lines."""
-    _, rows = _rows(name)
+    rows = [row for _, row in _rows(name) if row["name"]]
     things = tuple(row["name"] for row in rows if row["kind"] == "thing")
     return LabelSpace(name, tuple(row["name"] for row in rows), tuple(map(_color, rows)), things)
 
@@ -151,35 +150,26 @@ def read_ids(name: str, title: str = "id") -> NDArray[Any]:
 
     Ids that no cell has are unknown; 255 is ignored.
     """
-    void_rows, rows = _rows(name)
-    dtype = np.uint8 if len(rows) < UNKNOWN_ID else np.uint16
-    void = np.iinfo(dtype).max
+    dtype = np.uint8 if read_classes(name).num_classes < UNKNOWN_ID else np.uint16
     labels: dict[int, int] = {}
-    for label, row in [*zip(repeat(void), void_rows), *enumerate(rows)]:
+    for label, row in _rows(name):
         for low, _, high in (part.partition("-") for part in row[title].split()):
-            labels |= dict.fromkeys(range(int(low), int(high or low) + 1), label)
+            train_id = np.iinfo(dtype).max if label is None else label
+            labels |= dict.fromkeys(range(int(low), int(high or low) + 1), train_id)
     return id_table(labels, dtype)
 
 
 def read_colors(name: str) -> dict[tuple[int, int, int], int]:
     """The label of each colour in ``NAME.tsv``: train ids, and 255 for those that are ignored."""
-    void_rows, rows = _rows(name)
-    labels = [*zip(repeat(FILE_IGNORED), void_rows), *enumerate(rows)]
-    return {_color(row): label for label, row in labels if row["red"]}
+    return {_color(row): FILE_IGNORED if label is None else label for label, row in _rows(name) if row["red"]}
 
 
 def _color(row: Mapping[str, str]) -> tuple[int, int, int]:
     return int(row["red"]), int(row["green"]), int(row["blue"])
 
 
-ADE20K_150, ADE20K_IDS = read_classes("ade20k"), read_ids("ade20k")
-ADE20K_FULL, ADE20K_FULL_IDS = read_classes("ade20k_full"), read_ids("ade20k_full")
-CAMVID, CAMVID_IDS = read_classes("camvid"), read_ids("camvid")
-CAMVID_VOID = 11
-CITYSCAPES, CITYSCAPES_IDS = read_classes("cityscapes"), read_ids("cityscapes")
-COCO_STUFF, COCO_STUFF_IDS = read_classes("coco_stuff"), read_ids("coco_stuff")
-# Masks of Cityscapes' classes with other ids; those of ACDC and Dark Zurich named *_labelTrainIds.png have train ids.
-CITYSCAPES_TRAIN_IDS, GTA5_IDS, SYNTHIA_IDS = (read_ids("cityscapes", name) for name in ("train", "gta5", "synthia"))
+ADE20K_150, ADE20K_FULL, COCO_STUFF = read_classes("ade20k"), read_classes("ade20k_full"), read_classes("coco_stuff")
+CAMVID, CITYSCAPES = read_classes("camvid"), read_classes("cityscapes")
 
 # What SYNTHIA has of Cityscapes' classes, and the 13 that older work reports: without wall, fence and pole.
 SYNTHIA_16 = tuple(name for name in CITYSCAPES.classes if name not in ("terrain", "truck", "train"))
@@ -187,10 +177,7 @@ SYNTHIA_13 = tuple(name for name in SYNTHIA_16 if name not in ("wall", "fence", 
 
 # Between the two (the built-in streets have CamVid's classes), for data.mapping.
 CITYSCAPES_TO_CAMVID, CAMVID_TO_CITYSCAPES = column("cityscapes", "camvid"), column("camvid", "cityscapes")
-MAPPINGS: dict[str, Mapping[str, str | None]] = {
-    "camvid_to_cityscapes": CAMVID_TO_CITYSCAPES,
-    "cityscapes_to_camvid": CITYSCAPES_TO_CAMVID,
-}
+MAPPINGS = {"camvid_to_cityscapes": CAMVID_TO_CITYSCAPES, "cityscapes_to_camvid": CITYSCAPES_TO_CAMVID}
 
 
 def named_mapping(name: str) -> Mapping[str, str | None]:

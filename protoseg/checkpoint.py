@@ -72,11 +72,7 @@ def own_part(config: dict[str, Any] | None, space: LabelSpace) -> dict[str, Any]
 
 def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
     """The classes that a checkpoint's model was trained for; raises ProtosegError where they are not in order."""
-    return _label_space(checkpoint["protoseg"]["label_space"])
-
-
-def _label_space(space: Any) -> LabelSpace:
-    keys = ("name", "classes", "colors")
+    space, keys = checkpoint["protoseg"]["label_space"], ("name", "classes", "colors")
     if not isinstance(space, dict) or any(key not in space for key in keys):
         raise ProtosegError(f"label space: expected {', '.join(keys)}, got {_kind(space)}")
     name, classes, colors = (space[key] for key in keys)
@@ -100,7 +96,7 @@ def check_class_names(own: dict[str, Any]) -> None:
 
     The label space; how labels are read since a change of classes; subsets to report; sections that are looked into.
     """
-    space, config = _label_space(own["label_space"]), own["config"]
+    space, config = checkpoint_label_space({"protoseg": own}), own["config"]
     if not isinstance(config, (dict, NoneType)):  # None: of a module that was built by hand
         raise ProtosegError(f"config: expected sections, got {_kind(config)}")
     head, data, method = ((config or {}).get(name) or {} for name in ("head", "data", "method"))

@@ -125,10 +125,8 @@ def _check_state(state: Any, limit: int, values: bool) -> None:
         raise ProtosegError("state_dict: expected no more numbers than the file holds, got tensors that share them")
     for name, tensor in state.items() if values else ():
         if not torch.isfinite(tensor).all():
-            raise ProtosegError(
-                f"state_dict: expected finite numbers, got NaN or infinity in {name[:80]!r}: the training had failed "
-                "before it was saved; use an earlier checkpoint"
-            )
+            got = f"NaN or infinity in {name[:80]!r}: the training had failed before it was saved"
+            raise ProtosegError(f"state_dict: expected finite numbers, got {got}; use an earlier checkpoint")
 
 
 def _kind(value: object) -> str:
@@ -138,10 +136,9 @@ def _kind(value: object) -> str:
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
     """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
-        raise ProtosegError(
-            f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}; choose the data "
-            "that it was trained on, or predict without labels: evaluate.py mode=predict"
-        )
+        text = f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}"
+        remedy = "choose the data that it was trained on, or predict without labels: evaluate.py mode=predict"
+        raise ProtosegError(f"{text}; {remedy}")
 
 
 def _classes(space: LabelSpace) -> str:

@@ -97,12 +97,10 @@ def _check_data(node: Any, key: str) -> None:
 def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> None:
     module, _, name = target.rpartition(".")
     if not any(target.startswith(f"{name}.") for name in trust):
-        raise _refused(
-            key,
-            f"{_short(target)} is not one of the classes that a checkpoint may build here. If it is code of your own, "
-            f"or you have read it, say trust=[{_short(module or target, 80)[1:-1]}] (protoseg.load: trust=[…]); a data "
-            "set is also chosen on the command line with data=NAME",
-        )
+        text = f"{_short(target)} is not one of the classes that a checkpoint may build here. If it is code of your own"
+        remedy = f"say trust=[{_short(module or target, 80)[1:-1]}] (protoseg.load: trust=[…])"
+        other = "a data set is also chosen on the command line with data=NAME"
+        raise _refused(key, f"{text}, or you have read it, {remedy}; {other}")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

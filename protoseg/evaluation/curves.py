@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _MOST_LINES = 40
 CHARTS: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
+
 def read_log(run: Path) -> list[dict[str, str]]:
     """A run's CSV log by steps, a row for each: of every stretch that was resumed in its folder, the latest counts."""
     later = sorted(run.glob("logs_*/metrics.csv"), key=lambda file: int(file.parent.name.rpartition("_")[2]))

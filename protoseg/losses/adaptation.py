@@ -39,9 +39,7 @@ class MixedCrossEntropy(Term):
         self.of_class.prepare(model, label_space)
 
     def forward(self, step: Step) -> Tensor:
-        assert step.mixed is not None
         mixed, weights = step.mixed, self.of_class.class_weights
-        assert weights is not None
         of_class = weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
         how = (mixed.stride, mixed.output.align_corners, self.all_pixels)
         return weighted_cross_entropy(mixed.output.logits, mixed.label, mixed.weight * of_class, *how)
@@ -124,7 +122,6 @@ class MixedDetailCrossEntropy(Term):
         self.all_pixels = all_pixels
 
     def forward(self, step: Step) -> Tensor:
-        assert step.mixed is not None
         logits, label, weight = on_detail(step.mixed.output, step.mixed.label, step.mixed.weight)
         return weighted_cross_entropy(logits, label, weight, step.mixed.stride, all_pixels=self.all_pixels)
 
@@ -160,7 +157,6 @@ class MaskedImageConsistency(Term):
         self.colours, self.all_pixels = colours, all_pixels
 
     def forward(self, step: Step) -> Tensor:
-        assert step.target is not None
         student: Any = step.model
         image, label = step.target.image, step.target.label
         height, width = image.shape[-2:]

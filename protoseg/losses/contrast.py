@@ -11,12 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.functional.contrast import (
-    class_mean_contrast,
-    mean_feature_uniformity,
-    pixel_to_pixel,
-    supervised_contrast,
-)
+from protoseg.functional import contrast as formulas
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import downsample_label, majority_label
 from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy
@@ -122,7 +117,7 @@ class PixelToPixelContrast(PixelContrast):
         maps = [F.interpolate(m, self.size, mode="bilinear", align_corners=self.align_corners) for m in maps]
         label = self._resize(images.label)
         weight = None if weight is None else self._resize(weight)
-        return pixel_to_pixel(torch.cat(maps, 1), label, weight, self.temperature, self.released_order)
+        return formulas.pixel_to_pixel(torch.cat(maps, 1), label, weight, self.temperature, self.released_order)
 
     def _resize(self, x: Tensor) -> Tensor:
         """The value at the centre of every cell; ids up to 255 are exact in fp32."""
@@ -198,7 +193,7 @@ class ClassMeanContrast(ProjectedContrast):
         self.means.observe(on_source, source, torch.ones_like(source, dtype=torch.bool))
         self.statistics = {"anchors": (label != IGNORE_INDEX).sum().float()}
         sizes = (embeddings, label, means, placed, self.temperature)
-        return class_mean_contrast(*sizes) + self.uniformity * mean_feature_uniformity(*sizes)
+        return formulas.class_mean_contrast(*sizes) + self.uniformity * formulas.mean_feature_uniformity(*sizes)
 
     def _pool(self, label: Tensor, seen: Seen) -> Tensor:
         return majority_label(label, seen.stride, self.min_ratio, self.num_classes).flatten()
@@ -252,4 +247,4 @@ class SupervisedPixelContrast(ProjectedContrast):
         self.queue.push(anchors.detach().view(*index.shape, -1), valid)
         self.statistics = {"anchors": valid.sum().float(), "queue": self.queue.fill.float()}
         queued = (keys.flatten(0, 1), class_rows(keys_valid))
-        return supervised_contrast(anchors, class_rows(valid), *queued, temperature=self.temperature)
+        return formulas.supervised_contrast(anchors, class_rows(valid), *queued, temperature=self.temperature)

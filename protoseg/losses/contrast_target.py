@@ -125,8 +125,6 @@ class PrototypeGuidedContrast(TargetContrast):
         return target.label.where(sure, IGNORE_INDEX), (target.label != IGNORE_INDEX) & ~sure
 
     def contrast(self, step: Step) -> Tensor:
-        assert step.mixed is not None
-        assert step.target is not None
         target = target_pixels(step.target, step.mixed)
         label, unreliable = self.split(target, step.target.teacher)
         index, valid = sample_per_class(label, self.num_classes, self.anchors)
@@ -211,8 +209,6 @@ class UnreliablePixelContrast(TargetContrast):
         return target.label.where(values <= low, IGNORE_INDEX), seen & (values >= high)
 
     def contrast(self, step: Step) -> Tensor:
-        assert step.mixed is not None
-        assert step.target is not None
         target, said = target_pixels(step.target, step.mixed), step.target.teacher
         label, unreliable = self.split(target, said)
         means, present = self._class_means(label, said)

@@ -83,7 +83,7 @@ class CrossEntropy(Term):
     Raises ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
     """
 
-    class_weights: Tensor | None
+    class_weights: Tensor  # None before ``prepare``, unless they are given
 
     def __init__(
         self,
@@ -111,7 +111,6 @@ class CrossEntropy(Term):
 
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Make the weights of ``"balanced"`` from the pixel share of each class, ``c``."""
-        assert self.class_weights is not None
         self.class_weights.copy_(balanced_class_weights(frequencies))
 
     def forward(self, step: Step) -> Tensor:

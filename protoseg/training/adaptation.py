@@ -72,10 +72,9 @@ class AdaptationModule(SegmentationModule):
             given = (threshold, ignore_top, ignore_bottom)
             raise ProtosegError(f"method: expected threshold in (0, 1], ignore_top, ignore_bottom from 0, got {given}")
         if separate_backward and self.model.auxiliary is not None:
-            raise ProtosegError(
-                "method.separate_backward: expected a model without auxiliary head, whose parameters the second "
-                "backward would not reach, got one; set auxiliary=null, or separate_backward=false"
-            )
+            wanted = "a model without auxiliary head, whose parameters the second backward would not reach"
+            remedy = "set auxiliary=null, or separate_backward=false"
+            raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold = threshold
@@ -201,9 +200,7 @@ class AdaptationModule(SegmentationModule):
         if share >= ONE_CLASS_SHARE and not self._told_of_one_class:
             self._told_of_one_class = True
             name = self.label_space.classes[int(winner)]
-            warnings.warn(
-                f"the teacher calls {float(share):.1%} of the {pixels} {name!r} at step {self.global_step}: its "
-                "pseudo-labels teach nothing. Train longer on the source, lower optimizer.lr or method.alpha, or set "
-                "loss.ce.class_weights=balanced",
-                stacklevel=2,
-            )
+            text = f"the teacher calls {float(share):.1%} of the {pixels} {name!r} at step {self.global_step}"
+            remedy = "lower optimizer.lr or method.alpha, or set loss.ce.class_weights=balanced"
+            text += ": its pseudo-labels teach nothing. Train longer on the source"
+            warnings.warn(f"{text}, {remedy}", stacklevel=2)

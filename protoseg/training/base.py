@@ -103,10 +103,8 @@ class SegmentationModule(pl.LightningModule):
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            raise ProtosegError(
-                f"the checkpoint does not fit this model: {' '.join(str(error).split())}. "
-                "Resume with the encoder, decoder and head it has"
-            ) from error
+            text = f"the checkpoint does not fit this model: {' '.join(str(error).split())}"
+            raise ProtosegError(f"{text}. Resume with the encoder, decoder and head it has") from error
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Brought by the module, because prototypes that do not move are not this algorithm.
@@ -142,10 +140,9 @@ class SegmentationModule(pl.LightningModule):
         """Raise ProtosegError for a term that the method cannot serve, and for two of one name."""
         for name, term in terms:
             if missing := [part for part in term.needs if part not in cls.parts]:
-                raise ProtosegError(
-                    f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which {cls.__name__} lacks; "
-                    "use method=dacs, daformer or mic with data=SOURCE_to_TARGET, or another term"
-                )
+                text = f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which {cls.__name__} lacks"
+                remedy = "use method=dacs, daformer or mic with data=SOURCE_to_TARGET, or another term"
+                raise ProtosegError(f"{text}; {remedy}")
         names = [name for name, _ in terms]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(twice)}")
@@ -208,10 +205,9 @@ class SegmentationModule(pl.LightningModule):
         (wrong, values, files, step), self._unjudged = self._unjudged, None
         if wrong > 0:
             parts = ", ".join(f"{name}={float(value):.4g}" for name, value in values.items())
-            raise ProtosegError(
-                f"loss is not finite at step {step}: {parts}. Files of the batch: {', '.join(files)}. "
-                "The last checkpoint is kept; lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
-            )
+            text = f"loss is not finite at step {step}: {parts}. Files of the batch: {', '.join(files)}"
+            remedy = "lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
+            raise ProtosegError(f"{text}. The last checkpoint is kept; {remedy}")
 
     on_validation_start = on_train_end = judge_loss
 

@@ -108,19 +108,11 @@ def show(checkpoint: Path, trust: Sequence[str]) -> None:
 
 
 def run_trial(
-    checkpoint: Path,
-    trust: Sequence[str],
-    name: str,
-    shots: Sequence[int],
-    draws: int,
-    trained: Path | None,
-    root: str | None,
-    device: str | None,
-    out: Path | None,
+    checkpoint: Path, trust: list[str], name: str, trained: Path | None, device: str | None, out: Path | None, **of: Any
 ) -> None:
-    """Print and write what :func:`protoseg.teach.trial.trial` measures."""
+    """Print and write what :func:`protoseg.teach.trial.trial` measures, of ``shots``, ``draws`` and ``root``."""
     full = None if trained is None else open_file(trained, trust)
-    found = trial(open_file(checkpoint, trust), name, shots, draws, full, root, choose_device(device))
+    found = trial(open_file(checkpoint, trust), name, trained=full, device=choose_device(device), **of)
     rows = [["without it (its pixels not counted)", "–", f"{100 * found.before.others:.1f}", ""]]
     for count, scores in found.added.items():
         ious, others = [100 * score.iou for score in scores], mean(100 * score.others for score in scores)

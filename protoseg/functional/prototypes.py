@@ -124,8 +124,8 @@ def sinkhorn(
     give the plan of one process on the concatenated batch.
 
     From the cosines of each pixel to the K prototypes of its own class, ``n k``, and that class, int64 ``n``, to the
-    plan, ``n k``, fp32 or fp64 as its input. Rows of pixels that take part (``valid``, bool ``n``; all by default) sum to
-    1; the others are 0, and their label may be anything. ``epsilon`` is the entropy weight, smaller is sharper;
+    plan, ``n k``, fp32 or fp64 as its input. Rows of pixels that take part (``valid``, bool ``n``; all by default) sum
+    to 1; the others are 0, and their label may be anything. ``epsilon`` is the entropy weight, smaller is sharper;
     ``rounds`` are of normalisation.
     """
     similarity = at_least_fp32(similarity)

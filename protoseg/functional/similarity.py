@@ -130,9 +130,8 @@ class _Store:
 
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep: bool) -> None:
         self.embeddings = embeddings
-        self.table = prototypes.detach().transpose(0, 1).flatten(0, 1)
-        if self.table.data_ptr() == prototypes.data_ptr():
-            self.table = self.table.clone()  # with one class or prototype there was nothing to reorder
+        by_prototype = prototypes.detach().transpose(0, 1)
+        self.table = by_prototype.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         size = PIECE_CPU if embeddings.device.type == "cpu" else PIECE_GPU
         size = max(MIN_ROWS, size // len(self.table))
         self.rows = [slice(start, start + size) for start in range(0, len(embeddings), size)]

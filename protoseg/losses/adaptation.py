@@ -77,9 +77,7 @@ class FeatureDistance(Term):
 
     def forward(self, step: Step) -> Tensor:
         model: Any = step.model
-        seen = step.labelled
-        assert seen.output.features is not None
-        assert seen.image is not None
+        seen: Any = step.labelled
         with torch.no_grad():
             theirs = model.encoder_maps(seen.image, self.reference)[-1]
         distance = at_least_fp32(seen.output.features[-1] - theirs).norm(dim=1)

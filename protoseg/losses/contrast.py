@@ -5,7 +5,8 @@ The two terms whose anchors are target pixels that the teacher is sure of stand 
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,13 +50,6 @@ def expect(condition: bool, wanted: str, got: Any) -> None:
         raise ProtosegError(f"contrast: expected {wanted}, got {got}; see conf/contrast")
 
 
-class TargetPixels(NamedTuple):
-    """The teacher's word on the pixels of the mixed images, on the model's grid, flattened to ``n``."""
-
-    label: Tensor  # its class; ``IGNORE_INDEX`` where the mixed image does not show the target or it counts nothing
-    confidence: Tensor  # the probability it gives that class
-
-
 def target_label(target: Target, mixed: Mixed) -> Tensor:
     """Pseudo-labels ``b H W``, ``IGNORE_INDEX`` where pasted over."""
     return target.label.masked_fill(mixed.pasted, IGNORE_INDEX)
@@ -67,9 +61,10 @@ def on_grid(x: Tensor, seen: Seen) -> Tensor:
     return downsample_label(x, (height, width), seen.stride).flatten()
 
 
-def target_pixels(target: Target, mixed: Mixed) -> TargetPixels:
-    """The same on the grid, with the teacher's confidence."""
-    return TargetPixels(on_grid(target_label(target, mixed), mixed), on_grid(target.confidence, mixed))
+def target_pixels(target: Target, mixed: Mixed) -> Target:
+    """The target as the mixed images show it: label (see :func:`target_label`) and confidence on the grid, ``n``."""
+    label = on_grid(target_label(target, mixed), mixed)
+    return replace(target, label=label, confidence=on_grid(target.confidence, mixed))
 
 
 def class_rows(valid: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
 from protoseg.text import visible
-from protoseg.training.restoring import hyper_parameters, prepare, renew
+from protoseg.training.restoring import prepare, renew
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
 
@@ -83,7 +83,7 @@ class SegmentationModule(pl.LightningModule):
         self.metrics = SegmentationMetrics(label_space)
         self.subsets = {str(name): tuple(classes) for name, classes in (subsets or {}).items()}
         subset_means(torch.zeros(label_space.num_classes), label_space, self.subsets)  # refuses wrong names now
-        self._settings: list[dict[str, Any]] = []
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups
         self._resumed = False
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
@@ -96,7 +96,7 @@ class SegmentationModule(pl.LightningModule):
         optimizer = self.make_optimizer(self)
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
-        self._settings = hyper_parameters(optimizer)
+        self._settings = [{k: value for k, value in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,8 +5,6 @@ tensor larger than its bytes, a call that fills the memory. So the pickle inside
 which makes no tensor and knows five names.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -157,7 +155,7 @@ def _readable(path: str | Path) -> Iterator[None]:
 class Foreign:
     """Stands for a value of a class that is not looked up: takes whatever a pickle puts into it, and keeps nothing."""
 
-    def __new__(cls, *args: object, **keywords: object) -> Foreign:
+    def __new__(cls, *args: object, **keywords: object) -> "Foreign":
         return super().__new__(cls)
 
     def __init__(self, *args: object) -> None: ...

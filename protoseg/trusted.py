@@ -5,8 +5,6 @@ imported, functions are on none of them, and arguments are plain values. A class
 names its module (``trust``).
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +25,7 @@ class Slot(NamedTuple):
 
     classes: tuple[str, ...]  # their names, as configs write them
     base: type = object  # what one from elsewhere must be, by the caller's word
-    parts: Mapping[str, Slot] = {}
+    parts: Mapping[str, "Slot"] = {}
     partial: bool | None = None  # whether configs leave its arguments to be completed: always, never, or either
     each: bool = False  # it is a mapping of names to such objects
 

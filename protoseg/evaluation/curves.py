@@ -1,7 +1,5 @@
 """The curves of a training, from its CSV log."""
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path
@@ -33,7 +31,7 @@ def read_log(run: Path) -> list[dict[str, str]]:
     return [{column: merged[step].get(column, "") for column in columns} for step in sorted(merged)]
 
 
-def curves_figure(run: Path) -> Figure:
+def curves_figure(run: Path) -> "Figure":
     """Losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
     # Only here: reading a log needs neither torch nor matplotlib.
     from protoseg.evaluation.pictures import empty_figure, figure_name, tidy

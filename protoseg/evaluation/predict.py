@@ -1,7 +1,5 @@
 """Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +69,7 @@ def predict(
     save: Sequence[str] = SAVES,
     overwrite: bool = False,
     follow: float | None = None,
-    reader: ImageReader | None = None,
+    reader: "ImageReader | None" = None,
 ) -> Writer:
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
@@ -114,7 +112,7 @@ def predict(
     return writer
 
 
-def _images(writer: Writer, place: Path, follow: float | None, reader: ImageReader | None) -> None:
+def _images(writer: Writer, place: Path, follow: float | None, reader: "ImageReader | None") -> None:
     from protoseg.data.channels import ImageReader
     from protoseg.data.pairing import other_formats
     from protoseg.evaluation.geotiff import opened

@@ -1,7 +1,5 @@
 """The terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop) and MIC (masked images)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -69,7 +67,7 @@ class FeatureDistance(Term):
         is_thing[things] = True
         self.register_buffer("things", is_thing, persistent=False)
 
-    def train(self, mode: bool = True) -> FeatureDistance:
+    def train(self, mode: bool = True) -> "FeatureDistance":
         super().train(mode)
         if hasattr(self, "reference"):
             self.reference.eval()

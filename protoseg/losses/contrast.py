@@ -143,13 +143,12 @@ class ProjectedContrast(PixelContrast):
 class ClassMeanContrast(ProjectedContrast):
     """SePiCo's prototypical contrast (arXiv 2204.08808): pixels of source and target against the source's class means.
 
-    Without a target: labelled pixels against their class means.
-
-    Labels are pooled to the grid: the class that covers ``min_ratio`` of a cell, or none. The means are unit vectors,
-    moved by momentum once per optimizer step. Three things differ from the released code. Its means are of the
-    teacher's features of the source images, which no one here computes: ours are of the student's. Its target images
-    go through the student unmixed; ours are the target's part of the mixed images. And its uniformity term has the
-    other sign, see :func:`protoseg.functional.contrast.mean_feature_uniformity`.
+    Without a target: labelled pixels against their class means. Labels are pooled to the grid: the class that covers
+    ``min_ratio`` of a cell, or none. The means are unit vectors, moved by momentum once per optimizer step. Three
+    things differ from the released code. Its means are of the teacher's features of the source images, which no one
+    here computes: ours are of the student's. Its target images go through the student unmixed; ours are the target's
+    part of the mixed images. And its uniformity term has the other sign, see
+    :func:`protoseg.functional.contrast.mean_feature_uniformity`.
 
     Released are weight 1, temperature 100 (divides the cosine), ``min_ratio`` 0.75, and 0.01 as the weight of the
     uniformity term beside the contrast; ``momentum`` is that of the class means.

@@ -150,13 +150,9 @@ class PrototypeGuidedContrast(TargetContrast):
             "reliable_queue": self.reliable_queue.fill.float(),
             "unreliable_queue": self.unreliable_queue.fill.float(),
         }
-        return info_nce(
-            nearest_prototype(anchors, prototypes, placed),
-            anchors @ negatives.to(anchors.dtype).transpose(1, 2),
-            valid_anchor,
-            exist.unsqueeze(1),
-            self.temperature,
-        )
+        positive = nearest_prototype(anchors, prototypes, placed)
+        negative = anchors @ negatives.to(anchors.dtype).transpose(1, 2)
+        return info_nce(positive, negative, valid_anchor, exist.unsqueeze(1), self.temperature)
 
     @torch.no_grad()
     def _observe(

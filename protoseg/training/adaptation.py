@@ -65,8 +65,7 @@ class AdaptationModule(SegmentationModule):
         **options: Any,
     ) -> None:
         source_terms = source_terms or {}
-        if twice := set(losses) & set(source_terms):
-            raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
+        self.check_terms([*losses.items(), *source_terms.items()])  # before one takes another's place
         super().__init__(losses={**losses, **source_terms}, label_space=label_space, **options)
         if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom) < 0:
             given = (threshold, ignore_top, ignore_bottom)
@@ -159,10 +158,8 @@ class AdaptationModule(SegmentationModule):
             self._warn_of_one_class(total, "target pixels")
         for name, term in self.terms.items():
             for key, value in term.statistics.items():
-                if value.ndim:
-                    self._log_classes(f"{name}/{key}", value)
-                else:
-                    self.log(f"{name}/{key}", value)
+                log: Any = self._log_classes if value.ndim else self.log
+                log(f"{name}/{key}", value)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # type: ignore[override]
         if dataloader_idx == 1:

@@ -5,8 +5,6 @@ tensor larger than its bytes, a call that fills the memory. So the pickle inside
 which makes no tensor and knows five names.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from protoseg.types import ProtosegError, first_line
@@ -31,19 +30,8 @@ MAX_PICKLE = 8 << 20  # bytes of plain values; a training of HRNet-W48 with a te
 MAX_READS = 1_500_000  # instructions of a pickle, and their numbers and texts; that training needs 500 000
 MAX_DIMENSIONS = 64
 
-_STORAGES = {
-    f"{name}Storage": getattr(torch, dtype)
-    for name, dtype in {
-        "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
-        "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
-    }.items()
-}  # fmt: skip
-_OPCODES = (
-    "PROTO STOP GLOBAL REDUCE BUILD MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
-    "SHORT_BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
-    "BINGET LONG_BINGET BINPUT LONG_BINPUT BINPERSID"
-)  # those of protocol 2 that torch knows, too
-
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_STORAGES = {name: getattr(torch, dtype) for name, dtype in _TABLES["storages"].items()}
 
 _ZIP_START = b"PK\3\4"
 # The end of a ZIP file: of the record of a large one its mark and the place of the list of parts; of its locator the
@@ -129,7 +117,7 @@ class _Look(pickle._Unpickler):  # type: ignore[name-defined]
 
     dispatch = {  # noqa: RUF012  of the base class
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined]
-        for name in _OPCODES.split()
+        for name in _TABLES["opcodes"].split()
     }
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
     dispatch[pickle.SETITEM[0]] = load_setitem  # type: ignore[assignment]
@@ -160,16 +148,14 @@ def _readable(path: str | Path) -> Iterator[None]:
     except ProtosegError:
         raise
     except Exception as error:  # on bytes that are no archive, the readers raise whatever they stumble over
-        raise ProtosegError(
-            f"{path}: not readable as tensors and plain values ({first_line(error)}); it is damaged, or holds pickled "
-            "code, which is refused"
-        ) from error
+        text = f"{path}: not readable as tensors and plain values ({first_line(error)})"
+        raise ProtosegError(f"{text}; it is damaged, or holds pickled code, which is refused") from error
 
 
 class Foreign:
     """Stands for a value of a class that is not looked up: takes whatever a pickle puts into it, and keeps nothing."""
 
-    def __new__(cls, *args: object, **keywords: object) -> Foreign:
+    def __new__(cls, *args: object, **keywords: object) -> "Foreign":
         return super().__new__(cls)
 
     def __init__(self, *args: object) -> None: ...

@@ -72,11 +72,7 @@ def own_part(config: dict[str, Any] | None, space: LabelSpace) -> dict[str, Any]
 
 def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
     """The classes that a checkpoint's model was trained for; raises ProtosegError where they are not in order."""
-    return _label_space(checkpoint["protoseg"]["label_space"])
-
-
-def _label_space(space: Any) -> LabelSpace:
-    keys = ("name", "classes", "colors")
+    space, keys = checkpoint["protoseg"]["label_space"], ("name", "classes", "colors")
     if not isinstance(space, dict) or any(key not in space for key in keys):
         raise ProtosegError(f"label space: expected {', '.join(keys)}, got {_kind(space)}")
     name, classes, colors = (space[key] for key in keys)
@@ -100,7 +96,7 @@ def check_class_names(own: dict[str, Any]) -> None:
 
     The label space; how labels are read since a change of classes; subsets to report; sections that are looked into.
     """
-    space, config = _label_space(own["label_space"]), own["config"]
+    space, config = checkpoint_label_space({"protoseg": own}), own["config"]
     if not isinstance(config, (dict, NoneType)):  # None: of a module that was built by hand
         raise ProtosegError(f"config: expected sections, got {_kind(config)}")
     head, data, method = ((config or {}).get(name) or {} for name in ("head", "data", "method"))
@@ -129,10 +125,8 @@ def _check_state(state: Any, limit: int, values: bool) -> None:
         raise ProtosegError("state_dict: expected no more numbers than the file holds, got tensors that share them")
     for name, tensor in state.items() if values else ():
         if not torch.isfinite(tensor).all():
-            raise ProtosegError(
-                f"state_dict: expected finite numbers, got NaN or infinity in {name[:80]!r}: the training had failed "
-                "before it was saved; use an earlier checkpoint"
-            )
+            got = f"NaN or infinity in {name[:80]!r}: the training had failed before it was saved"
+            raise ProtosegError(f"state_dict: expected finite numbers, got {got}; use an earlier checkpoint")
 
 
 def _kind(value: object) -> str:
@@ -142,10 +136,9 @@ def _kind(value: object) -> str:
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
     """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
-        raise ProtosegError(
-            f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}; choose the data "
-            "that it was trained on, or predict without labels: evaluate.py mode=predict"
-        )
+        text = f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}"
+        remedy = "choose the data that it was trained on, or predict without labels: evaluate.py mode=predict"
+        raise ProtosegError(f"{text}; {remedy}")
 
 
 def _classes(space: LabelSpace) -> str:

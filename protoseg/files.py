@@ -63,6 +63,5 @@ def write_file(path: Path, save: Callable[[Path], object], size: int = 0) -> Non
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ProtosegError(
-            f"{disk_refusal(error, path, size)}. What was written before is kept; free space or choose another folder"
-        ) from error
+        text = f"{disk_refusal(error, path, size)}. What was written before is kept"
+        raise ProtosegError(f"{text}; free space or choose another folder") from error

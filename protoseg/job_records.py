@@ -132,10 +132,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             else:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except (BlockingIOError, PermissionError) as error:
-            raise ProtosegError(
-                f"{folder}: another process is training there; wait for it, end it, or choose another folder: "
-                "hydra.run.dir=…, of a sweep hydra.sweep.dir=…"
-            ) from error
+            text = f"{folder}: another process is training there; wait for it, end it, or choose another folder"
+            raise ProtosegError(f"{text}: hydra.run.dir=…, of a sweep hydra.sweep.dir=…") from error
         except OSError as error:
             log.warning("no file locks on this disk (%s): do not train twice in one folder at the same time", error)
         yield

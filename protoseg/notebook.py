@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from protoseg.text import command, override, say
-from protoseg.types import ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.analysis.stream import Loader
     from protoseg.models.segmentor import Segmentor
-    from protoseg.types import LabelSpace
 
 
 class Run(NamedTuple):

@@ -79,11 +79,8 @@ def tables_as_json() -> Iterator[None]:
 
 def _plain_row(header: Sequence[str], row: Sequence[str | Text], left: Collection[int]) -> dict[str, Any]:
     """By column; None for a number that there is not, and without a column that has no name."""
-    cells = {
-        name: str(cell) if i in left else _number(str(cell))
-        for i, (name, cell) in enumerate(zip(header, row, strict=True))
-    }
-    return {name: cell for name, cell in cells.items() if name}
+    cells = enumerate(zip(header, row, strict=True))
+    return {name: str(cell) if i in left else _number(str(cell)) for i, (name, cell) in cells if name}
 
 
 def _number(cell: str) -> float | str | None:

@@ -1,21 +1,19 @@
-"""What the config inside a checkpoint may build: a closed list of classes for each of its sections.
+"""What the config inside a checkpoint may build: a closed list of classes for each of its sections, ``trusted.yaml``.
 
 A checkpoint is a stranger's file. Its config names classes and their arguments; nothing outside these lists is
 imported, functions are on none of them, and arguments are plain values. A class of one's own is built where the caller
 names its module (``trust``).
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-from torch.utils.data import Dataset
+import yaml  # type: ignore[import-untyped]
+from hydra.utils import get_class
 
-from protoseg.nn import Head
 from protoseg.types import ProtosegError
 
 LARGEST = 65_536  # bound on every number in the section of a network: widths, depths, sizes in pixels
@@ -26,51 +24,18 @@ class Slot(NamedTuple):
     """A place in a config where an object may stand, with slots inside it (``parts``) by key."""
 
     classes: tuple[str, ...]  # their names, as configs write them
-    base: type = nn.Module  # what one from elsewhere must be, by the caller's word
-    parts: Mapping[str, Slot] = {}
+    base: type = object  # what one from elsewhere must be, by the caller's word
+    parts: Mapping[str, "Slot"] = {}
     partial: bool | None = None  # whether configs leave its arguments to be completed: always, never, or either
     each: bool = False  # it is a mapping of names to such objects
 
 
-def _names(module: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"{module}.{name}" for name in names)
+def _slot(row: Mapping[str, Any]) -> Slot:
+    parts = {key: _slot(part) for key, part in row.get("parts", {}).items()}
+    return Slot(**{**row, "classes": tuple(row["classes"]), "base": get_class(row["base"]), "parts": parts})
 
 
-_HEADS = (f"{name}Head" for name in ("Prototype", "Parametric", "Linear", "Atrous", "Logits"))
-_DECODERS = (f"{name}Decoder" for name in ("DeepLabV3Plus", "FCN", "FPN", "HRNet", "SegFormer", "UPerNet"))
-_DECODER = Slot((*_names("protoseg.models.decoders", *_DECODERS), "protoseg.models.daformer.DAFormerDecoder"))
-_DATASET = Slot(
-    _names(
-        "protoseg.data", "ACDC", "ADE20K", "ADE20KFull", "COCOStuff", "CamVid", "Cityscapes", "DarkZurich", "GTA5",
-        "LabelledFolder", "LayoutDataset", "Streets", "Synthia",
-    ),
-    Dataset,
-    partial=True,  # else its files would be looked at before anybody asks for them
-)  # fmt: skip
-_RARE_CLASSES = Slot(("protoseg.data.RareClasses",), object, partial=False)
-_OF_DATA: dict[str, Slot] = {"dataset": _DATASET, "rare_classes": _RARE_CLASSES}
-_MODULE = "protoseg.data.SegmentationDataModule"
-_OF_DATA["parts"] = Slot((_MODULE,), object, {**_OF_DATA}, partial=False, each=True)
-_PART = Slot((_MODULE, "protoseg.data.ConcatDataModule"), object, _OF_DATA, True)
-
-SLOTS: dict[str, Slot] = {
-    "encoder": Slot(
-        (*_names("protoseg.models.encoders", "TimmEncoder", "MiTEncoder"), "protoseg.models.own.NetworkEncoder"),
-        parts={"network": Slot((), nn.Module)},  # of NetworkEncoder: any, by the caller's word
-        partial=False,
-    ),
-    "decoder": _DECODER,
-    "segmentor": Slot(_names("protoseg.models", "Segmentor", "HRDASegmentor"), parts={"attention": _DECODER}),
-    "head": Slot(_names("protoseg.nn", *_HEADS), Head),
-    "auxiliary": Slot(_names("protoseg.models.decoders", "AuxiliaryHead")),
-    "inference": Slot(("protoseg.evaluation.predictor.Predictor",), object, partial=False),
-    "data": Slot(
-        (*_PART.classes, "protoseg.data.AdaptationDataModule"),
-        object,
-        {**_PART.parts, "source": _PART, "target": _PART, "rare_classes": _RARE_CLASSES},
-        False,
-    ),
-}
+SLOTS = {key: _slot(row) for key, row in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8")).items()}
 """By section of the config. What is not here, a checkpoint never builds."""
 
 NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")  # the sections that make the model
@@ -130,12 +95,10 @@ def _check_data(node: Any, key: str) -> None:
 def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> None:
     module, _, name = target.rpartition(".")
     if not any(target.startswith(f"{name}.") for name in trust):
-        raise _refused(
-            key,
-            f"{_short(target)} is not one of the classes that a checkpoint may build here. If it is code of your own, "
-            f"or you have read it, say trust=[{_short(module or target, 80)[1:-1]}] (protoseg.load: trust=[…]); a data "
-            "set is also chosen on the command line with data=NAME",
-        )
+        text = f"{_short(target)} is not one of the classes that a checkpoint may build here. If it is code of your own"
+        remedy = f"say trust=[{_short(module or target, 80)[1:-1]}] (protoseg.load: trust=[…])"
+        other = "a data set is also chosen on the command line with data=NAME"
+        raise _refused(key, f"{text}, or you have read it, {remedy}; {other}")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

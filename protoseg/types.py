@@ -50,10 +50,8 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.colors):
-            raise ProtosegError(
-                f"label space {self.name!r}: expected one colour per class, got {len(self.classes)} classes "
-                f"and {len(self.colors)} colours"
-            )
+            got = f"{len(self.classes)} classes and {len(self.colors)} colours"
+            raise ProtosegError(f"label space {self.name!r}: expected one colour per class, got {got}")
         if unknown := sorted(set(self.things) - set(self.classes)):
             raise ProtosegError(f"label space {self.name!r}: expected things of its classes, got {', '.join(unknown)}")
 
@@ -71,10 +69,9 @@ class LabelSpace:
         names = list(names)
         unknown = sorted(set(names) - set(self.classes))
         if unknown or not names:
-            raise ProtosegError(
-                f"{where}: expected classes of the label space {self.name!r} ({', '.join(self.classes)}), got "
-                f"{', '.join(unknown) or 'none (an empty list)'}; correct the names"
-            )
+            wanted = f"classes of the label space {self.name!r} ({', '.join(self.classes)})"
+            got = ", ".join(unknown) or "none (an empty list)"
+            raise ProtosegError(f"{where}: expected {wanted}, got {got}; correct the names")
         return [self.classes.index(name) for name in names]
 
 

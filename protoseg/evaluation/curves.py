@@ -1,15 +1,17 @@
 """The curves of a training, from its CSV log."""
 
-from __future__ import annotations
-
 import csv
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml  # type: ignore[import-untyped]
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_MOST_LINES = 40
+CHARTS: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
@@ -29,14 +31,15 @@ def read_log(run: Path) -> list[dict[str, str]]:
     return [{column: merged[step].get(column, "") for column in columns} for step in sorted(merged)]
 
 
-def curves_figure(run: Path) -> Figure:
+def curves_figure(run: Path) -> "Figure":
     """Losses, validation metrics and quality of pseudo-labels of a run's CSV log over steps."""
     # Only here: reading a log needs neither torch nor matplotlib.
     from protoseg.evaluation.pictures import empty_figure, figure_name, tidy
 
     rows = read_log(run)
     known = list(rows[0]) if rows else []
-    charts = {title: columns for title, belongs in CHARTS.items() if (columns := list(filter(belongs, known)))}
+    found = {title: [c for c in known if re.fullmatch(pattern, c)] for title, pattern in CHARTS.items()}
+    charts = {title: columns for title, columns in found.items() if columns}
     across = min(3, max(2, len(charts)))
     down = max(1, -(-len(charts) // across))
     figure = empty_figure(5.5 * across, 4 * down)
@@ -64,16 +67,3 @@ def curves_figure(run: Path) -> Figure:
             many = -(-len(columns) // 20)
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=many)
     return figure
-
-
-_MOST_LINES = 40
-# Shares in [0, 1] that judge the teacher's labels.
-_PSEUDO = ("train/quality", "val/reliable", "val/pseudo_label_accuracy")
-CHARTS: dict[str, Callable[[str], bool]] = {
-    "training losses": lambda c: bool(re.fullmatch("train/[^/]+", c)) and c not in (*_PSEUDO, "train/images_per_s"),
-    "validation": lambda c: bool(re.fullmatch("val/[^/]+", c)) and c not in _PSEUDO,
-    "IoU by class": lambda c: c.startswith("val/IoU/"),
-    "pseudo-labels": lambda c: c in _PSEUDO,
-    "reliable target pixels by class": lambda c: c.startswith("train/reliable/"),
-    "queue fill by class": lambda c: bool(re.match("contrast/(reliable_)?queue/", c)),
-}

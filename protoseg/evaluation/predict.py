@@ -1,13 +1,11 @@
 """Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,13 +26,6 @@ SETTLED = 1.0  # seconds: an image that was changed later may still be written
 POLL = 0.5  # seconds between two looks into a folder
 
 
-class Outcome(NamedTuple):
-    """Files that were written, and images (or frames) that had been predicted before."""
-
-    written: list[Path]
-    skipped: int
-
-
 @dataclass(eq=False)
 class Writer(PictureWriter):
     """Predicts an image after the other, with a model in eval mode on the device, and writes what is wanted of it."""
@@ -44,6 +35,8 @@ class Writer(PictureWriter):
     device: torch.device | str
     overwrite: bool
     predicted: int = field(default=0, init=False)
+    skipped: int = field(default=0, init=False)  # images (or frames) that had been predicted before
+    failed: list[str] = field(default_factory=list, init=False)  # why, one line for each image
     started: float = field(default_factory=time.perf_counter, init=False)
 
     def is_done(self, name: Path) -> bool:
@@ -76,8 +69,8 @@ def predict(
     save: Sequence[str] = SAVES,
     overwrite: bool = False,
     follow: float | None = None,
-    reader: ImageReader | None = None,
-) -> Outcome:
+    reader: "ImageReader | None" = None,
+) -> Writer:
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
     Writes into ``output``, for images, ``labels/NAME.png`` (class ids, see ``label_png``), ``overlays/NAME.jpg`` and
@@ -88,8 +81,9 @@ def predict(
     The model is moved to ``device``, run in eval mode, then left in the mode it was in. What is written is out of
     ``SAVES`` and, of images, ``probabilities``; with ``overwrite`` what is there is predicted again; with ``follow`` it
     goes on with the images that come into a folder, until for so many seconds none came. ``reader`` is of the training.
-    Raises ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all
-    others are predicted, images that could not be read.
+    Returns the writer, which says what it has ``written``, and how many images or frames were ``skipped``. Raises
+    ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all others are
+    predicted, images that could not be read.
     """
     # Only here, so that OpenCV and albumentations are needed where images are read.
     from protoseg.data.video import VIDEO_SUFFIXES
@@ -105,22 +99,20 @@ def predict(
     if follow is not None and (follow <= 0 or not place.is_dir()):
         raise ProtosegError(f"follow: expected a number of seconds above 0 and a folder, got {follow} and {images}")
     writer = Writer(Path(output), label_space, save, model.to(device), predictor, device, overwrite)
-    failed: list[str] = []
     with evaluating(model):
-        skipped = _video(writer, place) if is_video else _images(writer, place, follow, failed, reader)
+        _video(writer, place) if is_video else _images(writer, place, follow, reader)
     if rank() == 0:
-        before = f", {skipped} had been before (overwrite=true predicts them again)" if skipped else ""
+        before = f", {writer.skipped} had been before (overwrite=true predicts them again)" if writer.skipped else ""
         say(f"{writer.predicted} {'frames' if is_video else 'images'} predicted{before}: {writer.output}")
-    if failed:
-        for reason in failed:
-            say(reason, stderr=True)
-        text = f"{len(failed)} image(s) could not be predicted (named above), all others are in {output}"
+    for reason in writer.failed:
+        say(reason, stderr=True)
+    if writer.failed:
+        text = f"{len(writer.failed)} image(s) could not be predicted (named above), all others are in {output}"
         raise ProtosegError(f"{text}: mend or move these; the same command in that folder (hydra.run.dir) goes on")
-    return Outcome(writer.written, skipped)
+    return writer
 
 
-def _images(writer: Writer, place: Path, follow: float | None, failed: list[str], reader: ImageReader | None) -> int:
-    """Predict the images of a place; returns how many were done before, and adds what ``failed``, one line each."""
+def _images(writer: Writer, place: Path, follow: float | None, reader: "ImageReader | None") -> None:
     from protoseg.data.channels import ImageReader
     from protoseg.data.pairing import other_formats
     from protoseg.evaluation.geotiff import opened
@@ -129,7 +121,6 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
     if rank() == 0 and (others := other_formats(place)):
         say(f"left out: {others}")
     seen: list[Path] = []
-    skipped = 0
     with progress_bar() as progress:
         task = progress.add_task("predicting", total=0, rate="")
         for paths in _arrivals(place, writer.label_space, follow):
@@ -138,7 +129,7 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
             names = output_names([str(path) for path in seen], place if place.is_dir() else place.parent)
             mine = paths[rank() :: world_size()]
             todo = [path for path in mine if not writer.is_done(names[str(path)])]
-            skipped += len(mine) - len(todo)
+            writer.skipped += len(mine) - len(todo)
             progress.update(task, total=writer.predicted + len(todo))
             for path in todo:
                 try:
@@ -155,13 +146,12 @@ def _images(writer: Writer, place: Path, follow: float | None, failed: list[str]
                     reason = " ".join(str(error).split())
                     if not isinstance(error, ProtosegError):
                         reason = f"image {path}: the network cannot take its pixels ({reason[:200]})"
-                    failed.append(reason)
+                    writer.failed.append(reason)
                     continue
                 if geo is None:
                     writer.write(names[str(path)], image, None, prediction)
                 writer.predicted += 1
                 progress.update(task, completed=writer.predicted, rate=writer.rate())
-    return skipped
 
 
 def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:
@@ -186,21 +176,18 @@ def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Ite
             time.sleep(POLL)
 
 
-def _video(writer: Writer, path: Path) -> int:
-    """Predict the frames of a video; returns how many were done before."""
+def _video(writer: Writer, path: Path) -> None:
     from protoseg.data.video import Video, VideoWriter
 
     video, target = Video(path), writer.output / "overlays" / f"{path.stem}.mp4"
-    skipped = 0
 
     def run(show: Callable[[Picture], object] | None) -> None:
-        nonlocal skipped
         with progress_bar() as progress:
             task, index = progress.add_task("predicting", total=video.num_frames or None, rate=""), -1
             for index, frame in enumerate(video):
                 image, labels = _tensor(frame), writer.output / "labels" / path.stem / f"{index:06d}.png"
                 known = labels.is_file() and not writer.overwrite
-                skipped += known
+                writer.skipped += known
                 if not known or show is not None:
                     prediction = _read_labels(labels) if known else writer.predict(image)
                     writer.predicted += not known
@@ -223,8 +210,7 @@ def _video(writer: Writer, path: Path) -> int:
     elif "labels" in writer.save:
         run(None)
     else:
-        skipped = video.num_frames
-    return skipped
+        writer.skipped = video.num_frames
 
 
 def _read_labels(path: Path) -> Tensor:

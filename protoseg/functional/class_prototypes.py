@@ -20,17 +20,14 @@ class ClassPrototypes(NamedTuple):
 
 
 @torch.no_grad()
-def class_prototypes(
-    embeddings: Tensor, num_prototypes: int, epsilon: float = 0.05, rounds: int = 3, seed: int = 0
-) -> ClassPrototypes:
+def class_prototypes(embeddings: Tensor, num_prototypes: int, seed: int = 0) -> ClassPrototypes:
     """K prototypes of one class by the rule of the prototype memory, without momentum.
 
     Pixels are assigned by balanced Sinkhorn-Knopp (ProtoSeg, arXiv 2203.15102, Eq. 8 to 10) and every prototype becomes
     the mean direction of its pixels, in turns, until no pixel changes its prototype (or ``MAX_ITERATIONS``). The start
     is spread out as in k-means++ (Arthur and Vassilvitskii, SODA 2007), with 1 - cosine as the squared distance.
 
-    ``embeddings`` are the unit vectors of the class's pixels, ``n d``; ``epsilon`` and ``rounds`` as of
-    :func:`protoseg.functional.prototypes.sinkhorn`. Raises ProtosegError: no pixel.
+    ``embeddings`` are the unit vectors of the class's pixels, ``n d``. Raises ProtosegError: no pixel.
     """
     if len(embeddings) == 0:
         raise ProtosegError("class prototypes: expected at least one pixel of the class, got none")
@@ -39,7 +36,7 @@ def class_prototypes(
     one_class = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
     member = one_class - 1
     for _ in range(MAX_ITERATIONS):
-        last, member = member, sinkhorn(embeddings @ prototypes.T, one_class, 1, None, epsilon, rounds).argmax(1)
+        last, member = member, sinkhorn(embeddings @ prototypes.T, one_class, 1).argmax(1)
         if torch.equal(last, member):
             break
         prototypes = update_prototypes(prototypes, *prototype_sums(embeddings, member, distinct), momentum=0.0)

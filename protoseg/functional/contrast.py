@@ -90,7 +90,7 @@ def supervised_contrast(
             column_label = torch.cat([column_label, key_label])
             column_weight = torch.cat([column_weight, column_weight.new_ones(len(keys))])
         own = rank() * len(label) + torch.arange(len(label), device=label.device)
-        total = PairLosses.apply(anchors, columns, label, column_label, weight, column_weight, own, temperature)
+        total = PairLosses.apply(anchors, columns, (label, column_label), (weight, column_weight), own, temperature)
         return mean_over_ranks(total, (label != IGNORE_INDEX).sum())
 
 

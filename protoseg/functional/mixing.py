@@ -108,9 +108,8 @@ def random_patch_mask(
     ratio outside [0, 1], a block size below 1.
     """
     if not 0 <= ratio <= 1 or block_size < 1:
-        raise ProtosegError(
-            f"masking: expected a ratio in [0, 1] and a block size of at least 1 pixel, got {ratio=}, {block_size=}"
-        )
+        wanted = "a ratio in [0, 1] and a block size of at least 1 pixel"
+        raise ProtosegError(f"masking: expected {wanted}, got {ratio=}, {block_size=}")
     visible = torch.rand(batch, 1, *grid_size(size, block_size), device=device) >= ratio
     pixels = visible.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
     return pixels[..., : size[0], : size[1]]

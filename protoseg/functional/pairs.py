@@ -11,6 +11,7 @@ from protoseg.functional.precision import times_table
 from protoseg.types import IGNORE_INDEX
 
 CHUNK = 256  # rows whose similarities to all columns exist at once
+_Pair = tuple[Tensor, Tensor]  # of the rows, and of the columns
 
 
 def hide(logits: Tensor, hidden: Tensor) -> Tensor:
@@ -35,16 +36,9 @@ class PairLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: Tensor,
-        columns: Tensor,
-        label: Tensor,
-        column_label: Tensor,
-        weight: Tensor,
-        column_weight: Tensor,
-        own: Tensor,
-        temperature: float,
+        ctx: Any, rows: Tensor, columns: Tensor, labels: _Pair, weights: _Pair, own: Tensor, temperature: float
     ) -> Tensor:
+        (label, column_label), (weight, column_weight) = labels, weights
         total, to_rows, to_columns = rows.new_zeros(()), torch.empty_like(rows), torch.zeros_like(columns)
         turned, known = columns.T.contiguous() / temperature, column_label != IGNORE_INDEX
         number = torch.arange(len(columns), device=own.device)
@@ -66,7 +60,7 @@ class PairLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         to_rows, to_columns = ctx.saved_tensors
-        return gradient * to_rows, gradient * to_columns, *[None] * 6
+        return gradient * to_rows, gradient * to_columns, *[None] * 4
 
 
 def _of_some_rows(similarity: Tensor, no_rival: Tensor, positive_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -123,14 +123,10 @@ def sinkhorn(
     ProtoSeg (arXiv 2203.15102), Eq. 8 to 10. The column sums of every round are summed over ranks, so R ranks
     give the plan of one process on the concatenated batch.
 
-    Args:
-        similarity: cosine of each pixel to the K prototypes of its own class, ``n k``.
-        label: class of each pixel, int64 ``n`` in [0, num_classes); anything where ``valid`` is False.
-        valid: pixels that take part, bool ``n``; all by default.
-        epsilon: entropy weight; smaller is sharper.
-        rounds: of normalisation.
-
-    Returns the plan, ``n k``, fp32 or fp64 as its input; rows of valid pixels sum to 1, the others are 0.
+    From the cosines of each pixel to the K prototypes of its own class, ``n k``, and that class, int64 ``n``, to the
+    plan, ``n k``, fp32 or fp64 as its input. Rows of pixels that take part (``valid``, bool ``n``; all by default) sum
+    to 1; the others are 0, and their label may be anything. ``epsilon`` is the entropy weight, smaller is sharper;
+    ``rounds`` are of normalisation.
     """
     similarity = at_least_fp32(similarity)
     # Cosines are at most 1; the shift keeps exp in range (exp(1 / 0.05) overflows fp16) and cancels in the plan.

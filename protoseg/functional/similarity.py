@@ -4,10 +4,8 @@ Training asks four things of the ``n c k`` cosines: the best of each class (clas
 (clustering), that to the assigned prototype (PPC, PPD) and the sum of their exponentials (PPC). Written plainly, each
 makes its own ``n c k`` tensors, forward and backward. :class:`FusedSimilarities` goes through the cosines a few rows
 at a time, which then lie in the processor's cache, and adds up the gradients of all readings before the one product
-with the prototypes. Besides that product and the one that gives the cosines, there is little left to pay for.
+with the prototypes.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -24,6 +22,8 @@ KEEP_BYTES = 2**30
 # Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
 PIECE_CPU, PIECE_GPU = 3 * 2**20, 2**25
 MIN_ROWS = 256  # fewer would make the matrix products slow
+# Adds the share of one reading, given the gradient of its value, to the gradient of the cosines of some rows.
+_Add = Callable[[Tensor, Tensor, slice, Tensor], None]
 
 
 class DenseSimilarities:
@@ -118,10 +118,6 @@ class FusedSimilarities:
         return _Reading.apply(self._gradient, self._store, value, add)
 
 
-# Adds the share of one reading, given the gradient of its value, to the gradient of the cosines of some rows.
-_Add = Callable[[Tensor, Tensor, slice, Tensor], None]
-
-
 class _Store:
     """The cosines, kept or made when asked for, and the gradients of their readings.
 
@@ -130,9 +126,8 @@ class _Store:
 
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep: bool) -> None:
         self.embeddings = embeddings
-        self.table = prototypes.detach().transpose(0, 1).flatten(0, 1)
-        if self.table.data_ptr() == prototypes.data_ptr():
-            self.table = self.table.clone()  # with one class or prototype there was nothing to reorder
+        by_prototype = prototypes.detach().transpose(0, 1)
+        self.table = by_prototype.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         size = PIECE_CPU if embeddings.device.type == "cpu" else PIECE_GPU
         size = max(MIN_ROWS, size // len(self.table))
         self.rows = [slice(start, start + size) for start in range(0, len(embeddings), size)]

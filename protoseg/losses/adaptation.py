@@ -1,7 +1,5 @@
 """The terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop) and MIC (masked images)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -39,9 +37,7 @@ class MixedCrossEntropy(Term):
         self.of_class.prepare(model, label_space)
 
     def forward(self, step: Step) -> Tensor:
-        assert step.mixed is not None
         mixed, weights = step.mixed, self.of_class.class_weights
-        assert weights is not None
         of_class = weights[mixed.label.where(mixed.label != IGNORE_INDEX, 0)]
         how = (mixed.stride, mixed.output.align_corners, self.all_pixels)
         return weighted_cross_entropy(mixed.output.logits, mixed.label, mixed.weight * of_class, *how)
@@ -71,7 +67,7 @@ class FeatureDistance(Term):
         is_thing[things] = True
         self.register_buffer("things", is_thing, persistent=False)
 
-    def train(self, mode: bool = True) -> FeatureDistance:
+    def train(self, mode: bool = True) -> "FeatureDistance":
         super().train(mode)
         if hasattr(self, "reference"):
             self.reference.eval()
@@ -79,9 +75,7 @@ class FeatureDistance(Term):
 
     def forward(self, step: Step) -> Tensor:
         model: Any = step.model
-        seen = step.labelled
-        assert seen.output.features is not None
-        assert seen.image is not None
+        seen: Any = step.labelled
         with torch.no_grad():
             theirs = model.encoder_maps(seen.image, self.reference)[-1]
         distance = at_least_fp32(seen.output.features[-1] - theirs).norm(dim=1)
@@ -124,7 +118,6 @@ class MixedDetailCrossEntropy(Term):
         self.all_pixels = all_pixels
 
     def forward(self, step: Step) -> Tensor:
-        assert step.mixed is not None
         logits, label, weight = on_detail(step.mixed.output, step.mixed.label, step.mixed.weight)
         return weighted_cross_entropy(logits, label, weight, step.mixed.stride, all_pixels=self.all_pixels)
 
@@ -160,7 +153,6 @@ class MaskedImageConsistency(Term):
         self.colours, self.all_pixels = colours, all_pixels
 
     def forward(self, step: Step) -> Tensor:
-        assert step.target is not None
         student: Any = step.model
         image, label = step.target.image, step.target.label
         height, width = image.shape[-2:]

@@ -5,18 +5,14 @@ The two terms whose anchors are target pixels that the teacher is sure of stand 
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.functional.contrast import (
-    class_mean_contrast,
-    mean_feature_uniformity,
-    pixel_to_pixel,
-    supervised_contrast,
-)
+from protoseg.functional import contrast as formulas
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import downsample_label, majority_label
 from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy
@@ -54,13 +50,6 @@ def expect(condition: bool, wanted: str, got: Any) -> None:
         raise ProtosegError(f"contrast: expected {wanted}, got {got}; see conf/contrast")
 
 
-class TargetPixels(NamedTuple):
-    """The teacher's word on the pixels of the mixed images, on the model's grid, flattened to ``n``."""
-
-    label: Tensor  # its class; ``IGNORE_INDEX`` where the mixed image does not show the target or it counts nothing
-    confidence: Tensor  # the probability it gives that class
-
-
 def target_label(target: Target, mixed: Mixed) -> Tensor:
     """Pseudo-labels ``b H W``, ``IGNORE_INDEX`` where pasted over."""
     return target.label.masked_fill(mixed.pasted, IGNORE_INDEX)
@@ -72,9 +61,10 @@ def on_grid(x: Tensor, seen: Seen) -> Tensor:
     return downsample_label(x, (height, width), seen.stride).flatten()
 
 
-def target_pixels(target: Target, mixed: Mixed) -> TargetPixels:
-    """The same on the grid, with the teacher's confidence."""
-    return TargetPixels(on_grid(target_label(target, mixed), mixed), on_grid(target.confidence, mixed))
+def target_pixels(target: Target, mixed: Mixed) -> Target:
+    """The target as the mixed images show it: label (see :func:`target_label`) and confidence on the grid, ``n``."""
+    label = on_grid(target_label(target, mixed), mixed)
+    return replace(target, label=label, confidence=on_grid(target.confidence, mixed))
 
 
 def class_rows(valid: Tensor) -> Tensor:
@@ -122,7 +112,7 @@ class PixelToPixelContrast(PixelContrast):
         maps = [F.interpolate(m, self.size, mode="bilinear", align_corners=self.align_corners) for m in maps]
         label = self._resize(images.label)
         weight = None if weight is None else self._resize(weight)
-        return pixel_to_pixel(torch.cat(maps, 1), label, weight, self.temperature, self.released_order)
+        return formulas.pixel_to_pixel(torch.cat(maps, 1), label, weight, self.temperature, self.released_order)
 
     def _resize(self, x: Tensor) -> Tensor:
         """The value at the centre of every cell; ids up to 255 are exact in fp32."""
@@ -153,13 +143,12 @@ class ProjectedContrast(PixelContrast):
 class ClassMeanContrast(ProjectedContrast):
     """SePiCo's prototypical contrast (arXiv 2204.08808): pixels of source and target against the source's class means.
 
-    Without a target: labelled pixels against their class means.
-
-    Labels are pooled to the grid: the class that covers ``min_ratio`` of a cell, or none. The means are unit vectors,
-    moved by momentum once per optimizer step. Three things differ from the released code. Its means are of the
-    teacher's features of the source images, which no one here computes: ours are of the student's. Its target images
-    go through the student unmixed; ours are the target's part of the mixed images. And its uniformity term has the
-    other sign, see :func:`protoseg.functional.contrast.mean_feature_uniformity`.
+    Without a target: labelled pixels against their class means. Labels are pooled to the grid: the class that covers
+    ``min_ratio`` of a cell, or none. The means are unit vectors, moved by momentum once per optimizer step. Three
+    things differ from the released code. Its means are of the teacher's features of the source images, which no one
+    here computes: ours are of the student's. Its target images go through the student unmixed; ours are the target's
+    part of the mixed images. And its uniformity term has the other sign, see
+    :func:`protoseg.functional.contrast.mean_feature_uniformity`.
 
     Released are weight 1, temperature 100 (divides the cosine), ``min_ratio`` 0.75, and 0.01 as the weight of the
     uniformity term beside the contrast; ``momentum`` is that of the class means.
@@ -198,7 +187,7 @@ class ClassMeanContrast(ProjectedContrast):
         self.means.observe(on_source, source, torch.ones_like(source, dtype=torch.bool))
         self.statistics = {"anchors": (label != IGNORE_INDEX).sum().float()}
         sizes = (embeddings, label, means, placed, self.temperature)
-        return class_mean_contrast(*sizes) + self.uniformity * mean_feature_uniformity(*sizes)
+        return formulas.class_mean_contrast(*sizes) + self.uniformity * formulas.mean_feature_uniformity(*sizes)
 
     def _pool(self, label: Tensor, seen: Seen) -> Tensor:
         return majority_label(label, seen.stride, self.min_ratio, self.num_classes).flatten()
@@ -252,4 +241,4 @@ class SupervisedPixelContrast(ProjectedContrast):
         self.queue.push(anchors.detach().view(*index.shape, -1), valid)
         self.statistics = {"anchors": valid.sum().float(), "queue": self.queue.fill.float()}
         queued = (keys.flatten(0, 1), class_rows(keys_valid))
-        return supervised_contrast(anchors, class_rows(valid), *queued, temperature=self.temperature)
+        return formulas.supervised_contrast(anchors, class_rows(valid), *queued, temperature=self.temperature)

@@ -11,8 +11,8 @@ from protoseg.distributed import all_reduce_
 from protoseg.functional.contrast import entropy, entropy_bounds, info_nce, nearest_prototype, surely_not
 from protoseg.functional.prototypes import prototype_sums
 from protoseg.functional.sampling import pixel_rows, sample_per_class, take_rows
-from protoseg.losses.contrast import ProjectedContrast, TargetPixels, class_rows, embed, expect, on_grid, target_pixels
-from protoseg.losses.term import Seen, Step
+from protoseg.losses.contrast import ProjectedContrast, class_rows, embed, expect, on_grid, target_pixels
+from protoseg.losses.term import Seen, Step, Target
 from protoseg.nn.prototype_memory import Observation, PrototypeMemory
 from protoseg.nn.queues import ClassQueues
 from protoseg.nn.teacher import EMATeacher
@@ -58,7 +58,7 @@ class TargetContrast(ProjectedContrast):
         return ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
 
     @abstractmethod
-    def split(self, target: TargetPixels, said: SegOutput) -> tuple[Tensor, Tensor]:
+    def split(self, target: Target) -> tuple[Tensor, Tensor]:
         """Labels of the reliable pixels (``n``, ``IGNORE_INDEX`` elsewhere), and which are unreliable (bool ``n``)."""
 
     @torch.no_grad()
@@ -120,15 +120,13 @@ class PrototypeGuidedContrast(TargetContrast):
             self.memory = PrototypeMemory(self.num_classes, self.num_prototypes, self.dim, self.momentum)
         self.reliable_queue = self._new_queue()
 
-    def split(self, target: TargetPixels, said: SegOutput) -> tuple[Tensor, Tensor]:
+    def split(self, target: Target) -> tuple[Tensor, Tensor]:
         sure = target.confidence >= self.reliable
         return target.label.where(sure, IGNORE_INDEX), (target.label != IGNORE_INDEX) & ~sure
 
     def contrast(self, step: Step) -> Tensor:
-        assert step.mixed is not None
-        assert step.target is not None
         target = target_pixels(step.target, step.mixed)
-        label, unreliable = self.split(target, step.target.teacher)
+        label, unreliable = self.split(target)
         index, valid = sample_per_class(label, self.num_classes, self.anchors)
         features = step.mixed.output.embeddings
         anchors = embed(self.projection, take_rows(features, index))
@@ -152,13 +150,9 @@ class PrototypeGuidedContrast(TargetContrast):
             "reliable_queue": self.reliable_queue.fill.float(),
             "unreliable_queue": self.unreliable_queue.fill.float(),
         }
-        return info_nce(
-            nearest_prototype(anchors, prototypes, placed),
-            anchors @ negatives.to(anchors.dtype).transpose(1, 2),
-            valid_anchor,
-            exist.unsqueeze(1),
-            self.temperature,
-        )
+        positive = nearest_prototype(anchors, prototypes, placed)
+        negative = anchors @ negatives.to(anchors.dtype).transpose(1, 2)
+        return info_nce(positive, negative, valid_anchor, exist.unsqueeze(1), self.temperature)
 
     @torch.no_grad()
     def _observe(
@@ -204,17 +198,15 @@ class UnreliablePixelContrast(TargetContrast):
     def after_optimizer_step(self) -> None:
         self.averaged.update_parameters(self.projection)
 
-    def split(self, target: TargetPixels, said: SegOutput) -> tuple[Tensor, Tensor]:
+    def split(self, target: Target) -> tuple[Tensor, Tensor]:
         seen = target.label != IGNORE_INDEX
-        values = entropy(pixel_rows(said.logits))
+        values = entropy(pixel_rows(target.teacher.logits))
         low, high = entropy_bounds(values, seen, self.entropy_share)
         return target.label.where(values <= low, IGNORE_INDEX), seen & (values >= high)
 
     def contrast(self, step: Step) -> Tensor:
-        assert step.mixed is not None
-        assert step.target is not None
         target, said = target_pixels(step.target, step.mixed), step.target.teacher
-        label, unreliable = self.split(target, said)
+        label, unreliable = self.split(target)
         means, present = self._class_means(label, said)
         anchor_label = label.where(target.confidence > self.confident, IGNORE_INDEX)
         index, valid = sample_per_class(anchor_label, self.num_classes, self.anchors)

@@ -74,16 +74,13 @@ def weighted_cross_entropy(
 class CrossEntropy(Term):
     """Cross-entropy on the upsampled class logits.
 
-    Args:
-        class_weights: None, one number per class, or ``"balanced"``: 1 / sqrt of the pixel share in the training set.
-        ohem_threshold: keep only pixels whose true class has a lower probability than this; None is off.
-        ohem_min_kept: but at least this many pixels of a batch.
-        all_pixels: divide by the number of all pixels, not of the labelled ones.
-
-    Raises ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
+    ``class_weights`` are None, one number per class, or ``"balanced"``: 1 / sqrt of the pixel share in the training
+    set. With ``ohem_threshold`` only pixels whose true class has a lower probability are kept, but at least
+    ``ohem_min_kept`` of a batch. ``all_pixels`` divides by the number of all pixels, not of the labelled ones. Raises
+    ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
     """
 
-    class_weights: Tensor | None
+    class_weights: Tensor  # None before ``prepare``, unless they are given
 
     def __init__(
         self,
@@ -111,7 +108,6 @@ class CrossEntropy(Term):
 
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Make the weights of ``"balanced"`` from the pixel share of each class, ``c``."""
-        assert self.class_weights is not None
         self.class_weights.copy_(balanced_class_weights(frequencies))
 
     def forward(self, step: Step) -> Tensor:

@@ -46,12 +46,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step after its forward passes. Parts that a method does not have are None."""
+    """A training step after its forward passes. Parts that a method does not have are None; no term needs those."""
 
     model: nn.Module  # what is trained (for terms with a forward pass of their own)
     labelled: Seen  # its output on labelled images: of adaptation, the source's
-    mixed: Mixed | None = None  # its output on mixed images
-    target: Target | None = None  # the unlabelled images
+    mixed: Mixed = None  # type: ignore[assignment]  # its output on mixed images
+    target: Target = None  # type: ignore[assignment]  # the unlabelled images
 
 
 class Term(nn.Module, ABC):

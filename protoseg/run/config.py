@@ -3,7 +3,6 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from protoseg.types import ProtosegError
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the configs lie inside the package, in a checkout beside it.
 CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+_ROWS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("ranges.yaml").read_text("utf-8"))
+_RANGES = {name: words for words, names in _ROWS.items() for name in names}
 
 
 def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -51,12 +52,6 @@ def check_ranges(cfg: DictConfig) -> None:
             raise ProtosegError(f"{key}: expected {words}, got {value!r}; give {key}=VALUE")
 
 
-@cache
-def _ranges() -> dict[str, str]:
-    rows = yaml.safe_load(Path(__file__).with_name("ranges.yaml").read_text("utf-8"))
-    return {name: words for words, names in rows.items() for name in names}
-
-
 def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[tuple[str, Any, str]]:
     if "_target_" in section:
         ours = str(section["_target_"]).startswith(("protoseg.", "pytorch_lightning.", "torch."))
@@ -64,9 +59,9 @@ def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[
     for name in section:
         if OmegaConf.is_missing(section, name) or OmegaConf.is_interpolation(section, name):
             continue  # what stands elsewhere is looked at there
-        last, ranges = str(name), _ranges()
+        last = str(name)
         key = path + last
-        words = next((ranges[known] for known in (key, path and f".{last}", last) if known in ranges), None)
+        words = next((_RANGES[known] for known in (key, path and f".{last}", last) if known in _RANGES), None)
         if words is not None and ours:
             value = section[name]
             yield key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, words

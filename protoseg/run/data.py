@@ -25,17 +25,7 @@ from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.packing import pack
 from protoseg.data.polygons.convert import convert, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
-from protoseg.evaluation.pictures import (
-    PAPER,
-    Picture,
-    as_picture,
-    bars_figure,
-    fit_width,
-    frequent_classes,
-    legend,
-    overlay,
-    short_name,
-)
+from protoseg.evaluation import pictures
 from protoseg.files import write_file
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
@@ -80,7 +70,7 @@ def info(cfg: DictConfig, data: str, out: Path) -> None:
         for line in split_notes(title, datasets[title], each.pixels, 1 - each.pixels.sum() / total):
             terminal.say(line)
     path = out / f"{data}_classes.png"
-    write_file(path, bars_figure(shares, space, f"{data}: share of the labelled pixels").savefig)
+    write_file(path, pictures.bars_figure(shares, space, f"{data}: share of the labelled pixels").savefig)
     terminal.say(f"Picture: {path}")
 
 
@@ -129,20 +119,21 @@ def show(cfg: DictConfig, data: str, count: int, out: Path) -> None:
         say(f"Picture: {path}")
 
 
-def _sheet(dataset: SegmentationDataset, count: int) -> Picture:
+def _sheet(dataset: SegmentationDataset, count: int) -> pictures.Picture:
     """Pairs of image and overlay in rows over a legend; ``count`` samples, spread evenly."""
-    tiles: list[Picture] = []
+    space, paper = dataset.label_space, pictures.PAPER[0]
+    tiles: list[pictures.Picture] = []
     classes: set[int] = set()
     for index in track(spread(len(dataset), count), "drawing", transient=True, console=Console(stderr=True)):
         image, label, _ = dataset[index]
         classes |= set(label.unique().tolist())
-        for picture in (as_picture(image, dataset.label_space.shown), overlay(image, label, dataset.label_space)):
-            tiles.append(fit_width(picture, (_WIDTH, _WIDTH)))
+        for picture in (pictures.as_picture(image, space.shown), pictures.overlay(image, label, space)):
+            tiles.append(pictures.fit_width(picture, (_WIDTH, _WIDTH)))
     height = max(len(tile) for tile in tiles)
-    padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=PAPER[0]) for tile in tiles]
-    grid = make_grid(torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2), 2 * _COLUMNS, _GAP, pad_value=PAPER[0])
-    sheet: Picture = grid.permute(1, 2, 0).numpy()
-    return np.concatenate([sheet, legend(dataset.label_space, sheet.shape[1], classes)])
+    padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=paper) for tile in tiles]
+    grid = make_grid(torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2), 2 * _COLUMNS, _GAP, pad_value=paper)
+    sheet: pictures.Picture = grid.permute(1, 2, 0).numpy()
+    return np.concatenate([sheet, pictures.legend(space, sheet.shape[1], classes)])
 
 
 def stats(cfg: DictConfig, data: str) -> None:
@@ -243,6 +234,7 @@ def _masks(dataset: SegmentationDataset) -> int:
 
 def _class_rows(classes: Sequence[str], pixels: NDArray[np.number]) -> list[tuple[str, list[int]]]:
     """Names and ids of the rows of a table: each class, or the most frequent ones and the rest together."""
-    chosen = frequent_classes(pixels)
+    chosen = pictures.frequent_classes(pixels)
     rest = np.setdiff1d(np.arange(len(pixels)), chosen).tolist()
-    return [(short_name(classes[i]), [i]) for i in chosen] + ([(f"{len(rest)} more classes", rest)] if rest else [])
+    rows = [(pictures.short_name(classes[i]), [i]) for i in chosen]
+    return rows + ([(f"{len(rest)} more classes", rest)] if rest else [])

@@ -15,8 +15,11 @@ from protoseg.types import ProtosegError
 
 SAID, SILENT = "said", "silent"
 _SAME_ENCODER = ("_target_", "name", "variant")
-RULES: list[tuple[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+RULES: list[tuple[str, str]] = _TABLES["changes"]
 """Patterns of keys, first match first, and what becomes of a change; :data:`SAID`, :data:`SILENT`, or why it is not."""
+WRITTEN: dict[str, str] = _TABLES["written"]
+"""Folders of a run, and the files in them, that ``overwrite=true`` removes; others in there are the user's."""
 
 
 def checkpoint_to_resume(resume: str | None, last: Path) -> str | None:
@@ -123,16 +126,6 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _short(text: str) -> str:
     return (text if text.isprintable() else repr(text))[:80]
-
-
-WRITTEN = {
-    r"checkpoints": r".*\.ckpt|\..*\.partial.*",
-    r"logs(_\d+)?": r"metrics\.csv|hparams\.yaml",
-    r"panels": r"\w+_\d{6,}\.png",
-    r"tensorboard": r"events\.out\.tfevents.*|hparams\.yaml",
-    r"workers": r"config\.yaml|result\.json|run_\w{8}",
-}
-"""Folders of a run, and the files in them, that ``overwrite=true`` removes; others in there are the user's."""
 
 
 def reserve(default: str, section: DictConfig) -> str:

@@ -108,19 +108,11 @@ def show(checkpoint: Path, trust: Sequence[str]) -> None:
 
 
 def run_trial(
-    checkpoint: Path,
-    trust: Sequence[str],
-    name: str,
-    shots: Sequence[int],
-    draws: int,
-    trained: Path | None,
-    root: str | None,
-    device: str | None,
-    out: Path | None,
+    checkpoint: Path, trust: list[str], name: str, trained: Path | None, device: str | None, out: Path | None, **of: Any
 ) -> None:
-    """Print and write what :func:`protoseg.teach.trial.trial` measures."""
+    """Print and write what :func:`protoseg.teach.trial.trial` measures, of ``shots``, ``draws`` and ``root``."""
     full = None if trained is None else open_file(trained, trust)
-    found = trial(open_file(checkpoint, trust), name, shots, draws, full, root, choose_device(device))
+    found = trial(open_file(checkpoint, trust), name, trained=full, device=choose_device(device), **of)
     rows = [["without it (its pixels not counted)", "–", f"{100 * found.before.others:.1f}", ""]]
     for count, scores in found.added.items():
         ious, others = [100 * score.iou for score in scores], mean(100 * score.others for score in scores)
@@ -144,10 +136,9 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
     edit, found = teach(file, dataset, *arguments, title="images")
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
-        say(
-            f"{new.name} ({new.network}): {new.pixels} cells in {len(dataset)} images, {new.distinct} different "
-            f"prototypes{copies}; before, the model called {new.share:.0%} of the cells {new.called}"
-        )
+        seen = f"{new.pixels} cells in {len(dataset)} images, {new.distinct} different prototypes{copies}"
+        before = f"before, the model called {new.share:.0%} of the cells {new.called}"
+        say(f"{new.name} ({new.network}): {seen}; {before}")
         if new.share > 0.95 and new.called != new.name:
             say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
     return edit

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml  # type: ignore[import-untyped]
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
@@ -223,15 +224,7 @@ def quiet_known_warnings() -> None:
     """Silence what Lightning says of choices made on purpose."""
     for name in ("pytorch_lightning", "lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*logging on a step-level.*",
-        ".*module.s. in eval mode at the start of training.*",  # teacher and ImageNet reference, on purpose
-        ".*LeafSpec.*",
-        ".*isinstance.treespec.*",
-        ".*across ranks is zero.*",  # nothing is validated
-        ".*sync_dist=True.*",  # what is logged was summed over ranks before the mean was taken
-    ):
+    for pattern in yaml.safe_load(Path(__file__).with_name("quiet.yaml").read_text("utf-8")):
         warnings.filterwarnings("ignore", pattern)
 
 

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,9 @@ def _attempt(folder: Path, devices: int, threads: int | None, attempt: int) -> R
                     pass
                 if outcome is None:
                     # Not SIGTERM: that is for the workers whose fellow has died, which do not save.
-                    _send(signal.SIGUSR1, workers.pids().values())
+                    for process in workers.pids().values():
+                        with suppress(ProcessLookupError):  # it has ended
+                            os.kill(process, signal.SIGUSR1)
                     outcome = workers.wait(period=0.1)
             finally:
                 workers.close()
@@ -84,12 +85,6 @@ def _attempt(folder: Path, devices: int, threads: int | None, attempt: int) -> R
         raise Stopped(request.received)
     assert outcome is not None
     return outcome
-
-
-def _send(signum: signal.Signals, processes: Iterable[int]) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):  # it has ended
-            os.kill(process, signum)
 
 
 def describe(outcome: RunProcsResult) -> tuple[str, bool]:

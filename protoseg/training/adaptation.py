@@ -65,17 +65,15 @@ class AdaptationModule(SegmentationModule):
         **options: Any,
     ) -> None:
         source_terms = source_terms or {}
-        if twice := set(losses) & set(source_terms):
-            raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(sorted(twice))}")
+        self.check_terms([*losses.items(), *source_terms.items()])  # before one takes another's place
         super().__init__(losses={**losses, **source_terms}, label_space=label_space, **options)
         if not 0 < threshold <= 1 or min(ignore_top, ignore_bottom) < 0:
             given = (threshold, ignore_top, ignore_bottom)
             raise ProtosegError(f"method: expected threshold in (0, 1], ignore_top, ignore_bottom from 0, got {given}")
         if separate_backward and self.model.auxiliary is not None:
-            raise ProtosegError(
-                "method.separate_backward: expected a model without auxiliary head, whose parameters the second "
-                "backward would not reach, got one; set auxiliary=null, or separate_backward=false"
-            )
+            wanted = "a model without auxiliary head, whose parameters the second backward would not reach"
+            remedy = "set auxiliary=null, or separate_backward=false"
+            raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold = threshold
@@ -160,10 +158,8 @@ class AdaptationModule(SegmentationModule):
             self._warn_of_one_class(total, "target pixels")
         for name, term in self.terms.items():
             for key, value in term.statistics.items():
-                if value.ndim:
-                    self._log_classes(f"{name}/{key}", value)
-                else:
-                    self.log(f"{name}/{key}", value)
+                log: Any = self._log_classes if value.ndim else self.log
+                log(f"{name}/{key}", value)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # type: ignore[override]
         if dataloader_idx == 1:
@@ -201,9 +197,7 @@ class AdaptationModule(SegmentationModule):
         if share >= ONE_CLASS_SHARE and not self._told_of_one_class:
             self._told_of_one_class = True
             name = self.label_space.classes[int(winner)]
-            warnings.warn(
-                f"the teacher calls {float(share):.1%} of the {pixels} {name!r} at step {self.global_step}: its "
-                "pseudo-labels teach nothing. Train longer on the source, lower optimizer.lr or method.alpha, or set "
-                "loss.ce.class_weights=balanced",
-                stacklevel=2,
-            )
+            text = f"the teacher calls {float(share):.1%} of the {pixels} {name!r} at step {self.global_step}"
+            remedy = "lower optimizer.lr or method.alpha, or set loss.ce.class_weights=balanced"
+            text += ": its pseudo-labels teach nothing. Train longer on the source"
+            warnings.warn(f"{text}, {remedy}", stacklevel=2)

@@ -25,7 +25,7 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
 from protoseg.text import visible
-from protoseg.training.restoring import hyper_parameters, prepare, renew
+from protoseg.training.restoring import prepare, renew
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
 
@@ -83,7 +83,7 @@ class SegmentationModule(pl.LightningModule):
         self.metrics = SegmentationMetrics(label_space)
         self.subsets = {str(name): tuple(classes) for name, classes in (subsets or {}).items()}
         subset_means(torch.zeros(label_space.num_classes), label_space, self.subsets)  # refuses wrong names now
-        self._settings: list[dict[str, Any]] = []
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups
         self._resumed = False
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
@@ -96,17 +96,15 @@ class SegmentationModule(pl.LightningModule):
         optimizer = self.make_optimizer(self)
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
-        self._settings = hyper_parameters(optimizer)
+        self._settings = [{k: value for k, value in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            raise ProtosegError(
-                f"the checkpoint does not fit this model: {' '.join(str(error).split())}. "
-                "Resume with the encoder, decoder and head it has"
-            ) from error
+            text = f"the checkpoint does not fit this model: {' '.join(str(error).split())}"
+            raise ProtosegError(f"{text}. Resume with the encoder, decoder and head it has") from error
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Brought by the module, because prototypes that do not move are not this algorithm.
@@ -142,10 +140,9 @@ class SegmentationModule(pl.LightningModule):
         """Raise ProtosegError for a term that the method cannot serve, and for two of one name."""
         for name, term in terms:
             if missing := [part for part in term.needs if part not in cls.parts]:
-                raise ProtosegError(
-                    f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which {cls.__name__} lacks; "
-                    "use method=dacs, daformer or mic with data=SOURCE_to_TARGET, or another term"
-                )
+                text = f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which {cls.__name__} lacks"
+                remedy = "use method=dacs, daformer or mic with data=SOURCE_to_TARGET, or another term"
+                raise ProtosegError(f"{text}; {remedy}")
         names = [name for name, _ in terms]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ProtosegError(f"method: expected terms of different names, got two of {', '.join(twice)}")
@@ -208,10 +205,9 @@ class SegmentationModule(pl.LightningModule):
         (wrong, values, files, step), self._unjudged = self._unjudged, None
         if wrong > 0:
             parts = ", ".join(f"{name}={float(value):.4g}" for name, value in values.items())
-            raise ProtosegError(
-                f"loss is not finite at step {step}: {parts}. Files of the batch: {', '.join(files)}. "
-                "The last checkpoint is kept; lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
-            )
+            text = f"loss is not finite at step {step}: {parts}. Files of the batch: {', '.join(files)}"
+            remedy = "lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
+            raise ProtosegError(f"{text}. The last checkpoint is kept; {remedy}")
 
     on_validation_start = on_train_end = judge_loss
 

@@ -43,12 +43,8 @@ class ClassMix:
     def __call__(self, labelled: Batch, target: Target, num_classes: int, threshold: float) -> Mixture:
         """Mix image i with target image i, of the same size; labels of a confidence from ``threshold`` are reliable."""
         pasted = self.mask(labelled.label, num_classes)
+        image = strong_transform(paste(pasted, labelled.image, target.image), **self.colours)
+        sure = target.label.where(target.confidence >= threshold, IGNORE_INDEX)
+        label, reliable = (paste(pasted, labelled.label, each) for each in (target.label, sure))
         weight = (self.target_weight * target.quality).expand(pasted.shape)
-        reliable = target.label.where(target.confidence >= threshold, IGNORE_INDEX)
-        return Mixture(
-            image=strong_transform(paste(pasted, labelled.image, target.image), **self.colours),
-            label=paste(pasted, labelled.label, target.label),
-            reliable=paste(pasted, labelled.label, reliable),
-            pasted=pasted,
-            weight=paste(pasted, torch.ones_like(target.confidence), weight),
-        )
+        return Mixture(image, label, reliable, pasted, paste(pasted, torch.ones_like(target.confidence), weight))

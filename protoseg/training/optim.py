@@ -38,10 +38,9 @@ def parameter_groups(
     depth = {name: int(found[1]) + 1 if (found := _BLOCK.search(name)) else 0 for name in encoder}
     blocks = max(depth.values(), default=0)
     if layer_decay is not None and blocks < 2:
-        raise ProtosegError(
-            "optimizer.layer_decay: expected an encoder that learns, with its blocks in one list (plain ViT, ConvNeXt, "
-            f"Swin), got {'another' if encoder else 'a frozen one'}; set optimizer.layer_decay=null"
-        )
+        wanted = "an encoder that learns, with its blocks in one list (plain ViT, ConvNeXt, Swin)"
+        got = "another" if encoder else "a frozen one"
+        raise ProtosegError(f"optimizer.layer_decay: expected {wanted}, got {got}; set optimizer.layer_decay=null")
     for name, parameter in learned:
         part = "encoder" if name in depth else "decoder"
         rate = lr if encoder_lr is None or part == "decoder" else encoder_lr

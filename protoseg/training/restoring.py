@@ -62,11 +62,6 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
             checkpoint["callbacks"][callback.state_key] = own_state(callback, state)
 
 
-def hyper_parameters(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What the groups of an optimizer are set to: all but their parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-
-
 def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, Any]], step: int) -> None:
     """Let a restored optimizer follow this run's settings, and a new schedule be as after ``step`` steps, to the bit.
 

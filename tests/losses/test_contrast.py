@@ -187,7 +187,7 @@ def test_released_features_are_resized_corner_on_corner(monkeypatch: pytest.Monk
         seen.append(features)
         return features.sum()
 
-    monkeypatch.setattr("protoseg.losses.contrast.pixel_to_pixel", keep)
+    monkeypatch.setattr("protoseg.functional.contrast.pixel_to_pixel", keep)
     map_ = torch.arange(4.0).expand(1, 1, 4, 4)
     output = SegOutput(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), features=[map_])
     for align_corners in (True, False):

@@ -130,10 +130,9 @@ def _pypi_file(name: str) -> Path | None:
 
 
 def weights_at_hand(section: Mapping[str, Any], folder: Path) -> Path:
-    """The file on this machine with the weights that a config's ``encoder`` begins with; nothing is downloaded.
+    """The file with the weights that a config's ``encoder`` begins with, of this machine: nothing is downloaded.
 
-    That of ``encoder.weights``, at its place or in ``folder``; else of the PyPI package, or from the cache of timm's
-    downloads. Raises ProtosegError: none of these.
+    ``weights``, at its place or in ``folder``, else PyPI's or timm's cached one; raises ProtosegError: none of these.
     """
     name, given, missing = str(section.get("name")), section.get("weights"), ""
     files: list[Any] = [Path(given), folder / Path(given).name] if given is not None else [_pypi_file(name)]

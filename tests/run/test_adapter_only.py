@@ -52,7 +52,7 @@ def saved(configure: Configure, folder: Path, *words: str) -> tuple[Any, Path]:
     return module, folder / "a.ckpt"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["rein", *(pytest.param(k, marks=pytest.mark.slow) for k in ("lora", "freeze"))])
 def test_what_is_left_out_is_what_stays_and_comes_back(
     kind: str, configure: Configure, tmp_path: Path, weights: Path
 ) -> None:

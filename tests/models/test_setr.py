@@ -157,12 +157,19 @@ def test_an_encoder_that_does_not_suit_is_one_sentence() -> None:
     ("name", "head"),
     [("segmenter_linear", "linear"), *(pytest.param(name, "prototype", marks=pytest.mark.slow) for name in KINDS)],
 )
-def test_trains_and_is_evaluated(name: str, head: str, configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_trains_and_is_evaluated(
+    name: str, head: str, configure: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [word for word in TINY if "encoder.name" not in word and "decoder" not in word]
     words += ["encoder=vit_small", "encoder.name=test_vit", "encoder.pyramid_channels=null", f"decoder={name}"]
-    words += ["trainer.max_steps=3", *([] if name == "segmenter_linear" else ["decoder.width=8"])]
+    words += [
+        "trainer.max_steps=3",
+        "data.crop_size=[60,60]",
+        *([] if name == "segmenter_linear" else ["decoder.width=8"]),
+    ]
     words = [word for word in words if head == "prototype" or "head" not in word]
     run_training(configure("train", f"head={head}", *words))
+    assert capsys.readouterr().out.count("Crops of [60, 60] are padded to whole patches of 16 pixels") == 1
     file = tmp_path / "run/checkpoints/last.ckpt"
     assert protoseg.load(file).predict(torch.rand(3, 50, 75)).labels.shape == (50, 75)
     if head == "prototype":

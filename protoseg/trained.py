@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoin
 from protoseg.evaluation.predictor import Predictor
 from protoseg.functional.discriminant import Statistics
 from protoseg.models.build import build_model
+from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor
-from protoseg.models.weights import mismatch
+from protoseg.models.weights import mismatch, read_weights, weights_at_hand
 from protoseg.nn import Discriminant
 from protoseg.trusted import NETWORK, checked_sections
 from protoseg.types import LabelSpace, ProtosegError
@@ -28,6 +30,9 @@ from protoseg.types import LabelSpace, ProtosegError
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
     from protoseg.data.channels import ImageReader
+
+HASH = "frozen"
+"""In ``checkpoint["protoseg"]``: of a frozen encoder's weights, which are not in it, but where the config says."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,22 @@ class TrainedFile:
         with _refused(self.path, "inference"):
             return Predictor() if section is None else instantiate(OmegaConf.create(section))
 
+    def whole(self) -> TrainedFile:
+        """Itself, with weights that :func:`without` left out; raises ProtosegError: not on this machine, or others."""
+        state, own = dict(self.content["state_dict"]), dict(self.content["protoseg"])
+        if (known := own.pop(HASH, None)) is None:
+            return self
+        section = self.sections("encoder")["encoder"] or {}
+        with _refused(self.path, "encoder"), torch.random.fork_rng(devices=[]):
+            file = weights_at_hand(section, self.path.parent)
+            with _no_more_than(read_weights(file)):
+                encoder = instantiate(OmegaConf.create(section | {"weights": str(file)}), _convert_="all")
+            if digest(frozen := unmoved(encoder)) != known:
+                raise ProtosegError(f"expected the weights of its frozen encoder, got others in {file} (SHA-256)")
+        for prefix in {prefix for prefix in NETWORKS.values() for name in state if name.startswith(prefix)}:
+            state |= {prefix + name: tensor for name, tensor in frozen.items()}
+        return replace(self, content=self.content | {"state_dict": state, "protoseg": own})
+
     def _network(self) -> DictConfig:
         return OmegaConf.create(self.sections(*NETWORK))
 
@@ -162,12 +183,12 @@ class TrainedFile:
 
 
 def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
-    """Read a checkpoint; nothing of it is run. Raises as :func:`protoseg.checkpoint.read_checkpoint`.
+    """Read a checkpoint; nothing of it is run. Raises as ``read_checkpoint`` and :meth:`TrainedFile.whole`.
 
     ``trust`` names modules whose classes it may build besides those of :data:`protoseg.trusted.SLOTS`, e.g.
     ``["mypackage.heads"]``: your own, or such as you have read.
     """
-    return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust))
+    return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust)).whole()
 
 
 @contextmanager
@@ -206,3 +227,28 @@ def _no_more_than(state: Mapping[str, Tensor]) -> Iterator[None]:
         hooks.register_module_module_registration_hook(look),
     ):  # each handle takes its hook away again
         yield
+
+
+def unmoved(encoder: Encoder) -> dict[str, Tensor]:
+    """What no training step moves: weights that do not learn, of ``freeze`` the buffers too, by names in a network."""
+    moving = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    moving |= set() if encoder.frozen else {name for name, _ in encoder.named_buffers()}
+    return {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items() if name not in moving}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors, in hexadecimal."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def without(checkpoint: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A checkpoint less the tensors of these names in each of its networks, and with their hash."""
+    if not names:
+        return checkpoint
+    state, left_out = checkpoint["state_dict"], {prefix + name for prefix in NETWORKS.values() for name in names}
+    own = {HASH: digest({name: state[NETWORKS["student"] + name] for name in names})}
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    return checkpoint | {"state_dict": kept, "protoseg": checkpoint["protoseg"] | own}

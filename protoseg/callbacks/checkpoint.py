@@ -14,6 +14,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 
 from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.files import write_file
+from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 
 
@@ -24,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+        return TrainedFile(Path(path), read_checkpoint(path, map_location)).whole().content
 
 
 class Checkpoint(ModelCheckpoint):

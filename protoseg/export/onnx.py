@@ -15,8 +15,9 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from protoseg.files import write_file
+from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.models.adapters import merge
 from protoseg.models.hrda import HRDASegmentor
-from protoseg.models.lora import merge
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import LabelSpace, ProtosegError, require
 
@@ -128,11 +129,11 @@ class _Network(nn.Module):
         self.model, self.free = model, size is None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        model, multiple, (height, width) = self.model, max(self.model.encoder.strides), image.shape[-2:]
-        rows, columns = (_cells(side, model.stride) for side in (height, width))
+        model, (height, width) = self.model, image.shape[-2:]
+        rows, columns = grid_size((height, width), model.stride)
         if self.free:  # as the model does
-            below, right = (_cells(side, multiple) * multiple - side for side in (height, width))
-            features = model.decoder(model.encoder(F.pad(model.normalize(image), (0, right, 0, below))))
+            padded = pad_to_multiple(model.normalize(image), max(model.encoder.strides))
+            features = model.decoder(model.encoder(padded))
             logits = model.head(_cropped(features, rows, columns)).logits
         else:
             logits = model(image).logits
@@ -140,10 +141,6 @@ class _Network(nn.Module):
         full = F.interpolate(logits, whole, mode="bilinear", align_corners=model.align_corners)
         labels = full.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32)
         return _cropped(labels, height, width), logits
-
-
-def _cells(side: int, stride: int) -> int:
-    return (side + stride - 1) // stride  # the exporter cannot follow -(-side // stride)
 
 
 def _cropped(x: Tensor, height: int, width: int) -> Tensor:

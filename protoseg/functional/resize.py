@@ -9,7 +9,13 @@ from protoseg.types import IGNORE_INDEX, ProtosegError
 
 def grid_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Height and width of the grid of ``stride`` whose cells cover an image of ``size`` pixels."""
-    return -(-size[0] // stride), -(-size[1] // stride)
+    return (size[0] + stride - 1) // stride, (size[1] + stride - 1) // stride  # as an exporter can follow
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and right of ``b c h w`` until height and width are multiples of ``multiple``."""
+    height, width = grid_size((image.shape[-2], image.shape[-1]), multiple)
+    return F.pad(image, (0, width * multiple - image.shape[-1], 0, height * multiple - image.shape[-2]))
 
 
 def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_corners: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ batch of two or more (per process) while training, and raise ProtosegError for o
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Plus
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder as SmpFPN
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder as SmpSegFormer
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as SmpUPerNet
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from protoseg.types import ProtosegError
@@ -154,12 +155,26 @@ class DeepLabV3PlusDecoder(_PoolingDecoder):
         self.out_channels, self.stride = width, strides[0]
 
 
+def _plain_stride(strides: Sequence[int], factor: int) -> int:
+    """That of the maps of a plain ViT, which all have one, after upsampling; raises ProtosegError for other maps."""
+    if len(set(strides)) > 1 or strides[0] % factor:
+        raise ProtosegError(
+            f"SETR and Segmenter decoders: expected maps of one stride, a multiple of {factor}, got {list(strides)}; "
+            "use a plain ViT without its pyramid (encoder=vit_small encoder.pyramid_channels=null), or another decoder"
+        )
+    return strides[0] // factor
+
+
 class FCNDecoder(nn.Module):
-    """3 x 3 convolutions on one map (Long et al., arXiv 1411.4038, in the form of PSPNet's and mmseg's FCN head).
+    """Convolutions on one map (Long et al., arXiv 1411.4038, in the form of PSPNet's and mmseg's FCN head).
 
     ``num_convs`` of ``width`` channels on map ``in_index`` (−1 is the coarsest); ``concat_input`` joins the input to
-    their result by one more; a share of ``dropout`` of the channels is dropped while training. Raises ProtosegError: no
-    map of that index.
+    their result by one more; a share of ``dropout`` of the channels is dropped while training. With ``plain``, of a
+    plain ViT, whose map is normalised over its channels before: after each convolution of side ``kernel`` comes
+    bilinear upsampling by ``factor``. One of 1 x 1 and a factor of 4 are SETR's naive decoder, four of 3 x 3 and of 2
+    its progressive one (Zheng et al., CVPR 2021, arXiv 2012.15840, Sec. 3.2, as in mmsegmentation); none, before a
+    linear head, Segmenter's linear decoder (Strudel et al., ICCV 2021, arXiv 2105.05633). Raises ProtosegError: no map
+    of that index; with ``plain``, maps of several strides, or of one that the factors do not divide.
     """
 
     def __init__(
@@ -171,23 +186,53 @@ class FCNDecoder(nn.Module):
         num_convs: int = 2,
         concat_input: bool = False,
         dropout: float = 0.1,
+        plain: bool = False,
+        kernel: int = 3,
+        factor: int = 1,
     ) -> None:
         super().__init__()
         if not -len(channels) <= in_index < len(channels):
             raise ProtosegError(f"in_index: expected one of the encoder's {len(channels)} maps, got {in_index}")
         self.in_index = in_index
+        self.norm = LayerNorm2d(channels[in_index]) if plain else nn.Identity()
         widths = [channels[in_index]] + [width] * num_convs
-        self.convs = nn.Sequential(*(conv_bn_relu(a, b) for a, b in pairwise(widths)))
+        convs = (conv_bn_relu(a, b, kernel) for a, b in pairwise(widths))
+        self.convs = nn.Sequential(*(conv.append(_bilinear(factor)) if plain else conv for conv in convs))
         self.join = conv_bn_relu(channels[in_index] + widths[-1], width) if concat_input else None
         self.dropout = nn.Dropout2d(dropout)
-        self.out_channels, self.stride = width if concat_input else widths[-1], strides[in_index]
+        self.out_channels = width if concat_input else widths[-1]
+        self.stride = _plain_stride(strides, factor**num_convs) if plain else strides[in_index]
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        feature = features[self.in_index]
+        feature = self.norm(features[self.in_index])
         embedding = self.convs(feature)
         if self.join is not None:
             embedding = self.join(torch.cat([feature, embedding], dim=1))
         return self.dropout(embedding)
+
+
+class SETRMLADecoder(nn.Module):
+    """SETR's multi-level aggregation: maps of a plain ViT's layers, summed from the last one back, convolved, joined.
+
+    Each sum passes three 3 x 3 convolutions, of ``width`` and twice of ``level_width``, and is upsampled by 4. Source
+    and errors as of ``plain`` in :class:`FCNDecoder`; the paper's layers are every sixth of 24.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], width: int = 256, level_width: int = 128
+    ) -> None:
+        super().__init__()
+        self.out_channels, self.stride = len(channels) * level_width, _plain_stride(strides, 4)
+        widths = (width, width, level_width, level_width)
+        self.embeddings = nn.ModuleList(nn.Sequential(LayerNorm2d(c), conv_bn_relu(c, width, 1)) for c in channels)
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(conv_bn_relu(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels
+        )
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        embedded = [embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]
+        sums = accumulate(reversed(embedded))
+        return torch.cat([level(total) for level, total in zip(self.levels, sums, strict=True)], dim=1)
 
 
 class HRNetDecoder(nn.Module):

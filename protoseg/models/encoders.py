@@ -8,13 +8,13 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from protoseg.models.lora import adapt
+from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
 from protoseg.types import ProtosegError, first_line
@@ -46,6 +46,7 @@ class Encoder(nn.Module):
     std: tuple[float, ...]
     model: nn.Module  # what has pretrained weights
     frozen = False
+    patch = 1  # images are padded (bottom, right) to multiples of it
 
     def freeze(self) -> None:
         """Weights and BatchNorm statistics of ``model`` stay as they are: it is in eval mode, also in training."""
@@ -100,17 +101,19 @@ class SimpleFeaturePyramid(nn.Module):
 class TimmEncoder(Encoder):
     """Any timm model that gives feature maps, by name: CNN, ConvNeXt, HRNet, Swin, and plain ViT through a pyramid.
 
-    A plain ViT whose patch is no power of two (DINOv2: 14) sees the image resized so that one patch falls on one cell
-    of stride 16; the maps are then exactly at strides 4 to 32 like everyone else's.
+    A plain ViT whose patch is no power of two (DINOv2: 14) sees the image padded with zeros to whole patches; its maps
+    are resampled to stride 16, every cell on its own pixels, and cut to the image: strides are like everyone else's.
 
     Args:
         name: timm model name, with or without a tag (``resnet50``, ``resnet50.a1_in1k``).
         pretrained: ImageNet weights, see ``protoseg.models.weights.load_timm_weights``.
         weights: local weights file (``.pth``, ``.safetensors``); goes before ``pretrained``.
-        pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths.
+        pyramid_channels: width of each map of a plain ViT's pyramid; other models keep their own widths. None: no
+            pyramid, but the ViT's own maps after each quarter of its blocks, all of one stride.
         grad_checkpointing: see :func:`protoseg.models.recompute.recompute_blocks`.
         freeze: what has pretrained weights (not a plain ViT's pyramid) stays as it is, see :meth:`Encoder.freeze`.
-        lora_rank: see :func:`protoseg.models.lora.adapt`; not together with ``freeze``.
+        lora_rank: see :func:`protoseg.models.adapters.adapt`.
+        rein_tokens: see :func:`protoseg.models.adapters.refine`; one of it, ``lora_rank`` and ``freeze`` at most.
         fuse_align_corners: of HRNet: its branches go to the finer ones bilinear with align_corners=True, as in the
             original code and the released ProtoSeg; timm takes the nearest cell.
         mean, std: of red, green and blue in [0, 1], where they are not those that timm states.
@@ -127,10 +130,11 @@ class TimmEncoder(Encoder):
         name: str,
         pretrained: bool = False,
         weights: str | Path | None = None,
-        pyramid_channels: int = 256,
+        pyramid_channels: int | None = 256,
         grad_checkpointing: bool = False,
         freeze: bool = False,
         lora_rank: int | None = None,
+        rein_tokens: int | None = None,
         fuse_align_corners: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -138,8 +142,9 @@ class TimmEncoder(Encoder):
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
-        if freeze and lora_rank is not None:
-            raise ProtosegError("encoder: expected freeze or lora_rank, got both: nothing would learn; leave one out")
+        chosen = {"freeze": freeze or None, "lora_rank": lora_rank, "rein_tokens": rein_tokens}
+        if sum(value is not None for value in chosen.values()) > 1:
+            raise ProtosegError(f"encoder: expected one of {', '.join(chosen)} at most, got {chosen}; leave others out")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
             raise ProtosegError(
@@ -170,8 +175,14 @@ class TimmEncoder(Encoder):
         if len(set(strides)) == 1:
             self.patch = strides[-1]
             self.patch_stride = 2 ** round(math.log2(self.patch))
-            self.pyramid = SimpleFeaturePyramid(channels[-1], self.patch_stride, pyramid_channels)
-            self.channels, self.strides = [pyramid_channels] * 4, list(self.pyramid.strides)
+            getter: Any = self.model
+            depth, quarters = max(getter.out_indices) + 1, (1, 2, 3, 4) if pyramid_channels is None else (4,)
+            getter.out_indices = sorted({max(0, depth * quarter // 4 - 1) for quarter in quarters})
+            self.channels = channels[-1:] * len(getter.out_indices)
+            self.strides = [self.patch_stride] * len(self.channels)
+            if pyramid_channels is not None:
+                self.pyramid = SimpleFeaturePyramid(channels[-1], self.patch_stride, pyramid_channels)
+                self.channels, self.strides = [pyramid_channels] * 4, list(self.pyramid.strides)
         else:
             self.channels, self.strides = channels[-4:], strides[-4:]
             if self.strides[:1] != [4] or len(self.strides) < 4:
@@ -180,23 +191,31 @@ class TimmEncoder(Encoder):
             recompute_blocks(self.model, name)
         if lora_rank is not None:
             adapt(self.model, lora_rank, name)
+        self.rein = None if rein_tokens is None else refine(getattr(self.model, "model", None), rein_tokens, name)
         if freeze:
             self.freeze()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        if self.pyramid is not None:
-            return self.pyramid(self.model(self._on_patches(image))[-1])
-        maps = self.model(image)[-4:]
-        if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
-            maps = [feature.permute(0, 3, 1, 2) for feature in maps]
-        return maps
+        if self.patch == 1:
+            maps = self.model(image)[-4:]
+            if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
+                maps = [feature.permute(0, 3, 1, 2) for feature in maps]
+            return maps
+        maps = self.model(image) if self.patch == self.patch_stride else self._on_grid(image)
+        return maps if self.pyramid is None else self.pyramid(maps[-1])
 
-    def _on_patches(self, image: Tensor) -> Tensor:
-        """Resize so that one patch of the ViT falls on one cell of ``patch_stride`` pixels."""
-        if self.patch == self.patch_stride:
-            return image
-        size = [length // self.patch_stride * self.patch for length in image.shape[-2:]]
-        return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    def _on_grid(self, image: Tensor) -> list[Tensor]:
+        """Maps of the image, padded to whole patches, on cells of ``patch_stride`` pixels instead of ``patch``."""
+        given, cells = (grid_size((image.shape[-2], image.shape[-1]), side) for side in (self.patch, self.patch_stride))
+        rows, columns = (self._weights(new, old, image) for new, old in zip(cells, given, strict=True))
+        maps = self.model(pad_to_multiple(image, self.patch))
+        return [rows.to(feature.dtype) @ feature @ columns.T.to(feature.dtype) for feature in maps]
+
+    def _weights(self, cells: int, given: int, image: Tensor) -> Tensor:
+        """Of given cells in each new one, bilinear, ``cells given``: an exporter can follow products, but no cut."""
+        new, old = (torch.arange(number, device=image.device, dtype=torch.float32) for number in (cells, given))
+        at = ((new + 0.5) * self.patch_stride / self.patch - 0.5).clamp(0, given - 1)
+        return (1 - (at[:, None] - old).abs()).clamp_min(0)
 
 
 def _features_only(name: str, options: dict[str, Any]) -> nn.Module:

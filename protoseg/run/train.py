@@ -35,6 +35,7 @@ from protoseg.run.build import build_datamodule, build_module, instances, plain,
 from protoseg.run.launch import first_process, requested_devices
 from protoseg.run.resuming import changed_settings, checkpoint_to_resume, is_finished, take_input
 from protoseg.text import Terminal, command, markdown_table, override, program, say
+from protoseg.trained import TrainedFile, open_file, unmoved
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
@@ -74,12 +75,14 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         if changed:
             rank_zero_only(say)(f"resumed with changed settings: {changed}")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")  # the folder of the checkpoints: as it should
-    start = read_checkpoint(cfg.init_from) if cfg.init_from and cfg.resume is None else None
+    start = open_file(cfg.init_from).content if cfg.init_from and cfg.resume is None else None
     if start is not None:
         take_input(cfg, start)
     module = build_module(cfg, datamodule.label_space)
     if start is not None:
         rank_zero_only(say)(f"init_from={cfg.init_from}: {start_from(module, start, cfg)}")
+    if cfg.adapter_only:
+        leave_out_frozen(module, last)
     check_data_suit_method(datamodule, module)
     # Under a name that is free, for CSVLogger deletes the log that it finds.
     logs = next(name for name in chain(["logs"], (f"logs_{i}" for i in count(1))) if not (output / name).exists())
@@ -123,6 +126,18 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         log_score(trainer, module.config, score)
         return score
     return metrics.get("val/mIoU", math.nan)
+
+
+def leave_out_frozen(module: SegmentationModule, last: Path) -> None:
+    """Let checkpoints hold what learns alone; ProtosegError where that is all, or the rest could not be read again."""
+    module.left_out = [*unmoved(module.model.encoder)]
+    if not module.left_out:
+        frozen = "encoder.freeze=true, encoder.lora_rank=8 or encoder.rein_tokens=100"
+        raise ProtosegError(f"adapter_only=true: expected a frozen encoder, got one that learns; set {frozen}")
+    if module.config and module.config["resume"] is None:
+        content: dict[str, Any] = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(content)
+        TrainedFile(last, content).whole()
 
 
 def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, changed: str) -> float:
@@ -204,6 +219,8 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
     what = f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes"
     say(f"{what} ({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}")
+    if any(side % model.encoder.patch for side in cfg.data.crop_size):
+        say(f"Crops of {cfg.data.crop_size} are padded to whole patches of {model.encoder.patch} pixels")
 
 
 def learned_parameters(module: SegmentationModule) -> int:

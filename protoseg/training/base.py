@@ -25,6 +25,7 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
 from protoseg.text import visible
+from protoseg.trained import without
 from protoseg.training.restoring import prepare, renew
 from protoseg.types import Batch, LabelSpace, ProtosegError, SegOutput
 
@@ -87,6 +88,7 @@ class SegmentationModule(pl.LightningModule):
         self._resumed = False
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
+        self.left_out: list[str] = []  # names for :func:`protoseg.trained.without`; set by it too
 
     def forward(self, image: Tensor) -> Any:
         """Images ``b 3 h w`` (uint8, or float in [0, 1]) to :class:`protoseg.types.SegOutput`."""
@@ -269,6 +271,7 @@ class SegmentationModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.judge_loss()
         checkpoint["protoseg"] = own_part(self.config, self.label_space)
+        checkpoint.update(without(checkpoint, self.left_out))
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from protoseg.types import ProtosegError
 
+_OURS = ("encoder.pyramid.", "encoder.rein.")
 _BLOCK = re.compile(r"\b(?:blocks|stages|layers)[._](\d+)\.")
 
 
@@ -25,7 +26,7 @@ def parameter_groups(
     """Up to four named groups: encoder / decoder, each with and without weight decay; ``encoder_lr`` is ``lr`` if None.
 
     ``model`` is a ``Segmentor``, or a LightningModule that holds one; frozen parameters are left out. Loss terms' go
-    with the decoder, and a plain ViT's pyramid, which no weights file brings. Not decayed are parameters with one axis
+    with the decoder, and a plain ViT's pyramid and Rein, which no file brings. Not decayed are parameters with one axis
     (norm scales, biases); or, with ``no_decay``, those with one of these words in their names: ``[norm]`` in the
     released codes of SegFormer, DAFormer, HRDA and MIC (which decay the decoder's biases and BatchNorms), ``[]`` in
     that of ProtoSeg. With ``layer_decay`` d, block i of n of the encoder learns at ``encoder_lr`` times d^(n - i), i
@@ -34,7 +35,7 @@ def parameter_groups(
     """
     groups: dict[str, dict] = {}
     learned = [(name.removeprefix("model."), x) for name, x in model.named_parameters() if x.requires_grad]
-    encoder = [name for name, _ in learned if name.startswith("encoder.") and not name.startswith("encoder.pyramid.")]
+    encoder = [name for name, _ in learned if name.startswith("encoder.") and not name.startswith(_OURS)]
     depth = {name: int(found[1]) + 1 if (found := _BLOCK.search(name)) else 0 for name in encoder}
     blocks = max(depth.values(), default=0)
     if layer_decay is not None and blocks < 2:

@@ -53,6 +53,8 @@ def is_needed(group: str, name: str) -> list[str]:
     """Choices that must go together with this one."""
     if (group, name) == ("decoder", "hrnet"):
         return ["encoder=hrnet_w18"]
+    if group == "decoder" and name.startswith("se") and name != "segformer":
+        return ["encoder=vit_small", "encoder.pyramid_channels=null"]
     if group == "contrast" and name != "none":
         return ["method=dacs"]
     return []

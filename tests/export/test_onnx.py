@@ -18,7 +18,7 @@ from protoseg.data.label_spaces import CAMVID
 from protoseg.evaluation.predictor import Predictor
 from protoseg.export import compare_onnx, export_onnx
 from protoseg.export.onnx import multiple_of
-from protoseg.models.decoders import FPNDecoder
+from protoseg.models.decoders import FPNDecoder, SETRMLADecoder
 from protoseg.models.encoders import Encoder, TimmEncoder
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor
@@ -132,6 +132,18 @@ def test_real_encoders(name: str, tmp_path: Path) -> None:
     free = multiple_of(path) == 1
     assert free == ("swin" not in name)
     assert compare_onnx(model, path, [(64, 96), (160, 128), *([(241, 319)] if free else [])]).logits < 1e-3
+
+
+@pytest.mark.slow
+def test_patches_of_14_at_any_size(tmp_path: Path) -> None:
+    """Padded, resampled and cut inside the file, with Rein and a decoder of plain ViTs."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder("vit_small_patch14_reg4_dinov2", depth=3, pyramid_channels=None, rein_tokens=5)
+    torch.nn.init.normal_(encoder.rein.delta.weight, std=0.02)
+    model = Segmentor(encoder, partial(SETRMLADecoder, width=8, level_width=4), PrototypeHead, 11).eval()
+    path = export_onnx(model, CAMVID, tmp_path / "model.onnx")
+    assert multiple_of(path) == 1
+    assert compare_onnx(model, path, [(64, 96), (160, 128), (241, 319)]).logits < 1e-4
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from protoseg.models.encoders import IMAGENET_MEAN, Encoder, MiTEncoder, SimpleFeaturePyramid, TimmEncoder
@@ -81,9 +82,22 @@ def test_maps_depend_on_what_they_look_at(name: str) -> None:
     assert column >= 18
 
 
-def test_plain_vit_with_patch_14_sees_one_patch_per_cell_of_stride_16() -> None:
-    encoder = TimmEncoder("vit_small_patch14_dinov2", depth=3)
-    assert encoder._on_patches(torch.zeros(1, 3, 64, 96)).shape[-2:] == (4 * 14, 6 * 14)
+def test_plain_vit_with_patch_14_sees_the_padded_image_cell_on_pixels() -> None:
+    """timm's own maps of the image padded to whole patches, resampled to stride 16 as torch does, and cut."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder("vit_small_patch14_dinov2", depth=3, pyramid_channels=None).eval()
+    model: Any = encoder.model
+    image = torch.randn(2, 3, 64, 96)
+    padded = torch.zeros(2, 3, 70, 98)
+    padded[..., :64, :96] = image
+    with torch.no_grad():
+        theirs = model["model"].forward_intermediates(padded, indices=[0, 1, 2], intermediates_only=True)
+        ours = encoder(image)
+    assert (encoder.channels, encoder.strides) == ([384] * 3, [16] * 3)
+    for own, raw in zip(ours, theirs, strict=True):
+        assert raw.shape[-2:] == (5, 7)
+        scaled = F.interpolate(raw, scale_factor=14 / 16, mode="bilinear", recompute_scale_factor=False)
+        assert_close(own, scaled[..., :4, :6])
 
 
 def test_pyramid_stages_are_aligned_with_the_vits_map() -> None:

@@ -1,4 +1,4 @@
-"""Encoders learned without labels (DINOv2, DINOv3, EVA-02, SigLIP 2): timm's numbers at any size, patches alone."""
+"""Encoders learned without labels (DINO, EVA-02, SigLIP 2, AM-RADIO): timm's numbers at any size, patches alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from protoseg.checkpoint import read_checkpoint
 from protoseg.models.encoders import IMAGENET_MEAN, TimmEncoder
 from protoseg.run.train import run_training
+from protoseg.types import ProtosegError
 
 HALF = (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073)
@@ -23,6 +25,7 @@ FAMILIES = [
     ("vit_tiny_patch16_dinov3_qkvb", 5, IMAGENET_MEAN),
     ("eva02_tiny_patch14_224", 1, CLIP),
     ("vit_base_patch16_siglip_gap_512.v2_webli", 0, HALF),
+    ("vit_base_patch16_radio_v3", 8, CLIP),
 ]
 
 
@@ -38,12 +41,13 @@ def test_the_map_is_timms_tokens_without_class_and_registers(name: str, prefix: 
     assert encoder.mean == mean
     assert whole.num_prefix_tokens == prefix
     for height, width in ((64, 96), (96, 160)):
-        image = encoder._on_patches(torch.randn(2, 3, height, width))
+        below, right = (-side % encoder.patch for side in (height, width))
+        image = F.pad(torch.randn(2, 3, height, width), (0, right, 0, below))
         with torch.no_grad():
             tokens = whole.forward_features(image)[:, prefix:]
             last = encoder.model(image)[-1]
             (theirs,) = whole.forward_intermediates(image, indices=[2], intermediates_only=True)
-        assert last.shape[-2:] == (height // 16, width // 16)
+        assert last.shape[-2:] == (-(-height // encoder.patch), -(-width // encoder.patch))
         assert torch.equal(last, theirs)
         assert torch.equal(whole.norm(last.flatten(2).transpose(1, 2)), tokens)
 
@@ -91,3 +95,21 @@ def test_vfm_trains_a_step(configure: Callable[..., DictConfig], tmp_path: Path)
         **{f"encoder_{i}": pytest.approx(3.14e-6 * 0.9 ** (depth + 1 - i)) for i in range(depth + 1)},
     }
     assert not any("feature_distance" in name for name in checkpoint["state_dict"])
+
+
+def test_weights_of_another_size_or_family_name_the_first_ten_left_over(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_small_patch14_dinov2", depth=3, num_classes=0).state_dict(), tmp_path / "a.pth")
+    for name, depth, kinds in (
+        ("vit_base_patch14_dinov2", 3, ("of another shape",)),
+        ("vit_small_patch14_dinov2", 2 + 2, ("missing",)),
+        ("convnext_atto", None, ("missing", "unexpected")),
+    ):
+        with pytest.raises(ProtosegError, match=r"a\.pth does not fit the encoder\. Keys ") as raised:
+            TimmEncoder(name, weights=tmp_path / "a.pth", **({} if depth is None else {"depth": depth}))
+        listed = str(raised.value).partition("Keys ")[2].partition(". Use a file")[0].split("; ")
+        assert [part.partition(":")[0].partition(" ")[2] for part in listed] == list(kinds)
+        for part in listed:
+            number, names = int(part.partition(" ")[0]), part.partition(": ")[2]
+            assert number > 10
+            assert names.count(", ...") == 1
+            assert len([key for key in names.split(", ") if "." in key or "_" in key]) >= 10

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from protoseg.models.adapters import merge
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import TimmEncoder
-from protoseg.models.lora import merge
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import LinearHead
 from protoseg.training.optim import build_optimizer
@@ -96,5 +96,5 @@ def test_wrong_settings_are_one_sentence() -> None:
     for name, options in (("test_vit", {"lora_rank": 0}), ("tf_efficientnet_lite0", {"lora_rank": 4})):
         with pytest.raises(ProtosegError, match=r"lora_rank: expected 1 or more, and an encoder with attention"):
             TimmEncoder(name, **options)
-    with pytest.raises(ProtosegError, match="expected freeze or lora_rank, got both"):
+    with pytest.raises(ProtosegError, match="expected one of freeze, lora_rank, rein_tokens at most, got"):
         TimmEncoder("test_vit", lora_rank=4, freeze=True)

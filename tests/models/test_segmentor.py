@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from protoseg.functional.resize import upsample_logits
+from protoseg.functional.resize import pad_to_multiple, upsample_logits
 from protoseg.models.decoders import AuxiliaryHead, FCNDecoder, FPNDecoder
 from protoseg.models.encoders import MIT_VARIANTS, Encoder, TimmEncoder
-from protoseg.models.segmentor import Segmentor, pad_to_multiple
+from protoseg.models.segmentor import Segmentor
 from protoseg.types import ProtosegError, SegOutput
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -150,13 +150,15 @@ def test_wrong_images(image: Tensor) -> None:
 
 def test_every_encoder_and_decoder_config_instantiates() -> None:
     decoders = sorted((CONF / "decoder").glob("*.yaml"))
-    names = ["daformer", "deeplabv3plus", "fcn", "fpn", "hrnet", "none", "segformer", "upernet"]
+    plain = ["segmenter_linear", "setr_mla", "setr_naive", "setr_pup"]  # of ViTs, whose maps are of one stride
+    names = sorted(["daformer", "deeplabv3plus", "fcn", "fpn", "hrnet", "none", "segformer", "upernet", *plain])
     assert [path.stem for path in decoders] == names
     for path in decoders:
-        decoder = instantiate(OmegaConf.load(path))([8, 8, 8, 8], [4, 8, 16, 32])
+        strides = [16] * 4 if path.stem in plain else [4, 8, 16, 32]
+        decoder = instantiate(OmegaConf.load(path))([8, 8, 8, 8], strides)
         assert decoder.out_channels > 0
     encoders = sorted((CONF / "encoder").glob("*.yaml"))
-    assert len(encoders) == 19
+    assert len(encoders) == 20
     for path in encoders:
         config = OmegaConf.load(path)
         assert config.pretrained is True

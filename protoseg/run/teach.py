@@ -17,9 +17,10 @@ from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
 from protoseg.teach.normalisation import adapt_normalisation
-from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
+from protoseg.teach.operations import NewClass, add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.statistics import MAX_IMAGES, with_statistics
 from protoseg.teach.trial import trial
+from protoseg.teach.tuning import tune_classes
 from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
 
@@ -74,6 +75,28 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     dataset = part.dataset(part.train_split)
     save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images").content, out)
     say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
+
+
+def tune(
+    checkpoint: Path,
+    trust: Sequence[str],
+    images: Path,
+    masks: Path,
+    out: Path,
+    names: list[str],
+    colors: Any,
+    ids: Any,
+    seed: int,
+    device: str | None,
+) -> None:
+    """Write the checkpoint with new classes, and decoder and head trained for them: :func:`protoseg.teach.tune_classes`."""
+    file = open_file(checkpoint, trust)
+    dataset = ClassMasks(images, masks, names, colors, ids)
+    dataset.reader = file.reader
+    tuned, found = tune_classes(file, dataset, names, seed, choose_device(device), "images")
+    save_checkpoint(tuned.content, out)
+    _tell(found, dataset)
+    say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
 
 
 def adapt(checkpoint: Path, trust: Sequence[str], images: Path, out: Path, device: str | None) -> None:
@@ -134,6 +157,11 @@ def run_trial(
 def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> ClassEdit:
     dataset.reader = file.reader
     edit, found = teach(file, dataset, *arguments, title="images")
+    _tell(found, dataset)
+    return edit
+
+
+def _tell(found: Sequence[NewClass], dataset: ClassMasks) -> None:
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
         seen = f"{new.pixels} cells in {len(dataset)} images, {new.distinct} different prototypes{copies}"
@@ -141,4 +169,3 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
         say(f"{new.name} ({new.network}): {seen}; {before}")
         if new.share > 0.95 and new.called != new.name:
             say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
-    return edit

@@ -77,23 +77,11 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
 
 
-def tune(
-    checkpoint: Path,
-    trust: Sequence[str],
-    images: Path,
-    masks: Path,
-    out: Path,
-    names: list[str],
-    colors: Any,
-    ids: Any,
-    seed: int,
-    device: str | None,
-) -> None:
-    """Write the checkpoint with new classes, and decoder and head trained for them: :func:`protoseg.teach.tune_classes`."""
-    file = open_file(checkpoint, trust)
-    dataset = ClassMasks(images, masks, names, colors, ids)
+def tune(checkpoint: Path, trust: Sequence[str], out: Path, seed: int, device: str | None, **labelled: Any) -> None:
+    """Write the checkpoint with classes that :func:`protoseg.teach.tune_classes` gave it; the rest is of its masks."""
+    file, dataset = open_file(checkpoint, trust), ClassMasks(**labelled)
     dataset.reader = file.reader
-    tuned, found = tune_classes(file, dataset, names, seed, choose_device(device), "images")
+    tuned, found = tune_classes(file, dataset, labelled["names"], seed, choose_device(device), "images")
     save_checkpoint(tuned.content, out)
     _tell(found, dataset)
     say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")

@@ -17,7 +17,7 @@ from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
 from protoseg.teach.normalisation import adapt_normalisation
-from protoseg.teach.operations import NewClass, add_classes, merge_classes, refresh_class, remove_classes
+from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.statistics import MAX_IMAGES, with_statistics
 from protoseg.teach.trial import trial
 from protoseg.teach.tuning import tune_classes
@@ -80,10 +80,8 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
 def tune(checkpoint: Path, trust: Sequence[str], out: Path, seed: int, device: str | None, **labelled: Any) -> None:
     """Write the checkpoint with classes that :func:`protoseg.teach.tune_classes` gave it; the rest is of its masks."""
     file, dataset = open_file(checkpoint, trust), ClassMasks(**labelled)
-    dataset.reader = file.reader
-    tuned, found = tune_classes(file, dataset, labelled["names"], seed, choose_device(device), "images")
+    tuned = _taught(tune_classes, file, dataset, labelled["names"], seed, choose_device(device))
     save_checkpoint(tuned.content, out)
-    _tell(found, dataset)
     say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
 
 
@@ -142,14 +140,9 @@ def run_trial(
         write_json(out, found._asdict())
 
 
-def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> ClassEdit:
+def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> Any:
     dataset.reader = file.reader
-    edit, found = teach(file, dataset, *arguments, title="images")
-    _tell(found, dataset)
-    return edit
-
-
-def _tell(found: Sequence[NewClass], dataset: ClassMasks) -> None:
+    made, found = teach(file, dataset, *arguments, title="images")
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
         seen = f"{new.pixels} cells in {len(dataset)} images, {new.distinct} different prototypes{copies}"
@@ -157,3 +150,4 @@ def _tell(found: Sequence[NewClass], dataset: ClassMasks) -> None:
         say(f"{new.name} ({new.network}): {seen}; {before}")
         if new.share > 0.95 and new.called != new.name:
             say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
+    return made

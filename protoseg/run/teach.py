@@ -20,6 +20,7 @@ from protoseg.teach.normalisation import adapt_normalisation
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.statistics import MAX_IMAGES, with_statistics
 from protoseg.teach.trial import trial
+from protoseg.teach.tuning import tune_classes
 from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
 
@@ -74,6 +75,14 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     dataset = part.dataset(part.train_split)
     save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images").content, out)
     say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
+
+
+def tune(checkpoint: Path, trust: Sequence[str], out: Path, seed: int, device: str | None, **labelled: Any) -> None:
+    """Write the checkpoint with classes that :func:`protoseg.teach.tune_classes` gave it; the rest is of its masks."""
+    file, dataset = open_file(checkpoint, trust), ClassMasks(**labelled)
+    tuned = _taught(tune_classes, file, dataset, labelled["names"], seed, choose_device(device))
+    save_checkpoint(tuned.content, out)
+    say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
 
 
 def adapt(checkpoint: Path, trust: Sequence[str], images: Path, out: Path, device: str | None) -> None:
@@ -131,9 +140,9 @@ def run_trial(
         write_json(out, found._asdict())
 
 
-def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> ClassEdit:
+def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *arguments: Any) -> Any:
     dataset.reader = file.reader
-    edit, found = teach(file, dataset, *arguments, title="images")
+    made, found = teach(file, dataset, *arguments, title="images")
     for new in found:
         copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
         seen = f"{new.pixels} cells in {len(dataset)} images, {new.distinct} different prototypes{copies}"
@@ -141,4 +150,4 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
         say(f"{new.name} ({new.network}): {seen}; {before}")
         if new.share > 0.95 and new.called != new.name:
             say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
-    return edit
+    return made

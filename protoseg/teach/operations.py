@@ -57,6 +57,23 @@ def add_classes(
     Raises ProtosegError: classes that are there already or have no pixel; a checkpoint without statistics; a head
     without prototypes, or with learned weights for each class.
     """
+    if editable_memories(file) and file.statistics() is None:
+        raise ProtosegError(
+            f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes "
+            "are found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
+        )
+    return placed_classes(file, dataset, names, seed, device, title)
+
+
+def placed_classes(
+    file: TrainedFile,
+    dataset: SegmentationDataset,
+    names: Sequence[str],
+    seed: int,
+    device: torch.device | str,
+    title: str,
+) -> tuple[ClassEdit, list[NewClass]]:
+    """As :func:`add_classes`, of a checkpoint with or without statistics: without, by prototypes alone."""
     space, given = file.label_space, dataset.label_space
     ids = given.ids(names, "classes to add")
     if known := sorted(set(names) & set(space.classes)):
@@ -173,11 +190,6 @@ def _learned(
     means: Means = {}
     for network, memory in editable_memories(file).items():
         known, made = file.statistics(network), []
-        if known is None and not old:
-            raise ProtosegError(
-                f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes "
-                "are found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
-            )
         model = file.model(network).to(device)
         for i, seen in _looked_at(model, dataset, ids, known, seed, title and f"{title} ({network})").items():
             name = dataset.label_space.classes[i]

@@ -134,6 +134,27 @@ def test_an_added_class_that_the_data_do_not_label_leaves_the_mean_alone(
     assert (report["checkpoint"], report["network"], report["split"]) == (str(more), "student", "val")
 
 
+def test_a_class_is_tuned_without_statistics(
+    base: Path,
+    cars: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("protoseg.teach.tuning.STEPS", 2)
+    more = tmp_path / "more.ckpt"
+    what = "--name Plate --color 1,2,3 --id 8 --seed 1 --device cpu"
+    call("tune", base, "--images", cars[0], "--masks", cars[1], what, "--out", more)
+    shown = capsys.readouterr()
+    assert "Plate (student): " in shown.out
+    assert f"Evaluate it: python evaluate.py ckpt_path={more}" in shown.out
+    assert "tuning (student)" in shown.out + shown.err
+    assert classes(more) == (*CAMVID.classes, "Plate")
+    before, after = (read_checkpoint(path)["state_dict"] for path in (base, more))
+    moved = [name for name, tensor in before.items() if not name.startswith("model.head.memory")]
+    assert any(not before[name].equal(after[name]) for name in moved if name in after)
+
+
 def test_a_class_by_another_name_is_asked_about(
     base: Path, cars: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,8 @@
-"""Cost of a whole training step of domain adaptation: DACS, DAFormer, and DAFormer with pixel contrast."""
+"""Cost of a whole training step of domain adaptation: DACS, DAFormer, and DAFormer with pixel contrast.
+
+``floor``: what no method of a teacher and a student can do without, the network alone: one pass of the teacher without
+gradient, two of the student with theirs (source, mixed), on the same images, and the optimizer's step.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,11 @@ def adaptation_steps(setting: AdaptationSetting, device: torch.device) -> dict[s
         "daformer": ({"feature_distance": FeatureDistance()}, {**mixed}),
         "daformer + pgpc": ({"feature_distance": FeatureDistance()}, {**mixed, "contrast": PrototypeGuidedContrast()}),
     }
-    return {name: partial(_step, *_trained(s, *terms, device), batch) for name, terms in methods.items()}
+    floor = partial(_floor, *_trained(s, *methods["dacs"], device), batch)
+    return {
+        "floor": floor,
+        **{name: partial(_step, *_trained(s, *terms, device), batch) for name, terms in methods.items()},
+    }
 
 
 def _trained(
@@ -82,3 +90,13 @@ def _step(module: AdaptationModule, optimizer: torch.optim.Optimizer, batch: Ada
     module.after_optimizer_step()
     trainer: Any = module.trainer
     trainer.global_step += 1
+
+
+def _floor(module: AdaptationModule, optimizer: torch.optim.Optimizer, batch: AdaptationBatch) -> None:
+    """The three passes of the network; the gradients are those of a sum."""
+    optimizer.zero_grad()
+    with torch.no_grad():
+        module.teacher(batch.target.image)
+    for image in (batch.source.image, batch.target.image):
+        module.model(image).logits.sum().backward()
+    optimizer.step()

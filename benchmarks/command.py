@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import platform
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,17 @@ import torch
 from rich.console import Console
 
 from benchmarks.adaptation import AdaptationSetting, adaptation_steps
+from benchmarks.against import AgainstSetting, against_steps
 from benchmarks.contrast import ContrastSetting, contrast_steps
 from benchmarks.data import DataSetting, data_steps
 from benchmarks.head import HeadSetting, head_steps
 from benchmarks.inference import InferenceSetting, inference_steps
+from benchmarks.labelling import LabellingSetting, labelling_steps
+from benchmarks.loader import LoaderSetting, loader_steps
+from benchmarks.machine import about
 from benchmarks.measure import Steps, measure
 from benchmarks.precision import PrecisionSetting, precision_steps
+from benchmarks.predicting import PredictingSetting, predicting_steps
 from benchmarks.report import plot, table, write_json
 from benchmarks.sinkhorn import SinkhornSetting, sinkhorn_steps
 from benchmarks.step import StepSetting, step_steps
@@ -40,7 +45,11 @@ BENCHMARKS = {
     "step": Benchmark("whole training step: softmax twin, prototype model", StepSetting, step_steps),
     "precision": Benchmark("whole training step: fp32, bf16, bf16 + compile", PrecisionSetting, precision_steps),
     "adaptation": Benchmark("whole training step: DACS, DAFormer, and + pgpc", AdaptationSetting, adaptation_steps),
+    "against": Benchmark("whole step by Lightning: smp with cross-entropy, ours", AgainstSetting, against_steps),
     "data": Benchmark("reading and augmenting on one core: Pillow + torchvision, ours", DataSetting, data_steps),
+    "labelling": Benchmark("memory of labelling a large image: ours, its scores", LabellingSetting, labelling_steps),
+    "loader": Benchmark("JPEGs by the DataLoader: decoded before, 0, 1, 2 workers", LoaderSetting, loader_steps),
+    "predicting": Benchmark("a folder of photos: a loop of smp, ours", PredictingSetting, predicting_steps),
     "inference": Benchmark("label map of an image from its embeddings", InferenceSetting, inference_steps),
 }
 
@@ -53,15 +62,19 @@ def main() -> None:
     setting = benchmark.sizes(**{name: options[name] for name in benchmark.sizes._fields})
     if options["plot"] and not options["over"]:
         parser.error("--plot: expected it together with --over SIZE=A,B,…, which says what to plot against")
+    steps = benchmark.steps
+    if options.get("against"):
+        steps = partial(steps, against=options["against"])
     try:
-        runs = measure(benchmark.steps, _settings(setting, options["over"]), options["pairs"], device)
+        runs = measure(steps, _settings(setting, options["over"]), options["pairs"], device, options["busy"])
     except ProtosegError as error:
         parser.error(str(error))
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
-    machine = {"device": device_name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = about(device)
     where = f"{machine['device']}, {machine['threads']} threads"
     for run in runs:
         Console().print(table(run, f"{options['command']}, {run.setting.describe()}, {where}"))
+    machine["time"] = "of the processor, all threads" if options["busy"] else "by the clock"
+    print(", ".join(f"{key}: {value}" for key, value in machine.items()))
     if options["json"]:
         write_json(options["json"], runs, {**machine, "pairs": options["pairs"]})
     if options["plot"]:
@@ -79,7 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=benchmark.text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for size, default in benchmark.sizes._field_defaults.items():
             command.add_argument(f"--{size.replace('_', '-')}", type=int, default=default)
+        if name == "head":
+            command.add_argument("--against", metavar="FILE", type=Path, help="the released module, which you have")
         command.add_argument("--pairs", type=int, default=5, help="runs of each; medians and paired ratios are shown")
+        command.add_argument("--busy", action="store_true", help="processor time, for a CPU that others use as well")
         command.add_argument("--over", metavar="SIZE=A,B,…", help="measure at several values of one size")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument("--json", type=Path, help="also write the result here")

@@ -3,19 +3,22 @@
 ``floor``: the two matrix products that no implementation can do without (cosines, and their gradient for the
 embeddings), as torch computes them; ``oneDNN``: the same by the library that this package takes on a CPU. ``fused``:
 this package. ``loop``: the algorithm as the paper describes it and as public code is wont to run it: class by class,
-with the cosines computed once for the class scores and once for the contrast.
+with the cosines computed once for the class scores and once for the contrast. ``released``, where a file is given: the
+public code itself (``benchmarks.released``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.released import released_head, released_step
 from benchmarks.sinkhorn import EPSILON, ROUNDS, plan_of_one_class
 from protoseg.functional.precision import times_table
 from protoseg.functional.prototypes import (
@@ -133,14 +136,21 @@ def _cluster_by_class(core: Core, similarity: Tensor, correct: Tensor) -> tuple[
     return target, moved
 
 
-def head_steps(setting: HeadSetting, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The ways by name, on the same numbers."""
+def head_steps(
+    setting: HeadSetting, device: torch.device, against: Path | None = None
+) -> dict[str, Callable[[], object]]:
+    """The ways by name, on the same numbers; with the module of the released code in the file ``against``."""
     core = make_core(setting, device)
     gradient = torch.randn(setting.pixels, setting.classes * setting.prototypes, device=device)
     onednn = {"oneDNN": partial(products_step, core, gradient, times_table)} if device.type == "cpu" else {}
+    released = {}
+    if against is not None:
+        head = released_head(against, core.prototypes)
+        released = {"released": partial(released_step, head, core.embeddings, core.label)}
     return {
         "floor": partial(products_step, core, gradient, plain_product),
         **onednn,
         "fused": partial(fused_step, core),
         "loop": partial(loop_step, core),
+        **released,
     }

@@ -15,14 +15,14 @@ from protoseg.allocator import keep_freed_memory
 Steps = Callable[..., dict[str, Callable[[], object]]]
 
 
-def measure(steps: Steps, settings: list[Any], pairs: int, device: torch.device) -> list[Measured]:
-    """Peaks of memory first, then times, with freed memory kept as ``train.py`` keeps it."""
+def measure(steps: Steps, settings: list[Any], pairs: int, device: torch.device, busy: bool = False) -> list[Measured]:
+    """Peaks of memory, then times, with freed memory kept as ``train.py`` keeps it; ``busy``: of ``paired_medians``."""
     megabytes = [
         {name: peak_megabytes(step, device) for name, step in steps(setting, device).items()} for setting in settings
     ]
     if device.type == "cpu":
         keep_freed_memory()
     return [
-        Measured(setting, paired_medians(steps(setting, device), pairs, device), peaks)
+        Measured(setting, paired_medians(steps(setting, device), pairs, device, busy), peaks)
         for setting, peaks in zip(settings, megabytes, strict=True)
     ]

@@ -18,15 +18,21 @@ class Timing(NamedTuple):
     over_previous: float
 
 
-def paired_medians(steps: Mapping[str, Callable[[], object]], pairs: int, device: torch.device) -> dict[str, Timing]:
-    """The timing of each step; a warm-up of each goes before."""
+def paired_medians(
+    steps: Mapping[str, Callable[[], object]], pairs: int, device: torch.device, busy: bool = False
+) -> dict[str, Timing]:
+    """The timing of each step; a warm-up of each goes before.
+
+    On a ``busy`` CPU it is the processor time of all threads of this process, which others take nothing of.
+    """
+    now = time.process_time if busy else lambda: _now(device)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for run in range(pairs + 1):
         for name, step in steps.items():
-            started = _now(device)
+            started = now()
             step()
             if run > 0:
-                times[name].append(1000 * (_now(device) - started))
+                times[name].append(1000 * (now() - started))
     names, runs = list(times), list(times.values())
     before = [runs[0], *runs]
     return {

@@ -153,7 +153,7 @@ class Throughput(pl.Callback):
         self._last = now
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tell_at = trainer.global_step + 20
+        self._tell_at = trainer.global_step + 10
 
     def _tell_cost(self, trainer: pl.Trainer, seconds: float) -> None:
         left = timedelta(seconds=round(seconds * (trainer.max_steps - trainer.global_step)))

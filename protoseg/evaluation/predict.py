@@ -1,11 +1,14 @@
 """Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -115,14 +118,20 @@ def predict(
 def _images(writer: Writer, place: Path, follow: float | None, reader: "ImageReader | None") -> None:
     from protoseg.data.channels import ImageReader
     from protoseg.data.pairing import other_formats
-    from protoseg.evaluation.geotiff import opened
+    from protoseg.evaluation.geotiff import GeoImage, opened
 
     reader = reader or ImageReader()
     if rank() == 0 and (others := other_formats(place)):
         say(f"left out: {others}")
     seen: list[Path] = []
-    with progress_bar() as progress:
-        task = progress.add_task("predicting", total=0, rate="")
+
+    def read(path: Path) -> Tensor | None:  # None: an image that is read by windows
+        with opened(path, reader) as geo:
+            return _tensor(reader.read(path)) if geo is None else None
+
+    with progress_bar() as progress, ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(1) as writers:
+        task, writing = progress.add_task("predicting", total=0, rate=""), Future[None]()
+        writing.set_result(None)
         for paths in _arrivals(place, writer.label_space, follow):
             paths = reader.first(paths)
             seen = sorted([*seen, *paths])
@@ -131,27 +140,39 @@ def _images(writer: Writer, place: Path, follow: float | None, reader: "ImageRea
             todo = [path for path in mine if not writer.is_done(names[str(path)])]
             writer.skipped += len(mine) - len(todo)
             progress.update(task, total=writer.predicted + len(todo))
-            for path in todo:
+            for path, image_read in _one_ahead(readers, read, todo):
+                name = names[str(path)]
                 try:
-                    with opened(path, reader) as geo:
-                        if geo is not None and "probabilities" in writer.save:
-                            text = f"image {path}: expected save=[labels] or [overlays] of a georeferenced TIFF"
-                            raise ProtosegError(f"{text}, which is read by windows, got probabilities; leave them out")
-                        if geo is not None:
-                            geo.predict(writer, names[str(path)])
-                        else:
-                            image = _tensor(reader.read(path))
-                            prediction = writer.predict(image, names[str(path)])
+                    image = image_read.result()
+                    if image is not None:
+                        prediction = writer.predict(image, name)
+                    elif "probabilities" in writer.save:
+                        text = f"image {path}: expected save=[labels] or [overlays] of a georeferenced TIFF"
+                        raise ProtosegError(f"{text}, which is read by windows, got probabilities; leave them out")
+                    else:
+                        with opened(path, reader) as geo:
+                            cast(GeoImage, geo).predict(writer, name)
                 except (RuntimeError, ValueError) as error:  # a norm over one cell, a window of 0, memory of a GPU
                     reason = " ".join(str(error).split())
                     if not isinstance(error, ProtosegError):
                         reason = f"image {path}: the network cannot take its pixels ({reason[:200]})"
                     writer.failed.append(reason)
                     continue
-                if geo is None:
-                    writer.write(names[str(path)], image, None, prediction)
+                writing.result()  # raises what went wrong
+                if image is not None:
+                    writing = writers.submit(writer.write, name, image, None, prediction)
                 writer.predicted += 1
                 progress.update(task, completed=writer.predicted, rate=writer.rate())
+            writing.result()  # what came is whole before more is waited for
+
+
+def _one_ahead(thread: ThreadPoolExecutor, read: Callable[[Path], Any], paths: list[Path]) -> Iterator[Any]:
+    """Each path and the future of its image; the next is read while this one is used, no more, to bound memory."""
+    coming = (thread.submit(read, path) for path in paths)
+    waiting = deque(islice(coming, 1))
+    for path in paths:
+        waiting.extend(islice(coming, 1))
+        yield path, waiting.popleft()
 
 
 def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:

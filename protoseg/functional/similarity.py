@@ -22,8 +22,8 @@ KEEP_BYTES = 2**30
 # Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
 PIECE_CPU, PIECE_GPU = 3 * 2**20, 2**25
 MIN_ROWS = 256  # fewer would make the matrix products slow
-# Adds the share of one reading, given the gradient of its value, to the gradient of the cosines of some rows.
-_Add = Callable[[Tensor, Tensor, slice, Tensor], None]
+# Adds the share of one reading, given the gradient of its value, to the gradient of the cosines of some rows, if any.
+_Add = Callable[[Tensor | None, Tensor, slice, Tensor], Tensor]
 
 
 class DenseSimilarities:
@@ -71,13 +71,13 @@ class FusedSimilarities:
         for rows, cosines in self._store.pieces():
             torch.amax(cosines.view(-1, k, c), 1, out=best[rows])
 
-        def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
+        def add(total: Tensor | None, cosines: Tensor, rows: slice, gradient: Tensor) -> Tensor:
             cosines = cosines.view(-1, k, c)
             # Cosines that are computed again may differ in a bit from those before.
             highest = best[rows] if kept else cosines.amax(1)
             nearest = torch.eq(cosines, highest.unsqueeze(1), out=torch.empty_like(cosines))
             share = gradient[rows] / nearest.sum(1)
-            total.view(-1, k, c).addcmul_(nearest, share.unsqueeze(1))
+            return _added(total, nearest, share.unsqueeze(1))
 
         return self._reading(best, add)
 
@@ -96,8 +96,9 @@ class FusedSimilarities:
         for rows, cosines in self._store.pieces():
             value[rows] = cosines.gather(1, column[rows]).squeeze(1)
 
-        def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
-            total.scatter_add_(1, column[rows], gradient[rows].unsqueeze(1))
+        def add(total: Tensor | None, cosines: Tensor, rows: slice, gradient: Tensor) -> Tensor:
+            total = torch.zeros_like(cosines) if total is None else total
+            return total.scatter_add_(1, column[rows], gradient[rows].unsqueeze(1))
 
         return self._reading(value, add)
 
@@ -108,9 +109,9 @@ class FusedSimilarities:
             torch.sum(_scaled(cosines, highest[rows], temperature).exp_(), 1, keepdim=True, out=value[rows])
         value = value.log_() * temperature + highest
 
-        def add(total: Tensor, cosines: Tensor, rows: slice, gradient: Tensor) -> None:
+        def add(total: Tensor | None, cosines: Tensor, rows: slice, gradient: Tensor) -> Tensor:
             share = _scaled(cosines, value[rows], temperature).exp_()
-            total.addcmul_(share, gradient[rows].unsqueeze(1) / temperature)
+            return _added(total, share, gradient[rows].unsqueeze(1) / temperature)
 
         return self._reading(value.squeeze(1) / temperature, add)
 
@@ -150,9 +151,9 @@ class _Store:
         """Of the embeddings, ``r d``, one piece after the other, from the gradients of all readings."""
         columns = self.table.T.contiguous()
         for rows, cosines in self.pieces():
-            total = torch.zeros_like(cosines)
+            total: Any = None  # of no reading there is no gradient, and this is not called
             for add, gradient in self.readings.items():
-                add(total, cosines, rows, gradient)
+                total = add(total, cosines, rows, gradient)
             with no_autocast(total):
                 part = times_table(total, columns)
             del total  # before the next piece needs as much
@@ -203,6 +204,14 @@ def similarities(embeddings: Tensor, prototypes: Tensor) -> Similarities:
         c, k, d = prototypes.shape
         return DenseSimilarities((embeddings @ prototypes.detach().reshape(c * k, d).T).view(-1, c, k))
     return FusedSimilarities(embeddings, prototypes)
+
+
+def _added(total: Tensor | None, share: Tensor, factor: Tensor) -> Tensor:
+    """``total + share * factor``, ``r k*c``; the first one is written over ``share``, which saves two passes."""
+    if total is None:
+        return share.mul_(factor).flatten(1)
+    total.view_as(share).addcmul_(share, factor)
+    return total
 
 
 def _scaled(cosines: Tensor, offset: Tensor, temperature: float) -> Tensor:

@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.against import Handed
 from benchmarks.command import BENCHMARKS
 from benchmarks.contrast import ContrastSetting, contrast_steps
 from benchmarks.head import HeadSetting, head_steps, make_core
 from benchmarks.inference import InferenceSetting, inference_steps
+from benchmarks.loader import LoaderSetting, loader_steps
 from benchmarks.memory import peak_megabytes
 from benchmarks.report import exponent
 from benchmarks.sinkhorn import SinkhornSetting, sinkhorn_steps
@@ -29,16 +32,22 @@ TINY = {
     "step": "--batch 2 --height 64 --width 64",
     "precision": "--batch 2 --height 64 --width 64 --hrnet 18 --compiled 0",
     "adaptation": "--batch 2 --height 64 --width 64",
+    "against": "--batch 2 --height 64 --width 64",
+    "labelling": "--height 64 --width 64 --classes 3",
+    "loader": "--width 128 --height 96 --crop-height 48 --crop-width 64 --batch 2 --images 3",
+    "predicting": "--photos 2 --width 96 --height 64",
     "data": "--width 128 --height 96 --crop-height 48 --crop-width 64 --images 2",
     "inference": "--height 32 --width 64 --channels 8",
 }
-SLOW = ("precision", "adaptation")
+SLOW = ("precision", "adaptation", "against", "loader")
 FIRST = {
     "head": "floor",
     "twins": "parametric",
     "step": "parametric",
     "precision": "parametric fp32",
-    "adaptation": "dacs",
+    "adaptation": "floor",
+    "against": "smp + Lightning",
+    "predicting": "smp, a loop",
 }
 
 
@@ -73,7 +82,7 @@ def test_every_benchmark_writes_what_it_shows(
     assert written["machine"]["pairs"] == 1
     shown = capsys.readouterr().out
     assert "peak MB" in shown
-    assert ("images/s" in shown) == (name in ("data", "precision"))
+    assert ("images/s" in shown) == (name in ("against", "data", "loader", "precision", "predicting"))
     assert f"{times[0]:.1f}" in shown
 
 
@@ -99,6 +108,27 @@ def test_wrong_hrnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         run(monkeypatch, "precision", "--hrnet", "19")
     assert "expected one of 18, 30, 32, 40, 44, 48, 64, got 19" in capsys.readouterr().err
+
+
+def test_a_call_is_a_step_of_a_trainer() -> None:
+    steps, seen = Handed("batch"), []
+    Thread(target=lambda: [seen.append(batch) for batch in steps], daemon=True).start()
+    steps.asked.get(timeout=20)
+    assert not seen
+    for made in (1, 2, 3):
+        steps()
+        assert len(seen) == made
+    steps.asked.put(ValueError("of the Trainer"))
+    with pytest.raises(ValueError, match="of the Trainer"):
+        steps.wait()
+
+
+def test_batches_of_the_loader_from_memory_and_files() -> None:
+    steps = loader_steps(LoaderSetting(128, 96, 48, 64, 2, 3), CPU)
+    for name in ("decoded before", "0 workers"):
+        assert steps[name]() == [(2, 3, 48, 64), (1, 3, 48, 64)]
+    whole, half = steps["decoding alone"](), steps["decoding at half size"]()  # type: ignore[misc]
+    assert (whole[0].shape, half[0].shape) == ((96, 128, 3), (48, 64, 3))
 
 
 def test_exponent() -> None:

@@ -66,6 +66,35 @@ def test_images_of_16_bits_as_in_the_training(tmp_path: Path) -> None:
         assert (np.asarray(Image.open(tmp_path / str(label) / "labels" / "a.png")) == label).all()
 
 
+def test_the_next_image_is_read_and_the_last_written_meanwhile(images: Path, tmp_path: Path) -> None:
+    read: list[Path] = []
+    second = threading.Event()
+
+    class Reader(ImageReader):
+        def read(self, path: Path, turn: bool = True) -> np.ndarray:
+            read.append(path)
+            second.set() if len(read) == 2 else None
+            return super().read(path, turn)
+
+    class Waiting(Strongest):
+        def forward(self, image: Tensor) -> SegOutput:
+            assert second.wait(20)  # with the first image at hand, the second is being read
+            assert len(read) <= self.seen + 2  # and no more are held, however long it takes
+            return super().forward(image)
+
+    outcome = run(Waiting(), images, tmp_path / "out", reader=Reader())
+    assert len(read) == 3
+    assert all(path.is_file() for path in outcome.written)
+    assert len(outcome.written) == 6
+
+
+def test_a_file_that_cannot_be_written_ends_it(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels").write_text("in the way")
+    with pytest.raises(ProtosegError, match="labels"):
+        run(Strongest(), images, tmp_path / "out")
+
+
 def test_a_folder(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = Strongest().train()
     outcome = run(model, images, tmp_path / "out")

@@ -11,10 +11,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from protoseg.analysis.activations import activation, activation_panel
+from protoseg.analysis.activations import PatchCollector, activation, activation_panel, patch_sheet
 from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
 from protoseg.analysis.embedding import EmbeddingCollector, embedding_figure, embedding_map
-from protoseg.analysis.patches import PatchCollector, patch_sheet
 from protoseg.analysis.stream import Collector, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel

@@ -24,8 +24,8 @@ from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_mem
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
+from protoseg.evaluation.evaluate import without_nan
 from protoseg.evaluation.metrics import confusion_matrix, scores
-from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
 from protoseg.types import IGNORE_INDEX, LabelSpace
 

@@ -19,8 +19,8 @@ from protoseg.analysis.structure import OccupancyCollector, between_figure, desc
 from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel
 from protoseg.checkpoint import check_same_classes
 from protoseg.data.statistics import spread
+from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
-from protoseg.evaluation.tables import write_json
 from protoseg.files import with_ending, write_file
 from protoseg.models.segmentor import Segmentor
 from protoseg.run.evaluate import image_loader

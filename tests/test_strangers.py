@@ -23,7 +23,7 @@ from PIL import Image
 import protoseg
 from protoseg import notebook
 from protoseg.checkpoint import save_checkpoint
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation

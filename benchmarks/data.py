@@ -74,7 +74,7 @@ def data_steps(setting: DataSetting, device: torch.device) -> dict[str, Callable
 
 
 def _packed(path: Path, level: int) -> Path:
-    from protoseg.data.packing import packed_png
+    from protoseg.data.export import packed_png
 
     copy = path.with_stem(f"{path.stem}_packed")
     copy.write_bytes(packed_png(path, level) or path.read_bytes())

@@ -69,7 +69,7 @@ def test_the_closed_list_holds_classes_and_every_config_is_on_it() -> None:
         "torchmetrics.image.fid.FrechetInceptionDistance",
         "timm.create_model",
         "protoseg.run.config.composed",  # our own functions: one composes configs, one writes a file, one opens models
-        "protoseg.evaluation.tables.write_json",
+        "protoseg.evaluation.evaluate.write_json",
         "protoseg.api.load",
         "protoseg.load",
         "protoseg.data.SegmentationDataModule",  # a class of another section

@@ -23,7 +23,7 @@ from PIL import Image
 import protoseg
 from protoseg import notebook
 from protoseg.checkpoint import save_checkpoint
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
@@ -196,7 +196,11 @@ def test_no_door_builds_what_is_not_on_the_list(
     configure: Callable[..., DictConfig],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    marker = {"_target_": "protoseg.evaluation.tables.write_json", "path": str(tmp_path / "out" / "marker"), "value": 1}
+    marker = {
+        "_target_": "protoseg.evaluation.evaluate.write_json",
+        "path": str(tmp_path / "out" / "marker"),
+        "value": 1,
+    }
     for section in ("encoder", "decoder", "head", "inference", "data", "segmentor", "auxiliary"):
         content["protoseg"]["config"][section] = marker
     path = save(content, tmp_path / "stranger.ckpt")
@@ -289,7 +293,7 @@ def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatc
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 255, 2**31, 2**63, -(2**70), 0.0, 1e-300, 1e300, math.nan, math.inf, "", "a",
     "${x}", "os.system", "protoseg.api.load", "\x1b[31m", "\udcff", "/etc/passwd", "x" * 10**5, [], [0], [[]], {},
-    {"_target_": "os.mkdir"}, {"_target_": "protoseg.evaluation.tables.write_json", "path": "marker", "value": 1},
+    {"_target_": "os.mkdir"}, {"_target_": "protoseg.evaluation.evaluate.write_json", "path": "marker", "value": 1},
     {"_partial_": True}, {1: 2}, b"bytes", (1, 2), "resnet50", "hf-hub:a/b",
     "protoseg.nn.PrototypeHead", [1e9] * 3, "data", "_target_",
 )  # fmt: skip

@@ -1,14 +1,26 @@
-"""``protoseg COMMAND``: one door to all tools. A command's modules are imported when it is called."""
+"""``protoseg COMMAND``: one door to the tools of ``commands.yaml``. A tool's modules are imported when it is called."""
 
 import difflib
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
 
 from protoseg import __version__, cli
-from protoseg.cli.tool import COMMANDS, run_tool
-from protoseg.run.config import named
-from protoseg.text import command, say
+from protoseg.files import existing_checkpoint
+from protoseg.run.config import check_ranges, composed, named
+from protoseg.run.errors import run_with_clear_errors
+from protoseg.text import command, say, tables_as_json
+from protoseg.types import ProtosegError
+
+COMMANDS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf-8"))
+"""By name; what the keys mean is written in that file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,3 +56,83 @@ def _help() -> str:
     example = command("protoseg", "evaluate", "RUN/checkpoints/best.ckpt", "split=val")
     codes = "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
     return "\n".join([*lines, "", "protoseg COMMAND --help says more.", codes, f"example: {example}"])
+
+
+def run_tool(name: str, arguments: Sequence[str] | None = None) -> None:
+    """``protoseg NAME …``; exit code 1 and one message at wrong input, exit code 2 at words that are no options."""
+    entry = COMMANDS[name]
+    parser = ArgumentParser(prog=f"protoseg {name}", description=entry["description"])
+    if "commands" in entry:
+        commands = parser.add_subparsers(metavar="COMMAND", required=True)
+        for each, of in entry["commands"].items():
+            example = f"example: protoseg {name} {each} {of['example']}"
+            command = commands.add_parser(each, help=of["text"], description=of["text"], epilog=example)
+            command.set_defaults(run=of.get("run", f"{entry['run']}:{each}"))
+            _add_options(command, {key: entry["options"][key] for key in of.get("uses", ())} | of.get("options", {}))
+    else:
+        parser.set_defaults(run=entry["run"])
+        _add_options(parser, entry["options"])
+    options, overrides = parser.parse_known_args(arguments)
+    # argparse does not find overrides that follow an option.
+    if overrides and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in overrides)):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    settings = vars(options)
+    if overrides:
+        settings["overrides"] += overrides
+    run_with_clear_errors(lambda: _call(settings, entry), entry["config"])
+
+
+def _add_options(parser: ArgumentParser, options: Mapping[str, dict[str, Any]]) -> None:
+    for name, given in options.items():
+        of_type: dict[str, Any] = {"type": _TYPES[given["type"]]} if "type" in given else {}
+        parser.add_argument(name, **{**given, **of_type})
+
+
+def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
+    """Check the names that were given, then import the command's function, and with it torch, which takes seconds."""
+    run = settings.pop("run")
+    printing = tables_as_json() if settings.pop("as_json", False) else nullcontext()
+    if "places" in entry and "overrides" in settings:
+        words = settings.pop("overrides")
+        for option, key in entry["places"].items():
+            words = named([settings[option], *words] if settings[option] else words, (key,))
+            if not any(word.startswith(f"{key}=") for word in words):
+                raise ProtosegError(f"expected a {option}, got none; give RUN/checkpoints/best.ckpt")
+        for option in ("images", "count"):
+            if (number := settings.get(option)) is not None and number < 1:
+                raise ProtosegError(f"--{option}: expected at least 1 image, got {number}")
+        settings["cfg"] = composed(entry["config"], words)
+        check_ranges(settings["cfg"])
+    said = [settings.get(option) for option in ("checkpoint", "softmax", "source_only", "trained")]
+    if "cfg" in settings and settings.pop("checkpoint", None) is not None:
+        said[0] = settings["cfg"].ckpt_path
+    for path in said:
+        if path is not None and not Path(path).is_dir() and not str(path).startswith("hf://"):
+            existing_checkpoint(path)
+    with printing:
+        resolve_name(run)(**settings)
+
+
+def _sides(form: str, text: str) -> tuple[int, int]:
+    first, _, second = text.lower().partition("x")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise ArgumentTypeError(f"expected {form}, got {text!r}")
+    return int(first), int(second)
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) < 256 for part in parts):
+        raise ArgumentTypeError(f"expected three numbers from 0 to 255, e.g. 0,0,142, got {text!r}")
+    red, green, blue = map(int, parts)
+    return red, green, blue
+
+
+_TYPES = {
+    "int": int,
+    "float": float,
+    "path": Path,
+    "height x width": partial(_sides, "HEIGHTxWIDTH, e.g. 512x1024"),
+    "width x height": partial(_sides, "WIDTHxHEIGHT, e.g. 640x480"),
+    "color": _color,
+}

@@ -1,6 +1,6 @@
 """``python -m protoseg.data``: see ``protoseg.cli``."""
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 
 if __name__ == "__main__":
     run_tool("data")

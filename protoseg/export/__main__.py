@@ -1,5 +1,5 @@
 """Door to the command line: ``python -m protoseg.export``."""
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 
 run_tool("export")

@@ -19,14 +19,13 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from protoseg import __version__
-from protoseg.analysis.activations import activation, assignment_picture, heat_picture, prototype_colors
-from protoseg.analysis.patches import PatchCollector
+from protoseg.analysis.activations import PatchCollector, activation, assignment_picture, heat_picture, prototype_colors
 from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
+from protoseg.evaluation.evaluate import without_nan
 from protoseg.evaluation.metrics import confusion_matrix, scores
-from protoseg.evaluation.tables import without_nan
 from protoseg.files import write_file
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
@@ -94,7 +93,7 @@ def pixel_view(scene: Scene) -> dict[str, Any]:
     """What the page's script needs of one image, as plain values; raises ProtosegError for a model without prototypes.
 
     A cell belongs to the nearest prototype of the class that is predicted there, as in
-    :class:`protoseg.analysis.patches.PatchCollector`; the runner-up is the nearest prototype of all other classes.
+    :class:`protoseg.analysis.activations.PatchCollector`; the runner-up is the nearest prototype of all other classes.
 
     ``name``, ``photo`` (URI), ``width`` and ``height`` of the image and ``cell`` in pixels, ``columns``; row by row as
     base64 of little-endian numbers ``prototype`` and ``second`` (uint16, class * k + number), ``truth`` (uint16, class

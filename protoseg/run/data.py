@@ -20,9 +20,8 @@ from torchvision.utils import make_grid
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset
 from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
 from protoseg.data.concat import ConcatDataModule
-from protoseg.data.export import export_predictions
+from protoseg.data.export import export_predictions, pack
 from protoseg.data.labelled import nothing_labelled, split_notes
-from protoseg.data.packing import pack
 from protoseg.data.polygons.convert import convert, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures

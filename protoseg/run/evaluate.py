@@ -35,7 +35,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     worst, unlabelled = None, _judged(datamodule).unlabelled
     if cfg.report:
         from protoseg.page.page import WorstImages
-        from protoseg.run.report import write_report
+        from protoseg.run.analyse import write_report
 
         worst = WorstImages(trained.label_space, unlabelled=unlabelled)
     observe = worst.update if worst else None

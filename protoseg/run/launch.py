@@ -18,7 +18,7 @@ def launch(cfg: DictConfig) -> float:
 
     SLURM queues the job again if SIGUSR1 stopped it. Raises ProtosegError: wrong input, a worker that died; Stopped.
     """
-    from protoseg.callbacks.restart import Stopped
+    from protoseg.callbacks.checkpoint import Stopped
     from protoseg.run.train import quiet_known_warnings, run_training
     from protoseg.run.workers import run_workers
 

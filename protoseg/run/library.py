@@ -12,8 +12,8 @@ from protoseg.api import Model, Source
 from protoseg.data.class_file import own_space
 from protoseg.data.files import read_label
 from protoseg.data.label_spaces import file_ignored
+from protoseg.evaluation.evaluate import summary
 from protoseg.evaluation.metrics import SegmentationMetrics
-from protoseg.evaluation.tables import summary
 from protoseg.models.own import NetworkEncoder
 from protoseg.run.build import build_module
 from protoseg.run.config import composed

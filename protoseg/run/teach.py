@@ -11,8 +11,8 @@ from protoseg.checkpoint import save_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.data.class_masks import ClassMasks
 from protoseg.data.own import ImageFolder
+from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.predictor import choose_device
-from protoseg.evaluation.tables import write_json
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit

@@ -21,9 +21,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.table import Column, Table
 
 from protoseg.allocator import keep_freed_memory
-from protoseg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from protoseg.callbacks.checkpoint import STOP_SIGNALS, AtomicCheckpointIO, Checkpoint, Restart, Stopped, StopRequest
 from protoseg.callbacks.loggers import StepLog, finish_wandb, log_score
-from protoseg.callbacks.restart import STOP_SIGNALS, Restart, Stopped, StopRequest
 from protoseg.checkpoint import check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.evaluation.curves import curves_figure, read_log

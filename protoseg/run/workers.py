@@ -17,7 +17,7 @@ from torch.distributed.elastic import multiprocessing as elastic
 from torch.distributed.elastic.multiprocessing import ProcessFailure, RunProcsResult
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from protoseg.callbacks.restart import Stopped, StopRequest
+from protoseg.callbacks.checkpoint import Stopped, StopRequest
 from protoseg.distributed import usable_cores
 from protoseg.files import write_file
 from protoseg.types import ProtosegError

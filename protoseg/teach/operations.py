@@ -10,8 +10,8 @@ from torch import Tensor
 
 from protoseg.analysis.stream import look
 from protoseg.data import SegmentationDataset
-from protoseg.functional.class_prototypes import ClassPrototypes, class_prototypes
 from protoseg.functional.discriminant import Statistics, posterior_mean
+from protoseg.functional.prototypes import ClassPrototypes, class_prototypes
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps

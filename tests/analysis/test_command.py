@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.run.build import build_datamodule, build_module
 from tests.conftest import TINY
 

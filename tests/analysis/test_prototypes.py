@@ -11,8 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.analysis.activations import activation, activation_panel, assignment_picture
-from protoseg.analysis.patches import PATCH_PIXELS, Patch, PatchCollector, cut, patch_sheet
+from protoseg.analysis.activations import (
+    PATCH_PIXELS,
+    Patch,
+    PatchCollector,
+    activation,
+    activation_panel,
+    assignment_picture,
+    cut,
+    patch_sheet,
+)
 from protoseg.analysis.stream import collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import (
     Occupancy,

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from protoseg.analysis.sweep import compare_settings, heat_figure, markdown, score_figure
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.job_records import Job, Sweep, read_sweep, write_job, write_manifest
 from protoseg.run.multirun import compare
 from protoseg.types import ProtosegError

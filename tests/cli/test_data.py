@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.tool import COMMANDS, run_tool
+from protoseg.cli.main import COMMANDS, run_tool
 from protoseg.data import CAMVID, export
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,7 @@ from pkgutil import resolve_name
 import pytest
 
 from protoseg import __version__, cli
-from protoseg.cli.main import main
-from protoseg.cli.tool import COMMANDS
+from protoseg.cli.main import COMMANDS, main
 from protoseg.run.config import named
 
 ROOT = Path(__file__).parents[2]

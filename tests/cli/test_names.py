@@ -22,7 +22,7 @@ from protoseg import load
 from protoseg.analysis.sweep import last_logged
 from protoseg.data.own import LabelledFolder
 from protoseg.job_records import Job
-from protoseg.run import report
+from protoseg.run import analyse
 from protoseg.run.analyse import picture_name
 from protoseg.run.config import check_names, composed, split_choices
 from protoseg.run.errors import explain
@@ -64,8 +64,8 @@ def test_hostile_names_everywhere(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(report, "PROTOTYPE_IMAGES", 2)
-    monkeypatch.setattr(report, "VIEWS", 1)
+    monkeypatch.setattr(analyse, "PROTOTYPE_IMAGES", 2)
+    monkeypatch.setattr(analyse, "VIEWS", 1)
     short = ("trainer.max_steps=1", "trainer.val_check_interval=1", "logger=tensorboard", "data=folder")
     cfg = configure("train", *TINY, *short, override("data.root", root))
     run = tmp_path / "run lr=0.1 [/]"

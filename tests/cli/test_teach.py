@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_checkpoint
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import CAMVID, SegmentationDataModule, Streets
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.run.convert import convert
 from protoseg.types import ProtosegError
 

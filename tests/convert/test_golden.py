@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import protoseg
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.functional.resize import upsample_logits
 from protoseg.run.evaluate import run_evaluation
 

@@ -13,12 +13,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import ADE20K_150, ADE20K_FULL, CAMVID, ADE20KFull, ImageFolder, SegmentationDataModule
 from protoseg.data.checking import check_samples, listing_faults
+from protoseg.data.export import pack
 from protoseg.data.label_spaces import file_ids, mapping_table, read_ids
 from protoseg.data.loading import collate
-from protoseg.data.packing import pack
 from protoseg.data.statistics import class_statistics
 from protoseg.data.transforms import TrainTransform, largest_class_share
 from protoseg.types import ProtosegError

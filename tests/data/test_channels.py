@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import protoseg
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import LabelledFolder, SegmentationDataModule
 from protoseg.data.channels import ImageReader
 from protoseg.data.files import read_image

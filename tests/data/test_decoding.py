@@ -17,12 +17,12 @@ import pytest
 from PIL import Image, ImageFile
 
 from protoseg.api import as_tensor
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import CamVid, limit_pixels
 from protoseg.data.decoding import check_pixels, decode_jpeg
+from protoseg.data.export import packed_png
 from protoseg.data.files import read_image, read_label
 from protoseg.data.label_spaces import read_ids
-from protoseg.data.packing import packed_png
 from protoseg.data.statistics import image_sizes
 from protoseg.types import ProtosegError
 

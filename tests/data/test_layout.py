@@ -19,9 +19,9 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from protoseg.data import CAMVID, CITYSCAPES, GTA5, Cityscapes, LayoutDataset, SegmentationDataModule
 from protoseg.data.checking import listing_faults
+from protoseg.data.export import pack
 from protoseg.data.label_spaces import column, read_classes, read_colors, read_ids
 from protoseg.data.layout import matching, read_names
-from protoseg.data.packing import pack
 from protoseg.types import ProtosegError
 from tests.data.layout_trees import TREES, fabricate, overrides
 from tests.data.test_data_conf import composed

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import LabelledFolder
 from protoseg.data.decoding import largest_deep_value
 from protoseg.data.files import read_image

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import GTA5, COCOStuff, LabelledFolder, SegmentationDataModule
 from protoseg.types import ProtosegError
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import GTA5, CamVid, SegmentationDataset, Synthia
-from protoseg.data.packing import encode_png, pack, packed_png
+from protoseg.data.export import encode_png, pack, packed_png
 from protoseg.types import ProtosegError
 
 

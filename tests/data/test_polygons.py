@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from protoseg.cli.tool import COMMANDS, run_tool
+from protoseg.cli.main import COMMANDS, run_tool
 from protoseg.data import CITYSCAPES, read_class_file
 from protoseg.data.label_spaces import file_ids
 from protoseg.data.mask_reading import MaskReading

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg.cli.tool import run_tool
+from protoseg.cli.main import run_tool
 from protoseg.data import ConcatDataModule, SegmentationDataModule
 from protoseg.data.samplers import StepBatchSampler
 from protoseg.run.evaluate import run_evaluation

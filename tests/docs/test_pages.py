@@ -15,9 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from protoseg import cli
-from protoseg.cli import tool
-from protoseg.cli.main import main
-from protoseg.cli.tool import COMMANDS
+from protoseg.cli.main import COMMANDS, main
 from protoseg.run.resuming import RULES, SAID, SILENT
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +164,7 @@ def first_of(text: str) -> str:
 @pytest.mark.parametrize("line", TOOLS)
 def test_a_tool_understands(line: str, configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     command, *words = words_of(line)
-    monkeypatch.setattr(tool, "run_with_clear_errors", lambda *_: None)
+    monkeypatch.setattr("protoseg.cli.main.run_with_clear_errors", lambda *_: None)
     main([command, *words])  # argparse ends the test where it understands something else
     if values := [word for word in words if re.match(r"[\w.]+=", word)]:
         data = [f"data={words[1]}"] if command == "data" else []

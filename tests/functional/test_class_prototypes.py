@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.functional.class_prototypes import class_prototypes, spread_out
-from protoseg.functional.prototypes import sinkhorn
+from protoseg.functional.prototypes import class_prototypes, sinkhorn, spread_out
 from protoseg.types import ProtosegError
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.functional import pairs
+from protoseg.functional import contrast
 from protoseg.functional.contrast import (
     class_mean_contrast,
     entropy,
@@ -57,7 +57,7 @@ def test_golden_files_are_there() -> None:
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_golden_pixel_to_pixel(file: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference shuffles pixels against labels for batches of several images; ours does only when asked to."""
-    monkeypatch.setattr(pairs, "CHUNK", chunk)
+    monkeypatch.setattr(contrast, "CHUNK", chunk)
     golden = {name: torch.from_numpy(value) for name, value in np.load(file).items()}
     features = golden["features"].requires_grad_()
     loss = pixel_to_pixel(features, golden["labels"], golden.get("weights"), released_order=True)
@@ -82,7 +82,7 @@ def test_pixel_to_pixel_keeps_pixels_and_labels_together() -> None:
 
 @pytest.mark.parametrize("chunk", [4, 100])
 def test_supervised_contrast_against_a_loop(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "CHUNK", chunk)
+    monkeypatch.setattr(contrast, "CHUNK", chunk)
     torch.manual_seed(0)
     anchors, keys, weight = unit(13, 5).requires_grad_(), unit(7, 5), torch.rand(13, dtype=torch.float64)
     label = torch.tensor([0, 0, 1, 1, 1, 2, 0, 1, IGNORE_INDEX, 2, 3, 0, 0])  # 3 stands alone

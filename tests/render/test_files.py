@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.cli.tool import COMMANDS, run_tool
+from protoseg.cli.main import COMMANDS, run_tool
 from protoseg.data import CAMVID, LabelledFolder
 from protoseg.data.label_spaces import CITYSCAPES
 from protoseg.render import RenderSettings, labels, mesh, render_dataset, render_sample, vehicles

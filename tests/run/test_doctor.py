@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from protoseg.cli.main import main
-from protoseg.cli.tool import COMMANDS
+from protoseg.cli.main import COMMANDS, main
 from protoseg.run import doctor
 
 

@@ -212,7 +212,7 @@ sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
 del signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.alarm
 import protoseg.run.evaluate, protoseg.run.launch, protoseg.run.train, protoseg.run.workers
 from pathlib import Path
-from protoseg.callbacks.restart import StopRequest
+from protoseg.callbacks.checkpoint import StopRequest
 from protoseg.job_records import alone_in
 from protoseg.types import ProtosegError
 with StopRequest() as request, alone_in(Path({str(tmp_path)!r})):

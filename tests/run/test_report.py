@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from protoseg.run import report
+from protoseg.run import analyse
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
@@ -26,8 +26,8 @@ def test_page_of_a_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(report, "PROTOTYPE_IMAGES", 3)
-    monkeypatch.setattr(report, "VIEWS", 2)
+    monkeypatch.setattr(analyse, "PROTOTYPE_IMAGES", 3)
+    monkeypatch.setattr(analyse, "VIEWS", 2)
     prototype = head == "prototype"
     overrides = SHORT if prototype else [*(x for x in SHORT if "num_prototypes" not in x), "head=parametric"]
     run_training(configure("train", *overrides))

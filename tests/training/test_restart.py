@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from protoseg.callbacks import Throughput
-from protoseg.callbacks.restart import Stopped, StopRequest
+from protoseg.callbacks.checkpoint import Stopped, StopRequest
 from protoseg.checkpoint import read_checkpoint
 from protoseg.evaluation.curves import read_log
 from protoseg.files import write_file

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch.testing import assert_close
 
 from protoseg.callbacks import Throughput
-from protoseg.callbacks.restart import Restart, StopRequest
+from protoseg.callbacks.checkpoint import Restart, StopRequest
 from protoseg.checkpoint import read_checkpoint
 from protoseg.evaluation.curves import read_log
 from protoseg.evaluation.metrics import SegmentationMetrics

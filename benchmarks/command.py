@@ -25,6 +25,7 @@ from benchmarks.predicting import PredictingSetting, predicting_steps
 from benchmarks.report import plot, table, write_json
 from benchmarks.sinkhorn import SinkhornSetting, sinkhorn_steps
 from benchmarks.step import StepSetting, step_steps
+from benchmarks.tuning import TuningSetting, tuning_steps
 from benchmarks.twins import TwinSetting, twin_steps
 from protoseg.types import ProtosegError
 
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "twins": Benchmark("training step of the head alone: softmax, prototype", TwinSetting, twin_steps),
     "step": Benchmark("whole training step: softmax twin, prototype model", StepSetting, step_steps),
     "precision": Benchmark("whole training step: fp32, bf16, bf16 + compile", PrecisionSetting, precision_steps),
+    "tuning": Benchmark("whole step on a ViT-S: kept maps, frozen, LoRA, full", TuningSetting, tuning_steps),
     "adaptation": Benchmark("whole training step: DACS, DAFormer, and + pgpc", AdaptationSetting, adaptation_steps),
     "against": Benchmark("whole step by Lightning: smp with cross-entropy, ours", AgainstSetting, against_steps),
     "data": Benchmark("reading and augmenting on one core: Pillow + torchvision, ours", DataSetting, data_steps),

@@ -82,6 +82,7 @@ class Batch(NamedTuple):
     label: Tensor  # int64 train ids, ``b h w``, ``IGNORE_INDEX`` where unlabelled or padded
     size: Tensor  # int64, ``b 2``: height and width of each image before padding
     name: list[str]  # path of each image file, for messages and for naming outputs
+    maps: list[Tensor] | None = None  # what a frozen encoder made of the images, which are not there then (``b 0``)
 
 
 class AdaptationBatch(NamedTuple):

@@ -23,7 +23,7 @@ from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
 from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
 from protoseg.data.loading import TIMEOUT, Augmented, Loader, check_shared_memory
-from protoseg.data.samplers import RareClassDraw, RareClasses, StepBatchSampler
+from protoseg.data.samplers import RareClassDraw, RareClasses, StepBatchSampler, sample_seed
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
 from protoseg.lightning import batches_seen, replaces_samplers
@@ -99,6 +99,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
         self._start = 0
+        self.kept_views: Any = None  # a data set of whole batches by (index, seed), which training reads instead
         if relabel:
             self.map_classes(*relabelled(self.label_space, relabel))
 
@@ -182,7 +183,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
         rare = self.rare_classes
         draw = None if rare is None else RareClassDraw(self.class_statistics(), rare, dataset.weights)
-        return self._loader(Augmented(dataset, draw), batch_sampler=sampler)
+        return self._loader(self.kept_views or Augmented(dataset, draw), batch_sampler=sampler)
+
+    def views_loader(self, indices: Sequence[int], views: int) -> Loader:
+        """For each of the training images a batch of its ``views`` augmented views, the same at every call."""
+        batches = [[(i, sample_seed(self.seed, i * views + view)) for view in range(views)] for i in indices]
+        return self._loader(Augmented(self.train_dataset(), None), batch_sampler=batches)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """That of ``val_split``; none where nothing is validated."""

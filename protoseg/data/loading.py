@@ -53,8 +53,10 @@ class Augmented(Dataset[Sample]):
         return to_sample(image, label, str(part.samples[index][0]))
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a ``Batch``; smaller images are padded at the bottom and right: 0, labels ``IGNORE_INDEX``."""
+def collate(samples: Sequence[Sample] | Batch) -> Batch:
+    """Stack samples into a ``Batch``, which stays as it is; pad smaller ones (bottom, right): 0, ``IGNORE_INDEX``."""
+    if isinstance(samples, Batch):
+        return samples
     sizes = [tuple(sample.label.shape) for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     margins = [(0, width - w, 0, height - h) for h, w in sizes]

@@ -174,7 +174,7 @@ class _Kept:
         folder = Path(os.path.commonpath([*dict.fromkeys(map(str, holding))]))
         self.classes = dataset.label_space.classes
         self.names = tuple(path.absolute().relative_to(folder).as_posix() for path, _ in dataset.samples)
-        self._keys = [(name, *_stamp(mask)) for name, (_, mask) in zip(self.names, dataset.samples, strict=True)]
+        self._keys = [(name, *stamp(mask)) for name, (_, mask) in zip(self.names, dataset.samples, strict=True)]
         inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
         # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
         kept_out = inside or not folder.stat().st_mode & 0o222
@@ -218,7 +218,7 @@ class _Kept:
         return found if good else {}
 
 
-def _stamp(mask: Path | None) -> tuple[int, int]:
+def stamp(mask: Path | None) -> tuple[int, int]:
     """Size and time of a mask; of one that is not there, nothing that a file could have."""
     try:
         info = os.stat(mask or "")

@@ -53,6 +53,14 @@ class Encoder(nn.Module):
         self.frozen = True
         self.model.requires_grad_(False).eval()
 
+    def frozen_maps(self, image: Tensor) -> list[Tensor]:
+        """Of a frozen encoder all that never changes for an image: what ``forward`` makes before anything learns."""
+        return self(image)
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        """What ``forward`` makes of an image, from its :meth:`frozen_maps`."""
+        return maps
+
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
         if self.frozen:
@@ -196,13 +204,19 @@ class TimmEncoder(Encoder):
             self.freeze()
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        return self.from_frozen(self.frozen_maps(image))
+
+    def from_frozen(self, maps: list[Tensor]) -> list[Tensor]:
+        return maps if self.pyramid is None else self.pyramid(maps[-1])
+
+    def frozen_maps(self, image: Tensor) -> list[Tensor]:
         if self.patch == 1:
             maps = self.model(image)[-4:]
             if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
                 maps = [feature.permute(0, 3, 1, 2) for feature in maps]
             return maps
         maps = self.model(image) if self.patch == self.patch_stride else self._on_grid(image)
-        return maps if self.pyramid is None else self.pyramid(maps[-1])
+        return maps if self.pyramid is None else maps[-1:]
 
     def _on_grid(self, image: Tensor) -> list[Tensor]:
         """Maps of the image, padded to whole patches, on cells of ``patch_stride`` pixels instead of ``patch``."""

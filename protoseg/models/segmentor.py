@@ -91,8 +91,17 @@ class Segmentor(nn.Module):
     def segment(self, image: Tensor) -> SegOutput:
         """What the head says of the images, without classes that were taught after the training."""
         image = self._encoder_input(image)
-        size = image_size(image)
-        features = self._encode(image, self.encoder)
+        return self._segmented(self._encode(image, self.encoder), image_size(image))
+
+    def frozen_maps(self, image: Tensor) -> list[Tensor]:
+        """What a frozen encoder makes of images; of it :meth:`from_frozen` makes what :meth:`segment` would."""
+        return self._encode(self._encoder_input(image), self.encoder.frozen_maps)
+
+    def from_frozen(self, maps: list[Tensor], size: tuple[int, int]) -> SegOutput:
+        """The output for images of ``size`` (height, width) from their :meth:`frozen_maps`, of any floating dtype."""
+        return self._segmented(self.encoder.from_frozen([each.to(self.mean.dtype) for each in maps]), size)
+
+    def _segmented(self, features: list[Tensor], size: tuple[int, int]) -> SegOutput:
         output = self._decode(features, size)
         return SegOutput(  # not _replace, which torch.compile cannot follow
             logits=output.logits,
@@ -113,7 +122,7 @@ class Segmentor(nn.Module):
             )
         return self.normalize(image)
 
-    def _encode(self, image: Tensor, encoder: nn.Module) -> list[Tensor]:
+    def _encode(self, image: Tensor, encoder: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
         """Maps of a normalised image, padding included: the decoder must see whole cells of every stride."""
         return encoder(pad_to_multiple(image, max(self.encoder.strides)))
 

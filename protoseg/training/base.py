@@ -21,7 +21,7 @@ from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
 from protoseg.evaluation.predictor import Predictor
 from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, Seen, Step, Term
-from protoseg.models.segmentor import Segmentor
+from protoseg.models.segmentor import Segmentor, image_size
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
 from protoseg.text import visible
@@ -160,12 +160,15 @@ class SegmentationModule(pl.LightningModule):
                 found[f"{name}/prototypes" if found else "prototypes"] = term.memory
         return found
 
-    def see(self, image: Tensor, label: Tensor, sure: Tensor | None = None) -> tuple[Seen, list[Observation]]:
+    def see(
+        self, image: Tensor, label: Tensor, sure: Tensor | None = None, maps: list[Tensor] | None = None
+    ) -> tuple[Seen, list[Observation]]:
         """The model's output on images ``b 3 H W``, for the terms, and what its prototype memory is to observe of it.
 
-        ``sure`` are the labels that cluster the pixels and move the prototypes, where not ``label`` (int64 ``b H W``).
+        ``sure`` are the labels that cluster the pixels and move the prototypes, where not ``label`` (int64 ``b H W``);
+        ``maps`` what a frozen encoder made of the images, which are not looked at then.
         """
-        output: SegOutput = self(image)
+        output: SegOutput = self(image) if maps is None else self.model.from_frozen(maps, image_size(label))
         memory, stride = self.model.head.memory, self.model.stride
         if memory is None:
             return Seen(output, label, stride, None, image), []
@@ -296,7 +299,7 @@ class SupervisedModule(SegmentationModule):
             return self.training_step(Batch(image, label, size, []), 0)["loss"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        seen, observations = self.see(batch.image, batch.label)
+        seen, observations = self.see(batch.image, batch.label, maps=batch.maps)
         step = Step(self.model, seen)
         loss, values = self.sum_terms(self.losses, step)
         if self.terms:

@@ -31,6 +31,7 @@ TINY = {
     "twins": "--batch 1 --height 32 --width 32 --channels 8",
     "step": "--batch 2 --height 64 --width 64",
     "precision": "--batch 2 --height 64 --width 64 --hrnet 18 --compiled 0",
+    "tuning": "--batch 1 --height 32 --width 32 --depth 4 --pyramid 8",
     "adaptation": "--batch 2 --height 64 --width 64",
     "against": "--batch 2 --height 64 --width 64",
     "labelling": "--height 64 --width 64 --classes 3",
@@ -48,6 +49,7 @@ FIRST = {
     "adaptation": "floor",
     "against": "smp + Lightning",
     "predicting": "smp, a loop",
+    "tuning": "kept maps",
 }
 
 

@@ -90,7 +90,7 @@ def builds(cfg: DictConfig) -> None:
 
 def runs(cfg: DictConfig) -> None:
     """What stands around the model can be made."""
-    assert len(instances(cfg.callbacks)) == 6
+    assert len(instances(cfg.callbacks)) == 6 + ("cached" in cfg.callbacks)
     instances(cfg.logger)
     instantiate(cfg.inference)
     instantiate(cfg.trainer, logger=False)

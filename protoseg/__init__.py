@@ -4,7 +4,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_LAZY = {"Model": "api", "Prediction": "api", "load": "api", "evaluate": "run.library", "build": "run.library"}
+_LAZY = {"Model": "api", "Prediction": "api", "load": "api", "wrap": "api"}
+_LAZY |= {"evaluate": "run.library", "build": "run.library"}
 
 try:
     __version__ = version("protoseg")

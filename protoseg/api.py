@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +25,11 @@ from protoseg.checkpoint import own_part, save_checkpoint
 from protoseg.evaluation.pictures import Picture, label_png, overlay
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
-from protoseg.models.decoders import FCNDecoder
 from protoseg.models.own import NetworkEncoder
 from protoseg.models.segmentor import Segmentor
-from protoseg.nn import LogitsHead
+from protoseg.models.stranger import look_inside
 from protoseg.text import markdown_text, visible
-from protoseg.trained import open_file
+from protoseg.trained import TrainedFile, open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError, first_line
 
@@ -100,6 +98,7 @@ class Model:
     device: torch.device
     origin: dict[str, Any]  # what its checkpoint says of it
     reader: ImageReader | None = None
+    trust: tuple[str, ...] = ()  # see :func:`load`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -148,23 +147,32 @@ class Model:
         labels, confidence = seen.cpu().numpy().astype(kind), best.float().cpu().numpy()
         return Prediction(labels, confidence, pixels.cpu(), self.label_space, scores)
 
+    @property
+    def file(self) -> TrainedFile:
+        """The checkpoint that it would be saved as, for :mod:`protoseg.teach`; :meth:`of_file` is the way back."""
+        config = {name: self.origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
+        own = self.origin | {"config": _without_places(config)}
+        if self.network.discriminant is not None:  # of the network that is written, which is a student from now on
+            own["statistics"] = {"student": self.network.discriminant.known._asdict()}
+        state = {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()}
+        encoder = self.network.encoder if config["encoder"] is None else None
+        return TrainedFile(Path(WEIGHTS), {"state_dict": state, "protoseg": own}, self.trust, encoder)
+
+    @classmethod
+    def of_file(cls, file: TrainedFile, device: str | None = None, network: str = "student") -> Model:
+        """What :func:`load` makes of a checkpoint, with its arguments and errors."""
+        model, where, own = file.model(network), choose_device(device), file.content["protoseg"]
+        return cls(model.to(where), file.label_space, file.predictor(), where, own, file.reader, file.trust)
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model, without what only training needs, and a card; returns the weights, ``folder/model.ckpt``.
 
         Folders of the machine it was trained on do not travel with it. Raises ProtosegError if the disk refuses.
         """
         path = Path(folder) / WEIGHTS
-        if self.origin["config"]["encoder"] is None:
+        if self.file.encoder is not None:
             raise ProtosegError("save_pretrained: expected a network made with Model.from_network(…, arguments={…})")
-        config = {name: self.origin["config"].get(name) for name in SLOTS}  # what a saved model still needs
-        checkpoint = {
-            "state_dict": {f"model.{name}": tensor.cpu() for name, tensor in self.network.state_dict().items()},
-            "protoseg": self.origin | {"config": _without_places(config)},
-        }
-        if self.network.discriminant is not None:  # of the network that is written, which is a student from now on
-            known = self.network.discriminant.known
-            checkpoint["protoseg"]["statistics"] = {"student": known._asdict()}
-        save_checkpoint(checkpoint, path)
+        save_checkpoint(self.file.content, path)
         card = path.with_name("README.md")
         if not card.exists():  # one may have been written by hand
             write_file(card, lambda partial: partial.write_text(self._card(), encoding="utf-8"))
@@ -172,26 +180,48 @@ class Model:
 
     @classmethod
     def from_network(
-        cls, network: nn.Module, classes: Sequence[str], arguments: Mapping[str, Any] | None = None, **seen: Any
+        cls,
+        network: nn.Module | str | Path,
+        classes: Sequence[str | None],
+        arguments: Mapping[str, Any] | None = None,
+        palette: Mapping[str, tuple[int, int, int]] | None = None,
+        features: Sequence[str] | None = None,
+        **seen: Any,
     ) -> Model:
-        """A network of one's own, or of another library, that predicts, is evaluated, saved and loaded again.
+        """A network of one's own, of another library, or in an ONNX file; ``protoseg.wrap`` is the same.
 
-        ``network`` gives for images ``b 3 h w`` logits ``b c h/s w/s``, or an object with ``.logits``; ``seen``
-        (stride, multiple, mean, std) is as of :class:`protoseg.models.own.NetworkEncoder`. ``arguments`` are what its
-        class makes it of, plain values by name, so that ``load(…, trust=[MODULE])`` can make it again; without them it
-        is not saved. Raises ProtosegError where they make another network.
+        Its copy answers as it does, is evaluated, saved, loaded, taught: ``model.file`` goes into the functions of
+        :mod:`protoseg.teach`, what these make into :meth:`of_file`.
+
+        Args:
+            network: gives for images ``b 3 h w`` logits ``b c h/s w/s``: a tensor, an object's ``.logits``, a
+                dictionary's ``out``, or last in a list of maps; or an ONNX file that does, which is saved with it.
+            classes: of each channel; channels of one name are one class, None is no class.
+            arguments: what its class makes it of, plain values by name, so that ``load(…, trust=[MODULE])`` can make it
+                again; without them a network of torch is not saved.
+            palette: colours by class, 0 to 255, in the order that classes are to have; else they are made.
+            features: names of submodules, or of an ONNX file's tensors, whose maps are looked at in teaching; else the
+                maps that it gives, or at each stride the widest inside, the last of these.
+            seen: mean, std, multiple, and stride where a trial cannot find it, of
+                :class:`protoseg.models.own.NetworkEncoder`.
+
+        Raises ProtosegError: arguments that make another network; names, colours, maps or a file of another form.
         """
         from protoseg.data.class_file import own_space
 
-        space, where = own_space(classes), choose_device(None)
-        encoder = NetworkEncoder(network, space.num_classes, **seen)
+        space = own_space(palette or [*dict.fromkeys(name for name in classes if name is not None)])
+        of = [-1 if name is None else space.ids([name], "classes")[0] for name in classes]
+        encoder, file = look_inside(network, len(of), features, **seen)
+        arguments = file or arguments
         config = {
             "encoder": None if arguments is None else encoder.config(arguments),
             "decoder": {"_target_": "protoseg.models.decoders.FCNDecoder", "_partial_": True, **_AS_IT_IS},
-            "head": {"_target_": "protoseg.nn.LogitsHead"},
+            "head": {"_target_": "protoseg.nn.LogitsHead", "channel_class": of},
         }
-        segmentor = Segmentor(encoder, partial(FCNDecoder, **_AS_IT_IS), LogitsHead, space.num_classes)
-        return cls(segmentor.to(where).eval(), space, Predictor(), where, own_part(config, space))
+        state = {f"model.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+        content = {"state_dict": state, "protoseg": own_part(config, space)}
+        trust = (type(encoder.network).__module__,)  # the network is the caller's
+        return cls.of_file(TrainedFile(Path(WEIGHTS), content, trust, encoder if arguments is None else None))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Model:
@@ -247,9 +277,10 @@ def load(
 
     Raises ProtosegError: no such file, folder or model; a hub out of reach; a checkpoint that is bad or not ours.
     """
-    file = open_file(_find(source, revision), trust)
-    model, where = file.model(network), choose_device(device)
-    return Model(model.to(where), file.label_space, file.predictor(), where, file.content["protoseg"], file.reader)
+    return Model.of_file(open_file(_find(source, revision), trust), device, network)
+
+
+wrap = Model.from_network
 
 
 def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
@@ -42,6 +42,7 @@ class TrainedFile:
     path: Path
     content: dict[str, Any]
     trust: tuple[str, ...] = ()
+    encoder: Encoder | None = None  # that of a network which its config cannot make
 
     @property
     def label_space(self) -> LabelSpace:
@@ -82,7 +83,7 @@ class TrainedFile:
         if listed := mismatch(state, self.blank(classes, state).state_dict()):
             raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")
         with _refused(self.path, "network"), torch.random.fork_rng(devices=[]), _no_more_than(state):
-            model = build_model(self._network(), classes, pretrained=False)
+            model = self._build(classes)
             model.load_state_dict(state)
             if (known := self.statistics(network)) is not None:
                 channels = [model.head.embedding_dim, *model.encoder.channels]
@@ -106,7 +107,7 @@ class TrainedFile:
         is the student's unless given.
         """
         with _refused(self.path, "network"), torch.device("meta"), _no_more_than(state or self._state("student")):
-            return build_model(self._network(), num_classes, pretrained=False)
+            return self._build(num_classes)
 
     def datamodule(
         self, root: str | None = None, change: Callable[[Any], Any] | None = None, **changes: Any
@@ -174,8 +175,9 @@ class TrainedFile:
             state |= {prefix + name: tensor for name, tensor in frozen.items()}
         return replace(self, content=self.content | {"state_dict": state, "protoseg": own})
 
-    def _network(self) -> DictConfig:
-        return OmegaConf.create(self.sections(*NETWORK))
+    def _build(self, num_classes: int) -> Segmentor:
+        config = OmegaConf.create(self.sections(*NETWORK))
+        return build_model(config, num_classes, pretrained=False, encoder=copy.deepcopy(self.encoder))
 
     def _state(self, network: str) -> dict[str, Tensor]:
         prefix, state = NETWORKS[network], self.content["state_dict"]

@@ -123,7 +123,7 @@ def look(
     Without a label, int64 ``H W``, all pixels count as ignored. ``shown`` are the channels that pictures show, if any.
     """
     network: Any = model
-    image = image.to(next(model.parameters(), image).device)
+    image = image.to(next(iter([*model.parameters(), *model.buffers()]), image).device)
     if label is None:
         label = torch.full(image.shape[1:], IGNORE_INDEX)
     output = network(image.unsqueeze(0))

@@ -133,11 +133,12 @@ def with_made_colors(colors: Iterable[Color | None], taken: Collection[Color]) -
     return tuple(next(free) if color is None else color for color in colors)  # type: ignore[misc]
 
 
-def own_space(classes: Sequence[str]) -> LabelSpace:
-    """Classes by their names alone; raises ProtosegError unless these are different texts."""
+def own_space(classes: Sequence[str] | Mapping[str, Color]) -> LabelSpace:
+    """Classes by their names, perhaps with colours; raises ProtosegError unless these are different texts."""
     if isinstance(classes, str) or not classes or len({str(name) for name in classes}) < len(classes):
         raise ProtosegError(f"classes: expected a list of different names, got {classes!r}")
-    return LabelSpace("own", tuple(classes), with_made_colors([None] * len(classes), ()))
+    colors = classes.values() if isinstance(classes, Mapping) else [None] * len(classes)
+    return LabelSpace("own", tuple(classes), with_made_colors(colors, ()))
 
 
 def _ids(path: Path, content: Any, names: Sequence[str]) -> dict[str, list[int]]:

@@ -51,6 +51,8 @@ def export_onnx(
     Raises ProtosegError: ``onnx`` is not installed, a size that the model cannot take, or a disk that refuses.
     """
     require("onnx", "onnx", "onnxscript")
+    if not any(True for _ in model.parameters()):
+        raise ProtosegError("export: expected a network of torch, got an ONNX file that was wrapped: use that")
     multiple = max(model.encoder.strides)
     if size is None and (isinstance(model, HRDASegmentor) or (model.discriminant and model.discriminant.new)):
         raise ProtosegError(

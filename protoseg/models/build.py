@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -25,17 +26,18 @@ def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
         raise ProtosegError(f"{section}: {error}; see python train.py --cfg job") from error
 
 
-def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True) -> Segmentor:
+def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True, encoder: Any = None) -> Segmentor:
     """Encoder, decoder, head and auxiliary head of the config, in channels-last memory.
 
     ``pretrained=False`` overrules the encoder's own settings: where a checkpoint brings the weights, no other file is
-    opened or downloaded. Random weights come from torch's global generator.
+    opened or downloaded. ``encoder``: in place of the config's. Random weights come from torch's global generator.
     """
+    unloaded = {} if pretrained or encoder else _unloaded(cfg.encoder)
     with wrong_input("encoder, decoder or head", TypeError):
         # Checkpoints of before the group existed have no segmentor.
         make = instantiate(cfg.segmentor, _partial_=True) if cfg.get("segmentor") else Segmentor
         model = make(
-            encoder=instantiate(cfg.encoder, _convert_="all", **({} if pretrained else _unloaded(cfg.encoder))),
+            encoder=encoder or instantiate(cfg.encoder, _convert_="all", **unloaded),
             decoder=instantiate(cfg.decoder, _partial_=True),
             head=instantiate(cfg.head, _partial_=True),
             num_classes=num_classes,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from protoseg.functional.discriminant import Statistics
 from protoseg.functional.precision import no_autocast
 from protoseg.functional.resize import upsample_logits
+from protoseg.functional.sampling import pixel_rows
 from protoseg.types import ProtosegError, SegOutput
 
 
@@ -30,12 +31,19 @@ def on_grid(feature: Tensor, grid: tuple[int, int], stride: int, own: int) -> Te
     return upsample_logits(feature, grid, own // stride)
 
 
-def frozen_maps(output: SegOutput, network: Mapped) -> Tensor:
-    """Embedding and encoder maps of a ``Segmentor``'s output on its grid, fp32 ``b d h w``."""
+def frozen_maps(output: SegOutput, network: Mapped, cells: Tensor) -> Tensor:
+    """Embedding and encoder maps of an image (``b`` is 1) at cells of the output's grid, int64 ``n``, fp32 ``n d``."""
     height, width = output.logits.shape[2:]
-    maps = zip(output.features or (), network.feature_strides, strict=True)
-    parts = [on_grid(feature.float(), (height, width), network.stride, own) for feature, own in maps]
-    return torch.cat([output.embeddings.float(), *parts], 1)
+    parts = [pixel_rows(output.embeddings.float())[cells]]
+    for feature, own in zip(output.features or (), network.feature_strides, strict=True):
+        if own <= network.stride:
+            parts.append(pixel_rows(on_grid(feature.float(), (height, width), network.stride, own))[cells])
+        else:  # the same as of an enlarged map, which may not fit into memory
+            sides = torch.tensor(feature.shape[:1:-1], device=cells.device) * (own // network.stride)
+            where = (2 * torch.stack([cells % width, cells // width], 1) + 1) / sides - 1  # from -1 to 1
+            found = F.grid_sample(feature.float(), where[None, None], padding_mode="border", align_corners=False)
+            parts.append(found[0, :, 0].T)
+    return torch.cat(parts, 1)
 
 
 class Discriminant(nn.Module):

@@ -14,6 +14,7 @@ from protoseg.nn.prototype_memory import PrototypeMemory
 from protoseg.types import ProtosegError, SegOutput
 
 LOGITS = ("layernorm", "temperature")
+NO_CHANNEL = -1e4  # logit of a class without a channel: interpolation would make NaN of -inf
 
 
 def projection(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -157,13 +158,25 @@ class LinearHead(Head):
 
 
 class LogitsHead(Head):
-    """Of a network that classifies itself: the map it gives is the logits, and the embeddings."""
+    """Of a network that classifies itself: the map it gives is the logits, and the embeddings.
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    ``channel_class`` says of which class each channel is, -1 of none; without it channel i is class i. The probability
+    of a class is the sum of its channels'; one without a channel, as it was taught after the training, is never found.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, channel_class: Sequence[int] | None = None) -> None:
         super().__init__(num_classes, in_channels)
-        if in_channels != num_classes:
+        self.channel_class = range(num_classes) if channel_class is None else channel_class
+        if len(self.channel_class) != in_channels:
             raise ProtosegError(f"LogitsHead: expected a channel for each of {num_classes} classes, got {in_channels}")
 
     def forward(self, features: Tensor) -> SegOutput:
-        """``b c h w`` as it is."""
-        return SegOutput(logits=at_least_fp32(features), embeddings=features)
+        """``b in_channels h w`` to logits ``b c h w``."""
+        channels = at_least_fp32(features)
+        own = [[j for j, of in enumerate(self.channel_class) if of == i] for i in range(self.num_classes)]
+        nothing = torch.full_like(channels[:, 0], NO_CHANNEL)
+        logits = torch.stack([channels[:, js].logsumexp(1) if js else nothing for js in own], 1)
+        return SegOutput(logits=logits, embeddings=features)
+
+    def can_change_classes(self) -> bool:
+        return True

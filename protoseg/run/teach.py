@@ -99,10 +99,12 @@ def adapt(checkpoint: Path, trust: Sequence[str], images: Path, out: Path, devic
 
 
 def show(checkpoint: Path, trust: Sequence[str]) -> None:
-    """Print a table of the classes; raises ProtosegError where they are no prototypes."""
+    """Print a table of the classes; raises ProtosegError where they are learned weights."""
     file = open_file(checkpoint, trust)
-    space = file.label_space
-    for network, memory in memories(file.content).items():
+    space, found = file.label_space, memories(file.content)
+    if not found:
+        say(f"{space.num_classes} classes, channels of the network or taught: {', '.join(space.classes)}")
+    for network, memory in found.items():
         c, k, d = memory.prototypes.shape
         cosine = nearest_class_cosine(memory.prototypes)
         nearest, places = cosine.clone().fill_diagonal_(-2).max(1)
@@ -144,7 +146,7 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
     dataset.reader = file.reader
     made, found = teach(file, dataset, *arguments, title="images")
     for new in found:
-        copies = "" if new.distinct > 1 else " (one direction: too few pixels to tell more apart)"
+        copies = "" if new.distinct != 1 else " (one direction: too few pixels to tell more apart)"
         seen = f"{new.pixels} cells in {len(dataset)} images, {new.distinct} different prototypes{copies}"
         before = f"before, the model called {new.share:.0%} of the cells {new.called}"
         say(f"{new.name} ({new.network}): {seen}; {before}")

@@ -40,26 +40,25 @@ class ClassEdit:
 
 
 def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
-    """The prototype memory of every network in a checkpoint; raises ProtosegError if its head has no prototypes."""
-    state = checkpoint["state_dict"]
-    head = (checkpoint["protoseg"]["config"] or {}).get("head", {}).get("_target_", "another head")
+    """The prototype memory, if classes are no channels, of every network; raises ProtosegError if they are weights."""
+    state, head = checkpoint["state_dict"], (checkpoint["protoseg"]["config"] or {}).get("head", {})
     found = {
         network: Memory(*(state[f"{prefix}{_MEMORY}{name}"] for name in Memory._fields))
         for network, prefix in NETWORKS.items()
         if f"{prefix}{_MEMORY}prototypes" in state
     }
-    if not found:
+    if not found and "channel_class" not in head:
         raise ProtosegError(
-            f"classes: expected a checkpoint whose classes are prototypes (head=prototype), got {head}, whose classes "
-            "are learned weights: only training can change these"
+            "classes: expected a checkpoint whose classes are prototypes (head=prototype), got "
+            f"{head.get('_target_', 'another head')}, whose classes are learned weights: only training can change these"
         )
     return found
 
 
 def editable_memories(file: TrainedFile) -> dict[str, Memory]:
-    """The :func:`memories` of a checkpoint whose classes are prototypes and nothing else; else raises ProtosegError."""
+    """The :func:`memories` of a checkpoint whose classes are prototypes or channels, else raises ProtosegError."""
     found, c = memories(file.content), file.label_space.num_classes
-    for network in found:
+    for network in file.networks:
         file.statistics(network)  # damaged ones are refused
     model, larger = file.blank(c), file.blank(c + 1)
     now, more = ({n: p.shape for n, p in m.named_parameters()} for m in (model, larger))
@@ -108,15 +107,14 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
             raise ProtosegError("classes: expected a change whose prototypes fit the checkpoint's, got others")
         for name, *pair in zip(Memory._fields, old, added, strict=True):
             state[f"{NETWORKS[network]}{_MEMORY}{name}"] = torch.cat(pair)[rows]
-    own = dict(checkpoint["protoseg"])
+    own, names = dict(checkpoint["protoseg"]), checkpoint["protoseg"]["label_space"]["classes"]
     own["label_space"] = {"name": own["label_space"]["name"], "classes": edit.classes, "colors": edit.colors}
     # Two changes, one after the other, as one.
     before = own.get("relabel", {}).items()
     after = {first: edit.relabel.get(last, last) if last is not None else None for first, last in before} | edit.relabel
     own["relabel"] = {first: last for first, last in after.items() if last is not None or first not in edit.classes}
-    own["config"] = _config_for(own["config"], edit)
+    own["config"] = _config_for(own["config"], edit, names)
     if kept := own.get("statistics"):
-        names = checkpoint["protoseg"]["label_space"]["classes"]
         own["statistics"] = {n: _placed(Statistics(**kept[n]), names, edit, edit.means.get(n, {})) for n in kept}
     return checkpoint | {"state_dict": state, "protoseg": own}
 
@@ -140,9 +138,13 @@ def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[s
     )._asdict()
 
 
-def _config_for(config: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
+def _config_for(config: dict[str, Any], edit: ClassEdit, names: list[str]) -> dict[str, Any]:
     """The run's config without what no longer holds: an auxiliary head, ignored classes that are there now, subsets."""
     config = config | {"auxiliary": None, "data": reading_again(config["data"], edit.classes)}
+    if (of := (config.get("head") or {}).get("channel_class")) is not None:
+        after = [edit.relabel.get(name, name) for name in names]
+        moved = [edit.classes.index(name) if name in edit.classes else -1 for name in after] + [-1]  # none's
+        config["head"] = config["head"] | {"channel_class": [moved[i] for i in of]}
     method = config.get("method") or {}
     if method.get("subsets"):
         kept = {name: names for name, names in method["subsets"].items() if set(names) <= set(edit.classes)}

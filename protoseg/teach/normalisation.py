@@ -36,7 +36,7 @@ def adapt_normalisation(
     Statistics of the images are means over them, each seen by itself (Schneider et al., NeurIPS 2020). Of ``WEIGHTS``
     that is taken by which the predictions on some of the images have the least entropy, what Tent (Wang et al., ICLR
     2021) descends; so 0, the network as it is, where no other makes it surer. ``title`` is of the progress bar: none
-    without it. Raises ProtosegError: a checkpoint with statistics for teaching, which belong to the network before.
+    without it. Raises ProtosegError: a checkpoint with statistics for teaching, of the network before; no BatchNorm.
     """
     if file.content["protoseg"].get("statistics"):
         raise ProtosegError(
@@ -48,6 +48,8 @@ def adapt_normalisation(
     for network in file.networks:
         model = file.model(network).to(device)
         layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        if not layers:
+            raise ProtosegError(f"{file.path}: expected BatchNorm layers of torch, got none (as in an ONNX file)")
         source = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
         for layer in layers:
             layer.reset_running_stats()

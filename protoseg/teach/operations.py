@@ -31,7 +31,7 @@ class NewClass(NamedTuple):
     name: str
     network: str  # ``student`` or ``teacher``
     pixels: int  # cells of the grid that its prototypes were made of
-    distinct: int  # how many of these differ, at most K
+    distinct: int  # how many of these differ, at most K; 0 without prototypes
     called: str  # what the model called most of these pixels before
     share: float  # of them, 0 to 1
 
@@ -57,7 +57,8 @@ def add_classes(
     Raises ProtosegError: classes that are there already or have no pixel; a checkpoint without statistics; a head
     without prototypes, or with learned weights for each class.
     """
-    if editable_memories(file) and file.statistics() is None:
+    editable_memories(file)
+    if file.statistics() is None:
         raise ProtosegError(
             f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes "
             "are found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
@@ -105,6 +106,9 @@ def refresh_class(
     space = file.label_space
     (row,) = space.ids([name], f"class to refresh in {file.path}")
     (there,) = dataset.label_space.ids([name], "class to refresh in the images")
+    placed = file.statistics()
+    if not editable_memories(file) and not (placed and placed.taught[placed.classes == row].any()):
+        raise ProtosegError(f"class to refresh in {file.path}: expected a taught one, got channels of the network")
     new, found, means = _learned(file, dataset, [there], {there: (row, keep)}, seed, device, title)
     entries = [(known, color, -1 if i == row else i) for known, color, i in _entries(space)]
     for network, of in means.items():
@@ -188,8 +192,10 @@ def _learned(
     """For each network memory and means of classes ``ids`` of the data, with ``old`` = {id: (row, weight to keep)}."""
     new, log = {}, []
     means: Means = {}
-    for network, memory in editable_memories(file).items():
-        known, made = file.statistics(network), []
+    memories = editable_memories(file)
+    for network in file.networks:
+        known, memory = file.statistics(network), memories.get(network)
+        made: list[Memory] = []
         model = file.model(network).to(device)
         for i, seen in _looked_at(model, dataset, ids, known, seed, title and f"{title} ({network})").items():
             name = dataset.label_space.classes[i]
@@ -198,15 +204,18 @@ def _learned(
                     f"class {name!r}: expected pixels of it in the masks, got none on the network's grid in "
                     f"{len(dataset)} images: give images that show it, larger"
                 )
-            found = _clustered(seen, memory, *old.get(i, (-1, 0.0)), seed)
-            made.append(Memory(found.prototypes, torch.ones_like(found.counts), found.counts.to(memory[2])))
+            if memory is not None:
+                found = _clustered(seen, memory, *old.get(i, (-1, 0.0)), seed)
+                made.append(Memory(found.prototypes, torch.ones_like(found.counts), found.counts.to(memory[2])))
             calls = torch.stack(seen.calls).sum(0)
             called, share = file.label_space.classes[int(calls.argmax())], float(calls.max() / calls.sum())
-            log.append(NewClass(name, network, sum(map(len, seen.cells)), found.distinct, called, share))
+            distinct = found.distinct if memory is not None else 0
+            log.append(NewClass(name, network, sum(map(len, seen.cells)), distinct, called, share))
             if known is not None:
                 mean = posterior_mean(known, torch.stack(seen.means), torch.tensor(seen.counts))
                 means.setdefault(network, {})[name] = mean
-        new[network] = Memory(*(torch.stack(parts) for parts in zip(*made, strict=True)))
+        if made:
+            new[network] = Memory(*(torch.stack(parts) for parts in zip(*made, strict=True)))
     return new, log, means
 
 
@@ -229,7 +238,7 @@ def _looked_at(
     for index in track(range(len(dataset)), title, disable=not title):
         image, label, _ = dataset[index]
         scene = look(model, image, label)
-        maps, embeddings = (pixel_rows(x) for x in (frozen_maps(scene.output, model), scene.output.embeddings))
+        embeddings = pixel_rows(scene.output.embeddings)
         for i, seen in found.items():
             own = (scene.cell_label == i).nonzero().flatten()
             if (rest := scene.labelled & (scene.cell_label != i)).any():
@@ -237,7 +246,8 @@ def _looked_at(
             if len(own):
                 seen.calls.append(torch.bincount(scene.cell_prediction[own], minlength=model.num_classes).cpu())
                 if known is not None:
-                    seen.means.append(known.whitened(maps[own].mean(0, keepdim=True).cpu())[0])
+                    maps = frozen_maps(scene.output, model, own)
+                    seen.means.append(known.whitened(maps.mean(0, keepdim=True).cpu())[0])
                     seen.counts.append(len(own))
                 drawn = torch.randperm(len(own), generator=generator)[:share] if len(own) > share else slice(None)
                 seen.cells.append(embeddings[own[drawn]].cpu())

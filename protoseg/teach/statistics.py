@@ -29,7 +29,7 @@ def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments,
     scene = look(model, image, label)
     cells = scene.labelled.nonzero().flatten()
     cells = cells[:: max(1, -(-len(cells) // MAX_CELLS))]
-    maps, logits = (pixel_rows(x)[cells].cpu() for x in (frozen_maps(scene.output, model), scene.output.logits))
+    maps, logits = frozen_maps(scene.output, model, cells).cpu(), pixel_rows(scene.output.logits)[cells].cpu()
     truth, (best, predicted) = scene.cell_label[cells].cpu(), logits.float().max(1)
     rest = logits.float().scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
     return moments(maps, truth, model.num_classes), best - rest, predicted, predicted == truth
@@ -43,14 +43,15 @@ def with_statistics(
     ``title`` is of the progress bar: none without it. Raises ProtosegError: images of other classes, a checkpoint that
     has taught classes already, or as :func:`protoseg.functional.discriminant.statistics`.
     """
-    networks, made = [*editable_memories(file)], {}
-    if any(known is not None and known.taught.any() for known in map(file.statistics, networks)):
+    editable_memories(file)
+    made = {}
+    if any(known is not None and known.taught.any() for known in map(file.statistics, file.networks)):
         raise ProtosegError(
             f"checkpoint {file.path}: expected one without taught classes, whose places are among its statistics, got "
             "some: make statistics of the checkpoint before, and teach them again"
         )
     check_same_classes(file.path, file.label_space, dataset.label_space)
-    for network in networks:
+    for network in file.networks:
         seen: list[list[Tensor]] = []
         model, total = file.model(network).to(device), None
         for index in track(spread(len(dataset), MAX_IMAGES), title, disable=not title):

@@ -18,10 +18,10 @@ from protoseg.checkpoint import NETWORKS
 from protoseg.data import SegmentationDataset
 from protoseg.functional.resize import downsample_label
 from protoseg.models.segmentor import Segmentor
-from protoseg.teach.edit import apply_edit
+from protoseg.teach.edit import apply_edit, editable_memories
 from protoseg.teach.operations import NewClass, placed_classes
 from protoseg.trained import TrainedFile
-from protoseg.types import IGNORE_INDEX
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 STEPS, LEARNING_RATE, WARMUP = 240, 1e-3, 10  # one image a step
 MAX_SIDE = 1024  # of a larger image a part; parts of 256 pixels of CamVid's 480 x 360 were 9 points of IoU worse
@@ -42,6 +42,8 @@ def tune_classes(
     given in turns. Raises ProtosegError: classes that are there already or have no pixel; a head without prototypes, or
     with learned weights for each class.
     """
+    if not editable_memories(file):
+        raise ProtosegError(f"tune: expected prototypes in {file.path}, got the channels of a wrapped network")
     own = {name: part for name, part in file.content["protoseg"].items() if name != "statistics"}
     plain = replace(file, content=file.content | {"protoseg": own})
     edit, found = placed_classes(plain, dataset, names, seed, device, title)

@@ -132,7 +132,7 @@ def test_scores_of_pairs(tmp_path: Path) -> None:
         (lambda: tiny({}), r"expected arguments=\{name: plain value\} that make the same network again, got \{\}"),
         (lambda: tiny({"channels": 4}), "2 of another shape: body"),
         (lambda: tiny(None).save_pretrained("unused"), r"expected a network made with Model.from_network\(…, arg"),
-        (lambda: tiny(None, ["a", "a"]), "a list of different names"),
+        (lambda: protoseg.build(["a", "a"]), "a list of different names"),
         (lambda: protoseg.build("road"), "a list of different names"),
         (
             lambda: protoseg.Model.from_network(Tiny(3), CLASSES, stride=2).predict(PHOTO),

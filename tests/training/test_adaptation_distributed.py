@@ -107,7 +107,7 @@ def images(step: int) -> AdaptationBatch:
 
 
 def part_of(batch: AdaptationBatch, part: slice) -> AdaptationBatch:
-    return AdaptationBatch(*(Batch(*(field[part] for field in domain)) for domain in batch))
+    return AdaptationBatch(*(Batch(*(None if field is None else field[part] for field in domain)) for domain in batch))
 
 
 def run(part: slice, head: str) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def train_toy(rank: int, world: int, folder: str) -> dict[str, torch.Tensor]:
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    batches = [Batch(*(field[part] for field in batch)) for batch in global_batches()]
+    batches = [Batch(*(None if field is None else field[part] for field in batch)) for batch in global_batches()]
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     assert trainer.global_step == STEPS
     return {"losses": torch.stack(losses.values), **{k: v.clone() for k, v in module.model.state_dict().items()}}

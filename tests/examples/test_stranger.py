@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import protoseg
+from benchmarks import stranger
 from examples.stranger.stranger import IMAGENET, adapted, taught
 from protoseg.checkpoint import save_checkpoint
 from protoseg.data import CAMVID, Streets
@@ -256,6 +257,18 @@ def test_the_file_is_data(tmp_path: Path) -> None:
         protoseg.wrap(tmp_path / "two.onnx", CAMVID.classes)
     with pytest.raises(ProtosegError, match="expected a network of torch, got an ONNX file"):
         export_onnx(protoseg.wrap(path, CAMVID.classes).network, CAMVID, tmp_path / "again.onnx")
+
+
+def test_the_benchmark_says_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stranger, "CamVid", lambda root, split: scenes(0, 4 if split == "train" else 1, split=split))
+    monkeypatch.setattr(stranger, "SHOTS", (1,))
+    monkeypatch.setattr(stranger, "DRAWS", 2)
+    stranger.main([str(as_onnx(tiny(20), tmp_path / "tiny.onnx")), "CAMVID", "Sky", "--images", "3"])
+    out = capsys.readouterr().out
+    for line in ("as it is: ", "by a discriminant", "class-aware: AUROC", "Sky left out: the others", "Sky from 1: "):
+        assert line in out
 
 
 @pytest.mark.parametrize(

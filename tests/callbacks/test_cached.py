@@ -60,7 +60,7 @@ def fill(cfg: DictConfig, module: SegmentationModule, data: Any) -> None:
     CachedViews(cfg.callbacks.cached.folder, cfg.callbacks.cached.views).on_fit_start(trainer, module)
 
 
-@pytest.mark.parametrize("encoder", [CNN, VIT], ids=["cnn", "vit"])
+@pytest.mark.parametrize("encoder", [pytest.param(CNN, marks=pytest.mark.slow, id="cnn"), pytest.param(VIT, id="vit")])
 def test_maps_give_what_the_images_give(
     configure: Callable[..., DictConfig], words: list[str], encoder: tuple[str, ...]
 ) -> None:

@@ -259,6 +259,7 @@ def test_the_file_is_data(tmp_path: Path) -> None:
         export_onnx(protoseg.wrap(path, CAMVID.classes).network, CAMVID, tmp_path / "again.onnx")
 
 
+@pytest.mark.slow
 def test_the_benchmark_says_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def trained(configure: Configure, run: Path, weights: Path, *words: str) -> dict
     return open_file(run / "checkpoints/last.ckpt").content["state_dict"]
 
 
+@pytest.mark.slow
 def test_resumed(configure: Configure, tmp_path: Path, weights: Path) -> None:
     after = trained(configure, tmp_path / "run", weights, KINDS["rein"], "adapter_only=true")
     assert HASH in read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["protoseg"]

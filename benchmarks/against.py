@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Term
@@ -53,13 +53,24 @@ class AgainstSetting(NamedTuple):
         return f"lite0 + FPN, {s.batch} x {s.height} x {s.width}, C={s.classes}, K={s.prototypes}"
 
 
+def plain_network(classes: int) -> nn.Module:
+    """By smp."""
+    sizes = {"decoder_pyramid_channels": PYRAMID, "decoder_segmentation_channels": WIDTH}
+    return smp.FPN(f"tu-{ENCODER}", encoder_depth=5, encoder_weights=None, classes=classes, **sizes)
+
+
+def our_network(head: Callable[[int, int], Head], classes: int) -> Segmentor:
+    """The same encoder and decoder."""
+    decoder = partial(FPNDecoder, pyramid_channels=PYRAMID, segmentation_channels=WIDTH)
+    return Segmentor(TimmEncoder(ENCODER, pretrained=False), decoder, head, classes)
+
+
 class PlainModule(pl.LightningModule):
     """As one would write it."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        sizes = {"decoder_pyramid_channels": PYRAMID, "decoder_segmentation_channels": WIDTH}
-        self.model = smp.FPN(f"tu-{ENCODER}", encoder_depth=5, encoder_weights=None, classes=classes, **sizes)
+        self.model = plain_network(classes)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, label = batch
@@ -95,8 +106,7 @@ def against_steps(setting: AgainstSetting, device: torch.device) -> dict[str, Ca
     names = tuple(map(str, range(s.classes)))
     space = LabelSpace("benchmark", names, tuple((i, i, i) for i in range(s.classes)))
     for name, (head, terms) in heads.items():
-        decoder = partial(FPNDecoder, pyramid_channels=PYRAMID, segmentation_channels=WIDTH)
-        model = Segmentor(TimmEncoder(ENCODER, pretrained=False), decoder, head, s.classes)
+        model = our_network(head, s.classes)
         losses = {type(term).__name__: term for term in [CrossEntropy(), *terms]}
         modules[name] = OurModule(model, space, losses, torch.optim.AdamW, torch.optim.lr_scheduler.ConstantLR), batch
     for module, _ in modules.values():

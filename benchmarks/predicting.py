@@ -11,19 +11,14 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 
-from benchmarks.against import ENCODER, PYRAMID, WIDTH
-from protoseg.models.decoders import FPNDecoder
-from protoseg.models.encoders import TimmEncoder
-from protoseg.models.segmentor import Segmentor
+from benchmarks.against import our_network, plain_network
 from protoseg.nn import ParametricHead
 
 
@@ -58,11 +53,7 @@ def predicting_steps(setting: PredictingSetting, device: torch.device) -> dict[s
     for i in range(setting.photos):
         (root / "photos" / f"{i:05d}.jpg").write_bytes(few[i % len(few)][0].read_bytes())
     space = Streets().label_space
-    sizes = {"decoder_pyramid_channels": PYRAMID, "decoder_segmentation_channels": WIDTH}
-    classes = space.num_classes
-    plain = smp.FPN(f"tu-{ENCODER}", encoder_depth=5, encoder_weights=None, classes=classes, **sizes)
-    decoder = partial(FPNDecoder, pyramid_channels=PYRAMID, segmentation_channels=WIDTH)
-    ours = Segmentor(TimmEncoder(ENCODER, pretrained=False), decoder, ParametricHead, classes)
+    plain, ours = plain_network(space.num_classes), our_network(ParametricHead, space.num_classes)
     for model in (plain, ours):
         model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

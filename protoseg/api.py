@@ -169,10 +169,10 @@ class Model:
 
         Folders of the machine it was trained on do not travel with it. Raises ProtosegError if the disk refuses.
         """
-        path = Path(folder) / WEIGHTS
-        if self.file.encoder is not None:
+        path, file = Path(folder) / WEIGHTS, self.file
+        if file.encoder is not None:
             raise ProtosegError("save_pretrained: expected a network made with Model.from_network(…, arguments={…})")
-        save_checkpoint(self.file.content, path)
+        save_checkpoint(file.content, path)
         card = path.with_name("README.md")
         if not card.exists():  # one may have been written by hand
             write_file(card, lambda partial: partial.write_text(self._card(), encoding="utf-8"))

@@ -242,7 +242,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors, in hexadecimal."""
     found = hashlib.sha256()
     for name in sorted(state):
-        found.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+        found.update(name.encode() + state[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -5,6 +5,7 @@ collectors share one pass of the model.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -123,7 +124,7 @@ def look(
     Without a label, int64 ``H W``, all pixels count as ignored. ``shown`` are the channels that pictures show, if any.
     """
     network: Any = model
-    image = image.to(next(iter([*model.parameters(), *model.buffers()]), image).device)
+    image = image.to(next(chain(model.parameters(), model.buffers()), image).device)
     if label is None:
         label = torch.full(image.shape[1:], IGNORE_INDEX)
     output = network(image.unsqueeze(0))

@@ -1,12 +1,10 @@
 """Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -169,10 +167,10 @@ def _images(writer: Writer, place: Path, follow: float | None, reader: "ImageRea
 def _one_ahead(thread: ThreadPoolExecutor, read: Callable[[Path], Any], paths: list[Path]) -> Iterator[Any]:
     """Each path and the future of its image; the next is read while this one is used, no more, to bound memory."""
     coming = (thread.submit(read, path) for path in paths)
-    waiting = deque(islice(coming, 1))
+    ahead = next(coming, None)
     for path in paths:
-        waiting.extend(islice(coming, 1))
-        yield path, waiting.popleft()
+        current, ahead = ahead, next(coming, None)
+        yield path, current
 
 
 def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:

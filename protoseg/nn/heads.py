@@ -166,16 +166,18 @@ class LogitsHead(Head):
 
     def __init__(self, in_channels: int, num_classes: int, channel_class: Sequence[int] | None = None) -> None:
         super().__init__(num_classes, in_channels)
-        self.channel_class = range(num_classes) if channel_class is None else channel_class
-        if len(self.channel_class) != in_channels:
+        of = [*range(num_classes)] if channel_class is None else list(channel_class)
+        if len(of) != in_channels:
             raise ProtosegError(f"LogitsHead: expected a channel for each of {num_classes} classes, got {in_channels}")
+        of_each = [[j for j, c in enumerate(of) if c == i] for i in range(num_classes)]
+        self.own = None if of == [*range(num_classes)] else of_each  # None: the channels are the classes
 
     def forward(self, features: Tensor) -> SegOutput:
         """``b in_channels h w`` to logits ``b c h w``."""
-        channels = at_least_fp32(features)
-        own = [[j for j, of in enumerate(self.channel_class) if of == i] for i in range(self.num_classes)]
-        nothing = torch.full_like(channels[:, 0], NO_CHANNEL)
-        logits = torch.stack([channels[:, js].logsumexp(1) if js else nothing for js in own], 1)
+        logits = at_least_fp32(features)
+        if self.own is not None:
+            nothing = torch.full_like(logits[:, 0], NO_CHANNEL)
+            logits = torch.stack([logits[:, js].logsumexp(1) if js else nothing for js in self.own], 1)
         return SegOutput(logits=logits, embeddings=features)
 
     def can_change_classes(self) -> bool:

@@ -10,21 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.scale import (
-    COPY,
-    FP32,
-    LATENCY,
-    SCALED,
-    WIRE,
-    CountOperations,
-    Counts,
-    Scaled,
-    Setting,
-    count,
-    main,
-    predict,
-    supervised,
-)
+from benchmarks.counting import COPY, FP32, CountOperations
+from benchmarks.scale import LATENCY, SCALED, WIRE, Counts, Scaled, Setting, count, main, predict, supervised
 from protoseg.losses import CrossEntropy, PixelPrototypeContrast, PixelPrototypeDistance, Term
 from protoseg.nn import PrototypeHead
 from protoseg.types import SegOutput

@@ -169,3 +169,10 @@ def test_weights_of_the_package_and_of_timms_cache(tmp_path: Path, monkeypatch: 
     for other in ({}, {"variant": "b0", "pretrained": True}, {"name": "no_such_model", "pretrained": True}):
         with pytest.raises(ProtosegError, match=r"expected a file .* \(encoder\.weights=FILE"):
             weights_at_hand(other, tmp_path)
+
+
+def test_the_hash_is_of_the_values_in_order_whatever_their_dtype_and_layout() -> None:
+    weight = torch.arange(24.0).view(1, 2, 3, 4)
+    assert digest({"w": weight}) == digest({"w": weight.to(memory_format=torch.channels_last)})
+    assert digest({"w": weight.bfloat16()}) == digest({"w": weight.bfloat16().clone()}) != digest({"w": weight})
+    assert digest({"w": torch.tensor(3)}) != digest({"w": torch.tensor(4)})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+import protoseg
+
 CONF = Path(__file__).parents[1] / "conf"
+BUILT_IN = Path(protoseg.__file__).parent / "data" / "streets"
 
 TINY = (
     "encoder.name=mobilenetv3_small_050",
@@ -56,6 +61,21 @@ def _two_threads() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Statistics of data sets in folders that cannot be written go to the user's cache: not while testing."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def few_streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in data with seven images in each split: for tests in which whole splits are judged."""
+    from protoseg.data import Streets
+
+    root = tmp_path_factory.mktemp("streets")
+    for style, split in (("day", "train"), ("day", "val"), ("dusk", "train"), ("dusk", "val")):
+        for file in itertools.chain.from_iterable(Streets(style=style, split=split).samples[:7]):
+            assert file is not None
+            place = root / file.relative_to(BUILT_IN)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    return root
 
 
 @pytest.fixture

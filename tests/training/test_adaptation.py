@@ -83,8 +83,9 @@ def test_every_method_trains_and_resumes(
     assert_resumes(configure, tmp_path, monkeypatch, settings, 2, "on_validation_end")
 
 
-def test_student_and_teacher_are_judged_apart(configure: Configure, tmp_path: Path) -> None:
-    once = ("trainer.limit_val_batches=1.0", "trainer.max_steps=3", "trainer.val_check_interval=3")
+def test_student_and_teacher_are_judged_apart(configure: Configure, few_streets: Path, tmp_path: Path) -> None:
+    few = (f"data.source.root={few_streets}", f"data.target.root={few_streets}")
+    once = (*few, "trainer.limit_val_batches=1.0", "trainer.max_steps=3", "trainer.val_check_interval=3")
     run_training(configure("train", *PGPC, *once, "optimizer.lr=0.01"))
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     with open(tmp_path / "run" / "logs" / "metrics.csv") as file:

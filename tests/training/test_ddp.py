@@ -55,7 +55,9 @@ def judged(configure: Callable[..., DictConfig], folder: Path, name: str, networ
     return run_evaluation(configure("evaluate", *words, output=folder / f"evaluation_{network}"))
 
 
-def test_two_ranks_train_and_are_judged_as_one(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_two_ranks_train_and_are_judged_as_one(
+    configure: Callable[..., DictConfig], few_streets: Path, tmp_path: Path
+) -> None:
     common = ("trainer.max_steps=1", "trainer.limit_val_batches=1.0", "trainer.val_check_interval=1")
     two = train(
         tmp_path / "two",
@@ -64,6 +66,7 @@ def test_two_ranks_train_and_are_judged_as_one(configure: Callable[..., DictConf
         "trainer.devices=2",
         "trainer.strategy=ddp",
         "data.batch_size=1",
+        f"data.root={few_streets}",
         "trainer.log_every_n_steps=1",
     )
     checkpoint = read_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from protoseg import data as data_module
 from protoseg.callbacks.loggers import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
 from protoseg.losses import CrossEntropy, Step
@@ -64,9 +63,12 @@ def test_without_validation_no_score_is_told(configure: Callable[..., DictConfig
     assert in_words(-math.inf, True) == in_words(math.nan, True) == "none: no validated pixel was labelled"
 
 
-def test_the_checkpoint_is_complete_and_evaluates_alone(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_the_checkpoint_is_complete_and_evaluates_alone(
+    configure: Callable[..., DictConfig], few_streets: Path, tmp_path: Path
+) -> None:
     # All validation images, so that training and evaluation judge the same.
-    best = run_training(configure("train", *TINY, "trainer.limit_val_batches=1.0", "trainer.max_steps=3"))
+    all_of_few = ("trainer.limit_val_batches=1.0", f"data.root={few_streets}")
+    best = run_training(configure("train", *TINY, *all_of_few, "trainer.max_steps=3"))
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"
     checkpoint = read_checkpoint(path)
     assert checkpoint["protoseg"]["config"]["head"]["num_prototypes"] == 2
@@ -81,6 +83,7 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(configure: Callable[...,
         "evaluate",
         f"ckpt_path={path}",
         "data=streets",
+        f"data.root={few_streets}",
         "data.dataset.style=dusk",
         "num_workers=0",
         "save=[]",
@@ -271,7 +274,7 @@ def test_gradient_clipping(configure: Callable[..., DictConfig], monkeypatch: py
 
 
 def test_evaluation_of_moved_data_and_of_a_data_set_of_ones_own(
-    configure: Callable[..., DictConfig], tmp_path: Path
+    configure: Callable[..., DictConfig], few_streets: Path, tmp_path: Path
 ) -> None:
     run_training(configure("train", *TINY, "trainer.max_steps=1"))
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -282,8 +285,7 @@ def test_evaluation_of_moved_data_and_of_a_data_set_of_ones_own(
     common = (f"ckpt_path={path}", "num_workers=0", "save=[]")
     with pytest.raises(ProtosegError, match=r"/nowhere.*evaluate\.py: root=FOLDER"):
         run_evaluation(configure("evaluate", *common, output=tmp_path / "a"))
-    here = Path(data_module.__file__).parent / "streets"
-    assert run_evaluation(configure("evaluate", *common, f"root={here}", output=tmp_path / "b")) is not None
+    assert run_evaluation(configure("evaluate", *common, f"root={few_streets}", output=tmp_path / "b")) is not None
 
     data["dataset"]["_target_"] = "my_package.MyData"
     torch.save(checkpoint, path)

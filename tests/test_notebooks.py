@@ -49,6 +49,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         real()
 
     monkeypatch.setattr(cli, "train", tiny)
+    monkeypatch.setattr("protoseg.teach.statistics.MAX_IMAGES", 8)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command line sets it; here it is to be unset again
     monkeypatch.chdir(tmp_path)
     handlers, level = logging.root.handlers[:], logging.root.level

@@ -166,6 +166,7 @@ DOORS: dict[str, Door] = {
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("protoseg.run.export.require", lambda *names: None)
+    monkeypatch.setattr("protoseg.teach.statistics.MAX_IMAGES", 3)
 
     def not_here(*arguments: object) -> None:
         raise ProtosegError("opened; the rest takes minutes")

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -64,11 +66,20 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
             return None
 
     def main() -> None:
+        if {"--help", "-h"} & {*sys.argv}:
+            ConfigLoaderImpl.get_group_options = _group_options  # type: ignore[assignment]
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
         if failed:
             raise failed[0]
 
     run_with_clear_errors(main, config_name)
+
+
+def _group_options(
+    loader: ConfigLoaderImpl, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG
+) -> list[str]:
+    """As Hydra's, which copies all of its configs for each of the 170 lists of a help text: two thirds of its time."""
+    return loader.repository.get_group_options(group_name, results_filter)
 
 
 def _train(cfg: DictConfig) -> float | None:

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from protoseg.cli import _group_options
 from protoseg.run.build import build_datamodule, build_model, build_module, instances, plain
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -312,3 +316,13 @@ def test_what_an_agent_of_wandb_runs_composes(configure: Callable[..., DictConfi
         assert cfg.logger.wandb._target_ == "protoseg.callbacks.wandb_logger"
         for key, parameter in chosen.items():
             assert OmegaConf.select(cfg, key) == parameter["value"]
+
+
+def test_the_help_text_lists_what_hydra_lists() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        groups = ["", *loader.list_groups("")]
+        assert {"data", "encoder"} < {*groups}
+        for group in groups:
+            for kind in (None, ObjectType.CONFIG, ObjectType.GROUP):
+                assert _group_options(loader, group, kind) == loader.get_group_options(group, kind)  # type: ignore[arg-type]

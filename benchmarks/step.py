@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -17,13 +18,14 @@ from protoseg.nn import Head, ParametricHead, PrototypeHead
 
 
 class StepSetting(NamedTuple):
-    """Sizes; the defaults are those of experiment=camvid_prototype."""
+    """Sizes; the defaults are those of experiment=camvid_prototype. ``compiled=1`` adds both by ``torch.compile``."""
 
     batch: int = 8
     height: int = 240
     width: int = 320
     classes: int = 11
     prototypes: int = 10
+    compiled: int = 0
 
     def describe(self) -> str:
         s = self
@@ -42,11 +44,14 @@ def step_steps(setting: StepSetting, device: torch.device) -> dict[str, Callable
         "prototype": (partial(PrototypeHead, num_prototypes=s.prototypes), prototypes),
     }
     steps: dict[str, Callable[[], object]] = {}
-    for name, (head, more) in heads.items():
+    for compiled, (name, (head, more)) in product(range(1 + bool(s.compiled)), heads.items()):
         torch.manual_seed(0)
         decoder = partial(FPNDecoder, pyramid_channels=128, segmentation_channels=64)
         model = Segmentor(TimmEncoder("tf_efficientnet_lite0"), decoder, head, s.classes)
         model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            name += " + compile"
+            model.compile(dynamic=False)
         terms = [CrossEntropy(), *more]
         steps[name] = partial(_step, model.train(), terms, torch.optim.AdamW(model.parameters()), image, label)
     return steps

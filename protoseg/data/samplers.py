@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,17 +52,11 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = -1
-        order: list[int] = []
+        order = lru_cache(maxsize=1)(self._order)  # positions follow one another, and so do epochs
         for batch in range(self.start, self.num_batches):
             first = (batch * self.world + self.rank) * self.batch_size
-            items = []
-            for position in range(first, first + self.batch_size):
-                if position // self.num_samples != epoch:
-                    epoch = position // self.num_samples
-                    order = self._order(epoch).tolist()
-                items.append((order[position % self.num_samples], sample_seed(self.seed, position)))
-            yield items
+            places = [(at, *divmod(at, self.num_samples)) for at in range(first, first + self.batch_size)]
+            yield [(int(order(epoch)[place]), sample_seed(self.seed, at)) for at, epoch, place in places]
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
         random = np.random.default_rng((self.seed, epoch))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
@@ -25,6 +24,7 @@ from protoseg.data.labelled import nothing_labelled, split_notes
 from protoseg.data.polygons.convert import convert, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
+from protoseg.evaluation.writer import jpeg
 from protoseg.files import write_file
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
@@ -114,7 +114,7 @@ def show(cfg: DictConfig, data: str, count: int, out: Path) -> None:
         if dataset.reader.channels:
             channel_statistics(dataset)
         path = out / f"{data}_{title.replace(' ', '_')}.jpg"
-        write_file(path, partial(Image.fromarray(_sheet(dataset, count)).save, format="JPEG", quality=90))
+        write_file(path, jpeg(_sheet(dataset, count)))
         say(f"Picture: {path}")
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from protoseg.checkpoint import own_part, save_checkpoint
+from protoseg.data.channels import ImageReader
+from protoseg.data.class_file import own_space
+from protoseg.data.own import ImageFolder
 from protoseg.evaluation.pictures import Picture, label_png, overlay
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
@@ -32,9 +35,6 @@ from protoseg.text import markdown_text, visible
 from protoseg.trained import TrainedFile, open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError, first_line
-
-if TYPE_CHECKING:
-    from protoseg.data.channels import ImageReader
 
 WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""
@@ -130,8 +130,6 @@ class Model:
         read.
         """
         if isinstance(image, (str, Path)) and os.path.isdir(image):
-            from protoseg.data.own import ImageFolder
-
             image = [path for path, _ in ImageFolder(image, self.label_space).samples]
         if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
             return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
@@ -207,8 +205,6 @@ class Model:
 
         Raises ProtosegError: arguments that make another network; names, colours, maps or a file of another form.
         """
-        from protoseg.data.class_file import own_space
-
         space = own_space(palette or [*dict.fromkeys(name for name in classes if name is not None)])
         of = [-1 if name is None else space.ids([name], "classes")[0] for name in classes]
         encoder, file = look_inside(network, len(of), features, **seen)
@@ -288,8 +284,6 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     given: Any = image
     channels = (reader and reader.channels) or 3
     if isinstance(image, (str, Path)):
-        from protoseg.data.channels import ImageReader
-
         given = (reader or ImageReader()).read(Path(image))
     elif isinstance(image, Image.Image):
         given = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoint
+from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.evaluation.predictor import Predictor
 from protoseg.functional.discriminant import Statistics
 from protoseg.models.build import build_model
@@ -29,7 +30,6 @@ from protoseg.types import LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
-    from protoseg.data.channels import ImageReader
 
 HASH = "frozen"
 """In ``checkpoint["protoseg"]``: of a frozen encoder's weights, which are not in it, but where the config says."""
@@ -47,8 +47,6 @@ class TrainedFile:
     @property
     def label_space(self) -> LabelSpace:
         """Its classes."""
-        from protoseg.data.channels import ImageReader
-
         shown = ImageReader(**self.image_options("channels", "bands", "shown")).shown
         return replace(checkpoint_label_space(self.content), shown=tuple(shown))
 
@@ -133,8 +131,6 @@ class TrainedFile:
 
         Raises ProtosegError: data sets that were put together were read in several ways.
         """
-        from protoseg.data.channels import OPTIONS, ImageReader
-
         return ImageReader(**self.image_options(*OPTIONS))
 
     def image_options(self, *keys: str) -> dict[str, Any]:

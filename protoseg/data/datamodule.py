@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -18,10 +17,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from protoseg import distributed
-from protoseg.data.checking import deep_images, turned_images
+from protoseg.data.checking import check_training_labels, check_validation_labels, image_notes, nothing_labelled
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
-from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
 from protoseg.data.loading import TIMEOUT, Augmented, Loader, check_shared_memory
 from protoseg.data.samplers import RareClassDraw, RareClasses, StepBatchSampler, sample_seed
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
@@ -259,9 +257,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 def _tell(dataset: SegmentationDataset) -> None:
     """Warn of files left out, of how masks were found, of images among a few that EXIF turns or that lose depth."""
     if distributed.rank() == 0:
-        parts = dataset.parts or [dataset]
-        looks = ((*part.notes, turned_images(part, spread(len(part), 64)), deep_images(part)) for part in parts)
-        for note in filter(None, chain.from_iterable(looks)):
+        for note in [note for part in dataset.parts or [dataset] for note in image_notes(part, 64)]:
             warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 
 

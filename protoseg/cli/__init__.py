@@ -17,7 +17,7 @@ from protoseg.files import existing_checkpoint
 from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, split_choices
 from protoseg.run.errors import run_with_clear_errors
 from protoseg.run.launch import run_name
-from protoseg.run.multirun import report
+from protoseg.run.multirun import report, run_job
 
 
 def train() -> None:
@@ -86,8 +86,6 @@ def _train(cfg: DictConfig) -> float | None:
     for path in (cfg.resume, cfg.init_from):
         if path not in (None, "auto"):
             existing_checkpoint(path)  # before torch, which takes seconds
-    from protoseg.run.jobs import run_job
-
     return run_job(cfg)
 
 

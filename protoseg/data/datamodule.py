@@ -17,11 +17,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from protoseg import distributed
+from protoseg.data import loading
 from protoseg.data.checking import check_training_labels, check_validation_labels, image_notes, nothing_labelled
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
-from protoseg.data.loading import TIMEOUT, Augmented, Loader, check_shared_memory
-from protoseg.data.samplers import RareClassDraw, RareClasses, StepBatchSampler, sample_seed
+from protoseg.data.loading import TIMEOUT, Augmented, Loader, RareClasses
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
 from protoseg.lightning import batches_seen, replaces_samplers
@@ -174,18 +174,18 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         dataset = self.train_dataset()
         place = (distributed.rank(), distributed.world_size(), self._start)
-        sampler = StepBatchSampler(
+        sampler = loading.StepBatchSampler(
             len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, *place, dataset.weights
         )
         height, width = self.transform.crop_size
-        check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
+        loading.check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
         rare = self.rare_classes
-        draw = None if rare is None else RareClassDraw(self.class_statistics(), rare, dataset.weights)
+        draw = None if rare is None else loading.RareClassDraw(self.class_statistics(), rare, dataset.weights)
         return self._loader(self.kept_views or Augmented(dataset, draw), batch_sampler=sampler)
 
     def views_loader(self, indices: Sequence[int], views: int) -> Loader:
         """For each of the training images a batch of its ``views`` augmented views, the same at every call."""
-        batches = [[(i, sample_seed(self.seed, i * views + view)) for view in range(views)] for i in indices]
+        batches = [[(i, loading.sample_seed(self.seed, i * views + view)) for view in range(views)] for i in indices]
         return self._loader(Augmented(self.train_dataset(), None), batch_sampler=batches)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -201,7 +201,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ProtosegError(f"{text}, got {len(dataset)} images for {world} processes: use fewer processes")
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
-        check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
+        loading.check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
         return self._loader(dataset, sampler=range(rank, len(dataset), world), batch_size=self.val_batch_size)
 
     def class_statistics(self) -> ClassStatistics:

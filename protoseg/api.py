@@ -303,19 +303,14 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
 
 def _find(source: str | Path, revision: str | None) -> Path:
     """The file of a model that ``load`` was given."""
-    place = Path(source)
-    try:
-        is_folder = place.is_dir()
-    except (OSError, ValueError) as error:  # a name longer than a disk takes, or with a null in it
-        raise ProtosegError(f"load: expected a checkpoint or a folder, got {str(source)[:80]!r} ({error})") from error
-    if is_folder:
+    place, name = Path(source), str(source)
+    if os.path.isdir(place):
         found = next((place / name for name in _IN_FOLDER if (place / name).is_file()), None)
         if found is None:
             raise ProtosegError(f"load: expected {', '.join(_IN_FOLDER)} in {place.absolute()}, got none of them")
         return found
-    name = str(source)
     if not name.startswith(HUB):
-        if place.suffix != ".ckpt" and not place.exists():
+        if place.suffix != ".ckpt" and not os.path.exists(place):
             hint = f"; a model on the Hugging Face hub is {HUB}{name}" if name.count("/") == 1 else ""
             raise ProtosegError(f"load: expected a checkpoint or a folder, got {place.absolute()}: no such file{hint}")
         return place  # `read_checkpoint` says what is wrong with it

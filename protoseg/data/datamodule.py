@@ -101,6 +101,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         if relabel:
             self.map_classes(*relabelled(self.label_space, relabel))
 
+    @property
+    def source(self) -> "SegmentationDataModule":
+        """What is trained on, and, as ``target``, judged on; of an ``AdaptationDataModule`` these are two."""
+        return self
+
+    target = source
+
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         """Read the labels as classes of another label space; see ``mapping_table``, and ``named_mapping`` of a name."""
         mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping

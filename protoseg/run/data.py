@@ -147,8 +147,7 @@ def stats(cfg: DictConfig, data: str) -> None:
         rows.append([*row, f"{weights[ids[0]].item():.2f}" if len(ids) == 1 else ""])
     header = ("class", "pixels", "share %", "images", "most in one image", f"drawn % at T = {temperature}", "weight")
     Terminal().table(f"{data}: {len(found.names)} training masks", header, rows)
-    part = datamodule if isinstance(datamodule, SegmentationDataModule) else datamodule.source
-    if (reader := (dataset := part.train_dataset()).reader).channels:
+    if (reader := (dataset := datamodule.source.train_dataset()).reader).channels:
         names, measured = reader.bands or range(reader.channels), channel_statistics(dataset)
         rows = [[str(n), *(f"{x:.6g}" for x in (*r, m, s))] for n, r, m, s in zip(names, *measured, strict=True)]
         titles = ("channel", "becomes 0", "becomes 1", "mean then", "std then")

@@ -32,7 +32,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
-    worst, unlabelled = None, _judged(datamodule).unlabelled
+    worst, unlabelled = None, datamodule.target.unlabelled
     if cfg.report:
         from protoseg.page.page import WorstImages
         from protoseg.run.analyse import write_report
@@ -62,13 +62,9 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)
-    match_classes(_judged(datamodule), trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
+    match_classes(datamodule.target, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
     check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
     return datamodule
-
-
-def _judged(datamodule: SegmentationDataModule | AdaptationDataModule) -> SegmentationDataModule:
-    return datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
 
 
 @contextmanager
@@ -79,9 +75,8 @@ def image_loader(
 
     Of data for adaptation, the target's; with ``training`` the training split, of adaptation the source's.
     """
-    part = open_data(cfg, trained)
-    if isinstance(part, AdaptationDataModule):
-        part = part.source if training else part.target
+    data = open_data(cfg, trained)
+    part = data.source if training else data.target
     dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
     if limit is not None and limit < len(dataset):
         dataset = Subset(dataset, spread(len(dataset), limit))

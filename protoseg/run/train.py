@@ -165,7 +165,7 @@ def set_steps(cfg: DictConfig, datamodule: Any) -> None:
     trainer, epochs = cfg.trainer, cfg.trainer.max_epochs or -1
     if epochs > 0:
         devices, nodes = requested_devices(cfg)
-        images = len(getattr(datamodule, "source", datamodule).train_dataset())
+        images = len(datamodule.source.train_dataset())
         batch = cfg.data.batch_size * devices * nodes * trainer.accumulate_grad_batches
         trainer.max_steps, trainer.max_epochs = math.ceil(epochs * images / batch), -1
         text = f"trainer.max_epochs={epochs} is trainer.max_steps={trainer.max_steps}"

@@ -59,9 +59,7 @@ class TrainedFile:
         """Sections of the config inside, which may be built; raises as :func:`protoseg.trusted.checked_sections`."""
         config = self.content["protoseg"]["config"]
         if not isinstance(config, dict):
-            raise ProtosegError(
-                f"checkpoint {self.path}: expected the run's config inside, got none; train with train.py"
-            )
+            raise ProtosegError(f"checkpoint {self.path}: expected the run's config inside, got none; use train.py")
         return checked_sections(config, names, self.trust)
 
     def model(self, network: str = "student") -> Segmentor:
@@ -74,9 +72,7 @@ class TrainedFile:
             raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
         state = self._state(network)
         if not state:
-            raise ProtosegError(
-                f"network: expected a checkpoint with a {network}, got one without; use network=student"
-            )
+            raise ProtosegError(f"network: expected a file with a {network}, got one without; use network=student")
         classes = self.label_space.num_classes
         if listed := mismatch(state, self.blank(classes, state).state_dict()):
             raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")

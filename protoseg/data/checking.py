@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set, all of them read, and what is odd about its labels, before the first step."""
+"""What is wrong with the files of a data set, all of them read; and what is odd about its labels, by a few."""
 
 import os
 import warnings
@@ -125,10 +125,8 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     """
     space = dataset.label_space
     if space.num_classes == 1:
-        raise ProtosegError(
-            f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class for "
-            "what is void now (in classes.yaml, its colour or id under classes instead of void)"
-        )
+        text = f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class"
+        raise ProtosegError(f"{text} for what is void now (its colour or id under classes instead of void)")
     kept, chosen = kept_statistics(dataset), spread(len(dataset), _LOOKED_AT)
     counts = count_pixels(dataset, chosen) if kept is None else kept.counts[chosen]
     if not (counts.any() or (_any_labelled(dataset) if kept is None else kept.counts.any())):
@@ -147,11 +145,9 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
 
 def nothing_labelled(dataset: SegmentationDataset) -> ProtosegError:
     """The error of a split in which every pixel is ignored."""
-    return ProtosegError(
-        f"split {dataset.split!r}: expected labelled pixels, got {len(dataset)} masks in which every "
-        f"pixel is ignored ({dataset.samples[0][1]}, …): check the masks, and the ids or colours of the classes "
-        f"({', '.join(dataset.label_space.classes[:5])}, …)"
-    )
+    got = f"{len(dataset)} masks in which every pixel is ignored ({dataset.samples[0][1]}, …)"
+    remedy = f"check the masks, and the ids or colours of the classes ({', '.join(dataset.label_space.classes[:5])}, …)"
+    return ProtosegError(f"split {dataset.split!r}: expected labelled pixels, got {got}: {remedy}")
 
 
 def label_notes(
@@ -183,10 +179,8 @@ def split_notes(title: str, dataset: SegmentationDataset, pixels: NDArray[np.int
 def check_validation_labels(dataset: SegmentationDataset) -> None:
     """Raise ProtosegError unless some pixel can be judged by; masks are read until one is found that has such."""
     if not _any_labelled(dataset):
-        raise ProtosegError(
-            f"split {dataset.split!r}: expected labelled pixels to validate on, got {len(dataset)} images without any: "
-            "choose another data.val_split, or train without validation: trainer.limit_val_batches=0"
-        )
+        text = f"split {dataset.split!r}: expected labelled pixels to validate on, got none in {len(dataset)} images"
+        raise ProtosegError(f"{text}: choose another data.val_split, or do without: trainer.limit_val_batches=0")
 
 
 def _any_labelled(dataset: SegmentationDataset) -> bool:

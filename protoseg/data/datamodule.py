@@ -125,10 +125,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
         if split is None:
-            raise ProtosegError(
-                "data: expected a split with masks to judge by, got none (val_split=null): nothing is known of how "
-                "right predictions are; name one (split=NAME), or look at them: mode=predict images=FOLDER"
-            )
+            text = "data: expected a split with masks to judge by, got none (val_split=null)"
+            raise ProtosegError(f"{text}; name one (split=NAME), or look at predictions: mode=predict images=FOLDER")
         key = (split, labels)
         if key not in self._datasets:
             # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
@@ -281,10 +279,8 @@ def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ProtosegError unless the batches of ``now`` follow those of the checkpoint."""
     for key, got in now.items():
         if got != saved.get(key):
-            raise ProtosegError(
-                f"resume: expected {key}={saved.get(key)}, as in the checkpoint, got {key}={got}: the batches would "
-                "not follow those already seen. Set it back, or start a new run from the weights alone"
-            )
+            text = f"resume: expected {key}={saved.get(key)}, as in the checkpoint, got {key}={got}: the batches that"
+            raise ProtosegError(f"{text} follow would be others. Set it back, or start anew from the weights alone")
 
 
 def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace | None) -> LabelSpace:
@@ -308,10 +304,8 @@ def _num_batches(trainer: pl.Trainer | None) -> int:
     limited = trainer.limit_train_batches not in (None, 1.0) or isinstance(trainer.limit_train_batches, int)
     debugging: Any = trainer  # attributes that Lightning sets without declaring them
     if limited and not debugging.fast_dev_run and not debugging.overfit_batches:
-        raise ProtosegError(
-            f"training is one pass of max_steps steps: expected no trainer.limit_train_batches, got "
-            f"{trainer.limit_train_batches}, which would give the same batches again and again: set trainer.max_steps"
-        )
+        text = f"expected no trainer.limit_train_batches, got {trainer.limit_train_batches}"
+        raise ProtosegError(f"training is one pass of max_steps steps: {text}: set trainer.max_steps")
     return trainer.max_steps * trainer.accumulate_grad_batches
 
 

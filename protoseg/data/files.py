@@ -136,10 +136,9 @@ def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
         if image is None:
             raise ValueError("it is cut short, or no PNG file")
     if image.ndim != 3:
-        raise ProtosegError(
-            f"mask {path}: expected class ids in {'the channels' if callable(channel) else f'channel {channel}'} of a "
-            "colour PNG, as in the data set's release, got one channel: extract the mask again"
-        )
+        place = "the channels" if callable(channel) else f"channel {channel}"
+        text = f"mask {path}: expected class ids in {place} of a colour PNG, as in the data set's release"
+        raise ProtosegError(f"{text}, got one channel: extract the mask again")
     pixels = np.asarray(image)[..., 2::-1]  # OpenCV gives blue, green, red
     return channel(pixels) if callable(channel) else pixels[..., channel]
 
@@ -248,12 +247,10 @@ def labels_of_colors(path: Path, mask: Mask, colors: Mapping[Color, int], dtype:
     if bad.any():
         found = np.unique(mask.values[bad], axis=0)
         found = found if mask.colors is None else mask.colors[found]
-        shown = ", ".join(str(tuple(color)) for color in found[:5].tolist())
-        raise ProtosegError(
-            f"mask {path}: expected the colours of the classes, got {len(found)} other(s) on {bad.sum()} pixels: "
-            f"{shown}{', ...' if len(found) > 5 else ''}: add them to the file of classes (void: what counts nowhere), "
-            "or export the mask again without smooth edges"
-        )
+        shown = ", ".join(str(tuple(color)) for color in found[:5].tolist()) + ", ..." * (len(found) > 5)
+        got = f"{len(found)} other(s) on {bad.sum()} pixels: {shown}"
+        remedy = "add them to the file of classes (void: what counts nowhere), or export the mask without smooth edges"
+        raise ProtosegError(f"mask {path}: expected the colours of the classes, got {got}: {remedy}")
     return label
 
 

@@ -61,10 +61,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1 or self.seed < 0:
-            raise ProtosegError(
-                "expected at least one sample, a batch size of at least 1 and a seed of at least 0, got "
-                f"{self.num_samples} samples, batch_size={self.batch_size} and seed={self.seed}"
-            )
+            got = f"{self.num_samples} samples, batch_size={self.batch_size} and seed={self.seed}"
+            raise ProtosegError(f"expected at least one sample, batch_size above 0 and a seed of at least 0, got {got}")
 
     def __len__(self) -> int:
         return self.num_batches
@@ -125,11 +123,9 @@ class RareClassDraw:
         empty = [c for c in np.flatnonzero(self.probability) if not len(self.images[c])]
         if empty:
             largest = {statistics.classes[c]: int(counts[:, c].max()) for c in empty}
-            raise ProtosegError(
-                f"rare-class sampling: expected for every class an image with more than {options.min_pixels} pixels of "
-                f"it, got at most {', '.join(f'{n} of {name}' for name, n in largest.items())}: set "
-                f"data.rare_classes.min_pixels to {min(largest.values()) - 1} or less"
-            )
+            got, least = ", ".join(f"{n} of {name}" for name, n in largest.items()), min(largest.values()) - 1
+            text = f"rare-class sampling: expected for every class an image with more than {options.min_pixels} pixels"
+            raise ProtosegError(f"{text} of it, got at most {got}: set data.rare_classes.min_pixels to {least} or less")
 
     def __call__(self, seed: int) -> tuple[int, Wanted]:
         """Index of an image, and the class that its crop is to hold."""

@@ -14,8 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, split_choices
-from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, run_with_clear_errors, split_choices
 from protoseg.run.launch import run_name
 from protoseg.run.multirun import report, run_job
 

@@ -26,8 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from protoseg.files import write_file
 from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
-from protoseg.run.config import check_ranges
-from protoseg.run.errors import explain, explained
+from protoseg.run.config import check_ranges, explain, explained
 from protoseg.run.launch import first_process, launch
 from protoseg.run.resuming import check_folder, reserve
 from protoseg.text import Terminal, command, override, say, visible

@@ -18,8 +18,7 @@ from torchvision.utils import make_grid
 
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
 from protoseg.data.concat import ConcatDataModule
-from protoseg.data.export import export_predictions, pack
-from protoseg.data.polygons.convert import convert, write_form
+from protoseg.data.export import convert, export_predictions, pack, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
 from protoseg.evaluation.writer import jpeg

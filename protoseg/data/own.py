@@ -39,7 +39,7 @@ class LabelledFolder(SegmentationDataset):
             of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
         mask_suffix: how the names of masks end (or begin), where every image has several.
-        image_range, channels, bands, shown: see :class:`protoseg.data.channels.ImageReader`.
+        reading: image_range, channels, bands, shown, see :class:`protoseg.data.channels.ImageReader`.
 
     Raises ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks
     that could be read in two ways (``mask_reading.decide``).
@@ -64,12 +64,9 @@ class LabelledFolder(SegmentationDataset):
         images: str | None = None,
         masks: str | None = None,
         mask_suffix: str | None = None,
-        image_range: Sequence[Any] | None = None,
-        channels: int | None = None,
-        bands: Sequence[str] | None = None,
-        shown: Sequence[int] | None = None,
+        **reading: Any,
     ) -> None:
-        self.reader = ImageReader(channels, bands, image_range, shown)
+        self.reader = ImageReader(**reading)
         if not 0 < val_share < 1:
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)

@@ -294,10 +294,8 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     good = isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == channels and given.numel() > 0
     if not good or not (given.dtype == torch.uint8 or given.is_floating_point()):
         got = f"{type(image).__name__} of {getattr(image, 'dtype', '?')}, {tuple(getattr(image, 'shape', ()))}"
-        raise ProtosegError(
-            f"predict: expected the path of an image, PIL image, array h w {channels} or tensor {channels} h w, of "
-            f"uint8 or of float in [0, 1], got {got}"
-        )
+        wanted = f"the path of an image, PIL image, array h w {channels} or tensor {channels} h w"
+        raise ProtosegError(f"predict: expected {wanted}, of uint8 or of float in [0, 1], got {got}")
     return given
 
 
@@ -321,10 +319,9 @@ def _find(source: str | Path, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name.removeprefix(HUB), WEIGHTS, revision=revision))
     except Exception as error:  # the hub's client raises whatever its layers raise
-        raise ProtosegError(
-            f"load: {name!r} cannot be had from the Hugging Face hub ({type(error).__name__}: {first_line(error)}): "
-            "check the name and the connection, or give a checkpoint or a folder"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        text = f"load: {name!r} cannot be had from the Hugging Face hub ({reason}): check the name and the connection"
+        raise ProtosegError(f"{text}, or give a checkpoint or a folder") from error
 
 
 def _without_places(node: Any) -> Any:

@@ -270,10 +270,9 @@ def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:
     free, needed = shutil.disk_usage(SHARED_MEMORY).free, batch()
     if free >= num_workers * PREFETCH * needed:
         return
-    text = (
-        f"shared memory ({SHARED_MEMORY}): expected room for {num_workers * PREFETCH} batches of the {num_workers} "
-        f"loader processes, {needed / 1e6:.1f} MB each, got {free / 1e6:.1f} MB free: {_TOLD['remedy']}"
-    )
+    wanted = f"{num_workers * PREFETCH} batches of the {num_workers} loader processes, {needed / 1e6:.1f} MB each"
+    got = f"{free / 1e6:.1f} MB free: {_TOLD['remedy']}"
+    text = f"shared memory ({SHARED_MEMORY}): expected room for {wanted}, got {got}"
     if free < needed:
         raise ProtosegError(text)
     warnings.warn(text, stacklevel=2)

@@ -90,11 +90,6 @@ def _train(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     existing_checkpoint(cfg.ckpt_path)
-    if cfg.mode == "predict":  # without what a training needs, which takes seconds and memory
-        from protoseg.run.predict import run_prediction
-
-        run_prediction(cfg)
-        return None
     from protoseg.run.evaluate import run_evaluation
 
     return run_evaluation(cfg)

@@ -25,8 +25,7 @@ from protoseg.evaluation.writer import jpeg
 from protoseg.files import with_ending, write_file
 from protoseg.models.segmentor import Segmentor
 from protoseg.page.page import PrototypeReport, WorstImage, pixel_view, prototype_report, write_page
-from protoseg.run.evaluate import image_loader
-from protoseg.run.predict import Trained, open_checkpoint
+from protoseg.run.evaluate import Trained, image_loader, open_checkpoint
 from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -133,7 +133,7 @@ class MaskReading:
         hidden = np.unique(label[mask.clear])
         if not self.file.transparent and any(i not in (void, unknown_id(table)) for i in hidden.tolist()):
             text = f"mask {path}: expected opaque pixels, got {mask.clear.sum()} transparent ones, some with a class"
-            raise ProtosegError(f"{text}: make them opaque, or add transparent to void in the file of classes")
+            raise ProtosegError(f"{text}: add transparent to void in the file of classes, or make them opaque")
         return np.where(mask.clear, label.dtype.type(void), label)
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from protoseg.checkpoint import own_part, save_checkpoint
+from protoseg.data.channels import ImageReader
+from protoseg.data.class_file import own_space
+from protoseg.data.own import ImageFolder
 from protoseg.evaluation.pictures import Picture, label_png, overlay
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_file
@@ -32,9 +35,6 @@ from protoseg.text import markdown_text, visible
 from protoseg.trained import TrainedFile, open_file
 from protoseg.trusted import SLOTS
 from protoseg.types import LabelSpace, ProtosegError, first_line
-
-if TYPE_CHECKING:
-    from protoseg.data.channels import ImageReader
 
 WEIGHTS = "model.ckpt"
 """The file of a saved model, in a folder or on the hub."""
@@ -130,8 +130,6 @@ class Model:
         read.
         """
         if isinstance(image, (str, Path)) and os.path.isdir(image):
-            from protoseg.data.own import ImageFolder
-
             image = [path for path, _ in ImageFolder(image, self.label_space).samples]
         if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
             return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
@@ -207,8 +205,6 @@ class Model:
 
         Raises ProtosegError: arguments that make another network; names, colours, maps or a file of another form.
         """
-        from protoseg.data.class_file import own_space
-
         space = own_space(palette or [*dict.fromkeys(name for name in classes if name is not None)])
         of = [-1 if name is None else space.ids([name], "classes")[0] for name in classes]
         encoder, file = look_inside(network, len(of), features, **seen)
@@ -288,8 +284,6 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     given: Any = image
     channels = (reader and reader.channels) or 3
     if isinstance(image, (str, Path)):
-        from protoseg.data.channels import ImageReader
-
         given = (reader or ImageReader()).read(Path(image))
     elif isinstance(image, Image.Image):
         given = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -300,28 +294,21 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     good = isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == channels and given.numel() > 0
     if not good or not (given.dtype == torch.uint8 or given.is_floating_point()):
         got = f"{type(image).__name__} of {getattr(image, 'dtype', '?')}, {tuple(getattr(image, 'shape', ()))}"
-        raise ProtosegError(
-            f"predict: expected the path of an image, PIL image, array h w {channels} or tensor {channels} h w, of "
-            f"uint8 or of float in [0, 1], got {got}"
-        )
+        wanted = f"the path of an image, PIL image, array h w {channels} or tensor {channels} h w"
+        raise ProtosegError(f"predict: expected {wanted}, of uint8 or of float in [0, 1], got {got}")
     return given
 
 
 def _find(source: str | Path, revision: str | None) -> Path:
     """The file of a model that ``load`` was given."""
-    place = Path(source)
-    try:
-        is_folder = place.is_dir()
-    except (OSError, ValueError) as error:  # a name longer than a disk takes, or with a null in it
-        raise ProtosegError(f"load: expected a checkpoint or a folder, got {str(source)[:80]!r} ({error})") from error
-    if is_folder:
+    place, name = Path(source), str(source)
+    if os.path.isdir(place):
         found = next((place / name for name in _IN_FOLDER if (place / name).is_file()), None)
         if found is None:
             raise ProtosegError(f"load: expected {', '.join(_IN_FOLDER)} in {place.absolute()}, got none of them")
         return found
-    name = str(source)
     if not name.startswith(HUB):
-        if place.suffix != ".ckpt" and not place.exists():
+        if place.suffix != ".ckpt" and not os.path.exists(place):
             hint = f"; a model on the Hugging Face hub is {HUB}{name}" if name.count("/") == 1 else ""
             raise ProtosegError(f"load: expected a checkpoint or a folder, got {place.absolute()}: no such file{hint}")
         return place  # `read_checkpoint` says what is wrong with it
@@ -332,10 +319,9 @@ def _find(source: str | Path, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name.removeprefix(HUB), WEIGHTS, revision=revision))
     except Exception as error:  # the hub's client raises whatever its layers raise
-        raise ProtosegError(
-            f"load: {name!r} cannot be had from the Hugging Face hub ({type(error).__name__}: {first_line(error)}): "
-            "check the name and the connection, or give a checkpoint or a folder"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        text = f"load: {name!r} cannot be had from the Hugging Face hub ({reason}): check the name and the connection"
+        raise ProtosegError(f"{text}, or give a checkpoint or a folder") from error
 
 
 def _without_places(node: Any) -> Any:

@@ -136,10 +136,7 @@ def _kind(value: object) -> str:
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
     """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
-        text = f"the checkpoint {path} was trained on {_classes(trained)}, the data has {_classes(data)}"
+        one, other = (f"{s.num_classes} classes ({s.name}: {', '.join(s.classes[:4])}, …)" for s in (trained, data))
+        text = f"the checkpoint {path} was trained on {one}, the data has {other}"
         remedy = "choose the data that it was trained on, or predict without labels: evaluate.py mode=predict"
         raise ProtosegError(f"{text}; {remedy}")
-
-
-def _classes(space: LabelSpace) -> str:
-    return f"{space.num_classes} classes ({space.name}: {', '.join(space.classes[:4])}, …)"

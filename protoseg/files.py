@@ -15,7 +15,7 @@ _LONGEST = 255  # bytes of a file's name, on all common disks
 
 def existing_checkpoint(path: str | Path) -> None:
     """Raise ProtosegError where no file is at ``path``: the look that a command line may take before torch is there."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ProtosegError(f"checkpoint: no file at {path}; give one as RUN/checkpoints/best.ckpt")
 
 

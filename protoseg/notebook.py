@@ -60,8 +60,7 @@ def open_run(checkpoint: str | Path, *settings: str, limit: int | None = None, t
     ``training`` over the training split (of the source). Raises ProtosegError: no such checkpoint, or no such data.
     """
     from protoseg.run.config import composed
-    from protoseg.run.evaluate import image_loader
-    from protoseg.run.predict import open_checkpoint
+    from protoseg.run.evaluate import image_loader, open_checkpoint
 
     cfg = composed("evaluate", ["num_workers=0", *settings, override("ckpt_path", checkpoint)])
     trained = open_checkpoint(cfg)

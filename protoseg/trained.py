@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from protoseg.checkpoint import NETWORKS, checkpoint_label_space, read_checkpoint
+from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.evaluation.predictor import Predictor
 from protoseg.functional.discriminant import Statistics
 from protoseg.models.build import build_model
@@ -29,7 +30,6 @@ from protoseg.types import LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
-    from protoseg.data.channels import ImageReader
 
 HASH = "frozen"
 """In ``checkpoint["protoseg"]``: of a frozen encoder's weights, which are not in it, but where the config says."""
@@ -47,8 +47,6 @@ class TrainedFile:
     @property
     def label_space(self) -> LabelSpace:
         """Its classes."""
-        from protoseg.data.channels import ImageReader
-
         shown = ImageReader(**self.image_options("channels", "bands", "shown")).shown
         return replace(checkpoint_label_space(self.content), shown=tuple(shown))
 
@@ -61,9 +59,7 @@ class TrainedFile:
         """Sections of the config inside, which may be built; raises as :func:`protoseg.trusted.checked_sections`."""
         config = self.content["protoseg"]["config"]
         if not isinstance(config, dict):
-            raise ProtosegError(
-                f"checkpoint {self.path}: expected the run's config inside, got none; train with train.py"
-            )
+            raise ProtosegError(f"checkpoint {self.path}: expected the run's config inside, got none; use train.py")
         return checked_sections(config, names, self.trust)
 
     def model(self, network: str = "student") -> Segmentor:
@@ -76,9 +72,7 @@ class TrainedFile:
             raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
         state = self._state(network)
         if not state:
-            raise ProtosegError(
-                f"network: expected a checkpoint with a {network}, got one without; use network=student"
-            )
+            raise ProtosegError(f"network: expected a file with a {network}, got one without; use network=student")
         classes = self.label_space.num_classes
         if listed := mismatch(state, self.blank(classes, state).state_dict()):
             raise ProtosegError(f"checkpoint {self.path}: the weights do not fit its config: {listed}")
@@ -133,8 +127,6 @@ class TrainedFile:
 
         Raises ProtosegError: data sets that were put together were read in several ways.
         """
-        from protoseg.data.channels import OPTIONS, ImageReader
-
         return ImageReader(**self.image_options(*OPTIONS))
 
     def image_options(self, *keys: str) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, split_choices
-from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, run_with_clear_errors, split_choices
 from protoseg.run.launch import run_name
-from protoseg.run.multirun import report
+from protoseg.run.multirun import report, run_job
 
 
 def train() -> None:
@@ -86,18 +85,11 @@ def _train(cfg: DictConfig) -> float | None:
     for path in (cfg.resume, cfg.init_from):
         if path not in (None, "auto"):
             existing_checkpoint(path)  # before torch, which takes seconds
-    from protoseg.run.jobs import run_job
-
     return run_job(cfg)
 
 
 def _evaluate(cfg: DictConfig) -> float | None:
     existing_checkpoint(cfg.ckpt_path)
-    if cfg.mode == "predict":  # without what a training needs, which takes seconds and memory
-        from protoseg.run.predict import run_prediction
-
-        run_prediction(cfg)
-        return None
     from protoseg.run.evaluate import run_evaluation
 
     return run_evaluation(cfg)

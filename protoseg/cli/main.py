@@ -14,8 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from protoseg import __version__, cli
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import check_ranges, composed, named
-from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.config import check_ranges, composed, named, run_with_clear_errors
 from protoseg.text import command, say, tables_as_json
 from protoseg.types import ProtosegError
 

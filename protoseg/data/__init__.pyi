@@ -16,6 +16,7 @@ from protoseg.data.label_spaces import COCO_STUFF as COCO_STUFF
 from protoseg.data.label_spaces import SYNTHIA_13 as SYNTHIA_13
 from protoseg.data.label_spaces import SYNTHIA_16 as SYNTHIA_16
 from protoseg.data.layout import LayoutDataset as LayoutDataset
+from protoseg.data.loading import RareClasses as RareClasses
 from protoseg.data.own import ImageFolder as ImageFolder
 from protoseg.data.own import LabelledFolder as LabelledFolder
 from protoseg.data.public import ACDC as ACDC
@@ -28,5 +29,4 @@ from protoseg.data.public import COCOStuff as COCOStuff
 from protoseg.data.public import DarkZurich as DarkZurich
 from protoseg.data.public import Streets as Streets
 from protoseg.data.public import Synthia as Synthia
-from protoseg.data.samplers import RareClasses as RareClasses
 from protoseg.data.transforms import TrainTransform as TrainTransform

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from protoseg import distributed
 from protoseg.data.datamodule import SegmentationDataModule, check_same_stream
-from protoseg.data.loading import Loader, PairedLoader
-from protoseg.data.samplers import RareClasses
+from protoseg.data.loading import Loader, PairedLoader, RareClasses
 from protoseg.data.statistics import ClassStatistics
 from protoseg.types import LabelSpace, ProtosegError
 

@@ -119,10 +119,9 @@ def _numbers(path: Path, channels: int) -> NDArray[Any]:
 def check_numbers(pixels: NDArray[Any], channels: int, path: Path) -> None:
     """Raise ProtosegError for other channels ``h w c`` than are expected, NaN and infinity."""
     if pixels.shape[2] != channels:
-        raise ProtosegError(
-            f"image {path}: expected {channels} channel(s), as data.dataset.channels or the checkpoint says, got "
-            f"{pixels.shape[2]}: give images of one number of channels, or train with another"
-        )
+        text = f"image {path}: expected {channels} channel(s), as data.dataset.channels or the checkpoint says"
+        remedy = "give images of one number of channels, or train with another"
+        raise ProtosegError(f"{text}, got {pixels.shape[2]}: {remedy}")
     if pixels.dtype.kind == "f" and not (good := np.isfinite(pixels).all(axis=2)).all():
         text = f"image {path}: expected finite numbers, got NaN or infinity in {(~good).sum()} of {good.size} pixels"
         raise ProtosegError(f"{text}: write a number there, e.g. that of missing data")

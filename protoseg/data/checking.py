@@ -1,6 +1,7 @@
-"""Read every file of a data set and list all that is wrong with it."""
+"""What is wrong with the files of a data set, all of them read; and what is odd about its labels, by a few."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -10,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import FAILURES, largest_deep_value, orientation
+from protoseg.data.label_spaces import ignored_in
 from protoseg.data.loading import seed_worker
 from protoseg.data.pairing import collect_faults
-from protoseg.data.statistics import in_threads, spread
-from protoseg.distributed import usable_cores
-from protoseg.types import ProtosegError
+from protoseg.data.statistics import class_statistics, count_pixels, image_size, in_threads, kept_statistics, spread
+from protoseg.types import LabelSpace, ProtosegError
 
 _WORKERS_FROM, _BATCH = 64, 8  # samples
-_LOOKED_AT = 64
+_LOOKED_AT = 64  # images or masks, spread over a split
+_COUNTED = 1000  # masks that are all counted where those looked at lack a class
+_MOSTLY_IGNORED = 0.95
 
 
 class Checked(NamedTuple):
@@ -57,7 +61,7 @@ def check_samples(dataset: SegmentationDataset) -> Iterator[Checked]:
     loader: DataLoader[Any] = DataLoader(
         range(len(dataset)),  # type: ignore[arg-type]
         batch_size=_BATCH,
-        num_workers=usable_cores() if len(dataset) >= _WORKERS_FROM else 0,
+        num_workers=distributed.usable_cores() if len(dataset) >= _WORKERS_FROM else 0,
         collate_fn=partial(_check_all, dataset),
         worker_init_fn=partial(seed_worker, seed=0, rank=0),
     )
@@ -74,34 +78,30 @@ def listing_faults(make: Callable[[], SegmentationDataset]) -> tuple[Segmentatio
             return None, [*found, str(error)]
 
 
-def turned_images(dataset: SegmentationDataset, indices: Sequence[int] | None = None) -> str:
-    """Which of the images (of ``indices``) EXIF wants turned, and what is done about it; "" if none, or no masks."""
-    chosen = [dataset.samples[i] for i in (range(len(dataset)) if indices is None else indices)]
+def image_notes(dataset: SegmentationDataset, most: int | None = None) -> Iterator[str]:
+    """What is odd about images: files left out; of ``most`` of them (else all) those that EXIF wants turned, if they
+    have masks; and, by a look at a few, 16 bits of which so few are used that 8 bits of them keep little.
+    """
+    yield from dataset.notes
+    chosen = [dataset.samples[i] for i in spread(len(dataset), most or len(dataset))]
     paths = [image for image, mask in chosen if mask is not None]
-    found = [str(path) for path, how in zip(paths, in_threads(orientation, paths, ""), strict=True) if how > 1]
-    if not found:
-        return ""
-    done = "turned as their EXIF says" if dataset.turn else "as they are stored, which their EXIF would turn"
-    return (
-        f"{len(found)} of {len(paths)} images are read {done}, and masks are never turned: see with `show` whether "
-        f"these fit; else set data.exif={'ignore' if dataset.turn else 'apply'} ({', '.join(found)})"
-    )
-
-
-def deep_images(dataset: SegmentationDataset) -> str:
-    """Whether images of 16 bits use few of these, so that 8 bits of them keep little; "" if not. Looks at a few."""
+    turned = [str(path) for path, how in zip(paths, in_threads(orientation, paths, ""), strict=True) if how > 1]
+    if turned:
+        done = "turned as their EXIF says" if dataset.turn else "as they are stored, which their EXIF would turn"
+        remedy = f"else set data.exif={'ignore' if dataset.turn else 'apply'} ({', '.join(turned)})"
+        text = f"{len(turned)} of {len(paths)} images are read {done}, and masks are never turned"
+        yield f"{text}: see with `show` whether these fit; {remedy}"
     if dataset.reader.ranges or dataset.reader.channels:
-        return ""
+        return
     largest, path = 0, None
     for index in spread(len(dataset), _LOOKED_AT):
         with suppress(*FAILURES, ProtosegError):  # told as faults
             found = largest_deep_value(dataset.samples[index][0])
             largest, path = (found, dataset.samples[index][0]) if found > largest else (largest, path)
-    if not 0 < largest < 1 << 15:
-        return ""
-    top = (1 << largest.bit_length()) - 1
-    text = f"images of 16 bits hold values up to {largest} (e.g. {path}), of which {(largest >> 8) + 1} of 256 levels"
-    return f"{text} are kept: set data.dataset.image_range=[0,{top}]"
+    if 0 < largest < 1 << 15:
+        levels, top = (largest >> 8) + 1, (1 << largest.bit_length()) - 1
+        text = f"images of 16 bits hold values up to {largest} (e.g. {path}), of which {levels} of 256 levels are kept"
+        yield f"{text}: set data.dataset.image_range=[0,{top}]"
 
 
 def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:
@@ -114,3 +114,75 @@ def repeated_images(splits: Mapping[str, SegmentationDataset]) -> list[str]:
         if other is not where:
             found.append(f"expected every image once, got the same file in {other} and {where}: remove one of them")
     return found
+
+
+def check_training_labels(dataset: SegmentationDataset) -> None:
+    """Look at a few masks, spread over the split, and warn as ``label_notes``; class counts that were kept are used.
+
+    Where the few masks lack a class, the others are counted too, unless they are many; where none of them has a
+    labelled pixel, the others are read until one has. Raises ProtosegError: no mask has a labelled pixel, there is but
+    one class, or a mask is bad.
+    """
+    space = dataset.label_space
+    if space.num_classes == 1:
+        text = f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class"
+        raise ProtosegError(f"{text} for what is void now (its colour or id under classes instead of void)")
+    kept, chosen = kept_statistics(dataset), spread(len(dataset), _LOOKED_AT)
+    counts = count_pixels(dataset, chosen) if kept is None else kept.counts[chosen]
+    if not (counts.any() or (_any_labelled(dataset) if kept is None else kept.counts.any())):
+        raise nothing_labelled(dataset)
+    if distributed.rank() != 0:
+        return
+    total = sum(int(np.prod(image_size(dataset.samples[index][0]))) for index in chosen)
+    if kept is None and not counts.any(axis=0).all() and len(chosen) < len(dataset) <= _COUNTED:
+        kept = class_statistics(dataset)
+    whole = kept is not None or len(chosen) == len(dataset)
+    pixels, ignored = (counts if kept is None else kept.counts).sum(axis=0), 1 - counts.sum() / total
+    looked = f"the {len(dataset)} training masks" if whole else f"{len(chosen)} of the {len(dataset)} training masks"
+    for note in label_notes(space, pixels, ignored, looked, whole):
+        warnings.warn(note, stacklevel=2)
+
+
+def nothing_labelled(dataset: SegmentationDataset) -> ProtosegError:
+    """The error of a split in which every pixel is ignored."""
+    got = f"{len(dataset)} masks in which every pixel is ignored ({dataset.samples[0][1]}, …)"
+    remedy = f"check the masks, and the ids or colours of the classes ({', '.join(dataset.label_space.classes[:5])}, …)"
+    return ProtosegError(f"split {dataset.split!r}: expected labelled pixels, got {got}: {remedy}")
+
+
+def label_notes(
+    space: LabelSpace, pixels: NDArray[np.int64], ignored: float, looked: str, whole: bool = True
+) -> list[str]:
+    """What is odd about labels: nearly all ignored, one class alone, and, of the ``whole``, classes without a pixel.
+
+    Of the pixels of each class, ``c``, and the share of ignored ones in the masks ``looked`` at.
+    """
+    notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
+    if ignored >= _MOSTLY_IGNORED:
+        notes.append(f"{ignored:.1%} of the pixels of {looked} are ignored: little is learned from them; check")
+    if len(present) == 1:
+        notes.append(f"{looked} hold one class alone, {space.classes[present[0]]!r}, of {space.num_classes}: check")
+    elif missing and whole:
+        names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        notes.append(f"{looked} hold no pixel of {names}: check")
+    return [f"{note} the ids or colours of the classes" for note in notes]
+
+
+def split_notes(title: str, dataset: SegmentationDataset, pixels: NDArray[np.int64], ignored: float) -> list[str]:
+    """Lines for ``check`` and ``info``: how the masks of a split are read, and what is odd (see ``label_notes``)."""
+    looked = f"the {sum(mask is not None for _, mask in dataset.samples)} masks of {title}"
+    notes = label_notes(dataset.label_space, pixels, ignored, looked) if pixels.any() else []
+    reading = [f"{title}: masks are read as: {dataset.mask_reading}"] if dataset.mask_reading else []
+    return [*reading, *(f"note: {note}" for note in notes)]
+
+
+def check_validation_labels(dataset: SegmentationDataset) -> None:
+    """Raise ProtosegError unless some pixel can be judged by; masks are read until one is found that has such."""
+    if not _any_labelled(dataset):
+        text = f"split {dataset.split!r}: expected labelled pixels to validate on, got none in {len(dataset)} images"
+        raise ProtosegError(f"{text}: choose another data.val_split, or do without: trainer.limit_val_batches=0")
+
+
+def _any_labelled(dataset: SegmentationDataset) -> bool:
+    masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
+    return any((label != ignored_in(label)).any() for label in map(dataset.read_label, masked))

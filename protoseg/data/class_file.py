@@ -61,10 +61,8 @@ def read_class_file(path: str | Path | ClassFile) -> ClassFile:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError as error:
-        raise ProtosegError(
-            f"expected a file of the classes, {path.absolute()}, which does not exist: write one, e.g. {_EXAMPLE} (see "
-            "protoseg.data.read_class_file), or set data.root=FOLDER or data.dataset.classes=FILE"
-        ) from error
+        text = f"expected a file of the classes, {path.absolute()}, which does not exist: write one, e.g. {_EXAMPLE}"
+        raise ProtosegError(f"{text}, or set data.root=FOLDER or data.dataset.classes=FILE") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise _wrong(path, "YAML", " ".join(str(error).split())) from error
     return class_file(content, path)

@@ -37,11 +37,10 @@ class ClassMasks(SegmentationDataset):
     ) -> None:
         for what, given in (("colour", colors), ("id", ids)):
             if len(names) != (1 if given is None else len(given)) or len(set(names)) != len(names):
-                raise ProtosegError(
-                    f"expected one {what} for each class, and no class twice, got {len(names)} classes "
-                    f"({', '.join(names)}) and {'masks without ids' if given is None else f'{len(given)}'}: give "
-                    "--name, --color and --id once for each class (--id may be left out for binary masks of one)"
-                )
+                there = "masks without ids" if given is None else len(given)
+                got = f"{len(names)} classes ({', '.join(names)}) and {there}"
+                remedy = "give --name, --color and --id once for each class (without --id binary masks of one)"
+                raise ProtosegError(f"expected one {what} for each class, and no class twice, got {got}: {remedy}")
         if ids is not None and any(not 0 <= i < WIDE_FILE_IGNORED for i in ids):
             raise ProtosegError(f"expected ids from 0 to {WIDE_FILE_IGNORED - 1}, got {', '.join(map(str, ids))}")
         self.label_space = LabelSpace("new classes", (*names, REST), (*colors, BLACK))

@@ -76,19 +76,16 @@ class ConcatDataModule(SegmentationDataModule):
         given = {} if weights is None else dict(weights)
         good = all(isinstance(weight, (int, float)) and isfinite(weight) and weight > 0 for weight in given.values())
         if not good or (weights is not None and given.keys() != parts.keys()):
-            raise ProtosegError(
-                f"data.weights: expected a number above 0 for each of the parts {', '.join(parts)}, got "
-                f"{', '.join(f'{name}: {weight}' for name, weight in given.items()) or 'none'}: to leave a part out, "
-                "take it from data.parts"
-            )
+            got = ", ".join(f"{name}: {weight}" for name, weight in given.items()) or "none"
+            text = f"data.weights: expected a number above 0 for each of the parts {', '.join(parts)}, got {got}"
+            raise ProtosegError(f"{text}: to leave a part out, take it from data.parts")
         self.parts = dict(parts)
         first, space = next((name, part.label_space) for name, part in parts.items())
         for name, part in self.parts.items():
             if odd := sorted({*part.label_space.classes} ^ {*space.classes}):
-                raise ProtosegError(
-                    f"data.parts: expected the same classes in all parts, got {', '.join(odd)} in only one of "
-                    f"{first} and {name}: set data.parts.NAME.relabel={{CLASS: null}}, or to the class that it becomes"
-                )
+                got = f"{', '.join(odd)} in only one of {first} and {name}"
+                remedy = "set data.parts.NAME.relabel={CLASS: null}, or to the class that it becomes"
+                raise ProtosegError(f"data.parts: expected the same classes in all parts, got {got}: {remedy}")
             if part.label_space.classes != space.classes:
                 part.map_classes(space, {c: c for c in space.classes})
             colours = {key: options[key] for key in ("aspect", "brightness") if key in options}

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from inspect import signature
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -18,12 +17,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from protoseg import distributed
-from protoseg.data.checking import deep_images, turned_images
+from protoseg.data import loading
+from protoseg.data.checking import check_training_labels, check_validation_labels, image_notes, nothing_labelled
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
-from protoseg.data.labelled import check_training_labels, check_validation_labels, nothing_labelled
-from protoseg.data.loading import TIMEOUT, Augmented, Loader, check_shared_memory
-from protoseg.data.samplers import RareClassDraw, RareClasses, StepBatchSampler, sample_seed
+from protoseg.data.loading import TIMEOUT, Augmented, Loader, RareClasses
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
 from protoseg.lightning import batches_seen, replaces_samplers
@@ -103,6 +101,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         if relabel:
             self.map_classes(*relabelled(self.label_space, relabel))
 
+    @property
+    def source(self) -> "SegmentationDataModule":
+        """What is trained on, and, as ``target``, judged on; of an ``AdaptationDataModule`` these are two."""
+        return self
+
+    target = source
+
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         """Read the labels as classes of another label space; see ``mapping_table``, and ``named_mapping`` of a name."""
         mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping
@@ -120,10 +125,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
         if split is None:
-            raise ProtosegError(
-                "data: expected a split with masks to judge by, got none (val_split=null): nothing is known of how "
-                "right predictions are; name one (split=NAME), or look at them: mode=predict images=FOLDER"
-            )
+            text = "data: expected a split with masks to judge by, got none (val_split=null)"
+            raise ProtosegError(f"{text}; name one (split=NAME), or look at predictions: mode=predict images=FOLDER")
         key = (split, labels)
         if key not in self._datasets:
             # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
@@ -176,18 +179,18 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         dataset = self.train_dataset()
         place = (distributed.rank(), distributed.world_size(), self._start)
-        sampler = StepBatchSampler(
+        sampler = loading.StepBatchSampler(
             len(dataset), self.batch_size, _num_batches(self.trainer), self.seed, *place, dataset.weights
         )
         height, width = self.transform.crop_size
-        check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
+        loading.check_shared_memory(self.num_workers, lambda: self.batch_size * height * width * BYTES_PER_PIXEL)
         rare = self.rare_classes
-        draw = None if rare is None else RareClassDraw(self.class_statistics(), rare, dataset.weights)
+        draw = None if rare is None else loading.RareClassDraw(self.class_statistics(), rare, dataset.weights)
         return self._loader(self.kept_views or Augmented(dataset, draw), batch_sampler=sampler)
 
     def views_loader(self, indices: Sequence[int], views: int) -> Loader:
         """For each of the training images a batch of its ``views`` augmented views, the same at every call."""
-        batches = [[(i, sample_seed(self.seed, i * views + view)) for view in range(views)] for i in indices]
+        batches = [[(i, loading.sample_seed(self.seed, i * views + view)) for view in range(views)] for i in indices]
         return self._loader(Augmented(self.train_dataset(), None), batch_sampler=batches)
 
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -203,7 +206,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ProtosegError(f"{text}, got {len(dataset)} images for {world} processes: use fewer processes")
         if self.trainer is not None:
             _check_sampler_kept(self.trainer)
-        check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
+        loading.check_shared_memory(self.num_workers, lambda: self.val_batch_size * _pixels(dataset) * BYTES_PER_PIXEL)
         return self._loader(dataset, sampler=range(rank, len(dataset), world), batch_size=self.val_batch_size)
 
     def class_statistics(self) -> ClassStatistics:
@@ -259,9 +262,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 def _tell(dataset: SegmentationDataset) -> None:
     """Warn of files left out, of how masks were found, of images among a few that EXIF turns or that lose depth."""
     if distributed.rank() == 0:
-        parts = dataset.parts or [dataset]
-        looks = ((*part.notes, turned_images(part, spread(len(part), 64)), deep_images(part)) for part in parts)
-        for note in filter(None, chain.from_iterable(looks)):
+        for note in [note for part in dataset.parts or [dataset] for note in image_notes(part, 64)]:
             warnings.warn(note, stacklevel=1)  # of one place, so that what is said of both splits is said once
 
 
@@ -278,10 +279,8 @@ def check_same_stream(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ProtosegError unless the batches of ``now`` follow those of the checkpoint."""
     for key, got in now.items():
         if got != saved.get(key):
-            raise ProtosegError(
-                f"resume: expected {key}={saved.get(key)}, as in the checkpoint, got {key}={got}: the batches would "
-                "not follow those already seen. Set it back, or start a new run from the weights alone"
-            )
+            text = f"resume: expected {key}={saved.get(key)}, as in the checkpoint, got {key}={got}: the batches that"
+            raise ProtosegError(f"{text} follow would be others. Set it back, or start anew from the weights alone")
 
 
 def _label_space(dataset: Callable[..., SegmentationDataset], other: LabelSpace | None) -> LabelSpace:
@@ -305,10 +304,8 @@ def _num_batches(trainer: pl.Trainer | None) -> int:
     limited = trainer.limit_train_batches not in (None, 1.0) or isinstance(trainer.limit_train_batches, int)
     debugging: Any = trainer  # attributes that Lightning sets without declaring them
     if limited and not debugging.fast_dev_run and not debugging.overfit_batches:
-        raise ProtosegError(
-            f"training is one pass of max_steps steps: expected no trainer.limit_train_batches, got "
-            f"{trainer.limit_train_batches}, which would give the same batches again and again: set trainer.max_steps"
-        )
+        text = f"expected no trainer.limit_train_batches, got {trainer.limit_train_batches}"
+        raise ProtosegError(f"training is one pass of max_steps steps: {text}: set trainer.max_steps")
     return trainer.max_steps * trainer.accumulate_grad_batches
 
 

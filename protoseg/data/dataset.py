@@ -97,10 +97,8 @@ class SegmentationDataset(Dataset[Sample]):
             if orientation(image_path) >= 5 and (mask_h, mask_w) == (w, h):
                 stored, other = ("turned as its EXIF says", "ignore") if self.turn else ("as it is stored", "apply")
                 remedy = f"the image is read {stored} and the mask was drawn otherwise: set data.exif={other}"
-            raise ProtosegError(
-                f"expected image and mask of one size, got {w} x {h} in {image_path} and {mask_w} x {mask_h} in "
-                f"{mask_path}: {remedy}"
-            )
+            got = f"{w} x {h} in {image_path} and {mask_w} x {mask_h} in {mask_path}"
+            raise ProtosegError(f"expected image and mask of one size, got {got}: {remedy}")
         return image, label
 
     def locate(self, index: int) -> tuple["SegmentationDataset", int]:

@@ -64,10 +64,8 @@ def check_pixels(what: str, width: int, height: int) -> None:
     """Raise ProtosegError if ``what`` (an image or mask) is too large to be decoded, by the sides in its header."""
     limit = int(os.environ.get(_LIMIT, MAX_PIXELS))
     if width * height > limit:
-        raise ProtosegError(
-            f"{what}: expected at most {limit} pixels, got {width} x {height} = {width * height}: if it is meant to be "
-            f"that large set max_pixels={width * height} (in Python: protoseg.data.limit_pixels), or cut it into pieces"
-        )
+        text = f"{what}: expected at most {limit} pixels, got {width} x {height} = {width * height}: cut it up, or"
+        raise ProtosegError(f"{text} set max_pixels={width * height} (in Python: protoseg.data.limit_pixels)")
     if max(width, height) > _PNG_SIDE:
         raise ProtosegError(f"{what}: expected sides of at most {_PNG_SIDE} pixels, got {width} x {height}: cut it up")
 

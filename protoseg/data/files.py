@@ -136,10 +136,9 @@ def _decode_channel(path: Path, data: bytes, channel: Channel) -> NDArray[Any]:
         if image is None:
             raise ValueError("it is cut short, or no PNG file")
     if image.ndim != 3:
-        raise ProtosegError(
-            f"mask {path}: expected class ids in {'the channels' if callable(channel) else f'channel {channel}'} of a "
-            "colour PNG, as in the data set's release, got one channel: extract the mask again"
-        )
+        place = "the channels" if callable(channel) else f"channel {channel}"
+        text = f"mask {path}: expected class ids in {place} of a colour PNG, as in the data set's release"
+        raise ProtosegError(f"{text}, got one channel: extract the mask again")
     pixels = np.asarray(image)[..., 2::-1]  # OpenCV gives blue, green, red
     return channel(pixels) if callable(channel) else pixels[..., channel]
 
@@ -213,13 +212,14 @@ def as_mask(file: Image.Image, data: bytes) -> Mask | None:
 
 def used_values(mask: Mask) -> Used:
     """The ids and colours that a mask uses, sorted."""
-    ids, shown = mask.ids, None if mask.clear is None else ~mask.clear
+    ids, shown = mask.ids, ... if mask.clear is None else ~mask.clear
     if ids is not None:
-        found = _unique(ids if shown is None else ids[shown])
+        seen = ids[shown].ravel()  # counting is ten times as fast as sorting
+        found = np.flatnonzero(np.bincount(seen)) if seen.dtype in (np.uint8, np.uint16) else np.unique(seen)
         grey = np.stack([found] * 3, 1) if mask.kind == "colour" else None
         colors = grey if mask.colors is None else mask.colors[found]
         return Used(mask.kind, tuple(found.tolist()), None if colors is None else tuple(map(tuple, colors.tolist())))
-    packed = np.unique(_packed(mask.values) if shown is None else _packed(mask.values)[shown])[:_MAX_SHOWN]
+    packed = np.unique(_packed(mask.values)[shown])[:_MAX_SHOWN]
     return Used(mask.kind, None, tuple((int(k & 255), int(k >> 8 & 255), int(k >> 16)) for k in packed))
 
 
@@ -248,19 +248,11 @@ def labels_of_colors(path: Path, mask: Mask, colors: Mapping[Color, int], dtype:
     if bad.any():
         found = np.unique(mask.values[bad], axis=0)
         found = found if mask.colors is None else mask.colors[found]
-        shown = ", ".join(str(tuple(color)) for color in found[:5].tolist())
-        raise ProtosegError(
-            f"mask {path}: expected the colours of the classes, got {len(found)} other(s) on {bad.sum()} pixels: "
-            f"{shown}{', ...' if len(found) > 5 else ''}: add them to the file of classes (void: what counts nowhere), "
-            "or export the mask again without smooth edges"
-        )
+        shown = ", ".join(str(tuple(color)) for color in found[:5].tolist()) + ", ..." * (len(found) > 5)
+        got = f"{len(found)} other(s) on {bad.sum()} pixels: {shown}"
+        remedy = "add them to the file of classes (void: what counts nowhere), or export the mask without smooth edges"
+        raise ProtosegError(f"mask {path}: expected the colours of the classes, got {got}: {remedy}")
     return label
-
-
-def _unique(ids: NDArray[Any]) -> NDArray[np.intp]:
-    if ids.dtype not in (np.uint8, np.uint16):
-        return np.unique(ids)
-    return np.flatnonzero(cv2.calcHist([np.ascontiguousarray(ids)], [0], None, [65536], [0, 65536]))
 
 
 def _packed(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:

@@ -162,10 +162,8 @@ class LayoutDataset(SegmentationDataset):
         for prefix in prefixes or ("",):
             if not prefix or not any(name.startswith(prefix) for name in names):
                 known = ", ".join(sorted({name.split("_")[0] for name in names}))
-                raise ProtosegError(
-                    f"{self.name}: expected sequences of {samples[0][0].parent} ({known}), got {prefix!r}, which no "
-                    "image begins with: correct data.dataset.sequences (null keeps all)"
-                )
+                text = f"{self.name}: expected sequences of {samples[0][0].parent} ({known}), got {prefix!r}"
+                raise ProtosegError(f"{text}: correct data.dataset.sequences (null keeps all)")
         return [sample for sample in samples if sample[0].name.startswith(prefixes)]
 
 

@@ -1,7 +1,7 @@
 """What the pixels of one's own masks mean: ids, or the colours of the classes. Decided once for a whole folder."""
 
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from protoseg.data.class_file import ClassFile
 from protoseg.data.files import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, read_mask, used_values
 from protoseg.data.label_spaces import Ids, unknown_id
-from protoseg.data.statistics import in_threads, spread
+from protoseg.data.statistics import in_threads, spread, stamp
 from protoseg.types import ProtosegError
 
 IDS, COLORS, BINARY = "ids", "colours", "binary"
@@ -47,11 +47,9 @@ def decide(used: UsedBy, file: ClassFile) -> dict[str, str]:
         group = [(path, values) for path, values in used if values.kind == kind]
         found = {reading: path for path, values in group if (reading := evidence(values, file)) is not None}
         if len(found) > 1:
-            raise ProtosegError(
-                f"masks: expected ids in all {kind} masks or class colours in all, got colours in {found[COLORS]} and "
-                f"ids in {found[IDS]}: add colours that are missing to the file of classes (and void: [255] if 255 "
-                "is no class), or keep the two sorts in folders of their own"
-            )
+            text = f"masks: expected ids in all {kind} masks or class colours in all, got colours in {found[COLORS]}"
+            remedy = "add colours that are missing to the file of classes (and void: [255] if 255 is no class)"
+            raise ProtosegError(f"{text} and ids in {found[IDS]}: {remedy}, or keep the two sorts in two folders")
         readings[kind] = next(iter(found), COLORS if kind == "colour" else IDS)
         if readings[kind] == IDS and _is_binary(group, file):
             readings[kind] = BINARY
@@ -79,9 +77,9 @@ def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     path = next(path for (path, _), ids in zip(group, sets, strict=True) if top in ids)
     why = "never lies beside 1" if apart else "is no class"
     got = f"{', '.join(map(str, sorted(used)))}, of which {top} (e.g. in {path}) {why}"
+    remedy = f"if {top} is void, write void: [{top}] into the file of classes; if it is a class, its id, e.g."
     raise ProtosegError(
-        f"masks: expected ids of the classes, got {got}: if {top} is void, write void: [{top}] into the file of "
-        f"classes; if it is a class, its id, e.g. ids: {{{names[0]}: 0, {names[1]}: {top}}}"
+        f"masks: expected ids of the classes, got {got}: {remedy} ids: {{{names[0]}: 0, {names[1]}: {top}}}"
     )
 
 
@@ -134,10 +132,8 @@ class MaskReading:
         void = self.file.void
         hidden = np.unique(label[mask.clear])
         if not self.file.transparent and any(i not in (void, unknown_id(table)) for i in hidden.tolist()):
-            raise ProtosegError(
-                f"mask {path}: expected opaque pixels, got {mask.clear.sum()} transparent ones, some with a value that "
-                "a class has: add transparent to void in the file of classes if they count nowhere, or make them opaque"
-            )
+            text = f"mask {path}: expected opaque pixels, got {mask.clear.sum()} transparent ones, some with a class"
+            raise ProtosegError(f"{text}: add transparent to void in the file of classes, or make them opaque")
         return np.where(mask.clear, label.dtype.type(void), label)
 
 
@@ -155,11 +151,9 @@ def used_values_of(masks: Sequence[Path]) -> list[tuple[Path, Used]]:
     """The values in use of some masks; those that cannot be read are left out, and told when their turn comes."""
 
     def look(path: Path) -> tuple[Path, Used] | None:
-        try:
-            info = os.stat(path)
-            return path, _used_in(path, info.st_size, info.st_mtime_ns)
-        except (OSError, ProtosegError):
-            return None
+        with suppress(ProtosegError):
+            return path, _used_in(path, *stamp(path))
+        return None
 
     return [found for found in in_threads(look, masks, "reading masks") if found is not None]
 

@@ -39,7 +39,7 @@ class LabelledFolder(SegmentationDataset):
             of this split, those that no list has.
         images, masks: the folders' names, where they are called otherwise or there are several.
         mask_suffix: how the names of masks end (or begin), where every image has several.
-        image_range, channels, bands, shown: see :class:`protoseg.data.channels.ImageReader`.
+        reading: image_range, channels, bands, shown, see :class:`protoseg.data.channels.ImageReader`.
 
     Raises ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks
     that could be read in two ways (``mask_reading.decide``).
@@ -64,12 +64,9 @@ class LabelledFolder(SegmentationDataset):
         images: str | None = None,
         masks: str | None = None,
         mask_suffix: str | None = None,
-        image_range: Sequence[Any] | None = None,
-        channels: int | None = None,
-        bands: Sequence[str] | None = None,
-        shown: Sequence[int] | None = None,
+        **reading: Any,
     ) -> None:
-        self.reader = ImageReader(channels, bands, image_range, shown)
+        self.reader = ImageReader(**reading)
         if not 0 < val_share < 1:
             raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)
@@ -133,10 +130,9 @@ class LabelledFolder(SegmentationDataset):
             return samples
         inside = (name for image, _ in samples for name in image.relative_to(images).parts[:-1])
         if like := next(filter(_LIKE_SPLIT.search, inside), None):
-            raise ProtosegError(
-                f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got {like}: set "
-                "data.train_split and data.val_split to folders there, or list the images in train.txt and val.txt"
-            )
+            text = f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got {like}"
+            remedy = "set data.train_split and data.val_split to folders there, or list images in train.txt and val.txt"
+            raise ProtosegError(f"{text}: {remedy}")
         return _drawn(samples, images, split, val_share, seed)
 
     def _pairs(self, images: Path, masks: Path | None, lists: Files | None = None, split: str = "") -> list[FilePair]:
@@ -217,10 +213,9 @@ def _two_kinds(where: Path, folders: Files, lists: Files) -> ProtosegError:
 def _keys(known: Files, images: Path, lists: Files, split: str, rest: bool) -> list[str]:
     """The images of the list of ``split``, or with ``rest``, where there is none, those of no list; all are read."""
     if split not in lists and not rest:
-        raise ProtosegError(
-            f"expected a list of the images of split {split!r}, got only {', '.join(p.name for p in lists.values())} "
-            f"in {images.parent}: add {split}.txt, or choose data.train_split and data.val_split among these"
-        )
+        got = f"only {', '.join(path.name for path in lists.values())} in {images.parent}"
+        remedy = f"add {split}.txt, or choose data.train_split and data.val_split among these"
+        raise ProtosegError(f"expected a list of the images of split {split!r}, got {got}: {remedy}")
     wanted = []
     seen: dict[str, str] = {}
     for name, path in lists.items():
@@ -242,11 +237,9 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
     """The images with the smallest hashes are ``val``: adding images moves few of the others."""
     num_val = max(1, round(val_share * len(samples)))
     if split not in ("train", "val") or num_val >= len(samples):
-        raise ProtosegError(
-            f"{images}: expected split train or val and at least 2 images, to draw the splits by chance, got {split!r} "
-            f"and {len(samples)} images: make subfolders images/{split}, masks/{split}, or a list {split}.txt"
-        )
-
+        text = f"{images}: expected split train or val and at least 2 images, to draw the splits by chance"
+        remedy = f"make subfolders images/{split}, masks/{split}, or a list {split}.txt"
+        raise ProtosegError(f"{text}, got {split!r} and {len(samples)} images: {remedy}")
     hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
     val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}
     return [sample for sample in samples if (sample[0] in val) == (split == "val")]

@@ -101,8 +101,10 @@ def pair(
     kinds = (("image(s) without mask", images, masks), ("mask(s) without image", masks, images))
     for (what, here, there), beside in zip(kinds, folders[::-1] or (None, None), strict=True):
         if missing := sorted(here.keys() - there.keys()):
-            near = _namesakes(beside, missing) if beside else {}
-            each = [f"{key} (beside {', '.join(near[key])})" if near.get(key) else key for key in missing]
+            # Names of a few files that begin as the missing one: its partner in another form.
+            others = sorted(stem_in(beside, p) + p.suffix for p in _files(beside, True, None)) if beside else []
+            near = {key: [os.path.basename(name) for name in _beginning(others, key, 3)] for key in missing}
+            each = [f"{key} (beside {', '.join(near[key])})" if near[key] else key for key in missing]
             names = ", ".join(each[:5]) + (", ..." if len(each) > 5 else "")
             fault(
                 f"{expected} {len(missing)} {what}: {names}. {remedy}",
@@ -113,12 +115,6 @@ def pair(
     for key in sorted(jpegs):
         fault(str(doubtful_mask(masks[key], f"a JPEG, {LOSSY}")))
     return [(images[key], masks[key]) for key in both if key not in jpegs]
-
-
-def _namesakes(folder: Path, keys: Sequence[str]) -> dict[str, list[str]]:
-    """For each key, the names of a few files under ``folder`` that begin as it does: its partner in another form."""
-    names = sorted(unicodedata.normalize("NFC", p.relative_to(folder).as_posix()) for p in _files(folder, True, None))
-    return {key: [os.path.basename(name) for name in _beginning(names, key, 3)] for key in keys}
 
 
 def _beginning(ordered: Sequence[str], start: str, most: int) -> list[str]:

@@ -72,20 +72,12 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
 
     def _draw(self, label: Ids) -> dict[str, Any]:
         for _ in range(MAX_CROPS):
-            drawn = self._draw_balanced(label)
-            if self.wanted is None:
-                break
-            crop = self.apply_to_mask(label, label, **drawn)
-            if np.count_nonzero(crop == self.wanted.train_id) > self.wanted.pixels:
-                break
-        return drawn
-
-    def _draw_balanced(self, label: Ids) -> dict[str, Any]:
-        for _ in range(MAX_CROPS):
-            drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
-            if self.max_class_share is None:
-                break
-            if largest_class_share(self.apply_to_mask(label, label, **drawn)) <= self.max_class_share:
+            for _ in range(MAX_CROPS):
+                drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
+                crop = self.apply_to_mask(label, label, **drawn)
+                if self.max_class_share is None or largest_class_share(crop) <= self.max_class_share:
+                    break
+            if self.wanted is None or np.count_nonzero(crop == self.wanted.train_id) > self.wanted.pixels:
                 break
         return drawn
 

@@ -1,6 +1,7 @@
 """Video files as streams of frames, and streams of frames as video files."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,12 @@ class Video:
         return capture
 
 
-class VideoWriter:
+class VideoWriter(AbstractContextManager["VideoWriter"]):
     """Writes frames to an ``.mp4`` (MPEG-4), ``rate`` per second, in a ``with`` block; ProtosegError if it cannot."""
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate
         self._writer: Any = None
-
-    def __enter__(self) -> "VideoWriter":
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:

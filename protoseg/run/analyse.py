@@ -3,13 +3,11 @@
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -22,12 +20,12 @@ from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection,
 from protoseg.checkpoint import check_same_classes
 from protoseg.data.statistics import spread
 from protoseg.evaluation.evaluate import write_json
-from protoseg.evaluation.pictures import MANY_CLASSES, Picture, confusions_figure
+from protoseg.evaluation.pictures import MANY_CLASSES, confusions_figure
+from protoseg.evaluation.writer import jpeg
 from protoseg.files import with_ending, write_file
 from protoseg.models.segmentor import Segmentor
 from protoseg.page.page import PrototypeReport, WorstImage, pixel_view, prototype_report, write_page
-from protoseg.run.evaluate import image_loader
-from protoseg.run.predict import Trained, open_checkpoint
+from protoseg.run.evaluate import Trained, image_loader, open_checkpoint
 from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -75,14 +73,14 @@ def prototypes(
             best = nearest.compute()
             for i in track(ids, "patches", console=console):
                 sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
-                _save(out / "patches" / _class_file(i, space), sheet)
+                write_file(out / "patches" / _class_file(i, space), jpeg(sheet))
         if "activations" not in skip:
             there = [i for i in ids if found.example[i] >= 0]
             for i in track(there, "activations", console=console):
                 image, label, name = cast(Any, loader.dataset[int(found.example[i])])
                 scene = look(model, image, label, name=name, shown=space.shown)
                 panel = activation_panel(scene.image.cpu(), activation(model, scene, i), space)
-                _save(out / "activations" / _class_file(i, space), panel)
+                write_file(out / "activations" / _class_file(i, space), jpeg(panel))
     if "embedding" not in skip:
         with console.status("t-SNE"):
             places = embedding_map(embeddings.compute(), vectors)
@@ -114,7 +112,7 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
             collector.update(scene)
             if scene.number in drawn:
                 panel = uncertainty_panel(scene, trained.label_space)
-                _save(out / "maps" / picture_name(scene.number, scene.name), panel)
+                write_file(out / "maps" / picture_name(scene.number, scene.name), jpeg(panel))
         found = {_TITLES[name]: entry for name, entry in collector.compute().items()}
         if twin is not None:
             found["confidence of the softmax twin"] = error_detection(twin, loader)["confidence"]
@@ -148,7 +146,8 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
         for seen in compared(models, loader, student.predictor):
             collector.update(seen)
             if seen.number in drawn:
-                _save(out / "panels" / picture_name(seen.number, seen.name), comparison_panel(seen, space))
+                panel = jpeg(comparison_panel(seen, space))
+                write_file(out / "panels" / picture_name(seen.number, seen.name), panel)
     found = collector.scores()
     titles = {f"{name}: mIoU {100 * entry['mIoU']:.1f} %": entry["confusion"] for name, entry in found.items()}
     write_file(out / "confusion.png", confusions_figure(titles, space).savefig)
@@ -178,10 +177,6 @@ def _class_file(i: int, space: LabelSpace) -> str:
 def picture_name(number: int, image: str) -> str:
     """A name for the picture of an image: its number and the name of its file."""
     return with_ending(Path(f"{number:05d}_{Path(image).stem}"), ".jpg").name
-
-
-def _save(path: Path, picture: Picture) -> None:
-    write_file(path, partial(Image.fromarray(picture).save, format="JPEG", quality=90))
 
 
 def write_report(

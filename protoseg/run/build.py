@@ -42,7 +42,7 @@ def with_channels(cfg: DictConfig) -> DictConfig:
     if counts == {None}:
         return cfg
     datamodule: Any = build_datamodule(cfg)
-    ranges, mean, std = channel_statistics(getattr(datamodule, "source", datamodule).train_dataset())
+    ranges, mean, std = channel_statistics(datamodule.source.train_dataset())
     with open_dict(cfg):
         for part in [part for part, options in zip(parts, given, strict=True) if options["image_range"] is None]:
             part.dataset.image_range = ranges

@@ -1,16 +1,24 @@
-"""Where the configs lie, and what they compose to."""
+"""Where the configs lie, what words compose them to, and one clear message with an exit code where they are wrong."""
 
 import difflib
+import errno
+import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from protoseg.text import override
+from protoseg.files import disk_refusal
+from protoseg.text import command, override, say, visible
 from protoseg.types import ProtosegError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -18,6 +26,15 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 _ROWS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("ranges.yaml").read_text("utf-8"))
 _RANGES = {name: words for words, names in _ROWS.items() for name in names}
+
+PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+"""Hydra's sweepers and launchers that are packages of their own, and our extra that installs each."""
+
+_ADVICE = ", set env var HYDRA_FULL_ERROR=1 to see chained exception."
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_MEMORY = re.compile("out of memory|allocate memory")  # torch's, of GPUs and of this machine
+# Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
+_OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
 
 
 def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -100,3 +117,119 @@ def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
         else:
             overrides.append(override(free.pop(0), word))
     return options + overrides
+
+
+def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
+    """Run ``main``; end with exit code 1 and one message for errors that the user can mend, as others do not."""
+    try:
+        main()
+    except Exception as error:
+        message = explain(error, config_name)
+        if message is None:
+            raise
+        say(f"error: {message}", stderr=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise ProtosegError with the message of :func:`explain` for an error that the user can mend."""
+    try:
+        yield
+    except Exception as error:
+        if (message := explain(error, "train")) is None:
+            raise
+        raise ProtosegError(message) from error
+
+
+def explain(error: BaseException, config_name: str) -> str | None:
+    """The message for an error that the user can mend, None for any other."""
+    for cause in _causes(error):
+        if isinstance(cause, ProtosegError):
+            return str(cause)
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            group, _, name = cause.missing_cfg_file.rpartition("/")
+            if name in PLUGINS and group.startswith("hydra/"):
+                return f"{name}: a plugin of Hydra is not installed; run pip install 'protoseg[{PLUGINS[name]}]'"
+            hint = _nearest(name, [str(option) for option in cause.options or []])
+            return f"unknown {group or 'config'} {name!r}.{hint} Available: {', '.join(cause.options or [])}"
+        if isinstance(cause, ConfigCompositionException):
+            return _explain_override(cause, config_name)
+        if isinstance(cause, OverrideParseException):
+            key, _, value = str(cause.override).partition("=")
+            remedy = f"; a path or another text goes into quotes: {command(override(key, value))}" if value else ""
+            return f"cannot read the override {cause.override!r}: {str(cause).splitlines()[0]}{remedy}"
+        if isinstance(cause, ValueError) and str(cause).startswith("Config group override"):  # Hydra's, of a number
+            return f"{' '.join(str(cause).split())}; choose one by its name, see python train.py --help"
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{cause.full_key}: expected a value, got none; give {cause.full_key}=…"
+        if type(cause).__name__ in _OTHERS or isinstance(cause, OmegaConfBaseException):
+            return " ".join(str(cause).split())
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _MEMORY.search(str(cause))):
+            train = "a smaller data.batch_size or data.crop_size, or trainer.precision=bf16-mixed"
+            to_predict = "to predict: inference.mode=slide inference.crop_size=[512,512]"
+            return f"out of memory ({visible(str(cause))[:150]}): set {train} ({to_predict})"
+        if type(cause).__name__ == "DistNetworkError":  # torch's
+            address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))
+            text = f"the processes cannot meet at port {port} of {address} ({str(cause).splitlines()[0]})"
+            return f"{text}; where it is in use choose another: torchrun --master-port=N, or under SLURM MASTER_PORT=N"
+        if isinstance(cause, RuntimeError) and str(cause).startswith("DataLoader worker"):  # torch's, raised anywhere
+            from protoseg.data.loading import worker_failure
+
+            return worker_failure(cause)
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{disk_refusal(error, Path(os.fsdecode(error.filename or '.')))}; choose another folder, or free space"
+    if isinstance(error, HydraException):
+        missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
+        # Packages that look for others themselves give advice, and no name.
+        where = f" ({missing}): put its folder on PYTHONPATH" if missing and missing.name else ""
+        return f"{' '.join(str(error).replace(_ADVICE, '').split())}{where}"
+    return None
+
+
+def _explain_override(error: ConfigCompositionException, config_name: str) -> str:
+    text = " ".join(str(error).split())
+    match = re.search(r"Could not (?:override|delete)[^']*'([^'@]+)", text)
+    if match is None:
+        return text
+    wrong = match.group(1).split("=")[0]
+    for word in sys.argv:  # Hydra composes what is not swept with none of the swept choices
+        if word.startswith(f"{wrong}=") and any(re.match(rf"{wrong.partition('.')[0]}=.*,", w) for w in sys.argv):
+            key, _, value = word.partition("=")
+            only = command(f"{key}=choice({value})")
+            return f"{key}: expected to be of every choice swept beside it, got some without; write {only}"
+    # Every key that may be overridden, with the groups that were chosen; the defaults' where that is of a group.
+    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.parent_node is not None:
+        cfg = error.__cause__.parent_node._get_root()
+    else:
+        GlobalHydra.instance().clear()
+        cfg = composed(config_name)
+    valid = [key for key in _keys(cfg) if key != "hydra" and not key.startswith("hydra.")]
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    near = _nearest(wrong, [name for name in valid + groups if name != wrong])
+    return f"unknown override {wrong!r}.{near} To add a new key write +{wrong}=…"
+
+
+def _nearest(wrong: str, valid: list[str]) -> str:
+    # A key is often right but for its group, so its last part is matched as well.
+    last = {name.rpartition(".")[2]: name for name in valid}
+    close = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.6)
+    close += [last[name] for name in difflib.get_close_matches(wrong.rpartition(".")[2], last, n=3, cutoff=0.75)]
+    close = list(dict.fromkeys(close))[:3]
+    return f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, cfg):
+        yield f"{prefix}{key}"
+        if not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)) and OmegaConf.is_dict(cfg[key]):
+            yield from _keys(cfg[key], f"{prefix}{key}.")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

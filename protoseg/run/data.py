@@ -11,20 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torchvision.utils import make_grid
 
-from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset
-from protoseg.data.checking import check_samples, deep_images, listing_faults, repeated_images, turned_images
+from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
 from protoseg.data.concat import ConcatDataModule
-from protoseg.data.export import export_predictions, pack
-from protoseg.data.labelled import nothing_labelled, split_notes
-from protoseg.data.polygons.convert import convert, write_form
+from protoseg.data.export import convert, export_predictions, pack, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
+from protoseg.evaluation.writer import jpeg
 from protoseg.files import write_file
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
@@ -64,9 +61,9 @@ def info(cfg: DictConfig, data: str, out: Path) -> None:
     terminal.table(f"{space.num_classes} classes of the label space {space.name!r}", header, rows, left=range(3))
     for title, each in found.items():
         if not each.counts.any():
-            raise nothing_labelled(datasets[title])
+            raise checking.nothing_labelled(datasets[title])
         total = sum(width * height * count for (width, height), count in sizes_of[title].items())
-        for line in split_notes(title, datasets[title], each.pixels, 1 - each.pixels.sum() / total):
+        for line in checking.split_notes(title, datasets[title], each.pixels, 1 - each.pixels.sum() / total):
             terminal.say(line)
     path = out / f"{data}_classes.png"
     write_file(path, pictures.bars_figure(shares, space, f"{data}: share of the labelled pixels").savefig)
@@ -84,24 +81,23 @@ def check(cfg: DictConfig, data: str) -> None:
 
 def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
     """Print what is wrong with the splits of one part; returns how many faults."""
-    made = {title: listing_faults(make) for title, make in splits.items()}
+    made = {title: checking.listing_faults(make) for title, make in splits.items()}
     datasets = {title: dataset for title, (dataset, _) in made.items() if dataset is not None}
-    found = [fault for _, faults in made.values() for fault in faults] + repeated_images(datasets)
+    found = [fault for _, faults in made.values() for fault in faults] + checking.repeated_images(datasets)
     counted = {title: np.zeros(dataset.label_space.num_classes + 1, np.int64) for title, dataset in datasets.items()}
     bar = partial(track, console=Console(stderr=True), transient=True)
     for title, dataset in datasets.items():
-        for checked in bar(check_samples(dataset), f"checking {escape(title)}", len(dataset)):
+        for checked in bar(checking.check_samples(dataset), f"checking {escape(title)}", len(dataset)):
             found += checked.faults
             counted[title] += checked.pixels
-    found += [str(nothing_labelled(datasets[t])) for t, n in counted.items() if n.any() and not n[:-1].any()]
+    found += [str(checking.nothing_labelled(datasets[t])) for t, n in counted.items() if n.any() and not n[:-1].any()]
     found = list(dict.fromkeys(found))  # splits may list the same folder
     for title, dataset in datasets.items():
         say(f"{title}: {len(dataset)} images and {_masks(dataset)} masks read")
         pixels = counted[title]
-        for line in split_notes(title, dataset, pixels[:-1], pixels[-1] / max(1, pixels.sum())):
+        for line in checking.split_notes(title, dataset, pixels[:-1], pixels[-1] / max(1, pixels.sum())):
             say(line)
-    looks = ((*data.notes, turned_images(data), deep_images(data)) for data in datasets.values())
-    for note in dict.fromkeys(note for notes in looks for note in notes if note):
+    for note in dict.fromkeys(note for dataset in datasets.values() for note in checking.image_notes(dataset)):
         say(f"note: {note}")
     for message in found:
         say(f"fault: {message}")
@@ -114,7 +110,7 @@ def show(cfg: DictConfig, data: str, count: int, out: Path) -> None:
         if dataset.reader.channels:
             channel_statistics(dataset)
         path = out / f"{data}_{title.replace(' ', '_')}.jpg"
-        write_file(path, partial(Image.fromarray(_sheet(dataset, count)).save, format="JPEG", quality=90))
+        write_file(path, jpeg(_sheet(dataset, count)))
         say(f"Picture: {path}")
 
 
@@ -150,8 +146,7 @@ def stats(cfg: DictConfig, data: str) -> None:
         rows.append([*row, f"{weights[ids[0]].item():.2f}" if len(ids) == 1 else ""])
     header = ("class", "pixels", "share %", "images", "most in one image", f"drawn % at T = {temperature}", "weight")
     Terminal().table(f"{data}: {len(found.names)} training masks", header, rows)
-    part = datamodule if isinstance(datamodule, SegmentationDataModule) else datamodule.source
-    if (reader := (dataset := part.train_dataset()).reader).channels:
+    if (reader := (dataset := datamodule.source.train_dataset()).reader).channels:
         names, measured = reader.bands or range(reader.channels), channel_statistics(dataset)
         rows = [[str(n), *(f"{x:.6g}" for x in (*r, m, s))] for n, r, m, s in zip(names, *measured, strict=True)]
         titles = ("channel", "becomes 0", "becomes 1", "mean then", "std then")

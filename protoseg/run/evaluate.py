@@ -1,24 +1,66 @@
-"""``protoseg evaluate``: judge a checkpoint on labelled data."""
+"""``protoseg evaluate`` and ``protoseg predict``: judge a checkpoint on labelled data, or write label maps of images.
+
+What opens a checkpoint and predicts needs none of a training's packages, which take seconds and memory.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from torch.utils.data import Subset
 
 from protoseg.checkpoint import check_same_classes
-from protoseg.data import AdaptationDataModule, SegmentationDataModule
 from protoseg.data.channels import OPTIONS
+from protoseg.data.decoding import limit_pixels
 from protoseg.data.label_spaces import relabelled
-from protoseg.data.loading import Loader
 from protoseg.data.statistics import spread
-from protoseg.evaluation.evaluate import evaluate
-from protoseg.evaluation.predictor import choose_device
-from protoseg.run.predict import Trained, open_checkpoint, run_prediction
+from protoseg.evaluation.predict import predict
+from protoseg.evaluation.predictor import Predictor, choose_device
+from protoseg.models.build import compile_networks
+from protoseg.models.segmentor import Segmentor
+from protoseg.trained import TrainedFile, open_file
 from protoseg.types import LabelSpace, ProtosegError
+
+if TYPE_CHECKING:
+    from protoseg.data import AdaptationDataModule, SegmentationDataModule
+    from protoseg.data.loading import Loader
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, built."""
+
+    file: TrainedFile
+    label_space: LabelSpace
+    model: Segmentor  # with its weights and prototypes, in eval mode, on the device
+    predictor: Predictor  # as configured, else as trained
+
+
+def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str | None = None) -> Trained:
+    """What ``evaluate.yaml`` names, unless another checkpoint or network is given; ProtosegError if bad."""
+    limit_pixels(cfg.max_pixels)
+    file = open_file(ckpt_path or cfg.ckpt_path, cfg.trust)
+    predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
+    model = file.model(network or cfg.network).to(choose_device(cfg.device))
+    if cfg.compile:
+        compile_networks(model)
+    return Trained(file, file.label_space, model, predictor)
+
+
+def run_prediction(cfg: DictConfig) -> None:
+    """Predict as configured; raises ProtosegError at wrong input."""
+    if cfg.report:
+        raise ProtosegError("report: expected mode=evaluate, got mode=predict; the page needs images with labels")
+    if cfg.images is None:
+        raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
+    trained = open_checkpoint(cfg)
+    save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
+    to = (trained.predictor, trained.label_space, cfg.paths.output, choose_device(cfg.device), save, cfg.overwrite)
+    predict(trained.model, cfg.images, *to, cfg.follow, trained.file.reader)
 
 
 def run_evaluation(cfg: DictConfig) -> float | None:
@@ -28,11 +70,13 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         return None
     if cfg.mode != "evaluate":
         raise ProtosegError(f"mode: expected one of evaluate, predict, got {cfg.mode!r}")
+    from protoseg.evaluation.evaluate import evaluate
+
     trained = open_checkpoint(cfg)
     datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
     loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
-    worst, unlabelled = None, _judged(datamodule).unlabelled
+    worst, unlabelled = None, datamodule.target.unlabelled
     if cfg.report:
         from protoseg.page.page import WorstImages
         from protoseg.run.analyse import write_report
@@ -62,13 +106,9 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)
-    match_classes(_judged(datamodule), trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
+    match_classes(datamodule.target, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
     check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
     return datamodule
-
-
-def _judged(datamodule: SegmentationDataModule | AdaptationDataModule) -> SegmentationDataModule:
-    return datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
 
 
 @contextmanager
@@ -79,12 +119,13 @@ def image_loader(
 
     Of data for adaptation, the target's; with ``training`` the training split, of adaptation the source's.
     """
-    part = open_data(cfg, trained)
-    if isinstance(part, AdaptationDataModule):
-        part = part.source if training else part.target
+    data = open_data(cfg, trained)
+    part = data.source if training else data.target
     dataset: Any = part.dataset(cfg.split or (part.train_split if training else part.val_split))
     if limit is not None and limit < len(dataset):
         dataset = Subset(dataset, spread(len(dataset), limit))
+    from protoseg.data.loading import Loader
+
     loader = Loader(dataset, cfg.num_workers, False, 0, 0, batch_size=1)
     try:
         yield loader

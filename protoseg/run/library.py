@@ -16,8 +16,7 @@ from protoseg.evaluation.evaluate import summary
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.models.own import NetworkEncoder
 from protoseg.run.build import build_module
-from protoseg.run.config import composed
-from protoseg.run.errors import explained
+from protoseg.run.config import composed, explained
 from protoseg.training.base import SegmentationModule
 from protoseg.types import IGNORE_INDEX
 

@@ -1,11 +1,16 @@
-"""A run or multirun before its start: its folder, every job composed and planned; and a table of a multirun's end."""
+"""A run or multirun: before its start its folder, and every job composed and planned; each job; a table at its end."""
 
+import gc
+import logging
+import math
 import os
+import secrets
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +21,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from protoseg.files import write_file
 from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
-from protoseg.run.config import check_ranges
-from protoseg.run.errors import explained
-from protoseg.run.launch import first_process
+from protoseg.run.config import check_ranges, explain, explained
+from protoseg.run.launch import first_process, launch
 from protoseg.run.resuming import check_folder, reserve
-from protoseg.text import Terminal, command, override, say
+from protoseg.text import Terminal, command, override, say, visible
 from protoseg.types import ProtosegError
 
+log = logging.getLogger(__name__)
 _folder: Path | None = None  # of the multirun that this process started
 
 
@@ -208,6 +215,73 @@ def exchange(one: Path, other: Path) -> None:
     one.rename(other)
     if aside.exists():
         aside.rename(one)
+
+
+def run_job(cfg: DictConfig) -> float:
+    """Train as configured; returns the best validation mIoU.
+
+    In a multirun a job that is done is skipped, and one that was begun goes on. One that fails is recorded and returns
+    NaN, so that the others go on; in a search by scores it raises its error, which the sweeper expects. Raises
+    ProtosegError: alone, wrong input; in a multirun, another process runs this job, or its folder holds another.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return launch(cfg)
+    folder, overrides = Path(hydra.runtime.output_dir), tuple(hydra.overrides.task)
+    sweep = read_sweep(Path(hydra.sweep.dir).absolute())
+    with alone_in(folder) if first_process() else nullcontext():
+        job = read_job(folder) or Job(hydra.job.num, overrides, folder)
+        if settings(job.overrides) != settings(overrides):
+            text = f"{folder}: expected the job {' '.join(job.overrides)}, which began there, got {' '.join(overrides)}"
+            raise ProtosegError(f"{text}; give the command that began the sweep, or choose another hydra.sweep.dir")
+        if job.state == "done":
+            log.info("job %d is done already: skipped", job.number)
+            return job.score
+        if job.state == "failed" and not sweep.planned:
+            # The search went on from this failure; with a score instead it would not propose the jobs that it did.
+            raise ProtosegError(f"job {job.number} failed before: {job.error}")
+        return _account(cfg, job, sweep)
+
+
+def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
+    last, started = job.folder / "checkpoints" / "last.ckpt", time.perf_counter()
+    resumed = last.is_file()
+    if resumed:
+        cfg.resume = str(last)
+        log.info("job %d goes on from %s", job.number, visible(last))
+    wandb_id = (resumed and job.wandb_id) or secrets.token_hex(8)
+    if (wandb := (cfg.get("logger") or {}).get("wandb")) is not None:  # what the user has set stays
+        if wandb.name == HydraConfig.get().job.name:
+            wandb.name = sweep.name(job)
+        wandb.group, wandb.id = wandb.group or sweep.folder.name, wandb.id or wandb_id
+
+    def record(state: str, score: float = math.nan, error: str = "") -> None:
+        if first_process():  # of several that train it
+            seconds = job.seconds + time.perf_counter() - started
+            write_job(replace(job, state=state, score=score, seconds=seconds, error=error, wandb_id=wandb_id))
+            write_manifest(read_sweep(sweep.folder))
+
+    record("running")
+    gc.collect()  # the model of the job before hangs in reference cycles, with the memory of its device
+    try:
+        score = launch(cfg)
+    except Exception as error:
+        from protoseg.callbacks.loggers import finish_wandb  # torch, which no help waits for
+
+        message = explain(error, "train") or f"{type(error).__name__}: {error}"
+        text = traceback.format_exc()
+        write_file(job.folder / "error.log", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
+        record("failed", error=message)
+        finish_wandb(failed=True)
+        log.error("job %d failed: %s", job.number, visible(f"{message} (traceback: {job.folder}/error.log)"))
+        if not sweep.planned:
+            raise  # Optuna's sweeper knows failures by their exception
+        return math.nan
+    except BaseException:  # Ctrl-C, or the cluster takes the machine away: the sweep ends
+        record("stopped")
+        raise
+    record("done", score)
+    return score
 
 
 def report(ended: bool) -> int:

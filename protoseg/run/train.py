@@ -165,7 +165,7 @@ def set_steps(cfg: DictConfig, datamodule: Any) -> None:
     trainer, epochs = cfg.trainer, cfg.trainer.max_epochs or -1
     if epochs > 0:
         devices, nodes = requested_devices(cfg)
-        images = len(getattr(datamodule, "source", datamodule).train_dataset())
+        images = len(datamodule.source.train_dataset())
         batch = cfg.data.batch_size * devices * nodes * trainer.accumulate_grad_batches
         trainer.max_steps, trainer.max_epochs = math.ceil(epochs * images / batch), -1
         text = f"trainer.max_epochs={epochs} is trainer.max_steps={trainer.max_steps}"
@@ -253,26 +253,24 @@ def summarise(
     score = math.nan if best_score is None or not math.isfinite(best_score) else float(best_score)
     monitor = (best and best.monitor) or "val/mIoU"
     best_file = best.best_file if best is not None else None
-    rows = [
-        ("steps", steps),
-        ("best val mIoU" if monitor == "val/mIoU" else f"best {monitor}", in_words(score, validated)),
-        ("last val mIoU", in_words(last_score, validated)),
-    ]
-    if "val/teacher_mIoU" in metrics:
-        rows.append(("last val mIoU of the teacher", f"{metrics['val/teacher_mIoU']:.4f}"))
-    if "prototypes/diversity" in metrics:
-        rows.append(("prototype diversity (mean cosine)", f"{metrics['prototypes/diversity']:.3f}"))
-    if parameters is not None:  # trained now
-        rows.append(("learned parameters", f"{parameters / 1e6:.2f} M"))
+    teacher, diversity = metrics.get("val/teacher_mIoU"), metrics.get("prototypes/diversity")
     elsewhere = "none here: it is older than the checkpoint that was resumed, and beside that" if best_score else "none"
-    rows.append(("best checkpoint", str(best_file or elsewhere)))
-    rows.append(("last checkpoint", str(output / "checkpoints" / "last.ckpt")))
     if logs := sorted(output.glob("logs*/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        rows.append(("metrics", str(logs[-1])))
         curves_figure(output).savefig(output / "curves.png")
-        rows.append(("curves", str(output / "curves.png")))
-    if (output / "panels").is_dir():
-        rows.append(("predictions, prototypes", str(output / "panels")))
+    found = {
+        "steps": steps,
+        "best val mIoU" if monitor == "val/mIoU" else f"best {monitor}": in_words(score, validated),
+        "last val mIoU": in_words(last_score, validated),
+        "last val mIoU of the teacher": None if teacher is None else f"{teacher:.4f}",
+        "prototype diversity (mean cosine)": None if diversity is None else f"{diversity:.3f}",
+        "learned parameters": None if parameters is None else f"{parameters / 1e6:.2f} M",  # else trained before
+        "best checkpoint": best_file or elsewhere,
+        "last checkpoint": output / "checkpoints" / "last.ckpt",
+        "metrics": logs[-1] if logs else None,
+        "curves": output / "curves.png" if logs else None,
+        "predictions, prototypes": output / "panels" if (output / "panels").is_dir() else None,
+    }
+    rows = [(what, str(value)) for what, value in found.items() if value is not None]
     table = Table("", Column(overflow="fold"), title="Training finished", show_header=False)
     for row in rows:
         table.add_row(*row)

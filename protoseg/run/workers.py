@@ -130,7 +130,7 @@ def main() -> None:
 
 @record
 def _work(folder: Path) -> None:
-    from protoseg.run.errors import explained
+    from protoseg.run.config import explained
     from protoseg.run.train import run_training
 
     cfg = OmegaConf.load(folder / CONFIG)

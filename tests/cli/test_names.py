@@ -24,8 +24,7 @@ from protoseg.data.own import LabelledFolder
 from protoseg.job_records import Job
 from protoseg.run import analyse
 from protoseg.run.analyse import picture_name
-from protoseg.run.config import check_names, composed, split_choices
-from protoseg.run.errors import explain
+from protoseg.run.config import check_names, composed, explain, split_choices
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.text import override, visible

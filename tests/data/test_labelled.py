@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protoseg.data import AdaptationDataModule, CamVid, SegmentationDataModule, labelled
+from protoseg.data import AdaptationDataModule, CamVid, SegmentationDataModule, checking
 from protoseg.data.statistics import class_statistics
 from protoseg.types import LabelSpace, ProtosegError
 from tests.data.helpers import Recorder, trainer
@@ -70,11 +70,11 @@ def test_one_class_alone(camvid: Path) -> None:
 @pytest.mark.parametrize("sample", [1, 64])
 def test_a_class_without_a_pixel(camvid: Path, monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
     """Known of all masks, also where few are looked at first: a class of the last mask alone is not missing."""
-    monkeypatch.setattr(labelled, "_SAMPLE", sample)
+    monkeypatch.setattr(checking, "_LOOKED_AT", sample)
     data = CamVid(camvid, "train")
     fill(data, 3, but=1)
     with pytest.warns(UserWarning, match="hold no pixel") as found:
-        labelled.check_training_labels(data)
+        checking.check_training_labels(data)
     (message,) = (str(warning.message) for warning in found)
     assert message.startswith(
         "the 7 training masks hold no pixel of 'Sky', 'Building', 'Pole', 'Tree', 'SignSymbol' and"
@@ -84,7 +84,7 @@ def test_a_class_without_a_pixel(camvid: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_kept_counts_are_used(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_statistics(CamVid(camvid, "train"))
-    monkeypatch.setattr(labelled, "count_pixels", None)
+    monkeypatch.setattr(checking, "count_pixels", None)
     module(camvid).setup("fit")
 
 
@@ -92,29 +92,29 @@ def test_kept_counts_are_used(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_few_masks_are_read_and_the_others_only_where_these_are_void(
     camvid: Path, monkeypatch: pytest.MonkeyPatch, labelled_pixels: int
 ) -> None:
-    monkeypatch.setattr(labelled, "_SAMPLE", 1)  # the first
-    monkeypatch.setattr(labelled, "_COUNTED", 0)
+    monkeypatch.setattr(checking, "_LOOKED_AT", 1)  # the first
+    monkeypatch.setattr(checking, "_COUNTED", 0)
     data = CamVid(camvid, "train")
     fill(data, VOID, but=labelled_pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if labelled_pixels:
-            labelled.check_training_labels(data)
+            checking.check_training_labels(data)
         else:
             with pytest.raises(ProtosegError, match="every pixel is ignored"):
-                labelled.check_training_labels(data)
+                checking.check_training_labels(data)
     fill(data, 3)
     read: list[int] = []
     original = CamVid.read_label
     monkeypatch.setattr(CamVid, "read_label", lambda self, index: read.append(index) or original(self, index))
     with pytest.warns(UserWarning, match="1 of the"):
-        labelled.check_training_labels(data)
+        checking.check_training_labels(data)
     assert read == [0]
 
 
 def test_a_single_class(folder: Path) -> None:
     with pytest.raises(ProtosegError, match="expected at least two to tell apart, got 'roof' alone: add a background"):
-        labelled.check_training_labels(SimpleNamespace(label_space=LabelSpace("one", ("roof",), ((1, 2, 3),))))  # type: ignore[arg-type]
+        checking.check_training_labels(SimpleNamespace(label_space=LabelSpace("one", ("roof",), ((1, 2, 3),))))  # type: ignore[arg-type]
 
 
 def test_validation_that_cannot_judge(camvid: Path, tmp_path: Path) -> None:

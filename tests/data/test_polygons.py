@@ -21,11 +21,11 @@ from pycocotools.coco import COCO
 
 from protoseg.cli.main import COMMANDS, run_tool
 from protoseg.data import CITYSCAPES, read_class_file
+from protoseg.data.export import WRITERS, convert, write_form
 from protoseg.data.label_spaces import file_ids
 from protoseg.data.mask_reading import MaskReading
 from protoseg.data.own import LabelledFolder
-from protoseg.data.polygons.convert import WRITERS, convert, write_form
-from protoseg.data.polygons.readers import FORMS
+from protoseg.data.polygons import FORMS
 from protoseg.data.public import Cityscapes
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError

@@ -10,7 +10,7 @@ import torch
 
 from protoseg import distributed
 from protoseg.data import CamVid, RareClasses, SegmentationDataModule
-from protoseg.data.samplers import RareClassDraw, sample_seed
+from protoseg.data.loading import RareClassDraw, sample_seed
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import TrainTransform, Wanted
 from protoseg.types import ProtosegError

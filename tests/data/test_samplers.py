@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from protoseg.data.samplers import StepBatchSampler, sample_seed
+from protoseg.data.loading import StepBatchSampler, sample_seed
 from protoseg.types import ProtosegError
 
 

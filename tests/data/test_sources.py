@@ -16,7 +16,7 @@ from PIL import Image
 
 from protoseg.cli.main import run_tool
 from protoseg.data import ConcatDataModule, SegmentationDataModule
-from protoseg.data.samplers import StepBatchSampler
+from protoseg.data.loading import StepBatchSampler
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from protoseg.run.errors import run_with_clear_errors
+from protoseg.run.config import run_with_clear_errors
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from tests.conftest import TINY

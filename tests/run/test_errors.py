@@ -16,7 +16,7 @@ from PIL import Image
 
 from protoseg import data as data_module
 from protoseg.checkpoint import read_checkpoint
-from protoseg.run.errors import explain
+from protoseg.run.config import explain
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
 from tests.conftest import TINY

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, short_names, write_job, write_manifest
-from protoseg.run import jobs
+from protoseg.run import multirun
 from protoseg.run.config import CONFIG_DIR
 from protoseg.types import ProtosegError
 
@@ -54,8 +54,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
     """Run a job, with a function in place of the training."""
 
     def run_job(job: Job, training: Callable[[DictConfig], float], mode: str = "MULTIRUN") -> float:
-        monkeypatch.setattr(jobs, "launch", training)
-        return jobs.run_job(config_of(job, mode))
+        monkeypatch.setattr(multirun, "launch", training)
+        return multirun.run_job(config_of(job, mode))
 
     return run_job
 

@@ -25,8 +25,7 @@ from omegaconf import DictConfig
 from protoseg.checkpoint import read_checkpoint
 from protoseg.job_records import Job, Sweep, read_sweep, write_job
 from protoseg.run import multirun as engine
-from protoseg.run.config import CONFIG_DIR
-from protoseg.run.errors import explain
+from protoseg.run.config import CONFIG_DIR, explain
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 

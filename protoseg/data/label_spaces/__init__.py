@@ -76,19 +76,17 @@ def mapping_table(
             raise ProtosegError(f"{text}, got {space.name!r} of {space.num_classes}: choose other data")
     if mapping is None:
         if source.classes != target.classes:
-            raise ProtosegError(
-                f"source and target: expected the same classes, got {source.name!r} ({', '.join(source.classes)}) and "
-                f"{target.name!r} ({', '.join(target.classes)}): give data.mapping, {{source class: target or null}}"
-            )
+            got = " and ".join(f"{space.name!r} ({', '.join(space.classes)})" for space in (source, target))
+            text = f"source and target: expected the same classes, got {got}"
+            raise ProtosegError(f"{text}: give data.mapping, {{source class: target or null}}")
         mapping = {name: name for name in source.classes}
     unmapped = set(source.classes) - mapping.keys()
     unknown = [*(mapping.keys() - set(source.classes)), *({*mapping.values()} - {*target.classes, None})]
     if unmapped or unknown:
-        raise ProtosegError(
-            f"mapping: expected every class of {source.name!r} with a class of {target.name!r} or null, got "
-            f"{f'none for {_names(unmapped)}' if unmapped else f'no class of theirs: {_names(unknown)}'}; "
-            f"{source.name!r} has {', '.join(source.classes)}; {target.name!r} has {', '.join(target.classes)}"
-        )
+        got = f"none for {_names(unmapped)}" if unmapped else f"no class of theirs: {_names(unknown)}"
+        known = "; ".join(f"{space.name!r} has {', '.join(space.classes)}" for space in (source, target))
+        text = f"mapping: expected every class of {source.name!r} with a class of {target.name!r} or null"
+        raise ProtosegError(f"{text}, got {got}; {known}")
     labels = dict(zip((*target.classes, None), (*range(target.num_classes), FILE_IGNORED), strict=True))
     table = np.arange(256, dtype=np.uint8)
     table[: source.num_classes] = [labels[mapping[name]] for name in source.classes]
@@ -111,10 +109,8 @@ def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[La
             colors[new] = color
     if unknown or not colors:
         got = f"no class of it: {_names(unknown)}" if unknown else "nothing but null, which leaves no class"
-        raise ProtosegError(
-            f"relabel: expected classes of {space.name!r} ({', '.join(space.classes)}), each with the class that it "
-            f"becomes or null to ignore it, got {got}"
-        )
+        text = f"relabel: expected classes of {space.name!r} ({', '.join(space.classes)}), each with the class"
+        raise ProtosegError(f"{text} that it becomes or null to ignore it, got {got}")
     things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) is not None))
     return replace(space, classes=tuple(colors), colors=tuple(colors.values()), things=things), mapping
 

@@ -298,8 +298,7 @@ def read(path: Path, form: str) -> tuple[list[str], list[Drawing]]:
         if not drawings or not all(isinstance(name, str) and name and "${" not in name for name in names):
             raise ValueError("no image in it, or a class without a name, or with ${, which class files cannot hold")
     except (*FOREIGN, yaml.YAMLError) as error:
-        raise ProtosegError(
-            f"convert: expected annotations as {', '.join(FORMS)}, got {file.absolute()}, which cannot be read as "
-            f"{form} ({type(error).__name__}: {error}): name the form with --form if it is one of these"
-        ) from error
+        got = f"{file.absolute()}, which cannot be read as {form} ({type(error).__name__}: {error})"
+        remedy = "name the form with --form if it is one of these"
+        raise ProtosegError(f"convert: expected annotations as {', '.join(FORMS)}, got {got}: {remedy}") from error
     return names, drawings

@@ -1,1 +1,0 @@
-"""Annotation files of polygons, run lengths and bitmaps: into label maps, and out of them."""

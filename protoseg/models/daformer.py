@@ -53,10 +53,8 @@ class DAFormerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if list(strides) != sorted(strides) or len(strides) != len(channels):
-            raise ProtosegError(
-                f"DAFormer decoder: expected one stride per map, finest map first, got strides {list(strides)} for "
-                f"channels {list(channels)}"
-            )
+            got = f"strides {list(strides)} for channels {list(channels)}"
+            raise ProtosegError(f"DAFormer decoder: expected one stride per map, finest map first, got {got}")
         if not dilations or min(dilations) < 1:
             raise ProtosegError(f"decoder.dilations: expected numbers from 1, got {list(dilations)}")
         self.embeddings = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)

@@ -50,14 +50,11 @@ class FPNDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if list(strides) != [4, 8, 16, 32]:
-            raise ProtosegError(
-                f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}; use decoder=segformer, "
-                "upernet, hrnet or deeplabv3plus with this encoder"
-            )
+            text = f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}"
+            raise ProtosegError(f"{text}; use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder")
         if segmentation_channels % 32:
-            raise ProtosegError(
-                f"decoder.segmentation_channels: expected a multiple of 32, got {segmentation_channels}"
-            )
+            wanted = "expected a multiple of 32"
+            raise ProtosegError(f"decoder.segmentation_channels: {wanted}, got {segmentation_channels}")
         self.decoder = SmpFPN(
             encoder_channels=list(channels),
             encoder_depth=4,
@@ -87,10 +84,9 @@ class _PoolingDecoder(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         together = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
         if self.training and len(features[0]) == 1 and not together:
-            raise ProtosegError(
-                f"{type(self).__name__}: expected two images or more in a batch while training, for it normalises one "
-                "cell of each by the batch, got 1; set data.batch_size=2, or use decoder=fpn, segformer or fcn"
-            )
+            wanted = "two images or more in a batch while training, for it normalises one cell of each by the batch"
+            remedy = "set data.batch_size=2, or use decoder=fpn, segformer or fcn"
+            raise ProtosegError(f"{type(self).__name__}: expected {wanted}, got 1; {remedy}")
         return self.decoder([features[0], features[0], *features])
 
 

@@ -107,10 +107,9 @@ class HRDASegmentor(Segmentor):
         size = (detail_size, detail_size) if isinstance(detail_size, int) else tuple(detail_size)
         multiple = max(encoder.strides)
         if len(size) != 2 or any(side < 1 or side % multiple for side in size):
-            raise ProtosegError(
-                f"segmentor.detail_size: expected a side, or height and width, that are multiples of {multiple} (the "
-                f"encoder's coarsest stride), got {detail_size}; e.g. half of data.crop_size"
-            )
+            wanted = f"a side, or height and width, that are multiples of {multiple} (the encoder's coarsest stride)"
+            text = f"segmentor.detail_size: expected {wanted}, got {detail_size}"
+            raise ProtosegError(f"{text}; e.g. half of data.crop_size")
         self.detail_size = (size[0], size[1])
         self.released_fusion = released_fusion
         channels = num_classes if attention_per_class else 1
@@ -183,10 +182,8 @@ class HRDASegmentor(Segmentor):
 
     def _random_box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         if any(detail > side for detail, side in zip(self.detail_size, size, strict=True)):
-            raise ProtosegError(
-                f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}; set "
-                f"segmentor.detail_size to half of data.crop_size"
-            )
+            text = f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}"
+            raise ProtosegError(f"{text}; set segmentor.detail_size to half of data.crop_size")
         step = CONTEXT_SCALE * self.stride  # whole cells of the context's grid, hence of the output grid
         places = [(side - detail) // step + 1 for side, detail in zip(size, self.detail_size, strict=True)]
         top, left = (step * int(torch.randint(number, ())) for number in places)  # on the CPU: no wait for the device

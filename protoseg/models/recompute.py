@@ -25,11 +25,9 @@ def recompute_blocks(model: nn.Module, name: str) -> None:
     blocks = list(_innermost_blocks(model))
     share = sum(_size(block) for block in blocks) / max(_size(model), 1)
     if share < 0.5:
-        raise ProtosegError(
-            f"encoder.grad_checkpointing: expected an encoder made of lists of blocks (ResNet, HRNet, EfficientNet, "
-            f"ConvNeXt, Swin, ViT, MiT, …), got {name!r} with {share:.0%} of its weights in such; set it to false or "
-            "choose another encoder"
-        )
+        wanted = "an encoder made of lists of blocks (ResNet, HRNet, EfficientNet, ConvNeXt, Swin, ViT, MiT, …)"
+        text = f"encoder.grad_checkpointing: expected {wanted}, got {name!r} with {share:.0%} of its weights in such"
+        raise ProtosegError(f"{text}; set it to false or choose another encoder")
     for block in blocks:
         block.forward = partial(_recomputed, block.forward, block)  # type: ignore[method-assign]
 

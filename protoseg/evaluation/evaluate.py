@@ -116,7 +116,10 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
     """Write the numbers, the tables and the confusion matrix (see ``evaluate``) into ``output``."""
     counts = confusion.numpy()
     write_json(output / "metrics.json", result)
-    write_file(output / "table.csv", lambda path: write_csv(path, _csv_rows(result)))
+    plain, columns = without_nan(result), ["name", "IoU", "accuracy", "true_pixels"]
+    rows = [[entry[column] for column in columns] for entry in plain["classes"]]
+    means = ["mean", plain["mIoU"], plain["mean_accuracy"], int(counts.sum())]
+    write_file(output / "table.csv", lambda path: write_csv(path, [["class", *columns[1:]], *rows, means]))
     text = f"{markdown_table(_HEADER, _percent_rows(result))}\n\n{_overall(result)}, {result['num_images']} images\n"
     write_file(output / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     write_file(output / "confusion.npy", lambda path: np.save(path, counts))
@@ -158,14 +161,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
-    """Numbers in 0 to 1; an empty cell where there is nothing to count."""
-    result, columns = without_nan(result), ["name", "IoU", "accuracy", "true_pixels"]
-    rows = [[entry[column] for column in columns] for entry in result["classes"]]
-    means = ["mean", result["mIoU"], result["mean_accuracy"], sum(row[3] for row in rows)]
-    return [["class", *columns[1:]], *rows, means]
 
 
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:

@@ -22,8 +22,7 @@ from protoseg.evaluation.predictor import Predictor
 from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, Seen, Step, Term
 from protoseg.models.segmentor import Segmentor, image_size
-from protoseg.nn import PrototypeMemory
-from protoseg.nn.prototype_memory import Observation
+from protoseg.nn import Observation, PrototypeMemory
 from protoseg.text import visible
 from protoseg.trained import without
 from protoseg.training.restoring import prepare, renew

@@ -1,12 +1,11 @@
 """DAFormer's decoder: maps of all levels, embedded alike, fused by a context-aware head."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation as ConvBnReLU
 
+from protoseg.models.decoders import Ints
 from protoseg.types import ProtosegError
 
 
@@ -17,7 +16,7 @@ class SeparableASPP(nn.Module):
     (Chen et al., DeepLabV3+, arXiv 1802.02611); BatchNorm and ReLU follow every convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dilations: Ints) -> None:
         super().__init__()
         self.branches = nn.ModuleList(self._branch(in_channels, out_channels, d) for d in dilations)
         self.bottleneck = ConvBnReLU(len(dilations) * out_channels, out_channels, 3)
@@ -44,12 +43,7 @@ class DAFormerDecoder(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 256,
-        dilations: Sequence[int] = (1, 6, 12, 18),
-        dropout: float = 0.1,
+        self, channels: Ints, strides: Ints, width: int = 256, dilations: Ints = (1, 6, 12, 18), dropout: float = 0.1
     ) -> None:
         super().__init__()
         if list(strides) != sorted(strides) or len(strides) != len(channels):

@@ -20,6 +20,8 @@ from torchvision.ops import Conv2dNormActivation as ConvBnReLU
 
 from protoseg.types import ProtosegError
 
+Ints = Sequence[int]
+
 
 def _bilinear(factor: int) -> nn.Module:
     return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
@@ -34,8 +36,8 @@ class FPNDecoder(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        strides: Sequence[int],
+        channels: Ints,
+        strides: Ints,
         pyramid_channels: int = 256,
         segmentation_channels: int = 128,
         dropout: float = 0.1,
@@ -85,7 +87,7 @@ class _PoolingDecoder(nn.Module):
 class UPerNetDecoder(_PoolingDecoder):
     """Pyramid pooling and top-down fusion (Xiao et al., UPerNet, arXiv 1807.10221), ``width`` channels throughout."""
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 256) -> None:
+    def __init__(self, channels: Ints, strides: Ints, width: int = 256) -> None:
         super().__init__()
         self.decoder = SmpUPerNet(encoder_channels=[0, 0, *channels], encoder_depth=5, decoder_channels=width)
         self.out_channels, self.stride = width, strides[0]
@@ -97,9 +99,7 @@ class SegFormerDecoder(nn.Module):
     ``embedding_norm`` puts BatchNorm and ReLU after the embedding of each map, as mmsegmentation does.
     """
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 256, embedding_norm: bool = False
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, width: int = 256, embedding_norm: bool = False) -> None:
         super().__init__()
         self.decoder = SmpSegFormer(encoder_channels=[3, 0, *channels], segmentation_channels=width)
         if embedding_norm:
@@ -121,12 +121,7 @@ class DeepLabV3PlusDecoder(_PoolingDecoder):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 256,
-        atrous_rates: Sequence[int] = (6, 12, 18),
-        dropout: float = 0.1,
+        self, channels: Ints, strides: Ints, width: int = 256, atrous_rates: Ints = (6, 12, 18), dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.decoder = SmpDeepLabV3Plus(
@@ -143,7 +138,7 @@ class DeepLabV3PlusDecoder(_PoolingDecoder):
         self.out_channels, self.stride = width, strides[0]
 
 
-def _plain_stride(strides: Sequence[int], factor: int) -> int:
+def _plain_stride(strides: Ints, factor: int) -> int:
     """That of the maps of a plain ViT, which all have one, after upsampling; raises ProtosegError for other maps."""
     if len(set(strides)) > 1 or strides[0] % factor:
         raise ProtosegError(
@@ -167,8 +162,8 @@ class FCNDecoder(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        strides: Sequence[int],
+        channels: Ints,
+        strides: Ints,
         in_index: int = -1,
         width: int = 256,
         num_convs: int = 2,
@@ -206,9 +201,7 @@ class SETRMLADecoder(nn.Module):
     and errors as of ``plain`` in :class:`FCNDecoder`; the paper's layers are every sixth of 24.
     """
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 256, level_width: int = 128
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, width: int = 256, level_width: int = 128) -> None:
         super().__init__()
         self.out_channels, self.stride = len(channels) * level_width, _plain_stride(strides, 4)
         widths = (width, width, level_width, level_width)
@@ -230,9 +223,7 @@ class HRNetDecoder(nn.Module):
     the image's size.
     """
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1, align_corners: bool = False
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, dropout: float = 0.1, align_corners: bool = False) -> None:
         super().__init__()
         self.align_corners = align_corners
         self.out_channels, self.stride = sum(channels), strides[0]
@@ -247,9 +238,7 @@ class HRNetDecoder(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A small FCN with its own classifier on map ``in_index``: class logits ``b c h w`` for an auxiliary loss."""
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], num_classes: int, in_index: int = 2, width: int = 256
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, num_classes: int, in_index: int = 2, width: int = 256) -> None:
         super().__init__()
         self.decoder = FCNDecoder(channels, strides, in_index, width, num_convs=1)
         self.classifier = nn.Conv2d(self.decoder.out_channels, num_classes, 1)

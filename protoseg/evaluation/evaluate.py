@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -133,17 +133,11 @@ def print_report(result: dict[str, Any], output: Path) -> None:
     """Print the table per class (of more than 255, the most frequent), the four numbers, and where the report lies."""
     *rows, means = _percent_rows(result)
     chosen = frequent_classes(np.array([entry["true_pixels"] for entry in result["classes"]]))
-    table = Table(title=f"{result['num_images']} images, {result['images_per_second']:.1f} images/s")
-    for i, title in enumerate(_HEADER):
-        table.add_column(title, justify="right" if i else "left")
-    for name, *numbers in (rows[i] for i in chosen):
-        table.add_row(short_name(name), *numbers)
+    shown = [[short_name(name), *numbers] for name, *numbers in (rows[i] for i in chosen)]
     if len(chosen) < len(rows):
-        table.add_row(f"{len(rows) - len(chosen)} more: table.csv")
-    table.add_section()
-    table.add_row(*means, style="bold")
-    terminal = Terminal()
-    terminal.print(table)
+        shown.append([f"{len(rows) - len(chosen)} more: table.csv", "", "", ""])
+    terminal, title = Terminal(), f"{result['num_images']} images, {result['images_per_second']:.1f} images/s"
+    terminal.table(title, _HEADER, [*shown, [Text(cell, "bold") for cell in means]])
     terminal.print(_overall(result))
     terminal.say(f"Report: {output}")
 

@@ -47,7 +47,6 @@ def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: 
     ``trust`` names modules (or packages) whose classes may be built besides, by the caller's word; they are imported.
     Raises ProtosegError, which names the first value that is not allowed.
     """
-    trust = [trust] if isinstance(trust, str) else trust
     for module in trust:
         if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
             raise ProtosegError(f"trust: expected names of modules, e.g. [mypackage.heads], got {module!r}")

@@ -239,10 +239,9 @@ class Model:
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="protoseg model")
             except Exception as error:  # the hub's client raises whatever its layers raise
-                raise ProtosegError(
-                    f"push_to_hub: {repo_id} was refused or is out of reach ({type(error).__name__}: "
-                    f"{first_line(error)}): log in with `hf auth login`, or save_pretrained(FOLDER), to upload later"
-                ) from error
+                reason = f"{repo_id} was refused or is out of reach ({type(error).__name__}: {first_line(error)})"
+                remedy = "log in with `hf auth login`, or save_pretrained(FOLDER), to upload later"
+                raise ProtosegError(f"push_to_hub: {reason}: {remedy}") from error
         return str(commit)
 
     def _card(self) -> str:
@@ -319,9 +318,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name.removeprefix(HUB), WEIGHTS, revision=revision))
     except Exception as error:  # the hub's client raises whatever its layers raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        text = f"load: {name!r} cannot be had from the Hugging Face hub ({reason}): check the name and the connection"
-        raise ProtosegError(f"{text}, or give a checkpoint or a folder") from error
+        text = f"load: {name!r} cannot be had from the Hugging Face hub ({type(error).__name__}: {first_line(error)})"
+        raise ProtosegError(f"{text}: check the name and the connection, or give a checkpoint or a folder") from error
 
 
 def _without_places(node: Any) -> Any:

@@ -47,7 +47,6 @@ def checked_sections(config: Mapping[str, Any], sections: Sequence[str], trust: 
     ``trust`` names modules (or packages) whose classes may be built besides, by the caller's word; they are imported.
     Raises ProtosegError, which names the first value that is not allowed.
     """
-    trust = [trust] if isinstance(trust, str) else trust
     for module in trust:
         if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
             raise ProtosegError(f"trust: expected names of modules, e.g. [mypackage.heads], got {module!r}")
@@ -77,19 +76,9 @@ def _check_object(node: Any, slot: Slot, key: str, trust: Sequence[str]) -> None
         elif foreign and isinstance(value, dict) and "_target_" in value:
             _check_object(value, Slot((), object), where, trust)
         elif name not in ("_target_", "_partial_"):
-            _check_data(value, where)
-
-
-def _check_data(node: Any, key: str) -> None:
-    """A value that is data: no key with a meaning to Hydra at any depth."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            if name.startswith("_"):
-                raise _refused(key, f"{name} is not allowed here; expected plain values")
-            _check_data(value, f"{key}.{name}")
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            _check_data(value, f"{key}.{index}")
+            for place, inner, _ in _inside(value, where):
+                if str(inner).startswith("_"):  # it may have a meaning to Hydra
+                    raise _refused(place, "it is not allowed here; expected plain values")
 
 
 def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> None:
@@ -110,7 +99,7 @@ def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> N
 
 def _check_values(section: Any, name: str) -> None:
     """Plain values, bounded in number and, for networks, in size; no interpolation, and no ``_target_`` in a string."""
-    for count, (key, value) in enumerate(_leaves(section, name)):
+    for count, (key, _, value) in enumerate(_inside(section, name)):
         if count >= MAX_VALUES:
             raise _refused(name, f"expected at most {MAX_VALUES} values, got more")
         if isinstance(value, str):
@@ -118,25 +107,22 @@ def _check_values(section: Any, name: str) -> None:
         elif isinstance(value, (int, float)):
             good = math.isfinite(value) and (name not in NETWORK or abs(value) <= LARGEST)
         else:
-            good = value is None
+            good = value is None or isinstance(value, (dict, list, tuple))
         if not good:
             raise _refused(key, f"expected a plain value, got {_short(value)}")
 
 
-def _leaves(node: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Values that are no containers, and keys that are no strings."""
+def _inside(node: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Any, Any]]:
+    """All that is inside a value, at any depth: where it is, its key or index there, and itself."""
     if depth > 16:
         raise _refused(key[:80], "expected at most 16 levels, got more")
-    if isinstance(node, dict):
-        for name, value in node.items():
-            if not isinstance(name, str):
-                raise _refused(key, f"expected keys that are strings, got {_short(name)}")
-            yield from _leaves(value, f"{key}.{name[:80]}", depth + 1)
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _leaves(value, f"{key}.{index}", depth + 1)
-    else:
-        yield key, node
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for name, value in pairs:
+        if isinstance(node, dict) and not isinstance(name, str):
+            raise _refused(key, f"expected keys that are strings, got {_short(name)}")
+        place = f"{key}.{str(name)[:80]}"
+        yield place, name, value
+        yield from _inside(value, place, depth + 1)
 
 
 def _refused(key: str, reason: str) -> ProtosegError:

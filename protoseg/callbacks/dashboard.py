@@ -47,12 +47,11 @@ class Dashboard(pl.Callback):
             return
         image = picture["image"].unsqueeze(0)
         size = torch.tensor([image.shape[2:]])
-        pl_module.eval()
         networks = (pl_module.model, pl_module.teacher.module)
-        student, teacher = (Predictor().predict(model, image, size)[0].cpu() for model in networks)
-        pl_module.train()
-        image, mixed, label, confidence = (picture[key].cpu() for key in ("image", "mixed", "label", "confidence"))
-        drawn = adaptation_panel(image, mixed, label, confidence, student, teacher, pl_module.label_space)
+        with evaluating(*networks):
+            student, teacher = (Predictor().predict(model, image, size)[0].cpu() for model in networks)
+        seen = {key: value.cpu() for key, value in picture.items()}
+        drawn = adaptation_panel(seen, student, teacher, pl_module.label_space)
         self._show(trainer, "adaptation", "train/adaptation", drawn)
 
     def on_validation_batch_end(

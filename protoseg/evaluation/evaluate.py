@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -116,7 +116,10 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
     """Write the numbers, the tables and the confusion matrix (see ``evaluate``) into ``output``."""
     counts = confusion.numpy()
     write_json(output / "metrics.json", result)
-    write_file(output / "table.csv", lambda path: write_csv(path, _csv_rows(result)))
+    plain, columns = without_nan(result), ["name", "IoU", "accuracy", "true_pixels"]
+    rows = [[entry[column] for column in columns] for entry in plain["classes"]]
+    means = ["mean", plain["mIoU"], plain["mean_accuracy"], int(counts.sum())]
+    write_file(output / "table.csv", lambda path: write_csv(path, [["class", *columns[1:]], *rows, means]))
     text = f"{markdown_table(_HEADER, _percent_rows(result))}\n\n{_overall(result)}, {result['num_images']} images\n"
     write_file(output / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     write_file(output / "confusion.npy", lambda path: np.save(path, counts))
@@ -130,17 +133,11 @@ def print_report(result: dict[str, Any], output: Path) -> None:
     """Print the table per class (of more than 255, the most frequent), the four numbers, and where the report lies."""
     *rows, means = _percent_rows(result)
     chosen = frequent_classes(np.array([entry["true_pixels"] for entry in result["classes"]]))
-    table = Table(title=f"{result['num_images']} images, {result['images_per_second']:.1f} images/s")
-    for i, title in enumerate(_HEADER):
-        table.add_column(title, justify="right" if i else "left")
-    for name, *numbers in (rows[i] for i in chosen):
-        table.add_row(short_name(name), *numbers)
+    shown = [[short_name(name), *numbers] for name, *numbers in (rows[i] for i in chosen)]
     if len(chosen) < len(rows):
-        table.add_row(f"{len(rows) - len(chosen)} more: table.csv")
-    table.add_section()
-    table.add_row(*means, style="bold")
-    terminal = Terminal()
-    terminal.print(table)
+        shown.append([f"{len(rows) - len(chosen)} more: table.csv", "", "", ""])
+    terminal, title = Terminal(), f"{result['num_images']} images, {result['images_per_second']:.1f} images/s"
+    terminal.table(title, _HEADER, [*shown, [Text(cell, "bold") for cell in means]])
     terminal.print(_overall(result))
     terminal.say(f"Report: {output}")
 
@@ -158,14 +155,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _csv_rows(result: dict[str, Any]) -> list[list[object]]:
-    """Numbers in 0 to 1; an empty cell where there is nothing to count."""
-    result, columns = without_nan(result), ["name", "IoU", "accuracy", "true_pixels"]
-    rows = [[entry[column] for column in columns] for entry in result["classes"]]
-    means = ["mean", result["mIoU"], result["mean_accuracy"], sum(row[3] for row in rows)]
-    return [["class", *columns[1:]], *rows, means]
 
 
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:

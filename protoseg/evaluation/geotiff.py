@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from protoseg.data.channels import ImageReader, check_numbers
-from protoseg.data.decoding import FAILURES, geotiff, open_picture, to_bytes
+from protoseg.data.decoding import FAILURES, geotiff, to_bytes
 from protoseg.data.files import unreadable
 from protoseg.data.label_spaces import file_ignored
 from protoseg.evaluation.pictures import overlay
@@ -23,33 +22,24 @@ if TYPE_CHECKING:
 
 SIDE = 4096  # pixels of an overlay's longer side at most: of a larger image every second pixel, every third, …
 _RGB = ("red", "green", "blue")
-_TAGS = (33550, 33922, 34264)  # of TIFF: pixel scale, tie points, transformation
 
 
 @contextmanager
 def opened(path: Path, reader: ImageReader) -> Iterator["GeoImage | None"]:
     """The image as it is read by windows; None where it is not georeferenced.
 
-    Raises ProtosegError: rasterio is not installed; other channels than the model's; a file that cannot be read.
+    Raises ProtosegError: other channels than the model's; a file that cannot be read.
     """
-    if path.suffix.lower() not in (".tif", ".tiff") or not (find_spec("rasterio") or _has_tags(path)):
+    if path.suffix.lower() not in (".tif", ".tiff"):
         yield None
         return
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(geotiff(file)) for file in reader.files(path)]
-        except FAILURES:  # perhaps of a kind that Pillow knows; else that says why
+        except FAILURES:  # no rasterio, or perhaps of a kind that Pillow knows; else that says why
             files = []
         placed = files and (files[0].crs is not None or not files[0].transform.is_identity)
         yield GeoImage(path, reader, files) if placed else None
-
-
-def _has_tags(path: Path) -> bool:
-    try:
-        with open_picture(path) as file:
-            return any(tag in getattr(file, "tag_v2", {}) for tag in _TAGS)
-    except FAILURES:
-        return False
 
 
 class GeoImage:

@@ -100,19 +100,17 @@ def legend(label_space: LabelSpace, width: int, shown: Collection[int]) -> Pictu
     entries = [(short_name(label_space.classes[i]), label_space.colors[i]) for i in chosen]
     entries += [("ignored", label_space.ignored_color)] if IGNORE_INDEX in shown else []
     font, patch, line = typeface(14), 16, 24
-    places, x, y = [], MARGIN, MARGIN // 2
-    for name, _ in entries:
+    # As high as if every name had a line of its own, and cut to the lines that are used.
+    picture, x, y = Image.new("RGB", (width, (len(entries) + 1) * line + MARGIN), PAPER), MARGIN, MARGIN // 2
+    draw = ImageDraw.Draw(picture)
+    for name, color in entries:
         advance = patch + 24 + int(font.getlength(name))
         if x + advance > width and x > MARGIN:
             x, y = MARGIN, y + line
-        places.append((x, y))
-        x += advance
-    picture = Image.new("RGB", (width, y + line + MARGIN // 2), PAPER)
-    draw = ImageDraw.Draw(picture)
-    for (x, y), (name, color) in zip(places, entries, strict=True):
         draw.rectangle((x, y + 4, x + patch, y + 4 + patch), fill=color, outline=FRAME)
         draw.text((x + patch + 6, y + 12), name, fill=INK, font=font, anchor="lm")
-    return np.asarray(picture)
+        x += advance
+    return np.asarray(picture.crop((0, 0, width, y + line + MARGIN // 2)))
 
 
 def short_name(name: str) -> str:
@@ -145,29 +143,21 @@ def panel(image: Tensor, truth: Tensor, prediction: Tensor, label_space: LabelSp
     return tile_row(tiles, label_space, [truth, prediction])
 
 
-def adaptation_panel(
-    image: Tensor,
-    mixed: Tensor,
-    pseudo_label: Tensor,
-    confidence: Tensor,
-    student: Tensor,
-    teacher: Tensor,
-    label_space: LabelSpace,
-) -> Picture:
+def adaptation_panel(seen: Mapping[str, Tensor], student: Tensor, teacher: Tensor, label_space: LabelSpace) -> Picture:
     """What a step of domain adaptation saw and thought of one target image, side by side, with a legend.
 
-    The target image and what the student was given, uint8 RGB ``3 h w``; class ids ``h w``: the teacher's at the step,
-    and what both predict after it; the teacher's confidence, ``h w`` in [0, 1].
+    ``seen``: the target ``image`` and what the student was given, ``mixed``, uint8 RGB ``3 h w``; the teacher's
+    ``label`` (class ids ``h w``) and ``confidence`` (``h w`` in [0, 1]). Then what both predict after it, ``h w``.
     """
     tiles = {
-        "target image": as_picture(image, label_space.shown),
-        "mixed image": as_picture(mixed, label_space.shown),
-        "pseudo-label": overlay(image, pseudo_label, label_space),
-        f"confidence · mean {confidence.mean().item():.2f}": heat(confidence),
-        "student": overlay(image, student, label_space),
-        "teacher": overlay(image, teacher, label_space),
+        "target image": as_picture(seen["image"], label_space.shown),
+        "mixed image": as_picture(seen["mixed"], label_space.shown),
+        "pseudo-label": overlay(seen["image"], seen["label"], label_space),
+        f"confidence · mean {seen['confidence'].mean().item():.2f}": heat(seen["confidence"]),
+        "student": overlay(seen["image"], student, label_space),
+        "teacher": overlay(seen["image"], teacher, label_space),
     }
-    return tile_row(tiles, label_space, [pseudo_label, student, teacher])
+    return tile_row(tiles, label_space, [seen["label"], student, teacher])
 
 
 def heat(values: Tensor) -> Picture:

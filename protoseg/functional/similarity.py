@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from protoseg.functional.precision import at_least_fp32, no_autocast, times_table
-from protoseg.types import IGNORE_INDEX, Similarities
+from protoseg.types import Similarities
 
 KEEP_BYTES = 2**30
 # Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
@@ -38,7 +38,7 @@ class DenseSimilarities:
         return self.cosines.amax(2)
 
     def own(self, label: Tensor) -> Tensor:
-        index = _known(label).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
+        index = label.clamp_min(0).view(-1, 1, 1).expand(-1, 1, self.num_prototypes)
         return self.cosines.detach().gather(1, index).squeeze(1)
 
     def at(self, target: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class FusedSimilarities:
 
     def own(self, label: Tensor) -> Tensor:
         c, k = self.num_classes, self.num_prototypes
-        index = _known(label).view(-1, 1, 1).expand(-1, k, 1)
+        index = label.clamp_min(0).view(-1, 1, 1).expand(-1, k, 1)
         own = self._store.embeddings.new_empty(len(label), k)
         for rows, cosines in self._store.pieces():
             own[rows] = cosines.view(-1, k, c).gather(2, index[rows]).squeeze(2)
@@ -217,7 +217,3 @@ def _added(total: Tensor | None, share: Tensor, factor: Tensor) -> Tensor:
 def _scaled(cosines: Tensor, offset: Tensor, temperature: float) -> Tensor:
     """(cosines - offset) / temperature, in one pass."""
     return torch.add(offset / -temperature, cosines, alpha=1 / temperature)
-
-
-def _known(label: Tensor) -> Tensor:
-    return label.where(label != IGNORE_INDEX, 0)

@@ -74,13 +74,12 @@ class FeatureDistance(Term):
         return self
 
     def forward(self, step: Step) -> Tensor:
-        model: Any = step.model
         seen: Any = step.labelled
         with torch.no_grad():
-            theirs = model.encoder_maps(seen.image, self.reference)[-1]
+            theirs = step.model.encoder_maps(seen.image, self.reference)[-1]
         distance = at_least_fp32(seen.output.features[-1] - theirs).norm(dim=1)
         classes = len(self.things) - 1
-        cells = majority_label(seen.label, model.feature_strides[-1], self.min_ratio, classes)
+        cells = majority_label(seen.label, step.model.feature_strides[-1], self.min_ratio, classes)
         counted = self.things[cells.where(cells != IGNORE_INDEX, classes)]
         return mean_over_ranks((distance * counted).sum(), counted.sum())
 
@@ -153,8 +152,7 @@ class MaskedImageConsistency(Term):
         self.colours, self.all_pixels = colours, all_pixels
 
     def forward(self, step: Step) -> Tensor:
-        student: Any = step.model
-        image, label = step.target.image, step.target.label
+        student, image, label = step.model, step.target.image, step.target.label
         height, width = image.shape[-2:]
         visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
         output: SegOutput = student(mask_image(strong_transform(image, **self.colours), visible, student.mean))

@@ -17,8 +17,7 @@ from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import downsample_label, majority_label
 from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term
-from protoseg.nn.prototype_memory import PrototypeMemory
-from protoseg.nn.queues import ClassQueues
+from protoseg.nn import ClassQueues, PrototypeMemory
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 

@@ -13,9 +13,7 @@ from protoseg.functional.prototypes import prototype_sums
 from protoseg.functional.sampling import pixel_rows, sample_per_class, take_rows
 from protoseg.losses.contrast import ProjectedContrast, class_rows, embed, expect, on_grid, target_pixels
 from protoseg.losses.term import Seen, Step, Target
-from protoseg.nn.prototype_memory import Observation, PrototypeMemory
-from protoseg.nn.queues import ClassQueues
-from protoseg.nn.teacher import EMATeacher
+from protoseg.nn import ClassQueues, EMATeacher, Observation, PrototypeMemory
 from protoseg.types import IGNORE_INDEX, LabelSpace, SegOutput
 
 
@@ -136,8 +134,7 @@ class PrototypeGuidedContrast(TargetContrast):
         self.push_unreliable(unreliable, step.target.teacher, features, self.projection)
         drawn = (self.reliable_queue.draw_others(self.negatives), self.unreliable_queue.draw(self.negatives))
         negatives, exist = (torch.cat(parts, 1) for parts in zip(*drawn, strict=True))
-        student: Any = step.model
-        memory = self.memory if self.memory is not None else student.head.memory
+        memory = self.memory or step.model.head.memory
         # Copies: prototypes may move between this forward pass and its backward pass.
         prototypes, placed = memory.prototypes.to(anchors.dtype, copy=True), memory.updates > 0
         valid_anchor = valid & placed.any(1, keepdim=True)

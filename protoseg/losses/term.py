@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from protoseg.functional.prototypes import Clustering
-from protoseg.nn.prototype_memory import Observation, PrototypeMemory
+from protoseg.nn import Observation, PrototypeMemory
 from protoseg.types import LabelSpace, SegOutput
 
 
@@ -48,7 +48,7 @@ class Target:
 class Step:
     """A training step after its forward passes. Parts that a method does not have are None; no term needs those."""
 
-    model: nn.Module  # what is trained (for terms with a forward pass of their own)
+    model: Any  # the ``Segmentor`` that is trained (for terms with a forward pass of their own)
     labelled: Seen  # its output on labelled images: of adaptation, the source's
     mixed: Mixed = None  # type: ignore[assignment]  # its output on mixed images
     target: Target = None  # type: ignore[assignment]  # the unlabelled images

@@ -1,12 +1,11 @@
 """DAFormer's decoder: maps of all levels, embedded alike, fused by a context-aware head."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation as ConvBnReLU
 
-from protoseg.models.decoders import conv_bn_relu
+from protoseg.models.decoders import Ints
 from protoseg.types import ProtosegError
 
 
@@ -17,17 +16,17 @@ class SeparableASPP(nn.Module):
     (Chen et al., DeepLabV3+, arXiv 1802.02611); BatchNorm and ReLU follow every convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dilations: Ints) -> None:
         super().__init__()
         self.branches = nn.ModuleList(self._branch(in_channels, out_channels, d) for d in dilations)
-        self.bottleneck = conv_bn_relu(len(dilations) * out_channels, out_channels, 3)
+        self.bottleneck = ConvBnReLU(len(dilations) * out_channels, out_channels, 3)
 
     @staticmethod
     def _branch(in_channels: int, out_channels: int, dilation: int) -> nn.Sequential:
-        pointwise = conv_bn_relu(in_channels, out_channels, 1)
+        pointwise = ConvBnReLU(in_channels, out_channels, 1)
         if dilation == 1:
             return pointwise
-        return nn.Sequential(conv_bn_relu(in_channels, in_channels, 3, dilation, groups=in_channels), pointwise)
+        return nn.Sequential(ConvBnReLU(in_channels, in_channels, 3, dilation=dilation, groups=in_channels), pointwise)
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.bottleneck(torch.cat([branch(feature) for branch in self.branches], dim=1))
@@ -44,19 +43,12 @@ class DAFormerDecoder(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 256,
-        dilations: Sequence[int] = (1, 6, 12, 18),
-        dropout: float = 0.1,
+        self, channels: Ints, strides: Ints, width: int = 256, dilations: Ints = (1, 6, 12, 18), dropout: float = 0.1
     ) -> None:
         super().__init__()
         if list(strides) != sorted(strides) or len(strides) != len(channels):
-            raise ProtosegError(
-                f"DAFormer decoder: expected one stride per map, finest map first, got strides {list(strides)} for "
-                f"channels {list(channels)}"
-            )
+            got = f"strides {list(strides)} for channels {list(channels)}"
+            raise ProtosegError(f"DAFormer decoder: expected one stride per map, finest map first, got {got}")
         if not dilations or min(dilations) < 1:
             raise ProtosegError(f"decoder.dilations: expected numbers from 1, got {list(dilations)}")
         self.embeddings = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)

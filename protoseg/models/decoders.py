@@ -16,17 +16,11 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as SmpUPerNet
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation as ConvBnReLU
 
 from protoseg.types import ProtosegError
 
-
-def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel: int = 3, dilation: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """A convolution that keeps the size of the map, BatchNorm, ReLU."""
-    padding = kernel // 2 * dilation
-    conv = nn.Conv2d(in_channels, out_channels, kernel, 1, padding, dilation, groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+Ints = Sequence[int]
 
 
 def _bilinear(factor: int) -> nn.Module:
@@ -42,22 +36,19 @@ class FPNDecoder(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        strides: Sequence[int],
+        channels: Ints,
+        strides: Ints,
         pyramid_channels: int = 256,
         segmentation_channels: int = 128,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if list(strides) != [4, 8, 16, 32]:
-            raise ProtosegError(
-                f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}; use decoder=segformer, "
-                "upernet, hrnet or deeplabv3plus with this encoder"
-            )
+            text = f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}"
+            raise ProtosegError(f"{text}; use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder")
         if segmentation_channels % 32:
-            raise ProtosegError(
-                f"decoder.segmentation_channels: expected a multiple of 32, got {segmentation_channels}"
-            )
+            wanted = "expected a multiple of 32"
+            raise ProtosegError(f"decoder.segmentation_channels: {wanted}, got {segmentation_channels}")
         self.decoder = SmpFPN(
             encoder_channels=list(channels),
             encoder_depth=4,
@@ -87,17 +78,16 @@ class _PoolingDecoder(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         together = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
         if self.training and len(features[0]) == 1 and not together:
-            raise ProtosegError(
-                f"{type(self).__name__}: expected two images or more in a batch while training, for it normalises one "
-                "cell of each by the batch, got 1; set data.batch_size=2, or use decoder=fpn, segformer or fcn"
-            )
+            wanted = "two images or more in a batch while training, for it normalises one cell of each by the batch"
+            remedy = "set data.batch_size=2, or use decoder=fpn, segformer or fcn"
+            raise ProtosegError(f"{type(self).__name__}: expected {wanted}, got 1; {remedy}")
         return self.decoder([features[0], features[0], *features])
 
 
 class UPerNetDecoder(_PoolingDecoder):
     """Pyramid pooling and top-down fusion (Xiao et al., UPerNet, arXiv 1807.10221), ``width`` channels throughout."""
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int = 256) -> None:
+    def __init__(self, channels: Ints, strides: Ints, width: int = 256) -> None:
         super().__init__()
         self.decoder = SmpUPerNet(encoder_channels=[0, 0, *channels], encoder_depth=5, decoder_channels=width)
         self.out_channels, self.stride = width, strides[0]
@@ -109,13 +99,11 @@ class SegFormerDecoder(nn.Module):
     ``embedding_norm`` puts BatchNorm and ReLU after the embedding of each map, as mmsegmentation does.
     """
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 256, embedding_norm: bool = False
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, width: int = 256, embedding_norm: bool = False) -> None:
         super().__init__()
         self.decoder = SmpSegFormer(encoder_channels=[3, 0, *channels], segmentation_channels=width)
         if embedding_norm:
-            self.decoder.mlp_stage = nn.ModuleList(conv_bn_relu(c, width, 1) for c in reversed(channels))
+            self.decoder.mlp_stage = nn.ModuleList(ConvBnReLU(c, width, 1) for c in reversed(channels))
         self.out_channels, self.stride = width, strides[0]
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -133,12 +121,7 @@ class DeepLabV3PlusDecoder(_PoolingDecoder):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 256,
-        atrous_rates: Sequence[int] = (6, 12, 18),
-        dropout: float = 0.1,
+        self, channels: Ints, strides: Ints, width: int = 256, atrous_rates: Ints = (6, 12, 18), dropout: float = 0.1
     ) -> None:
         super().__init__()
         self.decoder = SmpDeepLabV3Plus(
@@ -155,7 +138,7 @@ class DeepLabV3PlusDecoder(_PoolingDecoder):
         self.out_channels, self.stride = width, strides[0]
 
 
-def _plain_stride(strides: Sequence[int], factor: int) -> int:
+def _plain_stride(strides: Ints, factor: int) -> int:
     """That of the maps of a plain ViT, which all have one, after upsampling; raises ProtosegError for other maps."""
     if len(set(strides)) > 1 or strides[0] % factor:
         raise ProtosegError(
@@ -179,8 +162,8 @@ class FCNDecoder(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int],
-        strides: Sequence[int],
+        channels: Ints,
+        strides: Ints,
         in_index: int = -1,
         width: int = 256,
         num_convs: int = 2,
@@ -196,9 +179,9 @@ class FCNDecoder(nn.Module):
         self.in_index = in_index
         self.norm = LayerNorm2d(channels[in_index]) if plain else nn.Identity()
         widths = [channels[in_index]] + [width] * num_convs
-        convs = (conv_bn_relu(a, b, kernel) for a, b in pairwise(widths))
+        convs = (ConvBnReLU(a, b, kernel) for a, b in pairwise(widths))
         self.convs = nn.Sequential(*(conv.append(_bilinear(factor)) if plain else conv for conv in convs))
-        self.join = conv_bn_relu(channels[in_index] + widths[-1], width) if concat_input else None
+        self.join = ConvBnReLU(channels[in_index] + widths[-1], width) if concat_input else None
         self.dropout = nn.Dropout2d(dropout)
         self.out_channels = width if concat_input else widths[-1]
         self.stride = _plain_stride(strides, factor**num_convs) if plain else strides[in_index]
@@ -218,15 +201,13 @@ class SETRMLADecoder(nn.Module):
     and errors as of ``plain`` in :class:`FCNDecoder`; the paper's layers are every sixth of 24.
     """
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], width: int = 256, level_width: int = 128
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, width: int = 256, level_width: int = 128) -> None:
         super().__init__()
         self.out_channels, self.stride = len(channels) * level_width, _plain_stride(strides, 4)
         widths = (width, width, level_width, level_width)
-        self.embeddings = nn.ModuleList(nn.Sequential(LayerNorm2d(c), conv_bn_relu(c, width, 1)) for c in channels)
+        self.embeddings = nn.ModuleList(nn.Sequential(LayerNorm2d(c), ConvBnReLU(c, width, 1)) for c in channels)
         self.levels = nn.ModuleList(
-            nn.Sequential(*(conv_bn_relu(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels
+            nn.Sequential(*(ConvBnReLU(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -242,13 +223,11 @@ class HRNetDecoder(nn.Module):
     the image's size.
     """
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], dropout: float = 0.1, align_corners: bool = False
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, dropout: float = 0.1, align_corners: bool = False) -> None:
         super().__init__()
         self.align_corners = align_corners
         self.out_channels, self.stride = sum(channels), strides[0]
-        self.fuse = nn.Sequential(conv_bn_relu(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
+        self.fuse = nn.Sequential(ConvBnReLU(self.out_channels, self.out_channels), nn.Dropout2d(dropout))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[-2:]
@@ -259,9 +238,7 @@ class HRNetDecoder(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A small FCN with its own classifier on map ``in_index``: class logits ``b c h w`` for an auxiliary loss."""
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], num_classes: int, in_index: int = 2, width: int = 256
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, num_classes: int, in_index: int = 2, width: int = 256) -> None:
         super().__init__()
         self.decoder = FCNDecoder(channels, strides, in_index, width, num_convs=1)
         self.classifier = nn.Conv2d(self.decoder.out_channels, num_classes, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml  # type: ignore[import-untyped]
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -23,13 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
-# What a family needs to take images of any size (by timm's module name).
-FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
-    **{family: {"strict_img_size": False} for family in ("swin_transformer", "swin_transformer_v2")},
-    **{family: {"dynamic_img_size": True} for family in ("vision_transformer", "deit", "eva")},
-}
-# What its features_only form needs besides: HRNet's own four maps instead of the classifier's widened ones.
-FEATURE_OPTIONS: dict[str, dict[str, Any]] = {"hrnet": {"feature_location": ""}}
+_FAMILIES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 class Encoder(nn.Module):
@@ -71,10 +66,8 @@ class Encoder(nn.Module):
         """Set ``mean`` and ``std``; raises ProtosegError unless there is a number for each channel, of std above 0."""
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
-            raise ProtosegError(
-                f"encoder.mean, encoder.std: expected {channels} numbers each (of each channel, pixels in [0, 1]), std "
-                f"above 0, got {list(mean)} and {list(std)}"
-            )
+            wanted = f"{channels} numbers each (of each channel, pixels in [0, 1]), std above 0"
+            raise ProtosegError(f"encoder.mean, encoder.std: expected {wanted}, got {list(mean)} and {list(std)}")
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -155,24 +148,22 @@ class TimmEncoder(Encoder):
             raise ProtosegError(f"encoder: expected one of {', '.join(chosen)} at most, got {chosen}; leave others out")
         if not timm.is_model(name):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
-            raise ProtosegError(
-                f"encoder.name: expected one of timm.list_models(), got {name!r}; nearest: {', '.join(near) or 'none'}"
-            )
+            text = f"encoder.name: expected one of timm.list_models(), got {name!r}"
+            raise ProtosegError(f"{text}; nearest: {', '.join(near) or 'none'}")
         for option in timm_kwargs:
             if option.startswith("pretrained") or option in ("checkpoint_path", "cache_dir"):
-                raise ProtosegError(
-                    f"encoder.{option}: expected an option of the network, got one of its weights; use "
-                    "encoder.weights=FILE or encoder.pretrained"
-                )
+                text = f"encoder.{option}: expected an option of the network, got one of its weights"
+                raise ProtosegError(f"{text}; use encoder.weights=FILE or encoder.pretrained")
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        options = FAMILY_OPTIONS.get(family, {}) | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
-        self.model = _features_only(name, FEATURE_OPTIONS.get(family, {}) | options)
+        any_size, of_features = (_FAMILIES[kind].get(family, {}) for kind in ("any_size", "features"))
+        options = any_size | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
+        self.model = _features_only(name, of_features | options)
         config: Any = self.model.pretrained_cfg
         self.set_input(mean or config["mean"], std or config["std"], in_chans)
         if weights is not None or pretrained:
             seen = {"mean": self.mean, "std": self.std, "fuse_align_corners": fuse_align_corners}
             load_timm_weights(self.model, name, weights, options, **seen)
-        if config.get("fixed_input_size") and not (FAMILY_OPTIONS.get(family) or "img_size" in timm_kwargs):
+        if config.get("fixed_input_size") and not (any_size or "img_size" in timm_kwargs):
             _check_any_size(name, self.model, in_chans)
         if fuse_align_corners:
             _align_fusion(self.model, name)
@@ -236,10 +227,8 @@ def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=False, features_only=True, **options)
     except Exception as error:  # timm refuses with whatever its model's constructor raises
-        raise ProtosegError(
-            f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}; "
-            "choose another encoder or correct the options"
-        ) from error
+        text = f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}"
+        raise ProtosegError(f"{text}; choose another encoder or correct the options") from error
 
 
 def _align_fusion(model: nn.Module, name: str) -> None:
@@ -256,10 +245,9 @@ def _check_any_size(name: str, model: nn.Module, channels: int) -> None:
     try:
         model.eval()(torch.zeros(1, channels, 64, 96))
     except (AssertionError, RuntimeError) as error:
-        raise ProtosegError(
-            f"encoder {name!r} takes images of one size only ({first_line(error)}); choose another encoder, "
-            f"or give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
-        ) from error
+        text = f"encoder {name!r} takes images of one size only ({first_line(error)}); choose another encoder"
+        other = "give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
+        raise ProtosegError(f"{text}, or {other}") from error
     model.train()
 
 

@@ -14,7 +14,7 @@ from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size
 from protoseg.nn import Head
-from protoseg.types import Detail, ProtosegError, SegOutput, Similarities
+from protoseg.types import Detail, ProtosegError, SegOutput
 
 CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
 WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depend on it
@@ -107,10 +107,9 @@ class HRDASegmentor(Segmentor):
         size = (detail_size, detail_size) if isinstance(detail_size, int) else tuple(detail_size)
         multiple = max(encoder.strides)
         if len(size) != 2 or any(side < 1 or side % multiple for side in size):
-            raise ProtosegError(
-                f"segmentor.detail_size: expected a side, or height and width, that are multiples of {multiple} (the "
-                f"encoder's coarsest stride), got {detail_size}; e.g. half of data.crop_size"
-            )
+            wanted = f"a side, or height and width, that are multiples of {multiple} (the encoder's coarsest stride)"
+            text = f"segmentor.detail_size: expected {wanted}, got {detail_size}"
+            raise ProtosegError(f"{text}; e.g. half of data.crop_size")
         self.detail_size = (size[0], size[1])
         self.released_fusion = released_fusion
         channels = num_classes if attention_per_class else 1
@@ -134,11 +133,14 @@ class HRDASegmentor(Segmentor):
         features = self._encode(context, self.encoder)
         output = self._decode(features, context_size)
         detail = self._random_detail(image) if self.training else Detail(self._sliding_detail(image), (0, 0, *size))
-        top, left, _, _ = detail.box
-        embeddings, similarities = self._upsampled_embeddings(output.embeddings, size)
+        embeddings, similarities = self._upsampled(output.embeddings, size), None
+        if self.head.memory is not None:
+            with no_autocast(embeddings):
+                embeddings = F.normalize(embeddings, dim=1)
+                similarities = self.head.memory.similarity(pixel_rows(embeddings))
         auxiliary = self._auxiliary_logits(features, context_size)
         return SegOutput(
-            logits=self._fused(output.logits, detail.logits, features, size, (top // self.stride, left // self.stride)),
+            logits=self._fused(output.logits, detail, features, size),
             embeddings=embeddings,
             similarities=similarities,
             features=self._cropped(features, context_size),
@@ -146,16 +148,14 @@ class HRDASegmentor(Segmentor):
             detail=detail if self.training else None,
         )
 
-    def _fused(
-        self, context: Tensor, detail: Tensor, features: list[Tensor], size: tuple[int, int], corner: tuple[int, int]
-    ) -> Tensor:
-        attention = self.attention(features)
+    def _fused(self, context: Tensor, detail: Detail, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        attention, corner = self.attention(features), (detail.box[0] // self.stride, detail.box[1] // self.stride)
         if self.released_fusion:
             height, width = context.shape[-2:]
-            fused = fuse_released(context, detail, self._on_grid(attention, features)[..., :height, :width], corner)
-            return crop_to_grid(fused, size, self.stride)
+            attention = self._on_grid(attention, features)[..., :height, :width]
+            return crop_to_grid(fuse_released(context, detail.logits, attention, corner), size, self.stride)
         attention = crop_to_grid(self._on_grid(attention, features, CONTEXT_SCALE), size, self.stride)
-        return fuse(self._upsampled(context, size), detail, attention, corner)
+        return fuse(self._upsampled(context, size), detail.logits, attention, corner)
 
     @staticmethod
     def _context(image: Tensor) -> Tensor:
@@ -166,15 +166,6 @@ class HRDASegmentor(Segmentor):
         """From the context's grid to the output grid."""
         return crop_to_grid(_upsample(feature), size, self.stride)
 
-    def _upsampled_embeddings(self, embeddings: Tensor, size: tuple[int, int]) -> tuple[Tensor, Similarities | None]:
-        embeddings = self._upsampled(embeddings, size)
-        memory = self.head.memory
-        if memory is None:
-            return embeddings, None
-        with no_autocast(embeddings):
-            embeddings = F.normalize(embeddings, dim=1)
-            return embeddings, memory.similarity(pixel_rows(embeddings))
-
     def _random_detail(self, image: Tensor) -> Detail:
         """Logits of a random crop of the normalised image."""
         top, left, height, width = box = self._random_box(image_size(image))
@@ -183,10 +174,8 @@ class HRDASegmentor(Segmentor):
 
     def _random_box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         if any(detail > side for detail, side in zip(self.detail_size, size, strict=True)):
-            raise ProtosegError(
-                f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}; set "
-                f"segmentor.detail_size to half of data.crop_size"
-            )
+            text = f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}"
+            raise ProtosegError(f"{text}; set segmentor.detail_size to half of data.crop_size")
         step = CONTEXT_SCALE * self.stride  # whole cells of the context's grid, hence of the output grid
         places = [(side - detail) // step + 1 for side, detail in zip(size, self.detail_size, strict=True)]
         top, left = (step * int(torch.randint(number, ())) for number in places)  # on the CPU: no wait for the device

@@ -63,10 +63,8 @@ class NetworkEncoder(Encoder):
         want = [(len(image), depth, *grid_size(size, stride)) for depth, stride in forms]
         got = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in maps]
         if got != want:
-            raise ProtosegError(
-                f"{type(self.network).__name__}: expected a map of {str(want)[1:-1]} for images of "
-                f"{tuple(padded.shape)}, got {str(got)[1:-1]}; set channels and stride as it gives them"
-            )
+            text = f"expected a map of {str(want)[1:-1]} for images of {tuple(padded.shape)}, got {str(got)[1:-1]}"
+            raise ProtosegError(f"{type(self.network).__name__}: {text}; set channels and stride as it gives them")
         return [crop_to_grid(x, image_size(image), stride) for x, stride in zip(maps, self.strides, strict=True)]
 
     def config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,10 +76,9 @@ class NetworkEncoder(Encoder):
         except Exception as error:  # a constructor of anybody's
             reason = f"{type(error).__name__}: {error}"
         if reason:
-            raise ProtosegError(
-                f"{kind.__name__}: expected arguments={{name: plain value}} that make the same network again, got "
-                f"{dict(arguments)} ({reason[:300]}); give what it was made of, or make it in a class of your own"
-            )
+            wanted = "arguments={name: plain value} that make the same network again"
+            text = f"{kind.__name__}: expected {wanted}, got {dict(arguments)} ({reason[:300]})"
+            raise ProtosegError(f"{text}; give what it was made of, or make it in a class of your own")
         return {
             "_target_": "protoseg.models.own.NetworkEncoder",
             "network": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **arguments},

@@ -22,26 +22,21 @@ def recompute_blocks(model: nn.Module, name: str) -> None:
     moves BatchNorm's running statistics twice a step, and does not take HRNet. Names in the ``state_dict`` stay;
     ``name`` is for the message. Raises ProtosegError: less than half of the weights are in blocks in lists of layers.
     """
-    blocks = list(_innermost_blocks(model))
+    blocks = _innermost_blocks(model)
     share = sum(_size(block) for block in blocks) / max(_size(model), 1)
     if share < 0.5:
-        raise ProtosegError(
-            f"encoder.grad_checkpointing: expected an encoder made of lists of blocks (ResNet, HRNet, EfficientNet, "
-            f"ConvNeXt, Swin, ViT, MiT, …), got {name!r} with {share:.0%} of its weights in such; set it to false or "
-            "choose another encoder"
-        )
+        wanted = "an encoder made of lists of blocks (ResNet, HRNet, EfficientNet, ConvNeXt, Swin, ViT, MiT, …)"
+        text = f"encoder.grad_checkpointing: expected {wanted}, got {name!r} with {share:.0%} of its weights in such"
+        raise ProtosegError(f"{text}; set it to false or choose another encoder")
     for block in blocks:
         block.forward = partial(_recomputed, block.forward, block)  # type: ignore[method-assign]
 
 
-def _innermost_blocks(model: nn.Module) -> Iterator[nn.Module]:
+def _innermost_blocks(model: nn.Module) -> list[nn.Module]:
     """Members of lists of layers that have several layers with weights, and no such member inside."""
-    for layers in model.modules():
-        for block in layers if isinstance(layers, LISTS) else ():
-            if _is_block(block) and not any(
-                _is_block(inner) for part in block.modules() if isinstance(part, LISTS) for inner in part
-            ):
-                yield block
+    members = (member for layers in model.modules() if isinstance(layers, LISTS) for member in layers)
+    blocks = dict.fromkeys(member for member in members if _is_block(member))
+    return [block for block in blocks if not any(part in blocks for part in block.modules() if part is not block)]
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -116,10 +116,9 @@ class Segmentor(nn.Module):
         """Checked and normalised, not yet padded."""
         channels, known = self.mean.shape[1], image.dtype == torch.uint8 or image.is_floating_point()
         if image.ndim != 4 or image.shape[1] != channels or not known:
-            raise ProtosegError(
-                f"Segmentor: expected images b {channels} h w, of the channels it was trained on, as uint8 or float in "
-                f"[0, 1], got {tuple(image.shape)} of {image.dtype}; choose data and checkpoint that belong together"
-            )
+            wanted = f"images b {channels} h w, of the channels it was trained on, as uint8 or float in [0, 1]"
+            text = f"Segmentor: expected {wanted}, got {tuple(image.shape)} of {image.dtype}"
+            raise ProtosegError(f"{text}; choose data and checkpoint that belong together")
         return self.normalize(image)
 
     def _encode(self, image: Tensor, encoder: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:

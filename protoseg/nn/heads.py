@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.sampling import pixel_rows
@@ -19,12 +20,7 @@ NO_CHANNEL = -1e4  # logit of a class without a channel: interpolation would mak
 
 def projection(in_channels: int, out_channels: int) -> nn.Sequential:
     """Two 1 x 1 convolutions with BatchNorm and ReLU between: the map in which pixels are embedded."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 1, bias=False),
-        nn.BatchNorm2d(in_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(in_channels, out_channels, 1),
-    )
+    return nn.Sequential(*Conv2dNormActivation(in_channels, in_channels, 1), nn.Conv2d(in_channels, out_channels, 1))
 
 
 class Head(nn.Module, ABC):

@@ -14,8 +14,7 @@ from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses import Mixed, Step, Target, Term
 from protoseg.models.recompute import unmoved_statistics
-from protoseg.nn.prototype_memory import Observation
-from protoseg.nn.teacher import EMATeacher
+from protoseg.nn import EMATeacher, Observation
 from protoseg.training.base import SegmentationModule
 from protoseg.training.moves import ClassMix, Mixture
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, LabelSpace, ProtosegError, SegOutput

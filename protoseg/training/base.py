@@ -22,8 +22,7 @@ from protoseg.evaluation.predictor import Predictor
 from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, Seen, Step, Term
 from protoseg.models.segmentor import Segmentor, image_size
-from protoseg.nn import PrototypeMemory
-from protoseg.nn.prototype_memory import Observation
+from protoseg.nn import Observation, PrototypeMemory
 from protoseg.text import visible
 from protoseg.trained import without
 from protoseg.training.restoring import prepare, renew
@@ -100,13 +99,6 @@ class SegmentationModule(pl.LightningModule):
         schedule = self.make_schedule(optimizer, total_steps=total_steps)
         self._settings = [{k: value for k, value in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().load_state_dict(state_dict, *args, **kwargs)
-        except RuntimeError as error:
-            text = f"the checkpoint does not fit this model: {' '.join(str(error).split())}"
-            raise ProtosegError(f"{text}. Resume with the encoder, decoder and head it has") from error
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Brought by the module, because prototypes that do not move are not this algorithm.

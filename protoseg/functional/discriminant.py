@@ -17,6 +17,7 @@ from torch import Tensor
 from protoseg.types import ProtosegError
 
 SHRINKAGE = 0.3  # of the correlations of channels to none: 0.1 and 0.6 were within 3 points of IoU on CamVid
+COVERAGE = 0.9  # of label sets
 MIN_CELLS = 20  # an image says how a class differs between images where it has so many of its cells
 
 
@@ -55,13 +56,15 @@ class Statistics(NamedTuple):
     taught: Tensor  # whether it was added after the training, bool ``r``
     slope: Tensor  # ``()`` and, by class, ``c``: log-odds that a pixel is right are slope * those of its softmax
     bias: Tensor  # probability + the bias of the predicted class, see :func:`class_calibration`
+    sets: Tensor | None = None  # softmax probability from which a class may be a pixel's, `c`: :func:`set_thresholds`
 
     def checked(self, num_classes: int) -> Statistics:
         """Itself; raises ValueError where its parts do not fit together, as of a damaged file."""
         (r, d), ids = self.means.shape, self.classes
-        sizes = [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,), (), (num_classes,)]
-        fits = [tuple(part.shape) for part in self] == sizes
-        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in (*self[:4], *self[6:]))
+        sizes = [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,), (), (num_classes,), (num_classes,)]
+        fits = all(part is None or part.shape == size for part, size in zip(self, sizes, strict=True))
+        numbers = [part for part in (*self[:4], *self[6:]) if part is not None]
+        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in numbers)
         fits &= (ids.dtype, self.taught.dtype) == (torch.int64, torch.bool) and not bool(self.taught.all())
         fits = fits and bool((self.scale > 0).all() and (self.images >= 0).all())
         if not fits or ids.min() < 0 or ids.max() >= num_classes:
@@ -139,6 +142,22 @@ def class_calibration(log_odds: Tensor, predicted: Tensor, right: Tensor, num_cl
     optimizer.step(loss)
     found = bias.detach()
     return slope.detach().float(), found.where(seen, found[seen].mean()).float()
+
+
+def set_thresholds(probability: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The probability that a class must have to be in a pixel's label set, ``c``, fp32.
+
+    Split conformal prediction for each class (Vovk, 2012) by the score of LAC (Sadinle et al., arXiv 1609.00451): of
+    new pixels of every class the share ``COVERAGE`` have their class in their set, if they are as those here: softmax
+    probabilities of their own class, ``n``, that the network was not trained on, and the class, int64 ``n``. A class of
+    too few pixels is in every set.
+    """
+    thresholds = torch.zeros(num_classes)
+    for c in range(num_classes):
+        own = probability[label == c].float()
+        if (rank := int((1 - COVERAGE) * (len(own) + 1) + 1e-9)) > 0:
+            thresholds[c] = own.kthvalue(rank).values
+    return thresholds
 
 
 def posterior_mean(known: Statistics, image_means: Tensor, cells: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Discriminant(nn.Module):
                 f"statistics: expected those of the {sum(channels)} channels of this network's maps, got "
                 f"{len(known.scale)}: make them anew with protoseg teach statistics"
             )
-        for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:]), strict=True):
+        for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:8]), strict=True):
             self.register_buffer(name, part, persistent=False)
         self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride
         self.of = known.classes.tolist()

@@ -12,13 +12,13 @@ from protoseg.analysis.stream import look
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
-from protoseg.functional.discriminant import Moments, class_calibration, moments, statistics
+from protoseg.functional.discriminant import Moments, class_calibration, moments, set_thresholds, statistics
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
 from protoseg.teach.edit import editable_memories
 from protoseg.trained import TrainedFile
-from protoseg.types import ProtosegError
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 MAX_IMAGES = 100  # evenly spread over the training split: as good as all 367 of CamVid (docs/results.md)
 MAX_CELLS = 2500  # of each image, evenly spread: more say the same again
@@ -35,13 +35,28 @@ def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments,
     return moments(maps, truth, model.num_classes), best - rest, predicted, predicted == truth
 
 
+def own_probabilities(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some labelled pixels of an image, as of :func:`image_sums`, the probability of their class, and that class."""
+    scene = look(model, image, label)
+    counted, logits = scene.label != IGNORE_INDEX, scene.at_pixels(scene.output.logits[0].float())
+    step = max(1, int(counted.sum()) // MAX_CELLS)
+    scores, truth = (values[..., counted][..., ::step] for values in (logits, scene.label))
+    return scores.softmax(0).gather(0, truth[None])[0].cpu(), truth.cpu()
+
+
 def with_statistics(
-    file: TrainedFile, dataset: SegmentationDataset, device: torch.device | str = "cpu", title: str = ""
+    file: TrainedFile,
+    dataset: SegmentationDataset,
+    device: torch.device | str = "cpu",
+    title: str = "",
+    held_out: SegmentationDataset | None = None,
 ) -> TrainedFile:
     """The checkpoint with statistics of its frozen maps from its training images, labelled with its classes.
 
-    ``title`` is of the progress bar: none without it. Raises ProtosegError: images of other classes, a checkpoint that
-    has taught classes already, or as :func:`protoseg.functional.discriminant.statistics`.
+    By every second image of ``held_out``, which were not trained on, label sets are calibrated
+    (:func:`protoseg.functional.discriminant.set_thresholds`); the others are left to judge these by. ``title`` is of
+    the progress bar: none without it. Raises ProtosegError: images of other classes, a checkpoint that has taught
+    classes already, or as :func:`protoseg.functional.discriminant.statistics`.
     """
     editable_memories(file)
     made = {}
@@ -50,7 +65,8 @@ def with_statistics(
             f"checkpoint {file.path}: expected one without taught classes, whose places are among its statistics, got "
             "some: make statistics of the checkpoint before, and teach them again"
         )
-    check_same_classes(file.path, file.label_space, dataset.label_space)
+    for data in (dataset, held_out or dataset):
+        check_same_classes(file.path, file.label_space, data.label_space)
     for network in file.networks:
         seen: list[list[Tensor]] = []
         model, total = file.model(network).to(device), None
@@ -61,5 +77,10 @@ def with_statistics(
             seen.append(said)
         assert total is not None
         log_odds, predicted, right = map(torch.cat, zip(*seen, strict=True))
-        made[network] = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes))._asdict()
+        known = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes))
+        if held_out is not None:
+            chosen = (held_out[2 * i] for i in spread((len(held_out) + 1) // 2, MAX_IMAGES))
+            own = [own_probabilities(model, image, label) for image, label, _ in chosen]
+            known = known._replace(sets=set_thresholds(*map(torch.cat, zip(*own, strict=True)), model.num_classes))
+        made[network] = known._asdict()
     return replace(file, content=file.content | {"protoseg": file.content["protoseg"] | {"statistics": made}})

@@ -37,6 +37,8 @@ def make_page(folder: Path, prototypes: bool = True, space: LabelSpace = SPACE) 
     (folder / "logs" / "metrics.csv").write_text("step,train/loss,val/mIoU\n1,0.5,0.1\n2,0.4,0.3\n")
     more: dict[str, Any] = {}
     if prototypes:
+        row = {"class": "red car", "covered": 0.9, "size": 1.234, "single": float("nan")}
+        more["doubt"] = {"figure": "data:image/png;base64,", "sets": [row, row | {"class": "all"}]}
         more["prototypes"] = prototype_report(model, loader(), space)
         more["views"] = [pixel_view(look(model.eval(), *Images()[i][:2], name=f"/photos/{i}.png")) for i in (0, 1)]
     confusion = np.load(folder / "confusion.npy")
@@ -110,11 +112,13 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
         for j in range(PROTOTYPES):
             assert f'id="p{i}-{j}"' in text
     assert "training curves" in text
+    assert re.findall(r"1\.23</td>\s*<td[^>]*>–</td>", text)  # a label set's size, and of no pixel no share
 
 
 def test_page_of_a_softmax_model(tmp_path: Path) -> None:
     text = make_page(tmp_path, prototypes=False)
     assert 'id="pixels"' not in text
+    assert 'id="doubt"' not in text
     assert 'id="prototypes"' not in text
     assert text.count("confusion matrix") == 1
     assert text.count('class="worst"') == 3

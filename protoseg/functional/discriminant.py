@@ -62,9 +62,9 @@ class Statistics(NamedTuple):
         """Itself; raises ValueError where its parts do not fit together, as of a damaged file."""
         (r, d), ids = self.means.shape, self.classes
         sizes = [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,), (), (num_classes,), (num_classes,)]
-        fits = all(part is None or part.shape == size for part, size in zip(self, sizes, strict=True))
-        numbers = [part for part in (*self[:4], *self[6:]) if part is not None]
-        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in numbers)
+        parts = [*self[:8], self.bias if self.sets is None else self.sets]
+        fits = [tuple(part.shape) for part in parts] == sizes
+        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in (*parts[:4], *parts[6:]))
         fits &= (ids.dtype, self.taught.dtype) == (torch.int64, torch.bool) and not bool(self.taught.all())
         fits = fits and bool((self.scale > 0).all() and (self.images >= 0).all())
         if not fits or ids.min() < 0 or ids.max() >= num_classes:

@@ -1,8 +1,8 @@
-"""Things that a network has no class for, found by scores of its cells: ``python -m benchmarks.unknown CHECKPOINT --name Car``.
+"""Things that a network has no class for: ``python -m benchmarks.unknown CHECKPOINT --name Car``.
 
-The checkpoint was trained without a class of its data (``data.relabel={Car: null}``). Of the labelled cells of its validation images those of
-that class are unknown, all others known. AUROC, and the share of known cells above the value that 95 % of the unknown ones reach (FPR95), each
-of the score as it is, and of its mean over 7 x 7 cells.
+The checkpoint was trained without a class of its data (``data.relabel={Car: null}``). Of the labelled cells of its
+validation images those of that class are unknown, all others known. AUROC, and the share of known cells above the value
+that 95 % of the unknown ones reach (FPR95), each of a score as it is, and of its mean over 7 x 7 cells.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from protoseg.trained import open_file
 
 Score = Callable[[Tensor, Tensor], Tensor]  # of maps ``n d`` and logits ``n c``, ``n``: high is strange
 EVERY = 5  # of the cells of a training image one is looked at
-NEIGHBOURS, BANK = 10, 3000  # of the nearest of so many training cells
+NEIGHBOURS, BANK = 10, 1000  # of the nearest of so many training cells
 
 
 def cells(model: Segmentor, scene: Scene, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,8 +110,8 @@ class Seen:
             "Mahalanobis, embedding and all maps": self.distance(every),
             "Mahalanobis, all, standardised by class": self.standardised(self.distance(every)),
             "relative Mahalanobis, embedding and all maps": self.relative(every),
-            "10th of 3000 neighbours, embedding": self.neighbours(embedding),
-            "10th of 3000 neighbours, embedding and all maps": self.neighbours(every),
+            "10th of 1000 neighbours, embedding": self.neighbours(embedding),
+            "10th of 1000 neighbours, embedding and all maps": self.neighbours(every),
         }
         found["largest cosine + Mahalanobis, last but one map"] = self.sum(cosine, self.distance(third))
         found["largest cosine + Mahalanobis, all"] = self.sum(cosine, self.distance(every))
@@ -151,7 +151,8 @@ def measure(checkpoint: Path, name: str, root: str | None, gaussian: Path | None
     for i in track(range(0, len(val), step), "validation images"):
         scene = look(model, *val[i][:2])
         which = torch.arange(scene.grid[0] * scene.grid[1])
-        seen = {key: score(*cells(model, scene, which)) for key, score in scores.items()}
+        values = cells(model, scene, which)
+        seen = {key: score(*values) for key, score in scores.items()}
         if mixture is not None:
             output = look(mixture, val[i][0]).output
             seen["Gaussian mixture head, log density"] = -output.logits.amax(1).flatten()
@@ -160,9 +161,8 @@ def measure(checkpoint: Path, name: str, root: str | None, gaussian: Path | None
                 found.setdefault(title, []).append(score[scene.labelled])
         found.setdefault("", []).append(scene.cell_label[scene.labelled] == new)
     unknown = torch.cat(found.pop(""))
-    print(
-        f"{name}: {100 * unknown.double().mean():.2f} % of {len(unknown)} cells in {len(range(0, len(val), step))} images"
-    )
+    share, images = 100 * float(unknown.double().mean()), len(range(0, len(val), step))
+    print(f"{name}: {share:.2f} % of {len(unknown)} cells in {images} images")
     print("| score | AUROC | FPR95 | AUROC, 7 x 7 | FPR95, 7 x 7 |")
     print("|---|---|---|---|---|")
     for key in found:

@@ -193,9 +193,8 @@ class UncertaintyCollector:
             truth, scores = scene.label[counted], scene.at_pixels(scene.output.logits[0].float())[:, counted]
             sets = scores.softmax(0) >= self.thresholds.to(scores).unsqueeze(1)
             held, size = sets.gather(0, truth[None])[0], sets.sum(0)
-            weights = [values.double() for values in (truth >= 0, held, size, size == 1)]
-            counts = [torch.bincount(truth, weight, len(self.thresholds)) for weight in weights]
-            self.sets += torch.stack(counts).cpu().numpy()
+            for row, each in enumerate((truth >= 0, held, size, size == 1)):
+                self.sets[row] += torch.bincount(truth, each.double(), len(self.thresholds)).cpu().numpy()
 
     def label_sets(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Of the pixels of each class, and of all: ``covered``, share of those whose label set holds their class.

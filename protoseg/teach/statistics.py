@@ -81,6 +81,7 @@ def with_statistics(
         if held_out is not None:
             chosen = (held_out[2 * i] for i in spread((len(held_out) + 1) // 2, MAX_IMAGES))
             own = [own_probabilities(model, image, label) for image, label, _ in chosen]
-            known = known._replace(sets=set_thresholds(*map(torch.cat, zip(*own, strict=True)), model.num_classes))
+            probability, truth = map(torch.cat, zip(*own, strict=True))
+            known = known._replace(sets=set_thresholds(probability, truth, model.num_classes))
         made[network] = known._asdict()
     return replace(file, content=file.content | {"protoseg": file.content["protoseg"] | {"statistics": made}})

@@ -159,7 +159,8 @@ class Predictor:
                 confidence = known.log_odds(confidence.logit(1e-7), label).sigmoid()
             return label, confidence, scores[:, -1], *([every] if probabilities else [])
 
-        return [Doubt(*each) for each in self._per_image(_WithUnknown(model), image, size, reduce)]
+        watched = _WithUnknown(model, known.taught if known is not None else ())
+        return [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
 
     @torch.no_grad()
     def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
@@ -235,12 +236,12 @@ class Predictor:
 class _WithUnknown:
     """A model whose last channel of logits is no class's: how unlike all classes a cell is."""
 
-    def __init__(self, model: SegmentationModel) -> None:
-        self.model, self.stride = model, model.stride
+    def __init__(self, model: SegmentationModel, taught: Sequence[int]) -> None:
+        self.model, self.taught, self.stride = model, taught, model.stride
 
     def __call__(self, image: Tensor) -> SegOutput:
         output = self.model(image)
-        return output._replace(logits=torch.cat([output.logits, unknown(output)], 1))
+        return output._replace(logits=torch.cat([output.logits, unknown(output, self.taught)], 1))
 
 
 def _softmax(model: SegmentationModel, logits: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class _Network(nn.Module):
         else:
             output = model(image)
         whole, known = (rows * model.stride, columns * model.stride), model.discriminant
-        cells = output.logits if known is None else torch.cat([output.logits, unknown(output)], 1)
+        cells = output.logits if known is None else torch.cat([output.logits, unknown(output, known.taught)], 1)
         full = F.interpolate(cells, whole, mode="bilinear", align_corners=model.align_corners)
         scores = full[:, : model.num_classes]
         label = scores.argmax(1)

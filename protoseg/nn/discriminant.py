@@ -71,8 +71,9 @@ class Discriminant(nn.Module):
         self.of = known.classes.tolist()
         self.old = (~known.taught).nonzero().flatten().tolist()
         self.new = known.taught.nonzero().flatten().tolist()
+        self.taught = sorted({self.of[row] for row in self.new})
         # Classes that the head has no answer of its own for.
-        self.foreign = sorted({self.of[row] for row in self.new} - {self.of[row] for row in self.old})
+        self.foreign = sorted({*self.taught} - {self.of[row] for row in self.old})
 
     def forward(self, output: SegOutput) -> SegOutput:
         """The output with logits of the taught classes."""

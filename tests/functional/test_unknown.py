@@ -9,6 +9,14 @@ from protoseg.functional.unknown import SIDE, unknown
 from protoseg.types import SegOutput
 
 
+def test_cells_of_a_taught_class_are_known() -> None:
+    logits = torch.zeros(1, 3, 20, 20)
+    logits[:, 2, :, :10], logits[:, 1, :, 10:] = 5, 5
+    found = unknown(output(torch.full((1, 20, 20, 3, 2), 0.4), logits), [2])
+    assert found[0, 0, 5, 3] == 0
+    torch.testing.assert_close(found[0, 0, 5, 16], torch.tensor(0.6))
+
+
 def output(cosines: torch.Tensor | None, logits: torch.Tensor) -> SegOutput:
     """Of cosines ``b h w c k``."""
     b, _, h, w = logits.shape

@@ -79,6 +79,9 @@ def test_a_taught_class_is_found_and_other_pixels_keep_their_answer(ready: Train
     sky = new.argmax(1) == 10
     assert 0.05 < sky.float().mean() < 0.9
     assert torch.equal(old, new[:, :10])
+    of_sky = torch.from_numpy(protoseg.load(taught.path, "cpu").predict(image[0]).labels) == 10
+    strange = [protoseg.load(file.path, "cpu").predict(image[0]).unknown[of_sky].mean() for file in (ready, taught)]
+    assert strange[1] < 0.5 * strange[0]
     assert not after.state_dict().keys() ^ before.state_dict().keys()
 
 

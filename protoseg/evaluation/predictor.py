@@ -155,12 +155,14 @@ class Predictor:
         def reduce(scores: Tensor) -> Reduced:
             every = self._probability(scores[:, :-1])
             confidence, label = every.max(1)
-            if known is not None:
-                confidence = known.log_odds(confidence.logit(1e-7), label).sigmoid()
             return label, confidence, scores[:, -1], *([every] if probabilities else [])
 
         watched = _WithUnknown(model, known.taught if known is not None else ())
-        return [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
+        found = [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
+        if known is None:
+            return found
+        odds = [known.log_odds(each.confidence.logit(1e-7), each.label) for each in found]
+        return [each._replace(confidence=x.sigmoid()) for each, x in zip(found, odds, strict=True)]
 
     @torch.no_grad()
     def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:

@@ -148,12 +148,12 @@ class _Network(nn.Module):
         cells = output.logits if known is None else torch.cat([output.logits, unknown(output, known.taught)], 1)
         full = F.interpolate(cells, whole, mode="bilinear", align_corners=model.align_corners)
         scores = full[:, : model.num_classes]
-        label = scores.argmax(1)
-        found = [label.to(torch.uint8 if model.num_classes <= 255 else torch.int32)]
+        found = [scores.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32)]
         if known is not None:
-            confidence = known.log_odds(scores.softmax(1).amax(1).logit(1e-7), label).sigmoid()
-            found += [confidence, full[:, -1]]
+            found += [scores.softmax(1).amax(1), full[:, -1]]
         labels, *doubt = (_cropped(values, height, width) for values in found)
+        if known is not None:
+            doubt[0] = known.log_odds(doubt[0].logit(1e-7), labels.long()).sigmoid()
         return labels, output.logits, *doubt
 
 

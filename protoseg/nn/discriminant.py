@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.functional.discriminant import Statistics
+from protoseg.functional.discriminant import SURE, Statistics
 from protoseg.functional.precision import no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.functional.sampling import pixel_rows
@@ -86,8 +86,10 @@ class Discriminant(nn.Module):
         )
 
     def log_odds(self, log_odds: Tensor, predicted: Tensor) -> Tensor:
-        """That a pixel is right, of those of its softmax probability and the class that has it, of any one shape."""
-        return self.slope * log_odds + self.sureness[predicted]
+        """That pixels of images, ``… h w``, are right: of those of their softmax probability, whose class is given."""
+        own, context = F.pad(self.slope.view(-1), (0, 1))[:2]
+        mean = log_odds.clamp(-SURE, SURE).mean((-2, -1), keepdim=True)
+        return own * log_odds + context * mean + self.sureness[predicted]
 
     def logits(self, output: SegOutput) -> Tensor:
         """Of all classes, ``b c h w``."""

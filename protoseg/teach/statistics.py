@@ -12,7 +12,7 @@ from protoseg.analysis.stream import look
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
-from protoseg.functional.discriminant import Moments, class_calibration, moments, set_thresholds, statistics
+from protoseg.functional.discriminant import SURE, Moments, class_calibration, moments, set_thresholds, statistics
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
@@ -24,7 +24,16 @@ MAX_IMAGES = 100  # evenly spread over the training split: as good as all 367 of
 MAX_CELLS = 2500  # of each image, evenly spread: more say the same again
 
 
-def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments, Tensor, Tensor, Tensor]:
+def in_bad_light(image: Tensor, generator: torch.Generator) -> Tensor:
+    """An image, ``c H W``, made darker and noisier, as in dusk or rain, by chance."""
+    whole = 255 if image.dtype == torch.uint8 else 1
+    gamma, gain, noise = torch.rand(3, generator=generator).tolist()
+    seen = (image / whole) ** (1 + 1.5 * gamma) * (0.4 + 0.6 * gain)
+    seen = seen + 0.05 * noise * torch.randn(image.shape[1:], generator=generator)
+    return (seen.clamp(0, 1) * whole).to(image.dtype)
+
+
+def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments, Tensor, Tensor, Tensor, Tensor]:
     """Sums of one image, ``c H W``, with its labels ``H W``, and of its cells what ``class_calibration`` takes."""
     scene = look(model, image, label)
     cells = scene.labelled.nonzero().flatten()
@@ -32,7 +41,8 @@ def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments,
     maps, logits = frozen_maps(scene.output, model, cells).cpu(), pixel_rows(scene.output.logits)[cells].cpu()
     truth, (best, predicted) = scene.cell_label[cells].cpu(), logits.float().max(1)
     rest = logits.float().scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
-    return moments(maps, truth, model.num_classes), best - rest, predicted, predicted == truth
+    mean = (best - rest).clamp(-SURE, SURE).mean().expand(len(cells))
+    return moments(maps, truth, model.num_classes), best - rest, predicted, predicted == truth, mean
 
 
 def own_probabilities(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,14 +80,17 @@ def with_statistics(
     for network in file.networks:
         seen: list[list[Tensor]] = []
         model, total = file.model(network).to(device), None
-        for index in track(spread(len(dataset), MAX_IMAGES), title, disable=not title):
+        generator = torch.Generator().manual_seed(0)
+        for number, index in enumerate(track(spread(len(dataset), MAX_IMAGES), title, disable=not title)):
             image, label, _ = dataset[index]
             one, *said = image_sums(model, image, label)
             total = one if total is None else total.plus(one)
             seen.append(said)
+            if number % 2:  # the confidence shall be right in light that was not trained in, too
+                seen.append(list(image_sums(model, in_bad_light(image, generator), label)[1:]))
         assert total is not None
-        log_odds, predicted, right = map(torch.cat, zip(*seen, strict=True))
-        known = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes))
+        log_odds, predicted, right, mean = map(torch.cat, zip(*seen, strict=True))
+        known = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes, mean))
         if held_out is not None:
             chosen = (held_out[2 * i] for i in spread((len(held_out) + 1) // 2, MAX_IMAGES))
             own = [own_probabilities(model, image, label) for image, label, _ in chosen]

@@ -206,7 +206,8 @@ def test_torch_is_saved_where_it_can_be_made_again(tmp_path: Path) -> None:
     file = with_statistics(named.file, scenes(0, 3))
     known, plain = protoseg.Model.of_file(file, "cpu"), named.predict(PHOTO)
     slope, bias = file.statistics()[6:8]
-    odds = torch.from_numpy(plain.confidence).logit() * slope + bias[plain.labels.astype(int)]
+    said = torch.from_numpy(plain.confidence).logit()
+    odds = said * slope[0] + said.mean() * slope[1] + bias[plain.labels.astype(int)]
     np.testing.assert_allclose(known.predict(PHOTO).confidence, odds.sigmoid().numpy(), atol=1e-4)
     with pytest.raises(ProtosegError, match=r"say trust="):
         protoseg.load(known.save_pretrained(tmp_path / "saved"))

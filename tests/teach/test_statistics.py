@@ -15,8 +15,9 @@ from protoseg.data import CAMVID, Streets
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import mapping_table, relabelled
 from protoseg.export.onnx import _Network, compare_onnx, export_onnx
+from protoseg.functional.discriminant import Statistics
 from protoseg.teach import add_classes, apply_edit, merge_classes, read_edit, refresh_class, remove_classes, write_edit
-from protoseg.teach.statistics import with_statistics
+from protoseg.teach.statistics import in_bad_light, with_statistics
 from protoseg.trained import TrainedFile, open_file
 from protoseg.types import ProtosegError
 from tests.teach.conftest import MakeCheckpoint
@@ -94,7 +95,8 @@ def test_confidence_is_by_class(ready: TrainedFile, taught: TrainedFile, tmp_pat
     image = scenes("val", 0, 1)[0][0]
     one, other = raw.predict(image), protoseg.load(ready.path, "cpu").predict(image)
     assert np.array_equal(one.labels, other.labels)
-    odds = torch.from_numpy(one.confidence).logit() * known.slope + known.bias[one.labels.astype(int)]
+    said = torch.from_numpy(one.confidence).logit()
+    odds = said * known.slope[0] + said.mean() * known.slope[1] + known.bias[one.labels.astype(int)]
     np.testing.assert_allclose(other.confidence, odds.sigmoid().numpy(), atol=1e-4)
     after = taught.statistics()
     assert after is not None
@@ -219,3 +221,24 @@ def test_what_does_not_fit_is_refused(
     other["protoseg"]["statistics"] = taught.content["protoseg"]["statistics"]
     with pytest.raises(ProtosegError, match=r"expected those of the .* channels of this network"):
         TrainedFile(Path("other.ckpt"), other).model()
+
+
+def test_bad_light_is_darker_and_noisy_and_of_any_kind() -> None:
+    image, draw = scenes("val", 0, 1)[0][0], torch.Generator().manual_seed(0)
+    seen = [in_bad_light(image, draw) for _ in range(4)]
+    assert all(each.dtype == torch.uint8 and each.float().mean() < image.float().mean() for each in seen)
+    assert len({float(each.float().mean()) for each in seen}) == 4
+    floats = in_bad_light(torch.rand(5, 8, 9), draw)
+    assert (floats.shape, floats.dtype) == ((5, 8, 9), torch.float32)
+    assert ((floats >= 0) & (floats <= 1)).all()
+
+
+def test_statistics_of_before_are_still_read(ready: TrainedFile, tmp_path: Path) -> None:
+    own = ready.content["protoseg"]
+    known = own["statistics"]["student"]
+    before = {name: value for name, value in known.items() if name != "sets"} | {"slope": known["slope"][0].clone()}
+    old = file_of(tmp_path / "old.ckpt", ready.content | {"protoseg": own | {"statistics": {"student": before}}})
+    prediction = protoseg.load(old.path, "cpu").predict(scenes("val", 0, 1)[0][0])
+    assert ((prediction.confidence > 0) & (prediction.confidence < 1)).all()
+    less = apply_edit(old.content, remove_classes(old, ["Road"]))["protoseg"]["statistics"]["student"]
+    assert Statistics(**less).checked(9).sets is None

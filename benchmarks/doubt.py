@@ -41,8 +41,8 @@ class Fitted:
     log_odds = Discriminant.log_odds
 
     def __init__(self, said: Sequence[Sequence[Tensor]], classes: int, context: bool) -> None:
-        log_odds, predicted, right, image = map(torch.cat, zip(*said, strict=True))
-        found = class_calibration(log_odds, predicted, right, classes, image if context else None)
+        log_odds, predicted, right = map(torch.cat, zip(*said, strict=True))
+        found = class_calibration(log_odds if context else log_odds[:, 0], predicted, right, classes)
         (self.slope, self.sureness), self.known = found, SimpleNamespace(sets=None)
 
 

@@ -121,17 +121,15 @@ def statistics(total: Moments, calibration: tuple[Tensor, Tensor]) -> Statistics
     return Statistics(*values, classes, torch.zeros_like(classes, dtype=torch.bool), *calibration)
 
 
-def class_calibration(
-    log_odds: Tensor, predicted: Tensor, right: Tensor, num_classes: int, context: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def class_calibration(log_odds: Tensor, predicted: Tensor, right: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Slope ``()`` and biases ``c``, fp32, by logistic regression: Platt scaling with a bias for each class.
 
     A network errs more in some classes than in others where it is equally sure, and its softmax does not say so. Of
     pixels the log-odds of the largest probability, ``n``, the class that has it, int64 ``n``, and whether it is right.
-    Classes that are never predicted have the mean of the others' biases. With a ``context``, ``n``, the mean log-odds
-    of each pixel's image, which tell of bad light, the slopes are two.
+    Classes that are never predicted have the mean of the others' biases. Log-odds may be ``n 2``, with the mean of the
+    pixel's image, which tells of bad light: then slopes are ``2``.
     """
-    x, target = torch.stack([log_odds, *([] if context is None else [context])], 1).double().cpu(), right.double().cpu()
+    x, target = log_odds.double().cpu().view(len(log_odds), -1), right.double().cpu()
     slope = torch.ones(x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([slope, bias], max_iter=200, line_search_fn="strong_wolfe")

@@ -33,7 +33,7 @@ def in_bad_light(image: Tensor, generator: torch.Generator) -> Tensor:
     return (seen.clamp(0, 1) * whole).to(image.dtype)
 
 
-def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments, Tensor, Tensor, Tensor, Tensor]:
+def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments, Tensor, Tensor, Tensor]:
     """Sums of one image, ``c H W``, with its labels ``H W``, and of its cells what ``class_calibration`` takes."""
     scene = look(model, image, label)
     cells = scene.labelled.nonzero().flatten()
@@ -42,7 +42,8 @@ def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments,
     truth, (best, predicted) = scene.cell_label[cells].cpu(), logits.float().max(1)
     rest = logits.float().scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
     mean = (best - rest).clamp(-SURE, SURE).mean().expand(len(cells))
-    return moments(maps, truth, model.num_classes), best - rest, predicted, predicted == truth, mean
+    log_odds = torch.stack([best - rest, mean], 1)
+    return moments(maps, truth, model.num_classes), log_odds, predicted, predicted == truth
 
 
 def own_probabilities(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +90,8 @@ def with_statistics(
             if number % 2:  # the confidence shall be right in light that was not trained in, too
                 seen.append(list(image_sums(model, in_bad_light(image, generator), label)[1:]))
         assert total is not None
-        log_odds, predicted, right, mean = map(torch.cat, zip(*seen, strict=True))
-        known = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes, mean))
+        log_odds, predicted, right = map(torch.cat, zip(*seen, strict=True))
+        known = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes))
         if held_out is not None:
             chosen = (held_out[2 * i] for i in spread((len(held_out) + 1) // 2, MAX_IMAGES))
             own = [own_probabilities(model, image, label) for image, label, _ in chosen]

@@ -103,7 +103,7 @@ def test_calibration_finds_the_slope_and_the_bias_of_each_class() -> None:
     dark = (torch.arange(40_000) % 2).float()  # of every second one's image
     chance = (0.7 * log_odds - 1.5 * dark + truth[predicted]).sigmoid()
     right = torch.rand(40_000, generator=draw) < chance
-    slopes, bias = class_calibration(log_odds, predicted, right, 3, dark)
+    slopes, bias = class_calibration(torch.stack([log_odds, dark], 1), predicted, right, 3)
     torch.testing.assert_close(slopes, torch.tensor([0.7, -1.5]), atol=0.1, rtol=0)
     torch.testing.assert_close(bias[:2], truth, atol=0.1, rtol=0)
     _, bias = class_calibration(log_odds, predicted, predicted == 0, 2)

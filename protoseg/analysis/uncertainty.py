@@ -197,10 +197,8 @@ class UncertaintyCollector:
                 self.sets[row] += torch.bincount(truth, each.double(), len(self.thresholds)).cpu().numpy()
 
     def label_sets(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Of the pixels of each class, and of all: ``covered``, share of those whose label set holds their class.
-
-        ``size`` is the mean number of classes in their sets, ``single`` the share of sets of one; NaN without pixels.
-        Empty where nothing is known of label sets, see :func:`protoseg.functional.discriminant.set_thresholds`.
+        """Of each class's pixels, and of all, the share whose label set holds their class, the sets' mean size, and the
+        share of sets of one class; NaN of no pixels. Empty where there are no thresholds.
         """
         if self.thresholds is None:
             return []

@@ -159,10 +159,10 @@ class Predictor:
 
         watched = _WithUnknown(model, known.taught if known is not None else ())
         found = [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
-        if known is None:
-            return found
-        odds = [known.log_odds(each.confidence.logit(1e-7), each.label) for each in found]
-        return [each._replace(confidence=x.sigmoid()) for each, x in zip(found, odds, strict=True)]
+        if known is not None:
+            odds = [known.log_odds(each.confidence.logit(1e-7), each.label) for each in found]
+            found = [each._replace(confidence=x.sigmoid()) for each, x in zip(found, odds, strict=True)]
+        return found
 
     @torch.no_grad()
     def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:

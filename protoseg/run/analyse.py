@@ -120,9 +120,9 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
             found["confidence of the softmax twin"] = error_detection(twin, loader)["confidence"]
     if not all(entry.pixels for entry in found.values()):
         raise ProtosegError("uncertainty: expected images with labels, got none labelled; choose another split or data")
-    written: dict[str, Any] = {name: entry.summary() for name, entry in found.items()}
     sets = collector.label_sets(trained.label_space.classes)
-    write_json(out / "uncertainty.json", written | ({"label sets": sets} if sets else {}))
+    more = {"label sets": sets} if sets else {}
+    write_json(out / "uncertainty.json", {name: entry.summary() for name, entry in found.items()} | more)
     write_file(out / "uncertainty.png", uncertainty_figure(found, f"{total} images").savefig)
     rows = []
     for name, entry in found.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
-from benchmarks.doubt import Found, before, label_sets
+from benchmarks.doubt import Found, before, label_sets, pseudo_labels
 from benchmarks.unknown import Seen, judged, smoothed
 
 
@@ -54,3 +54,13 @@ def test_label_sets_cover_what_they_promise() -> None:
         assert results[f"{way}, half, new"]["covered"] == pytest.approx([90], abs=1)
         assert 1 < results[f"{way}, half, new"]["size"][0] < 4
     assert results["LAC by class, half, new"]["least"] == pytest.approx([90], abs=3)
+
+
+def test_as_many_pseudo_labels_by_each_confidence() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.85, 0.15], [0.6, 0.4], [0.3, 0.7]])
+    truth, own = torch.tensor([1, 0, 0, 1]), p.amax(1).logit()
+    by_class = torch.tensor([-1.0, 2.0, 1.0, 3.0])
+    results: dict[str, Found] = defaultdict(dict)
+    pseudo_labels([(p, truth, torch.stack([own, by_class], 1))], ["softmax", "class"], results)
+    assert results["pseudo-labels, softmax"] == {"kept": [50], "right": [50], "of a class": [25]}
+    assert results["pseudo-labels, class"] == {"kept": [50], "right": [100], "of a class": [50]}

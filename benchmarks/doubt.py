@@ -132,13 +132,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("camvid", type=Path, help="CamVid's folder")
     parser.add_argument("checkpoints", nargs="+", type=Path, help="one for each seed")
     parser.add_argument("--images", type=int, default=MAX_IMAGES, help="training images of the fit")
+    parser.add_argument(
+        "--whole", action="store_true", help="they were trained on the drive at dusk, too: judge on val"
+    )
+    parser.add_argument("--step", type=int, default=1, help="judge on every so-manieth image")
     parser.add_argument("--plot", type=Path, help="folder for the figures of the first checkpoint")
     chosen = parser.parse_args(arguments)
-    train = CamVid(root=chosen.camvid, split="train", sequences=DAY)
-    sets = {
-        "val": CamVid(root=chosen.camvid, split="val"),
-        "dusk": CamVid(root=chosen.camvid, split="train", sequences=DUSK),
-    }
+    train = CamVid(root=chosen.camvid, split="train", sequences=None if chosen.whole else DAY)
+    sets = {"val": CamVid(root=chosen.camvid, split="val")}
+    if not chosen.whole:
+        sets["dusk"] = CamVid(root=chosen.camvid, split="train", sequences=DUSK)
+    for images in sets.values():
+        images.samples = images.samples[:: chosen.step]
     results: dict[str, Found] = defaultdict(dict)
     for number, path in enumerate(chosen.checkpoints):
         model = open_file(path).model()
@@ -154,9 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     results[f"{name}, {data}"].setdefault(key, []).append(100 * value)
             if chosen.plot and not number:
                 uncertainty_figure(found, f"CamVid {data}, trained by day").savefig(chosen.plot / f"doubt_{data}.png")
-        pseudo_labels(pixels["dusk"], ["softmax", *known], results)
+        if not chosen.whole:
+            pseudo_labels(pixels["dusk"], ["softmax", *known], results)
         day, half = pixels["val"], len(pixels["val"]) // 2
-        label_sets(day[::2], {"val, other half": day[1::2], "dusk": pixels["dusk"]}, "every second image", results)
+        label_sets(
+            day[::2],
+            {"val, other half": day[1::2]} | {key: pixels[key] for key in [*sets][1:]},
+            "every second image",
+            results,
+        )
         label_sets(day[:half], {"val, other half": day[half:]}, "first half", results)
         label_sets(day[half:], {"val, other half": day[:half]}, "second half", results)
     for row, numbers in results.items():

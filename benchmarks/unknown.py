@@ -19,6 +19,7 @@ from torch import Tensor
 from protoseg.analysis.stream import Scene, look
 from protoseg.data.statistics import spread
 from protoseg.functional.discriminant import SHRINKAGE
+from protoseg.functional.prototypes import class_prototypes
 from protoseg.functional.sampling import pixel_rows
 from protoseg.functional.unknown import SIDE
 from protoseg.models.segmentor import Segmentor
@@ -27,6 +28,7 @@ from protoseg.teach.trial import data_with
 from protoseg.trained import open_file
 
 Score = Callable[[Tensor, Tensor], Tensor]  # of maps ``n d`` and logits ``n c``, ``n``: high is strange
+COMPONENTS = 5
 EVERY = 5  # of the cells of a training image one is looked at
 NEIGHBOURS, BANK = 10, 1000  # of the nearest of so many training cells
 
@@ -75,6 +77,27 @@ class Seen:
         bank = self.maps[chosen, part] @ matrix.T
         return lambda maps, logits: torch.cdist(maps[:, part] @ matrix.T, bank).kthvalue(NEIGHBOURS, 1).values
 
+    def mixtures(self, part: slice) -> Score:
+        """Minus the log density of the likeliest class's mixture (GMMSeg, arXiv 2210.02025), fitted after training."""
+        means, variances = [], []
+        for c in self.classes:
+            x = self.maps[self.label == c, part]
+            found = class_prototypes(x, COMPONENTS).prototypes
+            member = (x @ found.T).argmax(1)
+            for k in range(COMPONENTS):
+                own = x[member == k] if (member == k).sum() > 1 else x
+                means.append(own.mean(0))
+                variances.append(own.var(0).clamp_min(1e-3))  # as of its head
+        mean, precision = torch.stack(means), 1 / torch.stack(variances)
+        volume = (precision * mean.square()).sum(1) - precision.log().sum(1)
+
+        def strange(maps: Tensor, logits: Tensor) -> Tensor:
+            x = maps[:, part]
+            distance = x.square() @ precision.T - 2 * x @ (precision * mean).T + volume
+            return -(-distance / 2).view(len(x), -1, COMPONENTS).logsumexp(2).amax(1)
+
+        return strange
+
     def standardised(self, score: Score) -> Score:
         """By mean and deviation of the training cells called the same (SML: Jung et al., ICCV 2021)."""
         own, c = score(self.maps, self.logits), self.logits.shape[1]
@@ -110,6 +133,7 @@ class Seen:
             "Mahalanobis, embedding and all maps": self.distance(every),
             "Mahalanobis, all, standardised by class": self.standardised(self.distance(every)),
             "relative Mahalanobis, embedding and all maps": self.relative(every),
+            "mixtures of 5 Gaussians, embedding": self.mixtures(embedding),
             "10th of 1000 neighbours, embedding": self.neighbours(embedding),
             "10th of 1000 neighbours, embedding and all maps": self.neighbours(every),
         }

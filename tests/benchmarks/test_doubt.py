@@ -34,6 +34,7 @@ def test_scores_find_what_lies_off_all_classes() -> None:
     for name in (
         "max-logit, which is the largest cosine",
         "Mahalanobis, embedding",
+        "mixtures of 5 Gaussians, embedding",
         "10th of 1000 neighbours, embedding",
     ):
         assert judged(scores[name](both, -torch.cdist(both, means)), unknown)[0] > 99

@@ -29,7 +29,7 @@ from protoseg.data.statistics import spread
 from protoseg.functional.discriminant import COVERAGE, class_calibration, set_thresholds
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import Discriminant
-from protoseg.teach.statistics import BAD_LIGHT, MAX_IMAGES, image_sums, in_bad_light
+from protoseg.teach.statistics import MAX_IMAGES, image_sums, in_bad_light
 from protoseg.trained import open_file
 
 DAY, DUSK = ["0006R0", "0016E5"], ["0001TP"]
@@ -55,7 +55,7 @@ def fitted(model: Segmentor, train: SegmentationDataset, images: int) -> dict[st
     for number, index in enumerate(track(spread(len(train), images), "training images")):
         image, label, _ = train[index]
         plain.append(image_sums(model, image, label)[1:])
-        if number % BAD_LIGHT == 0:
+        if number % 2:
             dim.append(image_sums(model, in_bad_light(image, generator), label)[1:])
     classes = model.num_classes
     return {

@@ -53,6 +53,7 @@ class Prediction:
 
     labels: npt.NDArray[np.uint8 | np.uint16]  # class ids, ``h w``; uint16 of more than 255 classes
     confidence: npt.NDArray[np.float32]  # probability of that class, ``h w``
+    unknown: npt.NDArray[np.float32]  # how unlike all classes, ``h w``: 0 to 2 by prototypes; else of no fixed range
     image: Tensor  # uint8 (or float in [0, 1]) RGB, ``3 h w``, or the model's other channels
     label_space: LabelSpace  # classes and colours
     probabilities: npt.NDArray[np.float32] | None = None  # of all classes, ``c h w``, where they were asked for
@@ -133,17 +134,14 @@ class Model:
             image = [path for path, _ in ImageFolder(image, self.label_space).samples]
         if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
             return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
-        pixels, scores = as_tensor(image, self.reader), None  # type: ignore[arg-type]
+        pixels = as_tensor(image, self.reader)  # type: ignore[arg-type]
         batch, size = pixels[None].to(self.device), torch.tensor([pixels.shape[1:]])
-        if probabilities:
-            (every,) = self.predictor(self.network, batch, size)
-            best, seen = every.max(0)
-            scores = every.float().cpu().numpy()
-        else:
-            ((seen, best),) = self.predictor.predict_with_confidence(self.network, batch, size)
+        (found,) = self.predictor.doubt(self.network, batch, size, probabilities)
         kind: Any = np.uint8 if self.label_space.num_classes <= 255 else np.uint16
-        labels, confidence = seen.cpu().numpy().astype(kind), best.float().cpu().numpy()
-        return Prediction(labels, confidence, pixels.cpu(), self.label_space, scores)
+        labels, confidence = found.label.cpu().numpy().astype(kind), found.confidence.float().cpu().numpy()
+        scores = None if found.probabilities is None else found.probabilities.float().cpu().numpy()
+        unknown = found.unknown.float().cpu().numpy()
+        return Prediction(labels, confidence, unknown, pixels.cpu(), self.label_space, scores)
 
     @property
     def file(self) -> TrainedFile:

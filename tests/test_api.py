@@ -86,6 +86,8 @@ def test_what_a_prediction_gives(run: Path, picture: Image.Image, tmp_path: Path
     model = protoseg.load(run / "checkpoints" / "best.ckpt", device="cpu")
     prediction = model.predict(picture)
     assert ((prediction.confidence >= 1 / 11) & (prediction.confidence <= 1)).all()
+    assert (prediction.unknown.shape, prediction.unknown.dtype) == ((50, 70), np.float32)
+    assert ((prediction.unknown >= 0) & (prediction.unknown <= 2)).all()
     assert sum(prediction.mask(name).sum() for name in prediction.classes) == 50 * 70
     assert prediction.overlay(1.0)[0, 0].tolist() == list(CAMVID.colors[prediction.labels[0, 0]])
     first, second = repr(prediction).splitlines()

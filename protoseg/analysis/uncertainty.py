@@ -4,7 +4,7 @@ Everything is read from histograms over the pixels, of ``BINS`` cells for each m
 What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how far the exact number can be away.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -165,6 +165,9 @@ class UncertaintyCollector:
 
     def __init__(self, known: nn.Module | None = None) -> None:
         self.known = known
+        self.thresholds: Tensor | None = cast(Any, known).known.sets if known is not None else None
+        # By class: pixels, those whose set holds it, classes in their sets, and sets of one class.
+        self.sets = np.zeros((4, 0 if self.thresholds is None else len(self.thresholds)))
         self.histograms: dict[str, Array] = {}
         self.calibrations: dict[str, Array] = {}  # pixels, sum of their confidences, right pixels
 
@@ -185,6 +188,25 @@ class UncertaintyCollector:
                 weights = (torch.ones_like(confidence), confidence, right.cpu().double())
                 sums = np.stack([torch.bincount(cell, weight, CALIBRATION_BINS).numpy() for weight in weights])
                 self.calibrations[name] = self.calibrations.get(name, 0.0) + sums
+
+        if self.thresholds is not None:
+            truth, scores = scene.label[counted], scene.at_pixels(scene.output.logits[0].float())[:, counted]
+            sets = scores.softmax(0) >= self.thresholds.to(scores).unsqueeze(1)
+            held, size = sets.gather(0, truth[None])[0], sets.sum(0)
+            for row, each in enumerate((truth >= 0, held, size, size == 1)):
+                self.sets[row] += torch.bincount(truth, each.double(), len(self.thresholds)).cpu().numpy()
+
+    def label_sets(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Of each class's pixels, and of all, the share whose label set holds their class, the sets' mean size, and the
+        share of sets of one class; NaN of no pixels. Empty where there are no thresholds.
+        """
+        if self.thresholds is None:
+            return []
+        pixels, *sums = np.column_stack([self.sets, self.sets.sum(1)])
+        with np.errstate(invalid="ignore"):
+            covered, size, single = (part / pixels for part in sums)
+        rows = zip([*classes, "all"], covered.tolist(), size.tolist(), single.tolist(), strict=True)
+        return [dict(zip(("class", "covered", "size", "single"), row, strict=True)) for row in rows]
 
     def compute(self) -> dict[str, ErrorDetection]:
         """By measure; probabilities come with their calibration."""

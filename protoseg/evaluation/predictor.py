@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
+from protoseg.functional.unknown import unknown
 from protoseg.types import ProtosegError, SegOutput, first_line
 
 MODES = ("auto", "whole", "slide")
@@ -32,6 +33,15 @@ class Piece(NamedTuple):
     seen: Box
     inner: Box
     place: Box
+
+
+class Doubt(NamedTuple):
+    """What is said of each pixel of an image."""
+
+    label: Tensor  # the likeliest class, int64 ``h w``
+    confidence: Tensor  # see :meth:`Predictor.predict_with_confidence`, ``h w``
+    unknown: Tensor  # see :func:`protoseg.functional.unknown.unknown`, ``h w``
+    probabilities: Tensor | None = None  # of all classes, ``c h w``, where they were asked for
 
 
 class SegmentationModel(Protocol):
@@ -136,13 +146,23 @@ class Predictor:
 
         By a model with statistics (``protoseg teach statistics``) the probability that it is right, class by class.
         """
+        return [(each.label, each.confidence) for each in self.doubt(model, image, size)]
+
+    def doubt(self, model: SegmentationModel, image: Tensor, size: Tensor, probabilities: bool = False) -> list[Doubt]:
+        """All that a model says of each image, in one pass; arguments as of the call."""
         known = getattr(model, "discriminant", None)
 
-        def reduce(scores: Tensor) -> tuple[Tensor, Tensor]:
-            confidence, label = self._probability(scores).max(1)
-            return label, confidence if known is None else known.log_odds(confidence.logit(1e-7), label).sigmoid()
+        def reduce(scores: Tensor) -> Reduced:
+            every = self._probability(scores[:, :-1])
+            confidence, label = every.max(1)
+            return label, confidence, scores[:, -1], *([every] if probabilities else [])
 
-        return [(label, confidence) for label, confidence in self._per_image(model, image, size, reduce)]
+        watched = _WithUnknown(model, known.taught if known is not None else ())
+        found = [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
+        if known is not None:
+            odds = [known.log_odds(each.confidence.logit(1e-7), each.label) for each in found]
+            found = [each._replace(confidence=x.sigmoid()) for each, x in zip(found, odds, strict=True)]
+        return found
 
     @torch.no_grad()
     def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
@@ -205,13 +225,31 @@ class Predictor:
                 logits = torch.cat([*self._rows(model, view)], 2)
                 if logits.shape[2:] != image.shape[2:]:
                     logits = F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
-                total = total + (logits.softmax(1) if view is scaled else logits.softmax(1).flip(-1))
+                part = _softmax(model, logits)
+                total = total + (part if view is scaled else part.flip(-1))
         return total / (len(self.scales) * (1 + self.flip))
 
     def _rows(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
         """Logits at the image's own size, at least fp32, some rows at a time."""
         size = (image.shape[2], image.shape[3])
         return slide_rows(model, image, self.crop_size or size, self.stride or size)
+
+
+class _WithUnknown:
+    """A model whose last channel of logits is no class's: how unlike all classes a cell is."""
+
+    def __init__(self, model: SegmentationModel, taught: Sequence[int]) -> None:
+        self.model, self.taught, self.stride = model, taught, model.stride
+
+    def __call__(self, image: Tensor) -> SegOutput:
+        output = self.model(image)
+        return output._replace(logits=torch.cat([output.logits, unknown(output, self.taught)], 1))
+
+
+def _softmax(model: SegmentationModel, logits: Tensor) -> Tensor:
+    if isinstance(model, _WithUnknown):
+        return torch.cat([logits[:, :-1].softmax(1), logits[:, -1:]], 1)
+    return logits.softmax(1)
 
 
 def slide_rows(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from protoseg.files import write_file
 from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.functional.unknown import unknown
 from protoseg.models.adapters import merge
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor
@@ -26,7 +27,7 @@ MAX_SIDE = 8192
 
 
 class Difference(NamedTuple):
-    """Between a model and its ONNX file on the same images: of the logits, and share of pixels with another class."""
+    """Between a model and its ONNX file on the same images: of all but the labels, and share of pixels with another."""
 
     logits: float
     labels: float
@@ -43,8 +44,9 @@ def export_onnx(
 
     Input ``image``: uint8 RGB, ``b 3 h w``; it is normalised inside. With ``ranges``, the values of each channel that
     become 0 and 1, it is float32 ``b c h w`` in [0, 1]. Outputs ``labels``: class ids ``b h w``, uint8 or, of more than
-    255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid. Classes, colours and ranges stand in the
-    file's metadata, as JSON.
+    255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid; and of a model with statistics ``confidence``
+    and ``unknown``, fp32 ``b h w``, as of :class:`protoseg.evaluation.predictor.Doubt`. Classes, colours and ranges
+    stand in the file's metadata, as JSON.
 
     The file is for one ``size``, height and width, or for any: padding and cropping are inside. Only where the exporter
     cannot follow an encoder so (windows of attention) is it for multiples of its coarsest stride: :func:`multiple_of`.
@@ -64,7 +66,8 @@ def export_onnx(
     copied = copy.deepcopy(model).cpu().eval()
     merge(copied)
     network = _Network(copied, size)
-    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["labels", "logits"]}
+    outputs = ["labels", "logits", *(["confidence", "unknown"] if model.discriminant else [])]
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": outputs}
     for step in (1, multiple):
         height, width = size or (3 * multiple + 5 // step, 4 * multiple + 3 // step)
         image = _inputs(torch.zeros(2, model.mean.shape[1], height, width), bool(ranges))
@@ -110,9 +113,11 @@ def compare_onnx(
         blobs = torch.rand(2, model.mean.shape[1], 6, 8, generator=generator)
         image = _inputs(F.interpolate(blobs, size, mode="bicubic").clamp(0, 1), scaled)
         with torch.no_grad():
-            own = network(image)
+            own = list(network(image))
         there = [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
-        logits = max(logits, float((own[1] - there[1]).abs().max()))
+        own[2:] = [values.where(own[0] == there[0], 0) for values in own[2:]]  # confidence is by class
+        there[2:] = [values.where(own[0] == there[0], 0) for values in there[2:]]
+        logits = max(logits, *(float((a - b).abs().max()) for a, b in zip(own[1:], there[1:], strict=True)))
         labels = max(labels, float((own[0] != there[0]).float().mean()))
     return Difference(logits, labels)
 
@@ -122,7 +127,7 @@ def _inputs(image: Tensor, scaled: bool) -> Tensor:
 
 
 class _Network(nn.Module):
-    """What is exported: uint8 image to labels and logits; ``size`` is None where it is left free."""
+    """What is exported: uint8 image to the outputs; ``size`` is None where it is left free."""
 
     def __init__(self, model: Segmentor, size: tuple[int, int] | None) -> None:
         super().__init__()
@@ -130,19 +135,26 @@ class _Network(nn.Module):
             _pad_explicitly(model)
         self.model, self.free = model, size is None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         model, (height, width) = self.model, image.shape[-2:]
         rows, columns = grid_size((height, width), model.stride)
         if self.free:  # as the model does
             padded = pad_to_multiple(model.normalize(image), max(model.encoder.strides))
             features = model.decoder(model.encoder(padded))
-            logits = model.head(_cropped(features, rows, columns)).logits
+            output = model.head(_cropped(features, rows, columns))
         else:
-            logits = model(image).logits
-        whole = (rows * model.stride, columns * model.stride)
-        full = F.interpolate(logits, whole, mode="bilinear", align_corners=model.align_corners)
-        labels = full.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32)
-        return _cropped(labels, height, width), logits
+            output = model(image)
+        whole, known = (rows * model.stride, columns * model.stride), model.discriminant
+        cells = output.logits if known is None else torch.cat([output.logits, unknown(output, known.taught)], 1)
+        full = F.interpolate(cells, whole, mode="bilinear", align_corners=model.align_corners)
+        scores = full[:, : model.num_classes]
+        found = [scores.argmax(1).to(torch.uint8 if model.num_classes <= 255 else torch.int32)]
+        if known is not None:
+            found += [scores.softmax(1).amax(1), full[:, -1]]
+        labels, *doubt = (_cropped(values, height, width) for values in found)
+        if known is not None:
+            doubt[0] = known.log_odds(doubt[0].logit(1e-7), labels.long()).sigmoid()
+        return labels, output.logits, *doubt
 
 
 def _cropped(x: Tensor, height: int, width: int) -> Tensor:

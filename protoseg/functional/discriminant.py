@@ -17,6 +17,8 @@ from torch import Tensor
 from protoseg.types import ProtosegError
 
 SHRINKAGE = 0.3  # of the correlations of channels to none: 0.1 and 0.6 were within 3 points of IoU on CamVid
+COVERAGE = 0.9  # of label sets
+SURE = 16.0  # log-odds of a probability; nearer to 1 fp32 has few, and a mean would be of these alone
 MIN_CELLS = 20  # an image says how a class differs between images where it has so many of its cells
 
 
@@ -53,15 +55,18 @@ class Statistics(NamedTuple):
     means: Tensor  # ``r d``
     classes: Tensor  # the class of each mean, int64 ``r``
     taught: Tensor  # whether it was added after the training, bool ``r``
-    slope: Tensor  # ``()`` and, by class, ``c``: log-odds that a pixel is right are slope * those of its softmax
-    bias: Tensor  # probability + the bias of the predicted class, see :func:`class_calibration`
+    slope: Tensor  # ``()`` or ``2``, and, by class, ``c``: log-odds that a pixel is right are slope * those of its
+    bias: Tensor  # softmax probability, and their mean over the image, + its class's bias: :func:`class_calibration`
+    sets: Tensor | None = None  # softmax probability from which a class may be a pixel's, `c`: :func:`set_thresholds`
 
     def checked(self, num_classes: int) -> Statistics:
         """Itself; raises ValueError where its parts do not fit together, as of a damaged file."""
         (r, d), ids = self.means.shape, self.classes
-        sizes = [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,), (), (num_classes,)]
-        fits = [tuple(part.shape) for part in self] == sizes
-        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in (*self[:4], *self[6:]))
+        slopes = (2,) if self.slope.ndim else ()
+        sizes = [(d * (d + 1) // 2,), (d,), (d,), (r, d), (r,), (r,), slopes, (num_classes,), (num_classes,)]
+        parts = [*self[:8], self.bias if self.sets is None else self.sets]
+        fits = [tuple(part.shape) for part in parts] == sizes
+        fits &= all(part.is_floating_point() and bool(part.isfinite().all()) for part in (*parts[:4], *parts[6:]))
         fits &= (ids.dtype, self.taught.dtype) == (torch.int64, torch.bool) and not bool(self.taught.all())
         fits = fits and bool((self.scale > 0).all() and (self.images >= 0).all())
         if not fits or ids.min() < 0 or ids.max() >= num_classes:
@@ -121,24 +126,41 @@ def class_calibration(log_odds: Tensor, predicted: Tensor, right: Tensor, num_cl
 
     A network errs more in some classes than in others where it is equally sure, and its softmax does not say so. Of
     pixels the log-odds of the largest probability, ``n``, the class that has it, int64 ``n``, and whether it is right.
-    Classes that are never predicted have the mean of the others' biases.
+    Classes that are never predicted have the mean of the others' biases. Log-odds may be ``n 2``, with the mean of the
+    pixel's image, which tells of bad light: then slopes are ``2``.
     """
-    x, target = log_odds.double().cpu(), right.double().cpu()
-    slope = torch.ones((), dtype=torch.float64, requires_grad=True)
+    x, target = log_odds.double().cpu().view(len(log_odds), -1), right.double().cpu()
+    slope = torch.ones(x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([slope, bias], max_iter=200, line_search_fn="strong_wolfe")
     seen = torch.bincount(predicted.cpu(), minlength=num_classes) > 0
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        wrong = F.binary_cross_entropy_with_logits(slope * x + bias[predicted.cpu()], target)
+        wrong = F.binary_cross_entropy_with_logits(x @ slope + bias[predicted.cpu()], target)
         wrong = wrong + 1e-6 * bias.square().sum()  # of a class that is always right
         wrong.backward()
         return wrong
 
     optimizer.step(loss)
     found = bias.detach()
-    return slope.detach().float(), found.where(seen, found[seen].mean()).float()
+    return slope.detach().float().squeeze(), found.where(seen, found[seen].mean()).float()
+
+
+def set_thresholds(probability: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The probability that a class must have to be in a pixel's label set, ``c``, fp32.
+
+    Split conformal prediction for each class (Vovk, 2012) by the score of LAC (Sadinle et al., arXiv 1609.00451): of
+    new pixels of every class the share ``COVERAGE`` have their class in their set, if they are as those here: softmax
+    probabilities of their own class, ``n``, that the network was not trained on, and the class, int64 ``n``. A class of
+    too few pixels is in every set.
+    """
+    thresholds = torch.zeros(num_classes)
+    for c in range(num_classes):
+        own = probability[label == c].float()
+        if (rank := int((1 - COVERAGE) * (len(own) + 1) + 1e-9)) > 0:
+            thresholds[c] = own.kthvalue(rank).values
+    return thresholds
 
 
 def posterior_mean(known: Statistics, image_means: Tensor, cells: Tensor) -> Tensor:

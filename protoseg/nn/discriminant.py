@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protoseg.functional.discriminant import Statistics
+from protoseg.functional.discriminant import SURE, Statistics
 from protoseg.functional.precision import no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.functional.sampling import pixel_rows
@@ -65,14 +65,15 @@ class Discriminant(nn.Module):
                 f"statistics: expected those of the {sum(channels)} channels of this network's maps, got "
                 f"{len(known.scale)}: make them anew with protoseg teach statistics"
             )
-        for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:]), strict=True):
+        for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:8]), strict=True):
             self.register_buffer(name, part, persistent=False)
         self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride
         self.of = known.classes.tolist()
         self.old = (~known.taught).nonzero().flatten().tolist()
         self.new = known.taught.nonzero().flatten().tolist()
+        self.taught = sorted({self.of[row] for row in self.new})
         # Classes that the head has no answer of its own for.
-        self.foreign = sorted({self.of[row] for row in self.new} - {self.of[row] for row in self.old})
+        self.foreign = sorted({*self.taught} - {self.of[row] for row in self.old})
 
     def forward(self, output: SegOutput) -> SegOutput:
         """The output with logits of the taught classes."""
@@ -85,8 +86,10 @@ class Discriminant(nn.Module):
         )
 
     def log_odds(self, log_odds: Tensor, predicted: Tensor) -> Tensor:
-        """That a pixel is right, of those of its softmax probability and the class that has it, of any one shape."""
-        return self.slope * log_odds + self.sureness[predicted]
+        """That pixels of images, ``… h w``, are right: of those of their softmax probability, whose class is given."""
+        own, context = F.pad(self.slope.view(-1), (0, 1))[:2]
+        mean = log_odds.clamp(-SURE, SURE).mean((-2, -1), keepdim=True)
+        return own * log_odds + context * mean + self.sureness[predicted]
 
     def logits(self, output: SegOutput) -> Tensor:
         """Of all classes, ``b c h w``."""

@@ -194,12 +194,14 @@ def write_page(
     run: Path | None = None,
     prototypes: PrototypeReport | None = None,
     views: Sequence[dict[str, Any]] = (),
+    doubt: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the page and return its size in bytes; raises ProtosegError if the disk refuses.
 
     ``facts``, shown below the title, say what was judged, and how; ``result`` is what ``evaluate`` returns,
     ``confusion`` int64 ``c c``, rows are the truth. ``worst`` and ``views`` are images to show, worst first, and to
-    click into, see :func:`pixel_view`; ``run`` is the folder of the training, for its curves.
+    click into, see :func:`pixel_view`; ``run`` is the folder of the training, for its curves; ``doubt`` is, of a model
+    with statistics, a ``figure`` and what :meth:`protoseg.analysis.uncertainty.UncertaintyCollector.label_sets` gives.
     """
     # A template's undefined name is a fault of ours: an error, not an empty place.
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined)
@@ -221,6 +223,7 @@ def write_page(
         curves=None if run is None else figure_uri(curves_figure(run)),
         worst=worst,
         prototypes=prototypes,
+        doubt=without_nan(doubt),
         data=without_nan(data),
     )
     content = text.encode(errors="backslashreplace")

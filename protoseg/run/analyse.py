@@ -23,8 +23,9 @@ from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.pictures import MANY_CLASSES, confusions_figure
 from protoseg.evaluation.writer import jpeg
 from protoseg.files import with_ending, write_file
+from protoseg.functional.discriminant import COVERAGE
 from protoseg.models.segmentor import Segmentor
-from protoseg.page.page import PrototypeReport, WorstImage, pixel_view, prototype_report, write_page
+from protoseg.page.page import PrototypeReport, WorstImage, figure_uri, pixel_view, prototype_report, write_page
 from protoseg.run.evaluate import Trained, image_loader, open_checkpoint
 from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, ProtosegError
@@ -37,6 +38,7 @@ _TITLES = {
 }
 PROTOTYPE_IMAGES = 200  # looked at for patches and occupancy
 VIEWS = 8  # images to click into
+DOUBT_IMAGES = 100  # in which the model's doubt is judged, where it has statistics
 
 
 def prototypes(
@@ -118,7 +120,9 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
             found["confidence of the softmax twin"] = error_detection(twin, loader)["confidence"]
     if not all(entry.pixels for entry in found.values()):
         raise ProtosegError("uncertainty: expected images with labels, got none labelled; choose another split or data")
-    write_json(out / "uncertainty.json", {name: entry.summary() for name, entry in found.items()})
+    sets = collector.label_sets(trained.label_space.classes)
+    more = {"label sets": sets} if sets else {}
+    write_json(out / "uncertainty.json", {name: entry.summary() for name, entry in found.items()} | more)
     write_file(out / "uncertainty.png", uncertainty_figure(found, f"{total} images").savefig)
     rows = []
     for name, entry in found.items():
@@ -128,6 +132,10 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
     terminal = Terminal()
     header = ("measure", "wrong (%)", "AUROC (%)", "AURC (%)", "best AURC (%)", "ECE (%)")
     terminal.table("Finding wrong pixels", header, rows)
+    if sets:
+        titles = ("pixels of", "covered (%)", "classes in a set", "sets of one (%)")
+        cells = [(name, f"{100 * a:.2f}", f"{b:.2f}", f"{100 * c:.2f}") for name, a, b, c in map(dict.values, sets)]
+        terminal.table(f"Label sets, made to cover {COVERAGE:.0%} of every class", titles, cells)
     bound = max(max(entry.auroc_bound, entry.aurc_bound) for entry in found.values())
     terminal.print(f"Exact to {100 * bound:.1g} points (histograms); higher AUROC and lower AURC are better.")
     terminal.say(f"Results: {out}")
@@ -196,10 +204,17 @@ def write_report(
         prototypes, facts["prototypes"] = _prototypes(cfg, trained)
         with image_loader(cfg, trained, VIEWS) as loader:
             views = [pixel_view(scene) for scene in scenes(trained.model, loader, "images to click")]
+    doubt = None
+    if trained.model.discriminant is not None:
+        collector = UncertaintyCollector(trained.model.discriminant)
+        with image_loader(cfg, trained, DOUBT_IMAGES) as loader:
+            collect(scenes(trained.model, loader, "doubt"), collector)
+        found = {_TITLES[name]: entry for name, entry in collector.compute().items()}
+        doubt = {"figure": figure_uri(uncertainty_figure(found)), "sets": collector.label_sets(space.classes)}
     run, path = checkpoint.absolute().parent.parent, output / "report.html"
     title, confusion = f"{result['label_space']}: {run.name}", np.load(output / "confusion.npy")
     log = run if (run / "logs" / "metrics.csv").is_file() else None
-    size = write_page(path, title, facts, result, confusion, space, worst, log, prototypes, views)
+    size = write_page(path, title, facts, result, confusion, space, worst, log, prototypes, views, doubt)
     say(f"Page: {path} ({size / 1e6:.1f} MB)")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.checkpoint import NETWORKS, check_class_names, read_tensors, save_checkpoint
@@ -134,7 +135,8 @@ def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[s
         means=torch.cat([known.means[rows], *(mean[None] for mean in taught.values())]),
         classes=torch.tensor([*classes, *map(edit.classes.index, taught)]),
         taught=torch.cat([known.taught[rows], torch.ones(len(taught), dtype=torch.bool)]),
-        bias=torch.stack([known.bias[row] if row >= 0 else known.bias.mean() for row in edit.rows]),
+        bias=torch.cat([known.bias, known.bias.mean().view(1)])[[max(row, -1) for row in edit.rows]],
+        sets=None if known.sets is None else F.pad(known.sets, (0, 1))[[max(row, -1) for row in edit.rows]],
     )._asdict()
 
 

@@ -11,9 +11,12 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from protoseg.checkpoint import save_checkpoint
 from protoseg.cli.main import run_tool
+from protoseg.data import CAMVID
 from protoseg.run.build import build_datamodule, build_module
 from tests.conftest import TINY
+from tests.teach.conftest import with_scenes
 
 Configure = Callable[..., DictConfig]
 WITHOUT_HEAD = tuple(x for x in TINY if not x.startswith("head."))
@@ -56,12 +59,19 @@ def test_prototypes(save: Callable[..., Path], tmp_path: Path, capsys: pytest.Ca
 def test_uncertainty_of_twins(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     softmax = ("head=parametric", "loss=parametric", *WITHOUT_HEAD)
     paths = [save("p.ckpt", *TINY), save("s.ckpt", *softmax)]
+    save_checkpoint(with_scenes(paths[0]).content, paths[0])
     asked = ["--images", "4", "--maps", "2", "--out", str(tmp_path / "out"), "data=streets", "data.dataset.style=dusk"]
     run_tool("analyse", ["uncertainty", f"ckpt_path={paths[0]}", "--softmax", str(paths[1]), *asked, "num_workers=0"])
-    assert "confidence of" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "confidence of" in shown
+    assert "Label sets, made to cover 90%" in shown
     found = json.loads((tmp_path / "out" / "uncertainty.json").read_text())
+    *classes, every = found.pop("label sets")
+    assert [row["class"] for row in classes] == list(CAMVID.classes)
+    assert 0.5 < every["covered"] <= 1 <= every["size"]
     assert set(found) == {
-        "prototype margin", "prototype distance", "softmax confidence", "confidence of the softmax twin"
+        "prototype margin", "prototype distance", "softmax confidence", "class-aware confidence",
+        "confidence of the softmax twin",
     }  # fmt: skip
     assert len({entry["pixels"] for entry in found.values()}) == 1  # the same images
     assert len(list((tmp_path / "out" / "maps").iterdir())) == 2

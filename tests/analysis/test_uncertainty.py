@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +129,8 @@ def test_a_network_without_prototypes_has_its_confidence() -> None:
 
 def test_a_bias_of_each_class_is_a_measure_of_its_own() -> None:
     class Biased(torch.nn.Module):
+        known = SimpleNamespace(sets=None)
+
         def log_odds(self, log_odds: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
             return log_odds - 4.0 * (predicted == 1)
 
@@ -137,6 +140,31 @@ def test_a_bias_of_each_class_is_a_measure_of_its_own() -> None:
     assert found["class-aware"].auroc != found["confidence"].auroc
     assert found["class-aware"].calibration is not None
     assert found["confidence"].auroc == error_detection(Toy(), loader())["confidence"].auroc
+
+
+def test_label_sets_are_counted_pixel_by_pixel() -> None:
+    class Known(torch.nn.Module):
+        known = SimpleNamespace(sets=torch.tensor([0.3, 0.35, 0.2]))
+
+        def log_odds(self, log_odds: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+            return log_odds
+
+    model, collector = Toy(), UncertaintyCollector(Known())
+    pixels, covered, size, single = (np.zeros(3) for _ in range(4))
+    for scene in scenes(model, loader()):
+        collector.update(scene)
+        chance = scene.at_pixels(scene.output.logits[0]).softmax(0).permute(1, 2, 0)
+        for p, truth in zip(chance[scene.label >= 0], scene.label[scene.label >= 0].tolist(), strict=True):
+            found = [c for c in range(3) if p[c] >= Known.known.sets[c]]
+            for sums, value in ((pixels, 1), (covered, truth in found), (size, len(found)), (single, len(found) == 1)):
+                sums[truth] += value
+    *rows, every = collector.label_sets(SPACE.classes)
+    assert [row["class"] for row in rows] == list(SPACE.classes)
+    for name, sums in (("covered", covered), ("size", size), ("single", single)):
+        assert [row[name] for row in rows] == pytest.approx(list(sums / pixels))
+        assert every[name] == pytest.approx(sums.sum() / pixels.sum())
+    assert 0.1 < every["covered"] < 0.9
+    assert UncertaintyCollector().label_sets(SPACE.classes) == []
 
 
 def test_unlabelled_pixels_do_not_count() -> None:

@@ -83,6 +83,7 @@ def test_from_one_checkpoint_to_the_next(
     what = "--name Car --color 1,2,3 --id 8"
     call("statistics", less, "--device cpu --out", less)
     assert f"Statistics of 4 images: {less}" in capsys.readouterr().out
+    assert open_file(less).statistics().sets.shape == (10,)  # of every second validation image
     call("add", less, "--images", images, "--masks", masks, what, "--out", more, "--delta", delta, "--device cpu")
     shown = capsys.readouterr().out
     assert "Car (student): " in shown
@@ -181,6 +182,17 @@ def test_refresh(base: Path, cars: tuple[Path, Path], tmp_path: Path) -> None:
     new = tmp_path / "new.ckpt"
     call("refresh", base, "--images", cars[0], "--masks", cars[1], "--name Road --id 3 --keep 0 --out", new)
     assert classes(new) == CAMVID.classes
+
+
+@pytest.mark.slow
+def test_images_that_were_trained_on_make_no_label_sets(base: Path, tmp_path: Path) -> None:
+    content = read_checkpoint(base)
+    content["protoseg"]["config"]["data"]["val_split"] = "train"
+    save_checkpoint(content, tmp_path / "same.ckpt")
+    call("statistics", tmp_path / "same.ckpt", "--device cpu --out", tmp_path / "ready.ckpt")
+    known = open_file(tmp_path / "ready.ckpt").statistics()
+    assert known is not None
+    assert known.sets is None
 
 
 def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from protoseg.evaluation.predictor import Predictor, slide_rows
 from protoseg.functional.resize import upsample_logits, upsample_rows
+from protoseg.functional.unknown import unknown
 from protoseg.types import ProtosegError, SegOutput
 
 SIZES = [(40, 56), (33, 47), (40, 56), (64, 20), (33, 47)]
@@ -306,3 +307,20 @@ def test_configs_instantiate(name: str) -> None:
     assert isinstance(predictor, Predictor)
     assert predictor.averages == (name == "multiscale")
     assert (predictor.crop_size is not None) == (name == "slide")
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_doubt_is_all_that_is_said_of_an_image(predictor: Predictor) -> None:
+    image, size = batch(SIZES)
+    for found, p in zip(predictor.doubt(Net(), image, size, True), predictor(Net(), image, size), strict=True):
+        torch.testing.assert_close(found.probabilities, p)
+        torch.testing.assert_close(found.confidence, p.amax(0))
+        assert torch.equal(found.label, p.argmax(0))
+        assert found.unknown.shape == p.shape[1:]
+    assert predictor.doubt(Net(), image, size)[0].probabilities is None
+
+
+def test_unknown_is_upsampled_as_logits_are() -> None:
+    image, size = batch([(40, 56)])
+    want = upsample_logits(unknown(Net()(image)), (40, 56), 4)[0, 0]
+    torch.testing.assert_close(Predictor().doubt(Net(), image, size)[0].unknown, want, check_dtype=False)

@@ -195,7 +195,7 @@ def test_it_is_saved_and_opened_by_commands(tmp_path: Path, configure: Callable[
     data = ["data=streets", f"data.root={tmp_path / 'streets'}"]
     overrides = [f"ckpt_path={checkpoint}", *data, "device=cpu", "save=[]", "num_workers=0", "report=true"]
     run_evaluation(configure("evaluate", *overrides, output=tmp_path / "out"))
-    assert (tmp_path / "out" / "report.html").is_file()
+    assert 'id="doubt"' in (tmp_path / "out" / "report.html").read_text()  # it has statistics
 
 
 def test_torch_is_saved_where_it_can_be_made_again(tmp_path: Path) -> None:
@@ -205,8 +205,9 @@ def test_torch_is_saved_where_it_can_be_made_again(tmp_path: Path) -> None:
     named = protoseg.wrap(tiny(), CAMVID.classes, arguments={"channels": 11}).to("cpu")
     file = with_statistics(named.file, scenes(0, 3))
     known, plain = protoseg.Model.of_file(file, "cpu"), named.predict(PHOTO)
-    slope, bias = file.statistics()[6:]
-    odds = torch.from_numpy(plain.confidence).logit() * slope + bias[plain.labels.astype(int)]
+    slope, bias = file.statistics()[6:8]
+    said = torch.from_numpy(plain.confidence).logit()
+    odds = said * slope[0] + said.mean() * slope[1] + bias[plain.labels.astype(int)]
     np.testing.assert_allclose(known.predict(PHOTO).confidence, odds.sigmoid().numpy(), atol=1e-4)
     with pytest.raises(ProtosegError, match=r"say trust="):
         protoseg.load(known.save_pretrained(tmp_path / "saved"))

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protoseg.functional.discriminant import Moments, Statistics, class_calibration, moments, posterior_mean, statistics
+from protoseg.functional.discriminant import (
+    COVERAGE,
+    Moments,
+    Statistics,
+    class_calibration,
+    moments,
+    posterior_mean,
+    set_thresholds,
+    statistics,
+)
 from protoseg.types import ProtosegError
 
 MEANS = torch.tensor([[0.0, 0, 0, 0], [4, 0, 0, 0], [0, 4, 0, 0], [4, 4, 0, 0]])
@@ -91,6 +100,28 @@ def test_calibration_finds_the_slope_and_the_bias_of_each_class() -> None:
     assert slope.item() == pytest.approx(0.7, abs=0.05)
     torch.testing.assert_close(bias[:2], truth, atol=0.1, rtol=0)
     assert bias[2] == pytest.approx(bias[:2].mean().item())  # never predicted
+    dark = (torch.arange(40_000) % 2).float()  # of every second one's image
+    chance = (0.7 * log_odds - 1.5 * dark + truth[predicted]).sigmoid()
+    right = torch.rand(40_000, generator=draw) < chance
+    slopes, bias = class_calibration(torch.stack([log_odds, dark], 1), predicted, right, 3)
+    torch.testing.assert_close(slopes, torch.tensor([0.7, -1.5]), atol=0.1, rtol=0)
+    torch.testing.assert_close(bias[:2], truth, atol=0.1, rtol=0)
     _, bias = class_calibration(log_odds, predicted, predicted == 0, 2)
     assert bias.isfinite().all()
     assert bias[0] > 5 > -5 > bias[1]
+
+
+def test_label_sets_hold_the_class_of_new_pixels_of_every_class() -> None:
+    draw = torch.Generator().manual_seed(0)
+    label = torch.multinomial(torch.tensor([0.7, 0.25, 0.05]), 40_000, replacement=True, generator=draw)
+    probability = torch.rand(40_000, generator=draw) ** (1 + label)  # the rarer, the less sure
+    thresholds = set_thresholds(probability[:20_000], label[:20_000], 4)
+    for c in range(3):
+        new = probability[20_000:][label[20_000:] == c]
+        assert (new >= thresholds[c]).float().mean().item() == pytest.approx(COVERAGE, abs=0.035)
+    assert thresholds[0] > thresholds[1] > thresholds[2] > 0
+    assert thresholds[3] == 0  # nothing is known of it: it is in every set
+    assert set_thresholds(torch.tensor([0.5] * 8), torch.zeros(8, dtype=torch.int64), 1).item() == 0  # too few
+    assert set_thresholds(
+        torch.tensor([0.2, *[0.5] * 8]), torch.zeros(9, dtype=torch.int64), 1
+    ).item() == pytest.approx(0.2)

@@ -16,7 +16,7 @@ import torch
 from protoseg.analysis.stream import look
 from protoseg.evaluation.evaluate import evaluate
 from protoseg.evaluation.predictor import Predictor
-from protoseg.page.page import WorstImages, pixel_view, prototype_report, write_page
+from protoseg.page.page import WorstImages, jpeg_uri, pixel_view, prototype_report, write_page
 from protoseg.types import LabelSpace
 from tests.analysis.toy import PROTOTYPES, SPACE, Images, Toy, loader
 from tests.functional.dense import dense
@@ -37,6 +37,8 @@ def make_page(folder: Path, prototypes: bool = True, space: LabelSpace = SPACE) 
     (folder / "logs" / "metrics.csv").write_text("step,train/loss,val/mIoU\n1,0.5,0.1\n2,0.4,0.3\n")
     more: dict[str, Any] = {}
     if prototypes:
+        row = {"class": "red car", "covered": 0.9, "size": 1.234, "single": float("nan")}
+        more["doubt"] = {"figure": jpeg_uri(np.zeros((2, 2, 3), np.uint8), 2), "sets": [row, row | {"class": "all"}]}
         more["prototypes"] = prototype_report(model, loader(), space)
         more["views"] = [pixel_view(look(model.eval(), *Images()[i][:2], name=f"/photos/{i}.png")) for i in (0, 1)]
     confusion = np.load(folder / "confusion.npy")
@@ -110,11 +112,13 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
         for j in range(PROTOTYPES):
             assert f'id="p{i}-{j}"' in text
     assert "training curves" in text
+    assert re.findall(r"1\.23</td>\s*<td[^>]*>–</td>", text)  # a label set's size, and of no pixel no share
 
 
 def test_page_of_a_softmax_model(tmp_path: Path) -> None:
     text = make_page(tmp_path, prototypes=False)
     assert 'id="pixels"' not in text
+    assert 'id="doubt"' not in text
     assert 'id="prototypes"' not in text
     assert text.count("confusion matrix") == 1
     assert text.count('class="worst"') == 3
@@ -142,7 +146,8 @@ def test_in_a_browser(prototypes: bool, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         page.click("th:nth-child(2)")
-        column = page.eval_on_selector_all("tbody td:nth-child(2)", "cells => cells.map(cell => +cell.dataset.value)")
+        numbers = "cells => cells.map(cell => +cell.dataset.value)"
+        column = page.eval_on_selector_all("#classes tbody td:nth-child(2)", numbers)
         assert column == sorted(column, reverse=True)
         if prototypes:
             _click_pixels(page)

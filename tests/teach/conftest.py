@@ -39,10 +39,10 @@ def make_checkpoint(configure: Callable[..., DictConfig], tmp_path: Path) -> Mak
 
 
 def with_scenes(path: Path) -> TrainedFile:
-    """A checkpoint with statistics of four of the built-in scenes."""
-    scenes = Streets(split="train")
-    scenes.samples = scenes.samples[:4]
-    return with_statistics(TrainedFile(path, read_checkpoint(path)), scenes)
+    """A checkpoint with statistics of four of the built-in scenes, and label sets of every second one of three."""
+    scenes, others = Streets(split="train"), Streets(split="val")
+    scenes.samples, others.samples = scenes.samples[:4], others.samples[:3]
+    return with_statistics(TrainedFile(path, read_checkpoint(path)), scenes, held_out=others)
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ class ClassMasks(SegmentationDataset):
     """Images, masks of the same names (but for a constant end or beginning), and which pixels of these are which class.
 
     Folders of images and masks, subfolders included. Of ``ids`` in the masks, one for each class, others are "none of
-    these", and 255 takes no part unless it is one. Masks of colours are read by ``colors``, black being none of these.
-    Without ``ids``: binary masks of one class, in which it is whatever is not 0 or black; 255 takes no part beside 1.
+    these", and 255 takes no part unless it is one. Masks of colours are read by ``colors``, others being none of these.
+    Without ``ids``, and where no mask shows a colour of ``colors``: binary masks of one class, in which it is whatever
+    is not 0 or black; 255 takes no part beside 1.
 
     Raises ProtosegError: folders that are missing, files that do not pair up, classes without colours or ids; masks
     that could be read in two ways (``mask_reading.decide``).
@@ -53,14 +54,16 @@ class ClassMasks(SegmentationDataset):
         labels, _ = by_image(found, stems_of_masks(folders[1], others, found), where, key="")
         super().__init__(pair(found, labels, where, folders), "train")
         paths = [mask for _, mask in self.samples if mask is not None]
-        if ids is None:
-            self.id_table, self.colors = _of_binary(used_values_of(paths))
+        used = used_values_of(paths)
+        shown = {color for _, found in used if found.ids is None for color in found.colors or ()}
+        if ids is None and not shown.intersection(colors):
+            self.id_table, self.colors = _of_binary(used)
         else:
-            self.id_table, self.colors = np.full(1 << 16, len(names), np.uint8), {BLACK: len(names)}
+            self.id_table = np.full(1 << 16, len(names), np.uint8)
             self.id_table[[FILE_IGNORED, WIDE_FILE_IGNORED]] = FILE_IGNORED
-            self.id_table[list(ids)] = range(len(ids))
-            self.colors |= {color: label for label, color in enumerate(colors)}
-        said = {*(ids or ()), *(() if WHITE in self.colors and ids else (FILE_IGNORED, WIDE_FILE_IGNORED))}
+            self.id_table[list(ids or ())] = range(len(ids or ()))
+            self.colors = dict.fromkeys((*shown, BLACK), len(names)) | {c: label for label, c in enumerate(colors)}
+        said = {*(ids or ()), *(() if WHITE in colors and ids else (FILE_IGNORED, WIDE_FILE_IGNORED))}
         file = ClassFile(self.label_space, self.id_table, self.colors, frozenset(said), True, transparent=True)
         self.mask_reading = MaskReading(paths, file)
 

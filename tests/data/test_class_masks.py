@@ -69,6 +69,8 @@ def test_one_bit_and_colours(folders: tuple[Path, Path]) -> None:
     assert ClassMasks(*folders, ["car"], [RED]).read_label(0).tolist() == [[1, 0, 0, 1]]
     row(folders, BLUE, RED, (0, 0, 0), RED)
     assert ClassMasks(*folders, ["car", "dog"], [RED, BLUE], [1, 2]).read_label(0).tolist() == [[1, 0, 2, 0]]
+    assert ClassMasks(*folders, ["car"], [RED]).read_label(0).tolist() == [[1, 0, 1, 0]]  # and blue is another
+    assert ClassMasks(*folders, ["car"], [RED], [1]).read_label(0).tolist() == [[1, 0, 1, 0]]
     row(folders, 0, 1, 255, 7)
     assert ClassMasks(*folders, ["car"], [RED], [255]).read_label(0).tolist() == [[1, 1, 0, 1]]
     row(folders, 0, 255, 0, 255)

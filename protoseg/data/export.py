@@ -7,7 +7,7 @@ import re
 import shutil
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from struct import pack as pack_bytes
@@ -286,11 +286,8 @@ def _coco(panoptic: bool, labels: Iterable[tuple[str, Ids]], space: LabelSpace, 
     """
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number, (name, label) in enumerate(labels, 1):
-        file, ids = (
-            f"{name.rpartition('.')[0]}.png",
-            np.where(label < space.num_classes, label.astype(np.uint32) + 1, 0),
-        )
-        segments = list[dict[str, Any]]()
+        ids, segments = np.where(label < space.num_classes, label.astype(np.uint32) + 1, 0), list[dict[str, Any]]()
+        file = f"{name.rpartition('.')[0]}.png"
         for value in np.unique(ids[ids > 0]).tolist():
             mask = (ids == value).astype(np.uint8)
             where = {"area": int(mask.sum()), "bbox": [*cv2.boundingRect(mask)]}
@@ -314,14 +311,12 @@ def _coco(panoptic: bool, labels: Iterable[tuple[str, Ids]], space: LabelSpace, 
 
 def _labelme(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) -> None:
     """``NAME.json``, to lie beside its image."""
+    content: dict[str, Any] = {"version": "5.0.0", "flags": {}, "imageData": None}
     for name, label in labels:
-        shapes = [
-            {"label": part["label"].replace("unlabeled", "void"), "points": part["polygon"], "shape_type": "polygon"}
-            for part in outlines(label, space)
-        ]
-        content = {"version": "5.0.0", "flags": {}, "shapes": shapes, "imagePath": Path(name).name, "imageData": None}
-        size = {"imageHeight": len(label), "imageWidth": len(label[0])}
-        _write_text((out / name).with_suffix(".json"), json.dumps(content | size))
+        parts = [(part["label"].replace("unlabeled", "void"), part["polygon"]) for part in outlines(label, space)]
+        content["shapes"] = [{"label": what, "points": at, "shape_type": "polygon"} for what, at in parts]
+        content |= {"imagePath": Path(name).name, "imageHeight": len(label), "imageWidth": len(label[0])}
+        _write_text((out / name).with_suffix(".json"), json.dumps(content))
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -332,7 +327,5 @@ def _write_png(path: Path, pixels: Ids) -> None:
     write_file(path, partial(Image.fromarray(pixels).save, format="PNG"))
 
 
-WRITERS = {
-    **{"cityscapes": _cityscapes, "coco": partial(_coco, False), "coco_panoptic": partial(_coco, True)},
-    "labelme": _labelme,
-}
+WRITERS: dict[str, Callable[..., None]] = {"cityscapes": _cityscapes, "coco": partial(_coco, False)}
+WRITERS |= {"coco_panoptic": partial(_coco, True), "labelme": _labelme}

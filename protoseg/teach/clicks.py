@@ -85,7 +85,7 @@ class Session:
         self.sizes = [self._size(i) for i in range(len(self.paths))]
         self.walk = np.random.default_rng(0).permutation(len(self.paths)).tolist()  # ranked first: some of all
         self.actions, self.undone, self.version = list[Action](), list[Action](), 0
-        self._evidence, self._told = dict[int, Label](), dict[int, list[tuple[int, Tensor, int]]]()
+        self._evidence, self._told = dict[int, Label](), dict[int, tuple[list[int], Tensor, list[int]]]()
         self.ranked, self._answers = dict[int, tuple[Any, float, list[Any]]](), dict[int, Tensor]()
         self._taught: Discriminant | None = None
         self.journal = out if out.is_file() else out / "clicks.jsonl"  # a file: to make its model again
@@ -102,9 +102,7 @@ class Session:
             raise ProtosegError(f"{text}: close that page's program, or look on with --read-only") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
             self._only.release()
-            text = (
-                f"{self.journal}: expected clicks on the images of {root} that taught {file.path}, got others ({error})"
-            )
+            text = f"{self.journal}: expected clicks on {root} that taught {file.path}, got others ({error})"
             raise ProtosegError(f"{text}: put back what was there, or choose another folder with --out") from error
 
     def _go_on(self, head: Action) -> None:
@@ -322,27 +320,29 @@ class Session:
         with self.lock:
             if self._taught is None and (clicked := self.clicked):
                 means, counts = defaultdict[int, list[Tensor]](list), defaultdict[int, list[int]](list)
-                for class_id, mean, cells in (told for i in clicked for told in self._said_in(i)):
-                    means[class_id].append(mean)
-                    counts[class_id].append(cells)
+                for i in clicked:
+                    self._told[i] = told = self._told.get(i) or self._said_in(i)
+                    for class_id, mean, cells in zip(*told, strict=True):
+                        means[class_id].append(mean)
+                        counts[class_id].append(cells)
                 known, first = self.known(), int(self.blank)  # there class 0 is the stand-in
                 placed = [posterior_mean(known, torch.stack(means[c]), torch.tensor(counts[c])) for c in means]
                 known = known.with_taught(placed, [c + first for c in means], self.space.num_classes + first)
-                channels = [self.model.head.embedding_dim, *self.model.encoder.channels]
                 known = known.taught_alone() if self.blank else known
+                channels = [self.model.head.embedding_dim, *self.model.encoder.channels]
                 self._taught = Discriminant(known, channels, self.model.feature_strides, self.model.stride)
             return self._taught or self.model.discriminant
 
-    def _said_in(self, i: int) -> list[tuple[int, Tensor, int]]:
-        """Of each class that cells of an image were said to be: its id, their mean whitened maps, their number."""
-        if i not in self._told:
-            cells = torch.from_numpy(self.evidence(i).ravel())
-            there = (cells != NONE).nonzero().flatten()
-            maps = frozen_maps(self.output(i), self.model, there)
-            classes, counts = cells[there].unique(return_counts=True)
-            means = self.known().whitened(torch.stack([maps[cells[there] == c].mean(0) for c in classes]))
-            self._told[i] = [*zip(classes.tolist(), means, counts.tolist(), strict=True)]
-        return self._told[i]
+    def _said_in(self, i: int) -> tuple[list[int], Tensor, list[int]]:
+        """The classes that cells of an image were said to be, their mean whitened maps, the numbers of cells."""
+        there = torch.from_numpy(self.evidence(i) != NONE).flatten().nonzero().flatten()
+        of, maps = torch.from_numpy(self.evidence(i)).flatten()[there], frozen_maps(self.output(i), self.model, there)
+        classes, counts = of.unique(return_counts=True)
+        return (
+            classes.tolist(),
+            self.known().whitened(torch.stack([maps[of == c].mean(0) for c in classes])),
+            counts.tolist(),
+        )
 
     def scores(self, i: int) -> Tensor:
         """Logits of all classes for an image on the network's grid, ``1 c h w``."""

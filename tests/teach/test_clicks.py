@@ -236,7 +236,9 @@ def test_clicks_of_another_network_are_refused(session: Session, patches: Folder
     session.close()
     torch.manual_seed(1)
     other = blank_file("encoder", ENCODER, TimmEncoder("mobilenetv3_small_050"))
-    with pytest.raises(ProtosegError, match="expected clicks that taught"):
+    with pytest.raises(
+        ProtosegError, match=r"expected clicks on .* that taught encoder, got others \(of encoder, another network\)"
+    ):
         Session(other, patches[0], session.out)
 
 

@@ -1,12 +1,10 @@
 """What ``protoseg teach`` does: open a checkpoint, change its classes, write it; or show and measure what would be."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hydra.utils import instantiate
 from rich.text import Text
 
 from protoseg.checkpoint import save_checkpoint
@@ -16,12 +14,8 @@ from protoseg.data.own import ImageFolder
 from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.predictor import choose_device
 from protoseg.functional.prototypes import nearest_class_cosine
-from protoseg.run.build import plain
-from protoseg.run.config import composed
 from protoseg.run.evaluate import match_classes
-from protoseg.teach.clicks import Session
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
-from protoseg.teach.evidence import blank_file
 from protoseg.teach.normalisation import adapt_normalisation
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
 from protoseg.teach.statistics import MAX_IMAGES, with_statistics
@@ -29,7 +23,6 @@ from protoseg.teach.trial import trial
 from protoseg.teach.tuning import tune_classes
 from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
-from protoseg.types import ProtosegError, require
 
 
 def _changing(make: Callable[..., ClassEdit]) -> Callable[..., None]:
@@ -103,48 +96,6 @@ def adapt(checkpoint: Path, trust: Sequence[str], images: Path, out: Path, devic
         kept = "no weight makes it surer: as it was" if weight == 0 else f"{weight:.0%} of BatchNorm's statistics taken"
         say(f"{network}: {kept}; entropy of its predictions {entropy[0.0]:.3f} before, {entropy[weight]:.3f} now")
     say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
-
-
-def page(places: list[Path], encoder: str | None, trust: Sequence[str], out: Path | None, **of: Any) -> None:
-    """Serve :mod:`protoseg.page.labelling` until Ctrl-C."""
-    require("page", "aiohttp")
-    from protoseg.page.labelling import serve
-
-    if len(places) != (2 if encoder is None else 1):
-        wanted = "a checkpoint and a folder of images" if encoder is None else "a folder of images beside --encoder"
-        raise ProtosegError(f"expected {wanted}, got {', '.join(map(str, places))}: give these")
-    network, images = encoder or str(places[0].absolute()), places[-1]
-    out = out or images.absolute().with_name(f"{images.absolute().stem}_labels")
-    session = _session(network, encoder is not None, images, out, trust, of["device"], of["read_only"])
-    try:
-        serve(session, of["port"], not of["no_open"])
-    finally:
-        session.close()
-
-
-def replay(clicks: Path, trust: Sequence[str], out: Path, device: str | None) -> None:
-    """Write the checkpoint that a session's clicks taught."""
-    try:
-        head = json.loads(clicks.read_bytes().split(b"\n")[0])
-        of = head["network"], head["blank"], Path(head["images"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ProtosegError(f"{clicks}: expected the clicks of protoseg teach page, got others ({error!r})") from error
-    session = _session(*of, clicks, trust, device, True)
-    save_checkpoint(session.content(), out)
-    session.close()
-    say(f"{session.space.num_classes} classes of {len(session.actions)} actions: {out}")
-
-
-def _session(
-    network: str, blank: bool, images: Path, out: Path, trust: Sequence[str], device: str | None, read_only: bool
-) -> Session:
-    """Clicks on images that teach a checkpoint, or, ``blank``, an encoder of conf/."""
-    if not blank:
-        return Session(open_file(network, trust), images, out, read_only, choose_device(device))
-    made = composed("train", [f"encoder={network}"]).encoder
-    section = plain(made) | {"freeze": True} | ({"pyramid_channels": None} if "pyramid_channels" in made else {})
-    file = blank_file(network, section, instantiate(section, _convert_="all"))
-    return Session(file, images, out, read_only, choose_device(device))
 
 
 def show(checkpoint: Path, trust: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -19,7 +18,6 @@ from protoseg.data import CAMVID, SegmentationDataModule, Streets
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
 from protoseg.teach import trial
-from protoseg.teach.clicks import Session
 from protoseg.trained import open_file
 from tests.conftest import TINY
 
@@ -257,68 +255,3 @@ def test_a_colour_that_is_none(base: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         call("add", base, "--images i --masks m --name a --color red --out x")
     assert "expected three numbers from 0 to 255" in capsys.readouterr().err
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, int, bool]]:
-    """What the command would serve; a class ``weed`` is clicked there at once."""
-    found: list[tuple[Session, int, bool]] = []
-
-    def serve(session: Session, port: int, show: bool) -> None:
-        found.append((session, port, show))
-        session.click(0, 5, 5, session.add_class("weed"))
-        session.click(1, 5, 5, session.add_class("soil"))
-
-    monkeypatch.setattr("protoseg.page.labelling.serve", serve)
-    return found
-
-
-def test_page_and_replay(base: Path, cars: tuple[Path, Path], served: list, tmp_path: Path) -> None:
-    run_tool("teach", ["page", str(base), str(cars[0]), "--no-open", "--port", "0"])
-    session, port, show = served[0]
-    assert (port, show, session.out) == (0, False, cars[0].with_name("images_labels"))
-    out = tmp_path / "again.ckpt"
-    run_tool("teach", ["replay", str(session.out / "clicks.jsonl"), "--out", str(out)])
-    assert checkpoint_label_space(read_checkpoint(out)).classes[-2:] == ("weed", "soil")
-
-
-def test_page_of_an_encoder(cars: tuple[Path, Path], served: list, tmp_path: Path) -> None:
-    run_tool("teach", ["page", "--encoder", "tf_efficientnet_lite0", str(cars[0]), "--out", str(tmp_path / "o")])
-    assert served[0][0].space.classes == ("weed", "soil")
-    out = tmp_path / "again.ckpt"
-    run_tool("teach", ["replay", str(tmp_path / "o" / "clicks.jsonl"), "--out", str(out)])
-    assert checkpoint_label_space(read_checkpoint(out)).classes == ("weed", "soil")
-    assert open_file(out).model().eval()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).logits.shape == (1, 2, 16, 16)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["IMAGES"], "expected a checkpoint and a folder of images, got "),
-        (
-            ["BASE", "IMAGES", "--encoder", "tf_efficientnet_lite0"],
-            "expected a folder of images beside --encoder, got ",
-        ),
-        (["nothing.ckpt", "IMAGES"], "no file at "),
-        (["IMAGES", "--encoder", "nothing"], "nothing"),
-        (["BASE", "nowhere"], "expected a folder with images"),
-    ],
-)
-def test_page_needs_a_network_and_images(
-    base: Path, cars: tuple[Path, Path], words: list[str], said: str, capsys: pytest.CaptureFixture[str], served: list
-) -> None:
-    places = {"BASE": str(base), "IMAGES": str(cars[0])}
-    with pytest.raises(SystemExit) as stopped:
-        run_tool("teach", ["page", *(places.get(word, word) for word in words)])
-    assert stopped.value.code == 1
-    assert said in capsys.readouterr().err
-    assert not served
-
-
-def test_page_names_what_is_not_installed(
-    base: Path, cars: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("protoseg.types.find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        run_tool("teach", ["page", str(base), str(cars[0])])
-    assert "pip install 'protoseg[page]'" in capsys.readouterr().err

@@ -27,12 +27,12 @@ import torch
 from aiohttp import web
 from PIL import Image
 
+from examples.labelling_page.clicks import NONE, Session
 from protoseg.evaluation.pictures import as_picture, overlay
-from protoseg.teach.clicks import NONE, Session
 from protoseg.text import say
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
-FILES = Path(__file__).with_name("labelling")
+FILES = Path(__file__).with_name("page")
 OPEN = ("/page.js", "/view.js", "/lists.js", "/page.css")  # to whoever asks: nothing in them is the user's
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
@@ -65,7 +65,9 @@ def make_app(session: Session, port: int, token: str) -> web.Application:
         home = request.host in hosts and request.headers.get("Origin") in (None, f"http://{request.host}")
         try:
             if not home or not (request.path in OPEN or hmac.compare_digest(given.encode(), token.encode())):
-                raise web.HTTPForbidden(text="expected the address that protoseg teach page printed, with its token")
+                raise web.HTTPForbidden(
+                    text="expected the address that examples.labelling_page printed, with its token"
+                )
             if request.method == "POST" and session.read_only:
                 raise web.HTTPForbidden(text="expected a page that writes, got one of --read-only")
             answer = await handler(request)

@@ -19,19 +19,22 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import protoseg
+from examples.labelling_page.clicks import NONE, Session
+from examples.labelling_page.evidence import blank_file
+from examples.labelling_page.replay import replay
 from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.data import LabelledFolder
 from protoseg.data.class_masks import ClassMasks
 from protoseg.data.export import convert
 from protoseg.models.encoders import TimmEncoder
 from protoseg.run.config import composed
-from protoseg.run.teach import replay
 from protoseg.teach import add_classes, apply_edit
-from protoseg.teach.clicks import NONE, Session
-from protoseg.teach.evidence import blank_file
 from protoseg.trained import TrainedFile, open_file
 from protoseg.types import ProtosegError
-from tests.teach.conftest import with_scenes
+from tests.teach import conftest as made
+
+make_checkpoint = made.make_checkpoint
+
 
 ENCODER = {"_target_": "protoseg.models.encoders.TimmEncoder", "name": "mobilenetv3_small_050"}
 Folders = tuple[Path, Path]
@@ -44,7 +47,7 @@ MADE: list[bytes] = []  # the file of an untrained run with statistics, made onc
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if not MADE:
         path = request.getfixturevalue("make_checkpoint")()
-        save_checkpoint(with_scenes(path).content, path)
+        save_checkpoint(made.with_scenes(path).content, path)
         MADE.append(path.read_bytes())
     (tmp_path / "base.ckpt").write_bytes(MADE[0])
     return tmp_path / "base.ckpt"
@@ -260,7 +263,7 @@ def test_of_a_line_that_was_cut_short_the_rest_is_there(session: Session, lost: 
 def test_a_killed_program_loses_no_action_that_was_answered(base: Path, patches: Folders, tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from protoseg.teach.clicks import Session; from protoseg.trained import open_file\n"
+        "from examples.labelling_page.clicks import Session; from protoseg.trained import open_file\n"
         "s = Session(open_file(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))\n"
         "for i in range(9): s.click(0, 5 + i, 5, i); print(i, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
@@ -286,7 +289,7 @@ def test_the_same_clicks_make_the_same_model(base: Path, patches: Folders, tmp_p
     again = tmp_path / "again.ckpt"
     replay(tmp_path / "out" / "clicks.jsonl", (), again, "cpu")
     assert again.read_bytes() == (tmp_path / "out" / "taught.ckpt").read_bytes()
-    with pytest.raises(ProtosegError, match="expected the clicks of protoseg teach page"):
+    with pytest.raises(ProtosegError, match="expected the clicks of"):
         replay(base, (), again, "cpu")
 
 

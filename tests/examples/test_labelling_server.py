@@ -20,11 +20,11 @@ import torch
 from aiohttp import ClientResponse, ClientSession, web
 from PIL import Image
 
+from examples.labelling_page import server as labelling
+from examples.labelling_page.clicks import NONE, Session
+from examples.labelling_page.evidence import blank_file
+from examples.labelling_page.server import make_app, serve
 from protoseg.models.encoders import TimmEncoder
-from protoseg.page import labelling
-from protoseg.page.labelling import make_app, serve
-from protoseg.teach.clicks import NONE, Session
-from protoseg.teach.evidence import blank_file
 from protoseg.types import ProtosegError
 
 TOKEN = "secret"

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from examples.labelling_page.evidence import STAND_IN, Evidence, folder_statistics, publish, without_stand_in
 from protoseg.checkpoint import save_checkpoint
 from protoseg.data.class_file import with_made_colors
 from protoseg.data.decoding import file_size, orientation
@@ -44,7 +45,6 @@ from protoseg.nn import Discriminant
 from protoseg.nn.discriminant import frozen_maps
 from protoseg.nn.heads import NO_CHANNEL
 from protoseg.teach.edit import editable_memories, fingerprint
-from protoseg.teach.evidence import STAND_IN, Evidence, folder_statistics, publish, without_stand_in
 from protoseg.teach.operations import teach_pixels
 from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError, SegOutput
@@ -53,7 +53,6 @@ NONE = FILE_IGNORED  # in label maps: no class
 LOOKED_AT = 16  # images, for the statistics of a network that has none
 NEAR = 1  # cells around a click that are taught with it
 STRIP, WORTH = 8, 8  # images of which it is told how much a click changes them; pixels of an image that are offered
-SURE = 1e4  # how far a class leads where it was said
 FAR = 10_000  # pixels: no line is so thick, and none begins so far outside
 Action = dict[str, Any]
 Label = NDArray[np.uint8]
@@ -64,9 +63,9 @@ class Session:
     """A folder of images that is labelled by teaching a network; images and classes go by their places in the lists.
 
     In ``out`` lies all that is written, unless ``read_only``: one session at a time writes there, and goes on with what
-    an earlier one wrote. The network is one whose classes can be changed, or of no class
-    (:func:`protoseg.teach.evidence.blank_file`). Methods raise ProtosegError at wrong input, and change nothing; where
-    the disk refuses, what was said counts.
+    an earlier one wrote. The network is one whose classes can be changed, or of no class (:func:`blank_file` of
+    ``evidence.py``). Methods raise ProtosegError at wrong input, and change nothing; where the disk refuses, what was
+    said counts.
     """
 
     def __init__(
@@ -385,34 +384,35 @@ class Session:
             return label
 
     def worth(self, i: int) -> tuple[float, list[tuple[int, int, float]]]:
-        """How doubtful an image is, 0 to 1, and its pixels most worth a click: x, y, and minus their class's lead.
+        """How doubtful an image is, 0 to 1, and its pixels most worth a click: x, y, and the entropy around them.
 
-        Those where the class leads the next one least, in the mean of 5 x 5 cells (docs/label.md compares rankings).
+        It is the mean of 5 x 5 cells, and none where it was said what they are (docs/label.md compares rankings).
         """
         known, taught = self.ranked.get(i), self.taught()
         if known is None or known[0] is not taught:
-            (doubt, lead), stride = self._doubt(i), self.model.stride
-            area = -F.avg_pool2d(lead, 5, 1, 2, count_include_pad=False)
-            peaks = area.where(area == F.max_pool2d(area, 9, 1, 4), -SURE)[0, 0]
+            (doubt, entropy), stride = self._doubt(i), self.model.stride
+            area = F.avg_pool2d(entropy, 5, 1, 2)
+            peaks = area.where(area == F.max_pool2d(area, 9, 1, 4), 0)[0, 0]
             best = peaks.flatten().topk(min(WORTH, peaks.numel()))
             points = []
             for score, cell in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 y, x = (at * stride + stride // 2 for at in divmod(cell, peaks.shape[1]))
                 points.append((min(x, self.sizes[i][1] - 1), min(y, self.sizes[i][0] - 1), round(score, 4)))
-            self.ranked[i] = known = (taught, doubt, [point for point in points if point[2] > -SURE])
+            self.ranked[i] = known = (taught, doubt, [point for point in points if point[2] > 0])
         return known[1], known[2]
 
     def _doubt(self, i: int) -> tuple[float, Tensor]:
-        """How likely a label is wrong, mean of the cells; by how much the class of each leads the next, ``1 1 h w``."""
+        """How likely a label is wrong, mean of the cells; the entropy of each, ``1 1 h w``."""
         scores, taught, said = self.scores(i), self.taught(), torch.from_numpy(self.evidence(i) != NONE)
         if scores.shape[1] < 2:
-            return 0.0, torch.full((1, 1, *scores.shape[2:]), SURE)
+            return 0.0, torch.zeros(1, 1, *scores.shape[2:])
         (best, second), classes = (part.split(1, 1) if part.is_floating_point() else part for part in scores.topk(2, 1))
         if i in self.walk[:STRIP]:
             self._answers.setdefault(i, classes[:, 0])
-        lead = (best - second).masked_fill(said, SURE)
+        lead = (best - second).masked_fill(said, torch.inf)
         odds = lead if taught is None else taught.log_odds(lead, classes[:, :1])
-        return float((-odds).sigmoid().mean()), lead
+        entropy = torch.special.entr(scores.softmax(1)).sum(1, keepdim=True)
+        return float((-odds).sigmoid().mean()), entropy.masked_fill(said, 0)
 
     def rank_one(self) -> bool:
         """Look at an image that was not ranked yet, or not by what is taught now; False where there is none."""
@@ -425,7 +425,7 @@ class Session:
     def order(self) -> list[int]:
         """Images that are not damaged by their pixel most worth a click, then those that are not ranked yet."""
         first = {i: points[0][2] for i, (_, _, points) in self.ranked.items() if points}
-        return sorted({*range(len(self.names))} - self.errors.keys(), key=lambda i: -first.get(i, -SURE))
+        return sorted({*range(len(self.names))} - self.errors.keys(), key=lambda i: -first.get(i, -1))
 
     def changed(self, besides: int | None = None) -> list[int]:
         """Of some images those whose labels have changed since it was asked last, most first."""

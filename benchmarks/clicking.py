@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from examples.labelling_page.clicks import NONE, Session
 from examples.labelling_page.evidence import blank_file
@@ -37,7 +38,11 @@ from protoseg.types import LabelSpace
 
 JUDGED_AT = (5, 10, 15, 20, 30, 40, 50, 60)  # clicks
 WEEDS = LabelSpace("cwfid", ("soil", "crop", "weed"), ((0, 0, 0), (0, 255, 0), (255, 0, 0)))
-LITE0 = {"_target_": "protoseg.models.encoders.TimmEncoder", "name": "tf_efficientnet_lite0", "pretrained": True}
+LITE0: dict[str, Any] = {
+    "_target_": "protoseg.models.encoders.TimmEncoder",
+    "name": "tf_efficientnet_lite0",
+    "pretrained": True,
+}
 ROOT = Path(os.environ.get("PROTOSEG_DATA", "data"))
 Label = NDArray[np.uint8]
 Photo = tuple[Path, Label]  # and its truth, ``H W``, 255 where there is none
@@ -53,7 +58,7 @@ class Photos(NamedTuple):
 
 def camvid(seed: int) -> Photos:
     """24 images of train, by chance, and 16 of val, always the same."""
-    return _parts(*(CamVid(root=ROOT / "camvid", split=split) for split in ("train", "val")), seed)
+    return _parts(CamVid(root=ROOT / "camvid", split="train"), CamVid(root=ROOT / "camvid", split="val"), seed)
 
 
 def streets(seed: int) -> Photos:
@@ -79,10 +84,11 @@ def cwfid(seed: int) -> Photos:
 
 
 def _weed_truth(path: Path) -> Label:
-    drawn = cv2.imread(str(path.parents[1] / "annotations" / path.name.replace("_image", "_annotation")))
+    place = path.parents[1] / "annotations" / path.name.replace("_image", "_annotation")
+    drawn = np.asarray(Image.open(place).convert("RGB"))
     truth = np.full(drawn.shape[:2], NONE, np.uint8)
     for class_id, color in enumerate(WEEDS.colors):
-        truth[(drawn[:, :, ::-1] == color).all(2)] = class_id
+        truth[(drawn == color).all(2)] = class_id
     return truth
 
 
@@ -161,8 +167,8 @@ class Annotator:
         """Click a pixel, whose class is made if there is none yet."""
         there = self.ids()[class_id]
         if there < 0:
-            name, color = (part[class_id] for part in (self.data.space.classes, self.data.space.colors))
-            there = self.session.add_class(name, color)
+            space = self.data.space
+            there = self.session.add_class(space.classes[class_id], space.colors[class_id])
         self.session.click(i, x, y, there)
         self.clicks += 1
 

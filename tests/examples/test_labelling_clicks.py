@@ -34,6 +34,7 @@ from protoseg.types import ProtosegError
 from tests.teach import conftest as made
 
 make_checkpoint = made.make_checkpoint
+patches = made.patches
 
 
 ENCODER = {"_target_": "protoseg.models.encoders.TimmEncoder", "name": "mobilenetv3_small_050"}
@@ -412,12 +413,12 @@ def test_doubt_ranks_pixels_and_images(session: Session) -> None:
     while session.rank_one():
         pass
     assert sorted(session.order()) == [0, 1, 2, 3]
-    leads = [session.worth(i)[1][0][2] for i in session.order()]
-    assert leads == sorted(leads, reverse=True)
+    best = [session.worth(i)[1][0][2] for i in session.order()]
+    assert best == sorted(best, reverse=True)
     assert all(0 < session.worth(i)[0] < 1 for i in range(4))
     points = session.worth(3)[1]
     assert 0 < len(points) <= 8
-    assert all(0 <= x < 96 and 0 <= y < 64 and score <= 0 for x, y, score in points)
+    assert all(0 <= x < 96 and 0 <= y < 64 and score > 0 for x, y, score in points)
     assert session.changed() == []
     session.click(2, 50, 30, 0)
     assert session.changed(2)

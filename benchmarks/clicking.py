@@ -15,6 +15,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def _parts(train: SegmentationDataset, val: SegmentationDataset, seed: int) -> P
         [(data.samples[i][0], data.read_label(i).astype(np.uint8)) for i in ids]
         for data, ids in ((train, chosen), (val, spread(len(val), 16)))
     )
-    return Photos(CAMVID, clicked, judged)
+    return Photos(replace(CAMVID, name=type(train).__name__.lower()), clicked, judged)
 
 
 def cwfid(seed: int) -> Photos:
@@ -290,21 +291,30 @@ def five(annotator: Annotator, name: str, seed: int, clicks: int = 5) -> tuple[l
     return before, annotator.judge()
 
 
+LABELS = {
+    "ours": "marks of the page",
+    "entropy": "entropy of one cell",
+    "random": "by chance",
+    "error": "largest error",
+}
+
+
 def picture(files: Sequence[Path], path: Path) -> None:
     """The curves of the files, one panel each: mean over seeds, and their range."""
     figure = Figure(figsize=(5.2 * len(files), 3.6), layout="constrained")
     for axes, file in zip(np.atleast_1d(figure.subplots(1, len(files))), files, strict=True):
         content = json.loads(file.read_text())
-        for how, style in (("ours", "C0-o"), ("entropy", "C1-s"), ("random", "C7-^")):
+        for how, style in (("ours", "C0-o"), ("entropy", "C1-s"), ("random", "C7-^"), ("error", "C2--")):
             if how not in content["runs"]:
                 continue
             runs = [{int(n): float(np.nanmean(ious)) for n, ious in run.items()} for run in content["runs"][how]]
             counts = sorted(set.intersection(*(set(run) for run in runs)))
             values = np.array([[run[n] for n in counts] for run in runs])
-            axes.plot(counts, values.mean(0), style, label=how, markersize=4)
+            axes.plot(counts, values.mean(0), style, label=LABELS[how], markersize=4)
             axes.fill_between(counts, values.min(0), values.max(0), color=style[:2], alpha=0.15, linewidth=0)
-        if content.get("trained"):
-            axes.axhline(content["trained"], color="k", linewidth=1, label="trained on the masks")
+        if "trained" in content:
+            label, value = content["trained"]
+            axes.axhline(value, color="k", linewidth=1, label=label)
         axes.set(title=content["title"], xlabel="clicks", ylabel="mIoU on images never clicked, %")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

@@ -62,7 +62,7 @@ def test_curves_and_their_picture(annotator: Annotator, tmp_path: Path) -> None:
         assert all(0 <= iou <= 100 for ious in run[0].values() for iou in ious)
     assert not math.isclose(*(sum(runs[how][0][10]) for how in ("ours", "random")))
     file = tmp_path / "curve.json"
-    file.write_text(json.dumps({"title": "patches", "trained": 90.0, "runs": runs}))
+    file.write_text(json.dumps({"title": "patches", "trained": ["trained", 90.0], "runs": runs}))
     picture([file], tmp_path / "curve.png")
     assert Image.open(tmp_path / "curve.png").width > 300
     before, after = five(annotator, "green", 0, clicks=2)

@@ -7,7 +7,7 @@ import re
 import shutil
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from struct import pack as pack_bytes
@@ -241,8 +241,11 @@ def write_form(folder: Path, out: Path, form: str, classes: Path | None = None) 
     masks = by_stem(place, list_images(place, recursive=True)) if place.is_dir() else {}
     if not masks:
         raise ProtosegError(f"convert: expected masks in {place.absolute()}, got none: give the folder that has them")
-    reading = MaskReading([*masks.values()], file)
-    labels = ((stem, reading.label(masks[stem], file.table, file.colors)) for stem in _progress([*masks], "converting"))
+    reading, beside = MaskReading([*masks.values()], file), folder / "images"
+    photos = by_stem(beside, list_images(beside, recursive=True)) if beside.is_dir() else {}
+    names = {stem: stem + (photos[stem].suffix if stem in photos else ".jpg") for stem in masks}
+    shown = _progress([*masks], "converting")
+    labels = ((names[stem], reading.label(masks[stem], file.table, file.colors)) for stem in shown)
     WRITERS[form](labels, file.label_space, out)
     return len(masks)
 
@@ -250,10 +253,10 @@ def write_form(folder: Path, out: Path, form: str, classes: Path | None = None) 
 def _cityscapes(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) -> None:
     """``NAME_gtFine_polygons.json``, and ``NAME_gtFine_labelIds.png`` where all classes are Cityscapes'."""
     city, ids = public.Cityscapes.label_space.classes, np.zeros(256, np.uint8)  # void is "unlabeled", 0
-    for train_id, name in enumerate(space.classes if set(space.classes) <= set(city) else ()):
-        ids[train_id] = file_ids(public.Cityscapes.id_table, len(city))[city.index(name)]
-    for stem, label in labels:
-        start = f"{stem.removesuffix('_leftImg8bit')}_gtFine"
+    for train_id, known in enumerate(space.classes if set(space.classes) <= set(city) else ()):
+        ids[train_id] = file_ids(public.Cityscapes.id_table, len(city))[city.index(known)]
+    for name, label in labels:
+        start = f"{name.rpartition('.')[0].removesuffix('_leftImg8bit')}_gtFine"
         content = {"imgHeight": len(label), "imgWidth": len(label[0]), "objects": outlines(label, space)}
         _write_text(out / f"{start}_polygons.json", json.dumps(content))
         if ids.any():
@@ -276,25 +279,44 @@ def outlines(label: Ids, space: LabelSpace) -> list[dict[str, Any]]:
     return [entry for _, entry in sorted(found, key=lambda each: -each[0])]
 
 
-def _panoptic(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) -> None:
-    """``panoptic.json`` and ``panoptic/NAME.png``: red + 256 green + 65536 blue is a category's id, or 0 for void."""
-    images, annotations = [], []
-    for number, (stem, label) in enumerate(labels, 1):
-        ids = np.where(label < space.num_classes, label.astype(np.uint32) + 1, 0)
-        _write_png(out / "panoptic" / f"{stem}.png", np.stack([ids & 255, ids >> 8, ids >> 16], 2).astype(np.uint8))
-        segments = []
+def _coco(panoptic: bool, labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) -> None:
+    """``panoptic.json`` and ``panoptic/NAME.png``: red + 256 green + 65536 blue is a category's id, or 0 for void.
+
+    Or ``coco.json``, of each class in an image one annotation by run lengths, which are exact where polygons are not.
+    """
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+    for number, (name, label) in enumerate(labels, 1):
+        ids, segments = np.where(label < space.num_classes, label.astype(np.uint32) + 1, 0), list[dict[str, Any]]()
+        file = f"{name.rpartition('.')[0]}.png"
         for value in np.unique(ids[ids > 0]).tolist():
             mask = (ids == value).astype(np.uint8)
             where = {"area": int(mask.sum()), "bbox": [*cv2.boundingRect(mask)]}
             segments.append({"id": value, "category_id": value, "iscrowd": 0, **where})
-        images.append({"id": number, "file_name": f"{stem}.jpg", "width": label.shape[1], "height": label.shape[0]})
-        annotations.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": segments})
+            if not panoptic:
+                changes = np.flatnonzero(np.diff(mask.T.ravel(), prepend=np.uint8(0)))  # down the columns
+                runs = np.diff(changes, prepend=0, append=mask.size).tolist()
+                of = {"id": len(annotations) + len(segments), "image_id": number}
+                segments[-1] |= of | {"segmentation": {"size": [*mask.shape], "counts": runs}}
+        images.append({"id": number, "file_name": name, "width": label.shape[1], "height": label.shape[0]})
+        annotations += [{"image_id": number, "file_name": file, "segments_info": segments}] if panoptic else segments
+        if panoptic:
+            _write_png(out / "panoptic" / file, np.stack([ids & 255, ids >> 8, ids >> 16], 2).astype(np.uint8))
     categories = [
         {"id": i, "name": name, "supercategory": name, "color": [*color], "isthing": int(name in space.things)}
         for i, (name, color) in enumerate(zip(space.classes, space.colors, strict=True), 1)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    _write_text(out / "panoptic.json", json.dumps(content))
+    _write_text(out / ("panoptic.json" if panoptic else "coco.json"), json.dumps(content))
+
+
+def _labelme(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) -> None:
+    """``NAME.json``, to lie beside its image."""
+    content: dict[str, Any] = {"version": "5.0.0", "flags": {}, "imageData": None}
+    for name, label in labels:
+        parts = [(part["label"].replace("unlabeled", "void"), part["polygon"]) for part in outlines(label, space)]
+        content["shapes"] = [{"label": what, "points": at, "shape_type": "polygon"} for what, at in parts]
+        content |= {"imagePath": Path(name).name, "imageHeight": len(label), "imageWidth": len(label[0])}
+        _write_text((out / name).with_suffix(".json"), json.dumps(content))
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -305,4 +327,5 @@ def _write_png(path: Path, pixels: Ids) -> None:
     write_file(path, partial(Image.fromarray(pixels).save, format="PNG"))
 
 
-WRITERS = {"cityscapes": _cityscapes, "coco_panoptic": _panoptic}
+WRITERS: dict[str, Callable[..., None]] = {"cityscapes": _cityscapes, "coco": partial(_coco, False)}
+WRITERS |= {"coco_panoptic": partial(_coco, True), "labelme": _labelme}

@@ -8,6 +8,7 @@ use few directions, and many use all, with no setting.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,27 @@ class Statistics(NamedTuple):
         """Channels ``n d`` in the space of the means, fp64."""
         return torch.linalg.solve_triangular(self.lower(), (features.double() / self.scale).T, upper=False).T
 
+    def with_taught(self, means: Sequence[Tensor], classes: Sequence[int], num_classes: int) -> Statistics:
+        """With further means, each ``d``, of classes that are taught, of ``num_classes`` from now on."""
+        fresh = self.bias.mean().expand(num_classes - len(self.bias))
+        return self._replace(
+            means=torch.cat([self.means, *(mean[None] for mean in means)]),
+            classes=torch.cat([self.classes, torch.tensor([*classes], dtype=torch.int64)]),
+            taught=F.pad(self.taught, (0, len(classes)), value=True),
+            bias=torch.cat([self.bias, fresh]),
+        )
+
+    def taught_alone(self) -> Statistics:
+        """Without class 0, whose means are of no class to be found: class 1 is 0 from now on, and so forth.
+
+        Pixels fall to the first class that is there where no other is likelier: it counts as one of the training's.
+        """
+        there = self.taught & (self.classes > 0)
+        classes = self.classes[there] - 1
+        return self._replace(
+            means=self.means[there], classes=classes, taught=classes != classes.min(), bias=self.bias[1:]
+        )
+
     def linear(self) -> tuple[Tensor, Tensor]:
         """Scores of the means are ``x @ weight.T + bias``: ``r d`` and ``r``, fp32."""
         means = self.means.double()
@@ -92,7 +114,7 @@ class Statistics(NamedTuple):
         return weight.float(), (-means.square().sum(1) / 2).float()
 
 
-def statistics(total: Moments, calibration: tuple[Tensor, Tensor]) -> Statistics:
+def statistics(total: Moments, calibration: tuple[Tensor, Tensor], shrinkage: float = SHRINKAGE) -> Statistics:
     """Means and the shared covariance, with the slope and biases of :func:`class_calibration`.
 
     Raises ProtosegError: fewer than two classes, or no two images of one.
@@ -108,8 +130,8 @@ def statistics(total: Moments, calibration: tuple[Tensor, Tensor]) -> Statistics
     within = (total.products - means.T @ total.sums) / total.counts.sum()
     variance, power = within.diagonal(), total.products.diagonal() / total.counts.sum()
     scale = torch.where(variance > 1e-10 * power, variance.clamp_min(0).sqrt(), 1)  # a constant channel says nothing
-    correlation = (1 - SHRINKAGE) * within / scale / scale[:, None]
-    lower = torch.linalg.cholesky(correlation + SHRINKAGE * torch.eye(len(scale), dtype=correlation.dtype))
+    correlation = (1 - shrinkage) * within / scale / scale[:, None]
+    lower = torch.linalg.cholesky(correlation + shrinkage * torch.eye(len(scale), dtype=correlation.dtype))
     image_means = total.image_sums / total.images.clamp_min(1)[:, None]
     between = (total.image_products - image_means.T @ total.image_sums) / repeats / scale / scale[:, None]
     half = torch.linalg.solve_triangular(lower, between, upper=False)

@@ -1,7 +1,7 @@
 """Adding, refreshing, removing and merging classes of a checkpoint, without a gradient."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from protoseg.functional.prototypes import ClassPrototypes, class_prototypes
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
-from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
+from protoseg.teach.edit import ClassEdit, Memory, apply_edit, editable_memories, fingerprint
 from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -266,3 +266,26 @@ def _clustered(seen: _Seen, memory: Memory, row: int, keep: float, seed: int) ->
     # All pixels share much of their direction: training drives classes apart, averaging does not.
     turned = found.prototypes - AWAY * torch.stack(seen.others).mean(0)
     return found._replace(prototypes=F.normalize(turned, dim=1))
+
+
+def teach_pixels(
+    file: TrainedFile, dataset: SegmentationDataset, names: Sequence[str], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """The checkpoint with what labelled pixels of ``dataset`` say of classes, its own ones and others alike.
+
+    Others come to it as by :func:`add_classes`; one of its own gets a further mean in the statistics, which wins pixels
+    as that of a taught class does, where it is nearer than all means of the training. Raises as ``add_classes``.
+    """
+    space, given = file.label_space, dataset.label_space
+    ids = given.ids(names, "classes to teach")
+    new, _, means = _learned(file, dataset, ids, {}, 0, device, "")
+    fresh = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
+    fresh = [entry for entry in fresh if entry[0] not in space.classes]
+    added = {network: {name: of[name] for name, *_ in fresh} for network, of in means.items()}
+    content = apply_edit(file.content, _edit(file, [*_entries(space), *fresh], new, means=added))
+    kept = dict(content["protoseg"]["statistics"])
+    for network, of in means.items():
+        own = [name for name in of if name in space.classes]
+        known, classes = Statistics(**kept[network]), space.ids(own, "") if own else []
+        kept[network] = known.with_taught([of[name] for name in own], classes, len(known.bias))._asdict()
+    return content | {"protoseg": content["protoseg"] | {"statistics": kept}}

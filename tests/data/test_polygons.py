@@ -260,6 +260,17 @@ def test_out(root: Path, kind: str) -> None:
         Image.new("RGB", label.shape[::-1]).save(root / "to/leftImg8bit/val/ulm/a_leftImg8bit.png")
         again = Cityscapes(root / "to", "val")[0][1].numpy()
         assert np.array_equal(np.where(again < 0, 255, again), label)
+    elif kind in ("coco", "labelme"):
+        photo = root / "f/images/val/ulm/a_leftImg8bit.tif"
+        photo.parent.mkdir(parents=True)
+        Image.new("RGB", label.shape[::-1]).save(photo)
+        assert write_form(root / "f", root / "to", kind) == 1
+        assert "a_leftImg8bit.tif" in next((root / "to").rglob("*.json")).read_text()
+        place = root / "to/coco.json" if kind == "coco" else root / "to"
+        _, found, _, left_out = convert([place], root / "out", root / "f/images", kind, "void")
+        ids = np.array([*map(names.index, found), *[255] * (256 - len(found))])
+        assert np.array_equal(ids[np.array(Image.open(root / "out/masks/val/ulm/a_leftImg8bit.png"))], label)
+        assert not left_out
     else:
         assert write_form(root / "f", root / "to", kind) == 1
         content = json.loads((root / "to/panoptic.json").read_text())

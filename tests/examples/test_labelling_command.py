@@ -1,0 +1,89 @@
+"""The commands of the labelling page: what they serve, make again and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.labelling_page.__main__ import main as page_main
+from examples.labelling_page.clicks import Session
+from examples.labelling_page.replay import main as replay_main
+from protoseg.checkpoint import checkpoint_label_space, read_checkpoint
+from protoseg.trained import open_file
+from tests.teach import conftest as made
+
+base = made.base
+make_checkpoint = made.make_checkpoint
+patches = made.patches
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, int, bool]]:
+    """What the command would serve; a class ``weed`` is clicked there at once."""
+    found: list[tuple[Session, int, bool]] = []
+
+    def serve(session: Session, port: int, show: bool) -> None:
+        found.append((session, port, show))
+        session.click(0, 5, 5, session.add_class("weed"))
+        session.click(1, 5, 5, session.add_class("soil"))
+
+    monkeypatch.setattr("examples.labelling_page.server.serve", serve)
+    return found
+
+
+def test_page_and_replay(base: Path, patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:
+    page_main([str(base), str(patches[0]), "--no-open", "--port", "0"])
+    session, port, show = served[0]
+    assert (port, show, session.out) == (0, False, patches[0].with_name("images_labels"))
+    out = tmp_path / "again.ckpt"
+    replay_main([str(session.out / "clicks.jsonl"), "--out", str(out)])
+    assert checkpoint_label_space(read_checkpoint(out)).classes[-2:] == ("weed", "soil")
+
+
+def test_page_of_an_encoder(patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:
+    page_main(["--encoder", "tf_efficientnet_lite0", str(patches[0]), "--out", str(tmp_path / "o")])
+    assert served[0][0].space.classes == ("weed", "soil")
+    out = tmp_path / "again.ckpt"
+    replay_main([str(tmp_path / "o" / "clicks.jsonl"), "--out", str(out)])
+    assert checkpoint_label_space(read_checkpoint(out)).classes == ("weed", "soil")
+    assert open_file(out).model().eval()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).logits.shape == (1, 2, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["IMAGES"], "expected a checkpoint and a folder of images, got "),
+        (
+            ["BASE", "IMAGES", "--encoder", "tf_efficientnet_lite0"],
+            "expected a folder of images beside --encoder, got ",
+        ),
+        (["nothing.ckpt", "IMAGES"], "no file at "),
+        (["IMAGES", "--encoder", "nothing"], "nothing"),
+        (["BASE", "nowhere"], "expected a folder with images"),
+    ],
+)
+def test_page_needs_a_network_and_images(
+    base: Path,
+    patches: tuple[Path, Path],
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    served: list,
+) -> None:
+    places = {"BASE": str(base), "IMAGES": str(patches[0])}
+    with pytest.raises(SystemExit) as stopped:
+        page_main([*(places.get(word, word) for word in words)])
+    assert stopped.value.code == 1
+    assert said in capsys.readouterr().err
+    assert not served
+
+
+def test_page_names_what_is_not_installed(
+    base: Path, patches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("protoseg.types.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        page_main([str(base), str(patches[0])])
+    assert "pip install 'protoseg[page]'" in capsys.readouterr().err

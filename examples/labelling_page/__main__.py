@@ -8,6 +8,7 @@ from pathlib import Path
 
 from examples.labelling_page.network import session
 from protoseg.run.config import run_with_clear_errors
+from protoseg.text import program, say
 from protoseg.types import ProtosegError, require
 
 
@@ -23,6 +24,12 @@ def page(chosen: argparse.Namespace) -> None:
     network, images = encoder or str(places[0].absolute()), places[-1]
     out = chosen.out or images.absolute().with_name(f"{images.absolute().stem}_labels")
     made = session(network, encoder is not None, images, out, chosen.trust, chosen.device, chosen.read_only)
+    if encoder is None and made.file.statistics() is None:
+        say(
+            f"{places[0]} has no statistics of its training images, without which clicks on a new class may find "
+            f"nothing of it: {program('teach', 'statistics', str(places[0]), '--out', 'FILE')} makes them",
+            stderr=True,
+        )
     try:
         serve(made, chosen.port, not chosen.no_open)
     finally:

@@ -10,7 +10,7 @@ import torch
 from examples.labelling_page.__main__ import main as page_main
 from examples.labelling_page.clicks import Session
 from examples.labelling_page.replay import main as replay_main
-from protoseg.checkpoint import checkpoint_label_space, read_checkpoint
+from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_checkpoint
 from protoseg.trained import open_file
 from tests.teach import conftest as made
 
@@ -31,6 +31,19 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, int, bool]]:
 
     monkeypatch.setattr("examples.labelling_page.server.serve", serve)
     return found
+
+
+def test_a_checkpoint_without_statistics_is_told_of(
+    base: Path, patches: tuple[Path, Path], served: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = read_checkpoint(base)
+    del content["protoseg"]["statistics"]
+    save_checkpoint(content, tmp_path / "plain.ckpt")
+    for path, told in ((base, False), (tmp_path / "plain.ckpt", True)):
+        page_main([str(path), str(patches[0]), "--no-open", "--out", str(tmp_path / path.stem)])
+        said = " ".join(capsys.readouterr().err.split())
+        assert told is ("has no statistics of its training images" in said)
+    assert len(served) == 2
 
 
 def test_page_and_replay(base: Path, patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:

@@ -50,9 +50,8 @@ def test_sums_over_parts_are_those_of_the_whole() -> None:
     torch.testing.assert_close(whole.sums[2], y[known == 2].sum(0), rtol=1e-10, atol=1e-10)
 
 
-def test_scores_are_those_of_the_known_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protoseg.functional.discriminant.SHRINKAGE", 0.0)
-    weight, bias = statistics(total(200), PLAIN).linear()
+def test_scores_are_those_of_the_known_gaussians() -> None:
+    weight, bias = statistics(total(200), PLAIN, shrinkage=0.0).linear()
     inverse = torch.linalg.inv(MIX @ MIX.T)
     x, _ = image(999)
     scores = x @ weight.T + bias

@@ -100,7 +100,7 @@ def test_images_are_seen_as_the_same_encoder_was_trained(
         take_input(cfg, checkpoint)
         assert cfg.encoder.get("mean") == mean
     checkpoint["protoseg"]["config"]["encoder"]["mean"] = {"_target_": "os.system", "command": "true"}
-    with pytest.raises(ProtosegError, match=r"encoder\.mean: _target_ is not allowed"):
+    with pytest.raises(ProtosegError, match=r"encoder\.mean\._target_: it is not allowed"):
         take_input(configure("train", "encoder=mit_b0"), checkpoint)
     with pytest.raises(ProtosegError, match="got weights alone; start a new training from them with init_from=a"):
         changed_settings("a.ckpt", checkpoint, {})

@@ -123,6 +123,7 @@ def test_stopped_and_resumed_is_never_stopped(
     assert resumed.items() <= expected.items()
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_resumes_too(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,7 +146,13 @@ class Predictor:
 
         By a model with statistics (``protoseg teach statistics``) the probability that it is right, class by class.
         """
-        return [(each.label, each.confidence) for each in self.doubt(model, image, size)]
+
+        def reduce(scores: Tensor) -> Reduced:
+            confidence, label = self._probability(scores).max(1)
+            return label, confidence
+
+        found = self._per_image(model, image, size, reduce)
+        return [(label, _that_it_is_right(model, confidence, label)) for label, confidence in found]
 
     def doubt(self, model: SegmentationModel, image: Tensor, size: Tensor, probabilities: bool = False) -> list[Doubt]:
         """All that a model says of each image, in one pass; arguments as of the call."""
@@ -159,10 +165,7 @@ class Predictor:
 
         watched = _WithUnknown(model, known.taught if known is not None else ())
         found = [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
-        if known is not None:
-            odds = [known.log_odds(each.confidence.logit(1e-7), each.label) for each in found]
-            found = [each._replace(confidence=x.sigmoid()) for each, x in zip(found, odds, strict=True)]
-        return found
+        return [each._replace(confidence=_that_it_is_right(model, each.confidence, each.label)) for each in found]
 
     @torch.no_grad()
     def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
@@ -244,6 +247,12 @@ class _WithUnknown:
     def __call__(self, image: Tensor) -> SegOutput:
         output = self.model(image)
         return output._replace(logits=torch.cat([output.logits, unknown(output, self.taught)], 1))
+
+
+def _that_it_is_right(model: SegmentationModel, confidence: Tensor, label: Tensor) -> Tensor:
+    """The probability of a class, or by a model with statistics that the class is right, ``h w``."""
+    known = getattr(model, "discriminant", None)
+    return confidence if known is None else known.log_odds(confidence.logit(1e-7), label).sigmoid()
 
 
 def _softmax(model: SegmentationModel, logits: Tensor) -> Tensor:

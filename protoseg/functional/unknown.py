@@ -22,6 +22,7 @@ def unknown(output: SegOutput, taught: Sequence[int] = ()) -> Tensor:
         strange = -output.logits.amax(1, keepdim=True)
     else:
         strange = 1 - output.similarities.scores.amax(1).view(b, 1, h, w)
+        called = output.logits.argmax(1, keepdim=True) if taught else strange
         for i in taught:
-            strange = strange.masked_fill(output.logits.argmax(1, keepdim=True) == i, 0)
+            strange = strange.masked_fill(called == i, 0)
     return F.avg_pool2d(strange.float(), SIDE, 1, SIDE // 2, count_include_pad=False)

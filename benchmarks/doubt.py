@@ -29,7 +29,7 @@ from protoseg.data.statistics import spread
 from protoseg.functional.discriminant import COVERAGE, class_calibration, set_thresholds
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import Discriminant
-from protoseg.teach.statistics import MAX_IMAGES, image_sums, in_bad_light
+from protoseg.teach.statistics import MAX_IMAGES, in_bad_light, judged_cells
 from protoseg.trained import open_file
 
 DAY, DUSK = ["0006R0", "0016E5"], ["0001TP"]
@@ -54,9 +54,9 @@ def fitted(model: Segmentor, train: SegmentationDataset, images: int) -> dict[st
     plain, dim, generator = [], [], torch.Generator().manual_seed(0)
     for number, index in enumerate(track(spread(len(train), images), "training images")):
         image, label, _ = train[index]
-        plain.append(image_sums(model, image, label)[1:])
+        plain.append(judged_cells(look(model, image, label)))
         if number % 2:
-            dim.append(image_sums(model, in_bad_light(image, generator), label)[1:])
+            dim.append(judged_cells(look(model, in_bad_light(image, generator), label)))
     classes = model.num_classes
     return {
         "class-aware, plain images": Fitted(plain, classes, False),

@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from protoseg.analysis.stream import look
+from protoseg.analysis.stream import Scene, look
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
@@ -33,21 +33,30 @@ def in_bad_light(image: Tensor, generator: torch.Generator) -> Tensor:
     return (seen.clamp(0, 1) * whole).to(image.dtype)
 
 
-def image_sums(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Moments, Tensor, Tensor, Tensor]:
-    """Sums of one image, ``c H W``, with its labels ``H W``, and of its cells what ``class_calibration`` takes."""
-    scene = look(model, image, label)
+def chosen_cells(scene: Scene) -> Tensor:
+    """Labelled cells of an image, int64 ``n``, evenly spread, at most ``MAX_CELLS``."""
     cells = scene.labelled.nonzero().flatten()
-    cells = cells[:: max(1, -(-len(cells) // MAX_CELLS))]
-    maps, logits = frozen_maps(scene.output, model, cells).cpu(), pixel_rows(scene.output.logits)[cells].cpu()
-    truth, (best, predicted) = scene.cell_label[cells].cpu(), logits.float().max(1)
-    rest = logits.float().scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
+    return cells[:: max(1, -(-len(cells) // MAX_CELLS))]
+
+
+def image_moments(model: Segmentor, scene: Scene) -> Moments:
+    """Sums of the frozen maps of an image's :func:`chosen_cells`."""
+    cells = chosen_cells(scene)
+    return moments(frozen_maps(scene.output, model, cells).cpu(), scene.cell_label[cells].cpu(), model.num_classes)
+
+
+def judged_cells(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``class_calibration`` takes of an image's :func:`chosen_cells`."""
+    cells = chosen_cells(scene)
+    logits, truth = pixel_rows(scene.output.logits)[cells].cpu().float(), scene.cell_label[cells].cpu()
+    best, predicted = logits.max(1)
+    rest = logits.scatter(1, predicted[:, None], -torch.inf).logsumexp(1)
     mean = (best - rest).clamp(-SURE, SURE).mean().expand(len(cells))
-    log_odds = torch.stack([best - rest, mean], 1)
-    return moments(maps, truth, model.num_classes), log_odds, predicted, predicted == truth
+    return torch.stack([best - rest, mean], 1), predicted, predicted == truth
 
 
 def own_probabilities(model: Segmentor, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Of some labelled pixels of an image, as of :func:`image_sums`, the probability of their class, and that class."""
+    """Of some labelled pixels of an image, evenly spread, the probability of their class, and that class."""
     scene = look(model, image, label)
     counted, logits = scene.label != IGNORE_INDEX, scene.at_pixels(scene.output.logits[0].float())
     step = max(1, int(counted.sum()) // MAX_CELLS)
@@ -79,16 +88,17 @@ def with_statistics(
     for data in (dataset, held_out or dataset):
         check_same_classes(file.path, file.label_space, data.label_space)
     for network in file.networks:
-        seen: list[list[Tensor]] = []
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
         model, total = file.model(network).to(device), None
         generator = torch.Generator().manual_seed(0)
         for number, index in enumerate(track(spread(len(dataset), MAX_IMAGES), title, disable=not title)):
             image, label, _ = dataset[index]
-            one, *said = image_sums(model, image, label)
+            scene = look(model, image, label)
+            one = image_moments(model, scene)
             total = one if total is None else total.plus(one)
-            seen.append(said)
+            seen.append(judged_cells(scene))
             if number % 2:  # the confidence shall be right in light that was not trained in, too
-                seen.append(list(image_sums(model, in_bad_light(image, generator), label)[1:]))
+                seen.append(judged_cells(look(model, in_bad_light(image, generator), label)))
         assert total is not None
         log_odds, predicted, right = map(torch.cat, zip(*seen, strict=True))
         known = statistics(total, class_calibration(log_odds, predicted, right, model.num_classes))

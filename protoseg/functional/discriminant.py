@@ -87,13 +87,17 @@ class Statistics(NamedTuple):
         return torch.linalg.solve_triangular(self.lower(), (features.double() / self.scale).T, upper=False).T
 
     def with_taught(self, means: Sequence[Tensor], classes: Sequence[int], num_classes: int) -> Statistics:
-        """With further means, each ``d``, of classes that are taught, of ``num_classes`` from now on."""
-        fresh = self.bias.mean().expand(num_classes - len(self.bias))
+        """With further means, each ``d``, of classes that are taught, of ``num_classes`` from now on.
+
+        A class that comes to them has the mean bias, and is in every label set.
+        """
+        more = num_classes - len(self.bias)
         return self._replace(
             means=torch.cat([self.means, *(mean[None] for mean in means)]),
             classes=torch.cat([self.classes, torch.tensor([*classes], dtype=torch.int64)]),
             taught=F.pad(self.taught, (0, len(classes)), value=True),
-            bias=torch.cat([self.bias, fresh]),
+            bias=torch.cat([self.bias, self.bias.mean().expand(more)]),
+            sets=None if self.sets is None else F.pad(self.sets, (0, more)),
         )
 
     def taught_alone(self) -> Statistics:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.checkpoint import NETWORKS, check_class_names, read_tensors, save_checkpoint
@@ -131,13 +130,16 @@ def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[s
             "classes: expected one that the network was trained for to be left, got only taught ones: keep one of them"
         )
     classes = [edit.classes.index(str(after[of])) for of in known.classes[rows].tolist()]
-    return known._replace(
-        means=torch.cat([known.means[rows], *(mean[None] for mean in taught.values())]),
-        classes=torch.tensor([*classes, *map(edit.classes.index, taught)]),
-        taught=torch.cat([known.taught[rows], torch.ones(len(taught), dtype=torch.bool)]),
-        bias=torch.cat([known.bias, known.bias.mean().view(1)])[[max(row, -1) for row in edit.rows]],
-        sets=None if known.sets is None else F.pad(known.sets, (0, 1))[[max(row, -1) for row in edit.rows]],
-    )._asdict()
+    known = known.with_taught([], [], len(known.bias) + 1)  # the last place is what a class that was not there has
+    places = [max(row, -1) for row in edit.rows]
+    kept = known._replace(
+        means=known.means[rows],
+        classes=torch.tensor(classes, dtype=torch.int64),
+        taught=known.taught[rows],
+        bias=known.bias[places],
+        sets=None if known.sets is None else known.sets[places],
+    )
+    return kept.with_taught([*taught.values()], [*map(edit.classes.index, taught)], len(edit.classes))._asdict()
 
 
 def _config_for(config: dict[str, Any], edit: ClassEdit, names: list[str]) -> dict[str, Any]:

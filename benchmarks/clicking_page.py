@@ -8,49 +8,22 @@ that are never clicked, before and after, how long the picture took to follow, a
 from __future__ import annotations
 
 import argparse
-import asyncio
 import shutil
-import socket
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from aiohttp import web
 from playwright.sync_api import sync_playwright
 
 from benchmarks.clicking import DATA, Annotator, largest_error, start
 from examples.labelling_page.clicks import Session
-from examples.labelling_page.server import make_app
+from examples.labelling_page.server import served
 
 BUSY = "document.getElementById('canvas').getAttribute('aria-busy') !== 'false'"
-
-
-@contextmanager
-def served(session: Session) -> Iterator[str]:
-    """The page's address, while it is served by a thread."""
-    loop, place = asyncio.new_event_loop(), socket.create_server(("127.0.0.1", 0))
-    port = place.getsockname()[1]
-    runner = web.AppRunner(make_app(session, port, "token"))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> None:
-        await runner.setup()
-        await web.SockSite(runner, place).start()
-
-    asyncio.run_coroutine_threadsafe(start(), loop).result(60)
-    try:
-        yield f"http://127.0.0.1:{port}/?token=token"
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
 
 
 class User:
@@ -118,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         before = annotator.judge()
         while session.rank_one():
             pass
-        with served(session) as address:
+        with served(session, "token") as address:
             chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = chromium.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light").new_page()
             page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))

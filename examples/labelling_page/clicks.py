@@ -18,28 +18,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from examples.labelling_page.evidence import STAND_IN, Evidence, folder_statistics, publish, without_stand_in
+from examples.labelling_page.photos import Label, Photos, Points, painted
 from protoseg.checkpoint import save_checkpoint
 from protoseg.data.class_file import with_made_colors
-from protoseg.data.decoding import file_size, orientation
 from protoseg.data.export import write_form
-from protoseg.data.files import reading
 from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID
-from protoseg.data.own import ImageFolder
-from protoseg.data.pairing import by_stem
 from protoseg.data.statistics import spread
 from protoseg.files import disk_refusal
 from protoseg.functional.discriminant import Statistics, posterior_mean
-from protoseg.functional.resize import grid_size, upsample_logits
+from protoseg.functional.resize import upsample_logits
 from protoseg.functional.sampling import pixel_rows
 from protoseg.nn import Discriminant
 from protoseg.nn.discriminant import frozen_maps
@@ -53,13 +48,10 @@ NONE = FILE_IGNORED  # in label maps: no class
 LOOKED_AT = 16  # images, for the statistics of a network that has none
 NEAR = 1  # cells around a click that are taught with it
 STRIP, WORTH = 8, 8  # images of which it is told how much a click changes them; pixels of an image that are offered
-FAR = 10_000  # pixels: no line is so thick, and none begins so far outside
 Action = dict[str, Any]
-Label = NDArray[np.uint8]
-Points = Sequence[Sequence[float]]
 
 
-class Session:
+class Session(Photos):
     """A folder of images that is labelled by teaching a network; images and classes go by their places in the lists.
 
     In ``out`` lies all that is written, unless ``read_only``: one session at a time writes there, and goes on with what
@@ -72,16 +64,9 @@ class Session:
         self, file: TrainedFile, images: str | Path, out: Path, read_only: bool = False, device: Any = "cpu"
     ) -> None:
         editable_memories(file)
-        self.file, self.out, self.read_only, self.device, self.lock = file, out, read_only, device, threading.RLock()
+        super().__init__(file, images, Path(tempfile.mkdtemp()) if read_only else out / ".maps", device)
+        self.file, self.out, self.read_only, self.lock = file, out, read_only, threading.RLock()
         self.blank = file.label_space.classes == STAND_IN.classes
-        self.dataset = ImageFolder(images, file.label_space)
-        self.dataset.reader = file.reader
-        self.paths = [path for path, _ in self.dataset.samples]
-        root = Path(images) if Path(images).is_dir() else Path(images).parent
-        by_stem(root, self.paths)  # labels go by the images' names
-        self.names = [path.relative_to(root).as_posix() for path in self.paths]
-        self.errors, self.model = dict[int, str](), file.model().to(device)
-        self.sizes = [self._size(i) for i in range(len(self.paths))]
         self.walk = np.random.default_rng(0).permutation(len(self.paths)).tolist()  # ranked first: some of all
         self.actions, self.undone, self.version = list[Action](), list[Action](), 0
         self._evidence, self._told = dict[int, Label](), dict[int, tuple[list[int], Tensor, list[int]]]()
@@ -89,7 +74,6 @@ class Session:
         self._taught: Discriminant | None = None
         self.journal = out if out.is_file() else out / "clicks.jsonl"  # a file: to make its model again
         head: Action = {"network": str(file.path), "blank": self.blank, "images": str(Path(images).absolute())}
-        self.maps = Path(tempfile.mkdtemp()) if read_only else out / ".maps"
         self._only = FileLock(self.journal.with_name(".lock"))
         try:
             if not read_only:
@@ -101,7 +85,7 @@ class Session:
             raise ProtosegError(f"{text}: close that page's program, or look on with --read-only") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
             self._only.release()
-            text = f"{self.journal}: expected clicks on {root} that taught {file.path}, got others ({error})"
+            text = f"{self.journal}: expected clicks on {self.root} that taught {file.path}, got others ({error})"
             raise ProtosegError(f"{text}: put back what was there, or choose another folder with --out") from error
 
     def _go_on(self, head: Action) -> None:
@@ -257,49 +241,8 @@ class Session:
                 cells.flat[action["cells"]] = self.space.classes.index(action["class"])
         return self._evidence[i]
 
-    def _size(self, i: int) -> tuple[int, int]:
-        """Height and width, as EXIF turns it; ``1 1`` of a damaged one."""
-        width = height = 1
-        try:
-            with reading(self.paths[i], "image"):
-                width, height = file_size(self.paths[i])
-        except ProtosegError as error:
-            self.errors[i] = str(error)
-        return (width, height) if orientation(self.paths[i]) >= 5 else (height, width)
-
-    def grid(self, i: int) -> tuple[int, int]:
-        """Rows and columns of the network's cells on an image."""
-        return grid_size(self.sizes[i], self.model.stride)
-
     def _mask(self, i: int) -> Path:
         return (self.out / "labelled/masks" / self.names[i]).with_suffix(".png")
-
-    def image(self, i: int) -> Tensor:
-        """A photo, ``c H W``, turned as EXIF says; raises ProtosegError: it is damaged."""
-        try:
-            return self.dataset[i].image
-        except ProtosegError as error:
-            self.errors[i] = str(error)
-            raise
-
-    @torch.no_grad()
-    def seen(self, photo: Tensor) -> SegOutput:
-        """What the network makes of a photo by its own classes, with maps in fp16."""
-        found = self.model.segment(photo[None].to(self.device))
-        maps = [each.half().cpu() for each in (found.embeddings, *(found.features or ()))]
-        return SegOutput(found.logits.float().cpu(), maps[0], features=maps[1:], align_corners=found.align_corners)
-
-    def output(self, i: int) -> SegOutput:
-        """The same of an image, made once; its file is in memory where there is room, as the system sees to."""
-        file = self.maps / f"{i}.pt"
-        with suppress(OSError, RuntimeError):
-            return SegOutput(**torch.load(file, weights_only=True, mmap=True))
-        found, part = self.seen(self.image(i)), file.with_suffix(f".{threading.get_ident()}")
-        with suppress(OSError, RuntimeError):  # a full disk: it is made again
-            self.maps.mkdir(parents=True, exist_ok=True)
-            torch.save(found._asdict(), part)
-            part.replace(file)
-        return found
 
     def known(self) -> Statistics:
         """By what classes are taught: the checkpoint's statistics, or where it has none those of images here."""
@@ -460,17 +403,3 @@ class Session:
             of_labels = {"folder": folder, "coco": folder / "coco.json", "labelme": folder / "images"}
             found = {name: str(path) if self.done else None for name, path in of_labels.items()}
             return {"checkpoint": str(taught) if self.clicked else None, **found}
-
-
-def painted(size: tuple[int, int], points: Points, radius: float | None) -> Label:
-    """Pixels within ``radius`` of a line, or inside a polygon, ``H W`` of 0 and 1; raises ProtosegError: no shape."""
-    corners, mask = np.asarray(points, np.float64).reshape(-1, 2), np.zeros(size, np.uint8)
-    fits = bool((np.abs(corners) < FAR).all()) and 0 <= (radius or 0) < FAR
-    if not fits or len(corners) < (3 if radius is None else 1):
-        raise ProtosegError(f"expected a line, or a polygon of three corners or more, got {len(corners)} points")
-    at = corners.round().astype(np.int32)
-    if radius is None:
-        cv2.fillPoly(mask, [at], 1)
-    else:
-        cv2.polylines(mask, [np.concatenate([at, at[-1:]])], False, 1, 2 * int(radius) + 1)
-    return mask

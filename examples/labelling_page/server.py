@@ -16,8 +16,8 @@ import threading
 import time
 import webbrowser
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,28 @@ def _picture(pixels: Any, kind: str, **options: Any) -> web.Response:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return web.Response(body=file.getvalue(), content_type=f"image/{kind.lower()}")
+
+
+@contextmanager
+def served(session: Session, token: str) -> Iterator[str]:
+    """The page's address, at a port that is free, while a thread serves it."""
+    loop, place = asyncio.new_event_loop(), socket.create_server(("127.0.0.1", 0))
+    port = place.getsockname()[1]
+    runner = web.AppRunner(make_app(session, port, token))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> None:
+        await runner.setup()
+        await web.SockSite(runner, place).start()
+
+    asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+    try:
+        yield f"http://127.0.0.1:{port}/?token={token}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 def serve(session: Session, port: int, show: bool) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,23 +52,14 @@ def made(tmp_path: Path) -> tuple[Session, list[np.ndarray]]:
 
 @contextmanager
 def served(session: Session) -> Iterator[str]:
-    """The address of the page, while it is served."""
-    web = pytest.importorskip("aiohttp.web", reason="the page is served by aiohttp")
-    from examples.labelling_page.server import make_app
+    """The address of the page, while it is served; the session is closed after it."""
+    pytest.importorskip("aiohttp", reason="the page is served by aiohttp")
+    from examples.labelling_page import server
 
-    loop, place = asyncio.new_event_loop(), socket.create_server(("127.0.0.1", 0))
-    port = place.getsockname()[1]
-    runner = web.AppRunner(make_app(session, port, "token"))
-    loop.run_until_complete(runner.setup())
-    loop.run_until_complete(web.SockSite(runner, place).start())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
     try:
-        yield f"http://127.0.0.1:{port}/?token=token"
+        with server.served(session, "token") as address:
+            yield address
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(20)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
         session.close()
 
 

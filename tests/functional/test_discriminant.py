@@ -124,3 +124,13 @@ def test_label_sets_hold_the_class_of_new_pixels_of_every_class() -> None:
     assert set_thresholds(
         torch.tensor([0.2, *[0.5] * 8]), torch.zeros(9, dtype=torch.int64), 1
     ).item() == pytest.approx(0.2)
+
+
+def test_a_taught_class_has_the_mean_bias_and_is_in_every_label_set() -> None:
+    known = statistics(total(30), PLAIN)._replace(bias=torch.tensor([0.0, 1.0, 2.0, 3.0]), sets=torch.full((4,), 0.2))
+    more = known.with_taught([known.means[0]], [4], 5).checked(5)
+    assert more.classes.tolist() == [*known.classes.tolist(), 4]
+    assert more.taught.tolist() == [False] * 4 + [True]
+    torch.testing.assert_close(more.bias, torch.tensor([0.0, 1.0, 2.0, 3.0, 1.5]))
+    assert more.sets is not None
+    torch.testing.assert_close(more.sets, torch.tensor([0.2, 0.2, 0.2, 0.2, 0.0]))

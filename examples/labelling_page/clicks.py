@@ -25,8 +25,6 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
-from examples.labelling_page.evidence import STAND_IN, Evidence, folder_statistics, publish, without_stand_in
-from examples.labelling_page.photos import Label, Photos, Points, painted
 from protoseg.checkpoint import save_checkpoint
 from protoseg.data.class_file import with_made_colors
 from protoseg.data.export import write_form
@@ -43,6 +41,9 @@ from protoseg.teach.edit import editable_memories, fingerprint
 from protoseg.teach.operations import teach_pixels
 from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError, SegOutput
+
+from .evidence import STAND_IN, Evidence, folder_statistics, publish, without_stand_in
+from .photos import Label, Photos, Points, painted
 
 NONE = FILE_IGNORED  # in label maps: no class
 LOOKED_AT = 16  # images, for the statistics of a network that has none

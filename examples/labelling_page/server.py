@@ -27,10 +27,11 @@ import torch
 from aiohttp import web
 from PIL import Image
 
-from examples.labelling_page.clicks import NONE, Session
 from protoseg.evaluation.pictures import as_picture, overlay
 from protoseg.text import say
 from protoseg.types import IGNORE_INDEX, ProtosegError
+
+from .clicks import NONE, Session
 
 FILES = Path(__file__).with_name("page")
 OPEN = ("/page.js", "/view.js", "/lists.js", "/page.css")  # to whoever asks: nothing in them is the user's

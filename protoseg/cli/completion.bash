@@ -3,7 +3,7 @@ _protoseg() {
   case $COMP_CWORD in
     1) words="train evaluate predict report teach analyse export convert data render doctor completion" ;;
     2) case ${COMP_WORDS[1]} in
-      teach) words="add tune statistics refresh adapt remove merge apply show trial" ;;
+      teach) words="add tune statistics refresh adapt remove merge apply show trial page replay" ;;
       analyse) words="prototypes uncertainty adaptation sweep" ;;
       data) words="info check show stats pack export convert render" ;;
     esac ;;

@@ -1,6 +1,8 @@
 """What ``protoseg teach`` does: open a checkpoint, change its classes, write it; or show and measure what would be."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,6 +25,7 @@ from protoseg.teach.trial import trial
 from protoseg.teach.tuning import tune_classes
 from protoseg.text import Terminal, override, program, say
 from protoseg.trained import TrainedFile, open_file
+from protoseg.types import require
 
 
 def _changing(make: Callable[..., ClassEdit]) -> Callable[..., None]:
@@ -156,3 +159,18 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
         if new.share > 0.95 and new.called != new.name:
             say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
     return made
+
+
+def page(**settings: Any) -> None:
+    _labelling_page().page(**settings)
+
+
+def replay(**settings: Any) -> None:
+    _labelling_page().replay(**settings)
+
+
+def _labelling_page() -> Any:
+    """The application's commands; as ``conf``, it lies beside the package in a checkout and in it where installed."""
+    require("page", "aiohttp")
+    installed = "protoseg.labelling_page"
+    return import_module(f"{installed if find_spec(installed) else 'examples.labelling_page'}.commands")

@@ -20,8 +20,8 @@ from PIL import Image
 
 import protoseg
 from examples.labelling_page.clicks import NONE, Session
+from examples.labelling_page.commands import replay
 from examples.labelling_page.evidence import blank_file
-from examples.labelling_page.replay import replay
 from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.data import LabelledFolder
 from protoseg.data.class_masks import ClassMasks

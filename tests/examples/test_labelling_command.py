@@ -1,4 +1,4 @@
-"""The commands of the labelling page: what they serve, make again and refuse."""
+"""``protoseg teach page`` and ``replay``: what they serve, make again and refuse; and that a wheel has them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.labelling_page.__main__ import main as page_main
 from examples.labelling_page.clicks import Session
-from examples.labelling_page.replay import main as replay_main
 from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_checkpoint
+from protoseg.cli.main import main
+from protoseg.run import teach
 from protoseg.trained import open_file
 from tests.teach import conftest as made
+
+PAGE, REPLAY = ("teach", "page"), ("teach", "replay")
 
 base = made.base
 make_checkpoint = made.make_checkpoint
@@ -29,7 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, int, bool]]:
         session.click(0, 5, 5, session.add_class("weed"))
         session.click(1, 5, 5, session.add_class("soil"))
 
-    monkeypatch.setattr("examples.labelling_page.server.serve", serve)
+    monkeypatch.setattr("examples.labelling_page.commands.serve", serve)
     return found
 
 
@@ -40,26 +42,26 @@ def test_a_checkpoint_without_statistics_is_told_of(
     del content["protoseg"]["statistics"]
     save_checkpoint(content, tmp_path / "plain.ckpt")
     for path, told in ((base, False), (tmp_path / "plain.ckpt", True)):
-        page_main([str(path), str(patches[0]), "--no-open", "--out", str(tmp_path / path.stem)])
+        main([*PAGE, str(path), str(patches[0]), "--no-open", "--out", str(tmp_path / path.stem)])
         said = " ".join(capsys.readouterr().err.split())
         assert told is ("has no statistics of its training images" in said)
     assert len(served) == 2
 
 
 def test_page_and_replay(base: Path, patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:
-    page_main([str(base), str(patches[0]), "--no-open", "--port", "0"])
+    main([*PAGE, str(base), str(patches[0]), "--no-open", "--port", "0"])
     session, port, show = served[0]
     assert (port, show, session.out) == (0, False, patches[0].with_name("images_labels"))
     out = tmp_path / "again.ckpt"
-    replay_main([str(session.out / "clicks.jsonl"), "--out", str(out)])
+    main([*REPLAY, str(session.out / "clicks.jsonl"), "--out", str(out)])
     assert checkpoint_label_space(read_checkpoint(out)).classes[-2:] == ("weed", "soil")
 
 
 def test_page_of_an_encoder(patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:
-    page_main(["--encoder", "tf_efficientnet_lite0", str(patches[0]), "--out", str(tmp_path / "o")])
+    main([*PAGE, "--encoder", "tf_efficientnet_lite0", str(patches[0]), "--out", str(tmp_path / "o")])
     assert served[0][0].space.classes == ("weed", "soil")
     out = tmp_path / "again.ckpt"
-    replay_main([str(tmp_path / "o" / "clicks.jsonl"), "--out", str(out)])
+    main([*REPLAY, str(tmp_path / "o" / "clicks.jsonl"), "--out", str(out)])
     assert checkpoint_label_space(read_checkpoint(out)).classes == ("weed", "soil")
     assert open_file(out).model().eval()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).logits.shape == (1, 2, 16, 16)
 
@@ -87,7 +89,7 @@ def test_page_needs_a_network_and_images(
 ) -> None:
     places = {"BASE": str(base), "IMAGES": str(patches[0])}
     with pytest.raises(SystemExit) as stopped:
-        page_main([*(places.get(word, word) for word in words)])
+        main([*PAGE, *(places.get(word, word) for word in words)])
     assert stopped.value.code == 1
     assert said in capsys.readouterr().err
     assert not served
@@ -98,5 +100,16 @@ def test_page_names_what_is_not_installed(
 ) -> None:
     monkeypatch.setattr("protoseg.types.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
-        page_main([str(base), str(patches[0])])
+        main([*PAGE, str(base), str(patches[0])])
     assert "pip install 'protoseg[page]'" in capsys.readouterr().err
+
+
+def test_a_wheel_has_the_application_where_the_command_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"examples/labelling_page" = "protoseg/labelling_page"' in project
+    asked: list[str] = []
+    monkeypatch.setattr("protoseg.run.teach.find_spec", lambda name: name)
+    monkeypatch.setattr("protoseg.run.teach.import_module", asked.append)
+    with pytest.raises(AttributeError):
+        teach.page()
+    assert asked == ["protoseg.labelling_page.commands"]

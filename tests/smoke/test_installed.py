@@ -50,6 +50,12 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
     assert "train" in protoseg(tmp_path, "--help")
 
 
+def test_the_labelling_page_is_there(tmp_path: Path) -> None:
+    code = "import os, protoseg.labelling_page as app; print(*os.listdir(app.__path__[0]))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert {"commands.py", "page"} <= set(found.stdout.split())
+
+
 def test_a_run_is_evaluated(place: Path) -> None:
     protoseg(place, "evaluate", "run/checkpoints/last.ckpt", "hydra.run.dir=evaluated")
     assert 0 <= json.loads((place / "evaluated" / "metrics.json").read_text())["mIoU"] <= 1

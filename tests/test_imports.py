@@ -30,7 +30,7 @@ FLOORS = (
 )
 """A file imports from its own room or from a lower floor; on the ground floor files may know one another."""
 
-DOORS = {"__main__", "classes", "benchmark"}
+DOORS = {"__main__"}
 """Files that only call the command line."""
 
 

@@ -1,5 +1,0 @@
-"""Door to the command line: ``python -m protoseg.export``."""
-
-from protoseg.cli.main import run_tool
-
-run_tool("export")

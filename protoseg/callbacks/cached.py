@@ -55,6 +55,8 @@ class CachedViews(pl.Callback):
         data, model = trainer.datamodule, pl_module.model  # type: ignore[attr-defined]
         if isinstance(data, AdaptationDataModule) or type(model) is not Segmentor or data.rare_classes:
             raise ProtosegError("callbacks=cached: expected views that stay, got adaptation, HRDA or rare_classes")
+        if data.train_dataset().partial:
+            raise ProtosegError("callbacks=cached: expected data that annotate all classes, got others")
         names = [str(image) for image, _ in data.train_dataset().samples]
         folder = self.folder / self._key(trainer, pl_module)
         missing = [i for i in range(rank(), len(names), world_size()) if not (folder / f"{i}.npy").is_file()]

@@ -122,8 +122,11 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     labelled pixel, the others are read until one has. Raises ProtosegError: no mask has a labelled pixel, there is but
     one class, one is annotated nowhere, or a mask is bad.
     """
-    check_annotated(dataset)
     space = dataset.label_space
+    if nowhere := set.intersection(*(set(part.rest or ()) for part in dataset.parts or [dataset])):
+        names = ", ".join(space.classes[i] for i in sorted(nowhere))
+        text = f"annotated: expected every class in one of the data sets of the training, got {names} in none"
+        raise ProtosegError(f"{text}: add the data set that has it, or leave it out: relabel={{CLASS: null}}")
     if space.num_classes == 1:
         text = f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class"
         raise ProtosegError(f"{text} for what is void now (its colour or id under classes instead of void)")
@@ -141,15 +144,6 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     looked = f"the {len(dataset)} training masks" if whole else f"{len(chosen)} of the {len(dataset)} training masks"
     for note in label_notes(space, pixels, ignored, looked, whole):
         warnings.warn(note, stacklevel=2)
-
-
-def check_annotated(dataset: SegmentationDataset) -> None:
-    """Raise ProtosegError for classes that none of the data sets annotates which training reads."""
-    nowhere = set.intersection(*(set(part.rest or ()) for part in dataset.parts or [dataset]))
-    if nowhere:
-        names = ", ".join(dataset.label_space.classes[i] for i in sorted(nowhere))
-        text = f"annotated: expected every class in one of the data sets of the training, got {names} in none"
-        raise ProtosegError(f"{text}: add the data set that has it, or leave it out: relabel={{CLASS: null}}")
 
 
 def nothing_labelled(dataset: SegmentationDataset) -> ProtosegError:

@@ -83,14 +83,14 @@ class ConcatDataModule(SegmentationDataModule):
             raise ProtosegError(f"{text}: to leave a part out, take it from data.parts")
         self.parts = dict(parts)
         first, space = next((name, part.label_space) for name, part in parts.items())
-        if any(part.annotated for part in parts.values()):
+        if joins := any(part.annotated for part in parts.values()):
             space = joined([part.label_space for part in parts.values()])
         for name, part in self.parts.items():
             odd = sorted({*part.label_space.classes} ^ {*space.classes})
-            if odd and not any(each.annotated for each in parts.values()):
+            if odd and not joins:
                 got = f"{', '.join(odd)} in only one of {first} and {name}"
-                remedy = "set data.parts.NAME.relabel={CLASS: null}, or to the class that it becomes, or say what is"
-                remedy += " annotated, which joins them by name: data.parts.NAME.annotated=[CLASS, …]"
+                remedy = "set data.parts.NAME.relabel={CLASS: null}, or to the class that it becomes"
+                remedy += ", or say what is annotated, which joins them by name: data.parts.NAME.annotated=[CLASS, …]"
                 raise ProtosegError(f"data.parts: expected the same classes in all parts, got {got}: {remedy}")
             if part.label_space.classes != space.classes:
                 part.map_classes(space, {c: c for c in part.label_space.classes})
@@ -102,7 +102,8 @@ class ConcatDataModule(SegmentationDataModule):
 
     @property
     def unlabelled(self) -> list[int]:
-        return sorted(set.intersection(*(set(part.unlabelled) for part in self.parts.values())))
+        judged = [part for part in self.parts.values() if part.val_split] or self.parts.values()
+        return sorted(set.intersection(*(set(part.unlabelled) for part in judged)))
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         for part in self.parts.values():

@@ -198,9 +198,8 @@ class SupervisedPixelContrast(ProjectedContrast):
 
     Anchors are labelled pixels and, of adaptation, target pixels that the teacher is sure of; hard is what the student
     gets wrong. One queue holds such pixels, the other regions: the mean direction of all pixels of a class in an image.
-    Three things differ from the released code: it draws anchors image by image, ours come from the batch; it compares
-    with whole queues, ours with a draw; and its loss leaves out the other anchors where there is a queue, ours does
-    not.
+    Three things differ from the released code: it draws anchors image by image, not from the batch; it compares with
+    whole queues, not with a draw; and its loss leaves out the other anchors where there is a queue, ours does not.
 
     The weight is 0.1 as released, the temperature 0.07 in the paper. Of each class ``anchors`` are taken (per rank),
     ``keys`` pixels and ``regions`` (0: none are kept) drawn from the queues, ``queue_length`` of each kept,
@@ -220,8 +219,7 @@ class SupervisedPixelContrast(ProjectedContrast):
         per_step: int = 10,
     ) -> None:
         super().__init__(weight, temperature, dim)
-        wanted = "anchors and keys of at least 1, regions of at least 0"
-        expect(min(anchors, keys, regions + 1) >= 1, wanted, (anchors, keys, regions))
+        expect(min(anchors, keys, regions + 1) >= 1, "anchors, keys >= 1, regions >= 0", (anchors, keys, regions))
         self.anchors, self.reliable, self.keys, self.regions = anchors, reliable, keys, regions
         self.queue_length, self.per_step = queue_length, per_step
 

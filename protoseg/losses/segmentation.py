@@ -37,10 +37,7 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
 
 
 def rest_losses(logits: Tensor, rest: Rest) -> Tensor:
-    """-log of the summed probabilities of the classes that an image does not annotate, at its pixels of these.
-
-    Of logits ``b c h w``; ``b h w``, 0 elsewhere.
-    """
+    """-log of the summed probabilities of what an image does not annotate, ``b h w``, of ``b c h w``; 0 elsewhere."""
     logits = at_least_fp32(logits)
     possible = hide(logits, ~rest.classes[:, :, None, None]).logsumexp(1)
     return (logits.logsumexp(1) - possible).where(rest.pixels, 0)

@@ -93,8 +93,7 @@ class AdaptationModule(SegmentationModule):
         # The statistics that student and teacher will be judged by are those of mixed images, nearer to the target.
         with unmoved_statistics(self.model) if self.terms else nullcontext():
             on_source, observations = self.see(source.image, source.label)
-        on_source = replace(on_source, rest=source.rest)
-        loss, values = self.sum_terms(self.losses, Step(self.model, on_source))
+        loss, values = self.sum_terms(self.losses, Step(self.model, replace(on_source, rest=source.rest)))
         if not self.terms:
             return self.step_output(loss, values, source.name, observations)
         if self.separate_backward:

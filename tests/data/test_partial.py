@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from protoseg.data import CAMVID, CamVid, ConcatDataModule, SegmentationDataModule
 from protoseg.data.label_spaces import NOT_ANNOTATED, mapping_table
@@ -124,15 +126,24 @@ def test_a_class_is_never_taken_for_the_rest() -> None:
 
 
 @pytest.mark.parametrize("head", ["parametric", "prototype"])
-def test_a_training(head: str, camvid: Path, configure: Configure, recwarn: pytest.WarningsRecorder) -> None:
-    tiny = [o for o in TINY if head == "prototype" or not o.startswith("head.")]
-    roots = [f"data.parts.{name}.root={camvid}" for name in ("objects", "scene", "judge")]
-    sequences = ["data.parts.objects.dataset.sequences=[0001TP]", "data.parts.scene.dataset.sequences=[0006R0]"]
-    experiment = ("experiment=camvid_partial", f"head={head}", "loss.ce.class_weights=balanced")
-    run = configure("train", *experiment, *tiny, *roots, *sequences, "trainer.max_steps=3")
+def test_a_training(
+    head: str, few_streets: Path, tmp_path: Path, configure: Configure, recwarn: pytest.WarningsRecorder
+) -> None:
+    tiny = [option for option in TINY if head == "prototype" or not option.startswith("head.")]
+    parts = [f"+data@data.parts.{kind}=streets" for kind in NAMES]
+    own = [f"data.parts.{kind}.annotated=[{','.join(names)}]" for kind, names in NAMES.items()]
+    own += [f"data.parts.{kind}.root={few_streets}" for kind in NAMES]
+    loss = ("loss.ce.class_weights=balanced", "data.parts.objects.val_split=null", "trainer.max_steps=2")
+    run = configure("train", "data=concat", f"head={head}", *parts, *tiny, *own, *loss)
     assert run_training(run) >= 0
     assert any("pixels of classes not annotated" in str(warning.message) for warning in recwarn)
-    run.callbacks.cached = {"_target_": "protoseg.callbacks.cached.CachedViews", "folder": str(camvid / "views")}
+    with open(tmp_path / "run" / "logs" / "metrics.csv") as file:
+        last = [*csv.DictReader(file)][-1]
+    iou = {name: float(last[f"val/IoU/{name}"]) for name in ("Car", "Road")}
+    assert np.isnan(iou["Car"])  # validated on the scene alone
+    assert iou["Road"] >= 0
+    cached = {"_target_": "protoseg.callbacks.cached.CachedViews", "folder": str(tmp_path / "views")}
+    OmegaConf.update(run, "callbacks.cached", cached, force_add=True)
     run.overwrite = True
-    with pytest.raises(ProtosegError, match="expected data that annotate all classes"):
+    with pytest.raises(ProtosegError, match="all classes annotated, got adaptation, "):
         run_training(run)

@@ -131,7 +131,7 @@ def joined(spaces: Sequence[LabelSpace]) -> LabelSpace:
     """All classes of some label spaces, by name; a class has the colour of the first that has it."""
     colors: dict[str, tuple[int, int, int]] = {}
     for space in spaces:
-        colors = {**colors, **{c: rgb for c, rgb in zip(space.classes, space.colors, strict=True) if c not in colors}}
+        colors = colors | dict(zip(space.classes, space.colors, strict=True)) | colors
     things = tuple(dict.fromkeys(name for space in spaces for name in space.things))
     return replace(spaces[0], classes=tuple(colors), colors=tuple(colors.values()), things=things)
 

@@ -171,7 +171,7 @@ def rest_of(dataset: SegmentationDataset, label: Ids) -> Rest:
     return Rest(torch.from_numpy(label == rest_in(label)) & classes.any(), classes)
 
 
-def collate(samples: Sequence[Any] | Batch) -> Batch:
+def collate(samples: Any) -> Batch:
     """Stack samples into a ``Batch``, which stays as it is; pad smaller ones (bottom, right): 0, ``IGNORE_INDEX``."""
     if isinstance(samples, Batch):
         return samples

@@ -75,6 +75,13 @@ class LabelSpace:
         return [self.classes.index(name) for name in names]
 
 
+class Rest(NamedTuple):
+    """Pixels of which is known only that they are of one of the classes that their image does not annotate."""
+
+    pixels: Tensor  # bool ``b h w``; their label is ``IGNORE_INDEX``
+    classes: Tensor  # those classes of each image, bool ``b c``
+
+
 class Batch(NamedTuple):
     """A collated batch. Images of different sizes are padded at the bottom and right to the largest."""
 
@@ -83,6 +90,7 @@ class Batch(NamedTuple):
     size: Tensor  # int64, ``b 2``: height and width of each image before padding
     name: list[str]  # path of each image file, for messages and for naming outputs
     maps: list[Tensor] | None = None  # what a frozen encoder made of the images, which are not there then (``b 0``)
+    rest: Rest | None = None  # of training images that do not annotate all classes; None: all of them do
 
 
 class AdaptationBatch(NamedTuple):

@@ -53,8 +53,10 @@ class CachedViews(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         data, model = trainer.datamodule, pl_module.model  # type: ignore[attr-defined]
-        if isinstance(data, AdaptationDataModule) or type(model) is not Segmentor or data.rare_classes:
-            raise ProtosegError("callbacks=cached: expected views that stay, got adaptation, HRDA or rare_classes")
+        adapts = isinstance(data, AdaptationDataModule)
+        if adapts or type(model) is not Segmentor or data.rare_classes or data.train_dataset().partial:
+            wanted = "views that stay, and all classes annotated"
+            raise ProtosegError(f"callbacks=cached: expected {wanted}, got adaptation, HRDA, rare_classes or annotated")
         names = [str(image) for image, _ in data.train_dataset().samples]
         folder = self.folder / self._key(trainer, pl_module)
         missing = [i for i in range(rank(), len(names), world_size()) if not (folder / f"{i}.npy").is_file()]

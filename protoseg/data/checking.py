@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import FAILURES, largest_deep_value, orientation
-from protoseg.data.label_spaces import ignored_in
 from protoseg.data.loading import seed_worker
 from protoseg.data.pairing import collect_faults
 from protoseg.data.statistics import class_statistics, count_pixels, image_size, in_threads, kept_statistics, spread
@@ -121,9 +120,13 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
 
     Where the few masks lack a class, the others are counted too, unless they are many; where none of them has a
     labelled pixel, the others are read until one has. Raises ProtosegError: no mask has a labelled pixel, there is but
-    one class, or a mask is bad.
+    one class, one is annotated nowhere, or a mask is bad.
     """
     space = dataset.label_space
+    if nowhere := set.intersection(*(set(part.rest or ()) for part in dataset.parts or [dataset])):
+        names = ", ".join(space.classes[i] for i in sorted(nowhere))
+        text = f"annotated: expected every class in one of the data sets of the training, got {names} in none"
+        raise ProtosegError(f"{text}: add the data set that has it, or leave it out: relabel={{CLASS: null}}")
     if space.num_classes == 1:
         text = f"classes: expected at least two to tell apart, got {space.classes[0]!r} alone: add a background class"
         raise ProtosegError(f"{text} for what is void now (its colour or id under classes instead of void)")
@@ -185,4 +188,4 @@ def check_validation_labels(dataset: SegmentationDataset) -> None:
 
 def _any_labelled(dataset: SegmentationDataset) -> bool:
     masked = (index for index, (_, mask) in enumerate(dataset.samples) if mask is not None)
-    return any((label != ignored_in(label)).any() for label in map(dataset.read_label, masked))
+    return any((label < dataset.label_space.num_classes).any() for label in map(dataset.read_label, masked))

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces import Ids
+from protoseg.data.label_spaces import Ids, joined
 from protoseg.data.transforms import TrainTransform
 from protoseg.types import LabelSpace, ProtosegError
 
-_OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "max_class_share"}
+_OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "max_class_share", "annotated"}
 
 
 class Concatenation(SegmentationDataset):
@@ -57,6 +57,8 @@ class ConcatDataModule(SegmentationDataModule):
     ``weights`` is how often an image is of each part, relative to the others; None: as often as it has images. The
     other options are those of ``SegmentationDataModule``, but for what parts have of their own.
 
+    Parts of other classes are joined by name where one of them says what is ``annotated``, in it or in ``relabel``.
+
     Raises ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
     ``SegmentationDataModule``.
     """
@@ -81,13 +83,17 @@ class ConcatDataModule(SegmentationDataModule):
             raise ProtosegError(f"{text}: to leave a part out, take it from data.parts")
         self.parts = dict(parts)
         first, space = next((name, part.label_space) for name, part in parts.items())
+        if joins := any(part.annotated for part in parts.values()):
+            space = joined([part.label_space for part in parts.values()])
         for name, part in self.parts.items():
-            if odd := sorted({*part.label_space.classes} ^ {*space.classes}):
+            odd = sorted({*part.label_space.classes} ^ {*space.classes})
+            if odd and not joins:
                 got = f"{', '.join(odd)} in only one of {first} and {name}"
                 remedy = "set data.parts.NAME.relabel={CLASS: null}, or to the class that it becomes"
+                remedy += ", or say what is annotated, which joins them by name: data.parts.NAME.annotated=[CLASS, …]"
                 raise ProtosegError(f"data.parts: expected the same classes in all parts, got {got}: {remedy}")
             if part.label_space.classes != space.classes:
-                part.map_classes(space, {c: c for c in space.classes})
+                part.map_classes(space, {c: c for c in part.label_space.classes})
             colours = {key: options[key] for key in ("aspect", "brightness") if key in options}
             part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share, **colours)
         dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in parts if given])
@@ -96,7 +102,8 @@ class ConcatDataModule(SegmentationDataModule):
 
     @property
     def unlabelled(self) -> list[int]:
-        return sorted(set.intersection(*(set(part.unlabelled) for part in self.parts.values())))
+        judged = [part for part in self.parts.values() if part.val_split] or self.parts.values()
+        return sorted(set.intersection(*(set(part.unlabelled) for part in judged)))
 
     def map_classes(self, label_space: LabelSpace, mapping: Mapping[str, str | None] | str | None) -> None:
         for part in self.parts.values():

@@ -20,7 +20,7 @@ from protoseg import distributed
 from protoseg.data import loading
 from protoseg.data.checking import check_training_labels, check_validation_labels, image_notes, nothing_labelled
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces import mapping_table, named_mapping, relabelled
+from protoseg.data.label_spaces import FILE_REST, NOT_ANNOTATED, mapping_table, named_mapping, relabelled
 from protoseg.data.loading import TIMEOUT, Augmented, Loader, RareClasses
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
@@ -46,6 +46,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         labels: False trains on images alone: no training mask is opened, or need be there. Evaluation is not changed.
         relabel: classes to read otherwise: {class: null to ignore it, or the class that it becomes}, see
             ``label_spaces.relabelled``.
+        annotated: the classes that the masks show, after ``relabel``, where these are not all; a pixel of another class
+            is known to be of one of the others (``Batch.rest``) in training, and is ignored everywhere else.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
         label_space: the classes of images that have none of their own.
 
@@ -74,6 +76,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         aspect: Sequence[float] = (1.0, 1.0),
         brightness: int = 0,
         label_space: LabelSpace | None = None,
+        annotated: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
@@ -100,6 +103,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.kept_views: Any = None  # a data set of whole batches by (index, seed), which training reads instead
         if relabel:
             self.map_classes(*relabelled(self.label_space, relabel))
+        if annotated is not None:
+            self.label_space.ids(annotated, "data.annotated")
+            kept = {name: name if name in annotated else NOT_ANNOTATED for name in self.label_space.classes}
+            self.map_classes(self.label_space, kept)
+        self.annotated = annotated is not None or NOT_ANNOTATED in (relabel or {}).values()
 
     @property
     def source(self) -> "SegmentationDataModule":
@@ -122,6 +130,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         becomes = None if self._mapping is None else self._mapping[: self._own_classes]
         return [] if becomes is None else [i for i in range(self.label_space.num_classes) if i not in becomes]
 
+    @property
+    def rest(self) -> list[int] | None:
+        """Train ids that pixels of classes which are not annotated may be of; None where there are no such pixels."""
+        partial = self._mapping is not None and FILE_REST in self._mapping[: self._own_classes]
+        return self.unlabelled if partial else None
+
     def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""
         if split is None:
@@ -137,6 +151,10 @@ class SegmentationDataModule(pl.LightningDataModule):
             if self._mapping is not None:
                 dataset.map_classes(self.label_space, self._mapping)
             dataset.label_space, dataset.turn, dataset.transform = self.label_space, self.turn, self.transform
+            if (rest := self.rest) is not None:
+                dataset.rest, others = rest, ", ".join(self.label_space.classes[i] for i in rest)
+                note = f"split {split!r}: pixels of classes not annotated ({others}) count in no evaluation"
+                dataset.notes = [*dataset.notes, note]
             self._datasets[key] = dataset
         return self._datasets[key]
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from protoseg.data.channels import ImageReader
 from protoseg.data.decoding import orientation
 from protoseg.data.files import Channel, Color, read_label
-from protoseg.data.label_spaces import Ids, file_ignored, ignored_in
+from protoseg.data.label_spaces import Ids, file_ignored, ignored_in, rest_in
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -32,10 +32,15 @@ class Sample(NamedTuple):
     name: str
 
 
-def to_sample(image: NDArray[Any], label: Ids, name: str) -> Sample:
-    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them, ignored pixels ``IGNORE_INDEX``."""
+def to_sample(image: NDArray[Any], label: Ids, name: str, partial: bool = False) -> Sample:
+    """Arrays ``h w 3`` and ``h w`` as tensors that share no memory with them, ignored pixels ``IGNORE_INDEX``.
+
+    Of a ``partial`` data set, pixels of classes that it does not annotate too.
+    """
     ids = torch.from_numpy(label.astype(np.int64))
     ids[ids == ignored_in(label)] = IGNORE_INDEX
+    if partial:
+        ids[ids == rest_in(label)] = IGNORE_INDEX
     return Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), ids, name)
 
 
@@ -58,6 +63,7 @@ class SegmentationDataset(Dataset[Sample]):
     transform: "TrainTransform | None" = None  # how training augments its images; a DataModule sets it
     parts: Sequence["SegmentationDataset"] = ()  # the data sets that it is put together from
     weights: NDArray[np.float64] | None = None  # how often training draws each, relative to the others; None: all alike
+    rest: Sequence[int] | None = None  # train ids that pixels of ``rest_in`` may be of; None: all classes are annotated
     notes: Sequence[str] = ()  # about how the files were found, told by ``check`` and before a training
     lists: Sequence[Path] = ()  # files that say which images are in the split
 
@@ -73,12 +79,17 @@ class SegmentationDataset(Dataset[Sample]):
         """
         return getattr(cls, "label_space", None)
 
+    @property
+    def partial(self) -> bool:
+        """Whether it, or one of its parts, does not annotate all classes."""
+        return any(part.rest is not None for part in self.parts or [self])
+
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
         image, label = self.read(index)
-        return to_sample(image, label, str(self.samples[index][0]))
+        return to_sample(image, label, str(self.samples[index][0]), self.partial)
 
     def read(self, index: int) -> tuple[NDArray[Any], Ids]:
         """Image ``h w c`` (see ``ImageReader``) and label ``h w`` (train ids; the largest of its dtype where ignored).

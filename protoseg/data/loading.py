@@ -21,9 +21,10 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
+from protoseg.data.label_spaces import Ids, rest_in
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
-from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError
+from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest
 
 TIMEOUT = 600.0  # seconds that a batch of the workers is waited for
 PREFETCH = 2  # batches that each worker makes ahead, torch's own number
@@ -141,7 +142,8 @@ class RareClassDraw:
 class Augmented(Dataset[Sample]):
     """A data set read by ``(index, seed)`` and augmented; the pairs come from ``StepBatchSampler``.
 
-    With rare-class sampling, ``draw`` makes of the seed another index and a class that the crop is to hold.
+    With rare-class sampling, ``draw`` makes of the seed another index and a class that the crop is to hold. Samples of
+    a partial data set have a fourth part, their ``Rest``.
     """
 
     dataset: SegmentationDataset
@@ -150,7 +152,7 @@ class Augmented(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
+    def __getitem__(self, item: tuple[int, int]) -> Any:
         index, seed = item
         wanted = None
         if self.draw is not None:
@@ -158,18 +160,30 @@ class Augmented(Dataset[Sample]):
         part, index = self.dataset.locate(index)
         assert part.transform is not None  # set by the DataModule
         image, label = part.transform(*part.read(index), seed=seed, wanted=wanted)
-        return to_sample(image, label, str(part.samples[index][0]))
+        sample = to_sample(image, label, str(part.samples[index][0]), part.partial)
+        return (*sample, rest_of(part, label)) if self.dataset.partial else sample
 
 
-def collate(samples: Sequence[Sample] | Batch) -> Batch:
+def rest_of(dataset: SegmentationDataset, label: Ids) -> Rest:
+    """Of one label ``h w``: its pixels of classes that are not annotated, bool ``h w``, and these, bool ``c``."""
+    classes = torch.zeros(dataset.label_space.num_classes, dtype=torch.bool)
+    classes[list(dataset.rest or ())] = True
+    return Rest(torch.from_numpy(label == rest_in(label)) & classes.any(), classes)
+
+
+def collate(samples: Any) -> Batch:
     """Stack samples into a ``Batch``, which stays as it is; pad smaller ones (bottom, right): 0, ``IGNORE_INDEX``."""
     if isinstance(samples, Batch):
         return samples
-    sizes = [tuple(sample.label.shape) for sample in samples]
+    sizes = [tuple(sample[1].shape) for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     margins = [(0, width - w, 0, height - h) for h, w in sizes]
-    images, labels, names = zip(*samples, strict=True)
-    return Batch(_stacked(images, margins, 0), _stacked(labels, margins, IGNORE_INDEX), torch.tensor(sizes), [*names])
+    images, labels, names, *more = zip(*samples, strict=True)
+    batch = Batch(_stacked(images, margins, 0), _stacked(labels, margins, IGNORE_INDEX), torch.tensor(sizes), [*names])
+    if not more:
+        return batch
+    pixels, classes = zip(*more[0], strict=True)
+    return batch._replace(rest=Rest(_stacked(pixels, margins, 0), torch.stack(classes)))
 
 
 def _stacked(maps: Sequence[Tensor], margins: Sequence[tuple[int, int, int, int]], value: int) -> Tensor:

@@ -102,8 +102,11 @@ class DetailCrossEntropy(CrossEntropy):
     """
 
     def forward(self, step: Step) -> Tensor:
-        logits, label = on_detail(step.labelled.output, step.labelled.label)
-        return self.on_labels(logits, label, step.labelled.stride)
+        seen, rest = step.labelled, step.labelled.rest
+        logits, label = on_detail(seen.output, seen.label)
+        if rest is not None:
+            rest = rest._replace(pixels=on_detail(seen.output, rest.pixels)[1])
+        return self.on_labels(logits, label, seen.stride, rest=rest)
 
 
 class MixedDetailCrossEntropy(Term):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from protoseg.functional import contrast as formulas
 from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.prototypes import prototype_sums
 from protoseg.functional.resize import downsample_label, majority_label
 from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term
@@ -193,16 +194,16 @@ class ClassMeanContrast(ProjectedContrast):
 
 
 class SupervisedPixelContrast(ProjectedContrast):
-    """ContrastiveSeg (arXiv 2101.11939): half hard, half easy anchors per class, among themselves and with a queue.
+    """ContrastiveSeg (arXiv 2101.11939): half hard, half easy anchors per class, among themselves and with two queues.
 
     Anchors are labelled pixels and, of adaptation, target pixels that the teacher is sure of; hard is what the student
-    gets wrong. Three things differ from the released code: it draws anchors image by image, ours come from the batch;
-    it compares with whole queues of pixels and of region means, ours with a draw from a queue of pixels; and its loss
-    leaves out the other anchors where there is a queue, ours does not.
+    gets wrong. One queue holds such pixels, the other regions: the mean direction of all pixels of a class in an image.
+    Three things differ from the released code: it draws anchors image by image, not from the batch; it compares with
+    whole queues, not with a draw; and its loss leaves out the other anchors where there is a queue, ours does not.
 
     The weight is 0.1 as released, the temperature 0.07 in the paper. Of each class ``anchors`` are taken (per rank),
-    ``keys`` drawn from the queue, ``queue_length`` kept, ``per_step`` written. Target pixels take part from the
-    confidence ``reliable``.
+    ``keys`` pixels and ``regions`` (0: none are kept) drawn from the queues, ``queue_length`` of each kept,
+    ``per_step`` written. Target pixels take part from the confidence ``reliable``.
     """
 
     def __init__(
@@ -213,17 +214,20 @@ class SupervisedPixelContrast(ProjectedContrast):
         anchors: int = 50,
         reliable: float = 0.968,
         keys: int = 100,
+        regions: int = 20,
         queue_length: int = 1024,
         per_step: int = 10,
     ) -> None:
         super().__init__(weight, temperature, dim)
-        expect(min(anchors, keys) >= 1, "anchors and keys of at least 1", (anchors, keys))
-        self.anchors, self.reliable, self.keys = anchors, reliable, keys
+        expect(min(anchors, keys, regions + 1) >= 1, "anchors, keys >= 1, regions >= 0", (anchors, keys, regions))
+        self.anchors, self.reliable, self.keys, self.regions = anchors, reliable, keys, regions
         self.queue_length, self.per_step = queue_length, per_step
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         super().prepare(model, label_space)
         self.queue = ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
+        if self.regions:
+            self.region_queue = ClassQueues(self.num_classes, self.queue_length, self.dim, self.per_step)
 
     def contrast(self, step: Step) -> Tensor:
         parts = [(step.labelled.output, on_grid(step.labelled.label, step.labelled))]
@@ -234,10 +238,23 @@ class SupervisedPixelContrast(ProjectedContrast):
         outputs, label = [output for output, _ in parts], torch.cat([label for _, label in parts])
         predicted = torch.cat([output.logits.argmax(1).flatten() for output in outputs])
         index, valid = sample_hard_and_easy(label, predicted != label, self.num_classes, self.anchors)
-        rows = torch.cat([pixel_rows(output.embeddings) for output in outputs]).index_select(0, index.flatten())
-        anchors = embed(self.projection, rows)
+        rows = torch.cat([pixel_rows(output.embeddings) for output in outputs])
+        anchors = embed(self.projection, rows.index_select(0, index.flatten()))
         keys, keys_valid = self.queue.draw(self.keys)
         self.queue.push(anchors.detach().view(*index.shape, -1), valid)
+        if self.regions:
+            drawn, drawn_valid = self.region_queue.draw(self.regions)
+            keys, keys_valid = torch.cat([keys, drawn], 1), torch.cat([keys_valid, drawn_valid], 1)
+            self.region_queue.push(*self._regions(rows, label, sum(len(output.logits) for output in outputs)))
         self.statistics = {"anchors": valid.sum().float(), "queue": self.queue.fill.float()}
         queued = (keys.flatten(0, 1), class_rows(keys_valid))
         return formulas.supervised_contrast(anchors, class_rows(valid), *queued, temperature=self.temperature)
+
+    @torch.no_grad()
+    def _regions(self, rows: Tensor, label: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        """The mean direction of each class in each of the images, ``c i d``, and where there is one, bool ``c i``."""
+        first = torch.arange(images, device=label.device).repeat_interleave(len(label) // images) * self.num_classes
+        member = (first + label).where(label != IGNORE_INDEX, -1)
+        sums, counts = prototype_sums(embed(self.projection, rows), member, images * self.num_classes)
+        regions = F.normalize(sums, dim=1).view(images, self.num_classes, -1)
+        return regions.transpose(0, 1), counts.view(images, -1).T > 0

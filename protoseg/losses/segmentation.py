@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
+from protoseg.functional.contrast import hide
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import Step, Term
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, Rest
 
 
 def balanced_class_weights(frequencies: Tensor) -> Tensor:
@@ -35,6 +36,13 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     return (losses >= kth_hardest) | (losses > -torch.log(losses.new_tensor(threshold)))
 
 
+def rest_losses(logits: Tensor, rest: Rest) -> Tensor:
+    """-log of the summed probabilities of what an image does not annotate, ``b h w``, of ``b c h w``; 0 elsewhere."""
+    logits = at_least_fp32(logits)
+    possible = hide(logits, ~rest.classes[:, :, None, None]).logsumexp(1)
+    return (logits.logsumexp(1) - possible).where(rest.pixels, 0)
+
+
 def cross_entropy(
     logits: Tensor,
     label: Tensor,
@@ -42,8 +50,9 @@ def cross_entropy(
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 100_000,
     all_pixels: bool = False,
+    rest: Rest | None = None,
 ) -> Tensor:
-    """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
+    """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class, those of ``rest`` by 1.
 
     Of logits ``b c h w`` and int64 labels ``b h w``, ``IGNORE_INDEX`` where unlabelled. With ``all_pixels`` the sum is
     divided by the number of pixels, the ignored among them, as in mmsegmentation.
@@ -53,6 +62,8 @@ def cross_entropy(
     weight = valid.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
+    if rest is not None:  # its pixels are none of the valid ones
+        losses, weight = losses + rest_losses(logits, rest), weight + rest.pixels
     if ohem_threshold is not None:
         weight = weight * hard_pixels(losses.detach(), ohem_threshold, ohem_min_kept)
     return mean_over_ranks((losses * weight).sum(), (torch.ones_like(weight) if all_pixels else weight).sum())
@@ -76,8 +87,9 @@ class CrossEntropy(Term):
 
     ``class_weights`` are None, one number per class, or ``"balanced"``: 1 / sqrt of the pixel share in the training
     set. With ``ohem_threshold`` only pixels whose true class has a lower probability are kept, but at least
-    ``ohem_min_kept`` of a batch. ``all_pixels`` divides by the number of all pixels, not of the labelled ones. Raises
-    ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
+    ``ohem_min_kept`` of a batch. ``all_pixels`` divides by the number of all pixels, not of the labelled ones. A pixel
+    of one of the classes that its image does not annotate has the sum of their probabilities, or, with ``ignore_rest``,
+    no loss. Raises ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
     """
 
     class_weights: Tensor  # None before ``prepare``, unless they are given
@@ -89,8 +101,10 @@ class CrossEntropy(Term):
         ohem_threshold: float | None = None,
         ohem_min_kept: int = 100_000,
         all_pixels: bool = False,
+        ignore_rest: bool = False,
     ) -> None:
         super().__init__(weight)
+        self.ignore_rest = ignore_rest
         self.needs_frequencies = class_weights == "balanced"
         given = None if self.needs_frequencies or class_weights is None else class_weights
         if isinstance(given, str):
@@ -112,12 +126,14 @@ class CrossEntropy(Term):
 
     def forward(self, step: Step) -> Tensor:
         seen = step.labelled
-        return self.on_labels(seen.output.logits, seen.label, seen.stride, seen.output.align_corners)
+        return self.on_labels(seen.output.logits, seen.label, seen.stride, seen.output.align_corners, seen.rest)
 
-    def on_labels(self, logits: Tensor, label: Tensor, stride: int, align_corners: bool = False) -> Tensor:
+    def on_labels(
+        self, logits: Tensor, label: Tensor, stride: int, align_corners: bool = False, rest: Rest | None = None
+    ) -> Tensor:
         """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
         full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
-        return cross_entropy(full, label, self.class_weights, *self.options)
+        return cross_entropy(full, label, self.class_weights, *self.options, None if self.ignore_rest else rest)
 
 
 class AuxiliaryCrossEntropy(CrossEntropy):
@@ -127,4 +143,4 @@ class AuxiliaryCrossEntropy(CrossEntropy):
         seen = step.labelled
         if seen.output.auxiliary is None:
             raise ProtosegError("loss auxiliary: expected an auxiliary head, got none; set auxiliary=… or drop it")
-        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners)
+        return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners, seen.rest)

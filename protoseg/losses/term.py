@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from protoseg.functional.prototypes import Clustering
 from protoseg.nn import Observation, PrototypeMemory
-from protoseg.types import LabelSpace, SegOutput
+from protoseg.types import LabelSpace, Rest, SegOutput
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Seen:
     stride: int  # pixels per cell of the model's grid
     clustering: Clustering | None = None  # prototype of each grid pixel; None for heads without prototypes
     image: Tensor | None = None  # what the model saw, ``b 3 H W``; None where no term asks for it
+    rest: Rest | None = None  # pixels of classes that their image does not annotate, at full resolution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class AdaptationModule(SegmentationModule):
         # The statistics that student and teacher will be judged by are those of mixed images, nearer to the target.
         with unmoved_statistics(self.model) if self.terms else nullcontext():
             on_source, observations = self.see(source.image, source.label)
-        loss, values = self.sum_terms(self.losses, Step(self.model, on_source))
+        loss, values = self.sum_terms(self.losses, Step(self.model, replace(on_source, rest=source.rest)))
         if not self.terms:
             return self.step_output(loss, values, source.name, observations)
         if self.separate_backward:
@@ -174,7 +175,7 @@ class AdaptationModule(SegmentationModule):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        teacher, reliable = self.teacher_metrics.compute(), self.reliable_metrics.compute()
+        teacher, reliable = self.scores_of(self.teacher_metrics), self.reliable_metrics.compute()
         self.log("val/teacher_mIoU", teacher["mIoU"], prog_bar=True)
         self._log_subsets("val/teacher_", teacher["IoU"])
         self._log_classes("val/teacher_IoU", teacher["IoU"])

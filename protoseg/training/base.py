@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from protoseg.callbacks.loggers import PrototypeMemoryCallback
 from protoseg.checkpoint import own_part, save_checkpoint
 from protoseg.distributed import all_reduce_, rank
-from protoseg.evaluation.metrics import SegmentationMetrics, subset_means
+from protoseg.evaluation.metrics import Scores, SegmentationMetrics, scores, subset_means
 from protoseg.evaluation.predictor import Predictor
 from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, Seen, Step, Term
@@ -241,14 +242,19 @@ class SegmentationModule(pl.LightningModule):
         for prediction, label, (height, width) in zip(predictions, batch.label, batch.size.tolist(), strict=True):
             metrics.update(prediction, label[:height, :width])
 
+    def scores_of(self, metrics: SegmentationMetrics) -> Scores:
+        """Of what was validated; classes that these data do not label count in no mean."""
+        data = getattr(getattr(self.trainer, "datamodule", None), "target", None)
+        return scores(metrics.compute()["confusion"], getattr(data, "unlabelled", ()))
+
     def on_validation_epoch_end(self) -> None:
-        scores = self.metrics.compute()
+        found = self.scores_of(self.metrics)
         self.metrics.reset()
         for name in ("mean_accuracy", "pixel_accuracy", "fw_IoU"):
-            self.log(f"val/{name}", scores[name])  # type: ignore[literal-required]
-        self.log("val/mIoU", scores["mIoU"], prog_bar=True)
-        self._log_subsets("val/", scores["IoU"])
-        self._log_classes("val/IoU", scores["IoU"])
+            self.log(f"val/{name}", found[name])  # type: ignore[literal-required]
+        self.log("val/mIoU", found["mIoU"], prog_bar=True)
+        self._log_subsets("val/", found["IoU"])
+        self._log_classes("val/IoU", found["IoU"])
 
     def _log_subsets(self, prefix: str, iou: Tensor) -> None:
         means = subset_means(iou, self.label_space, self.subsets)
@@ -292,7 +298,7 @@ class SupervisedModule(SegmentationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         seen, observations = self.see(batch.image, batch.label, maps=batch.maps)
-        step = Step(self.model, seen)
+        step = Step(self.model, replace(seen, rest=batch.rest))
         loss, values = self.sum_terms(self.losses, step)
         if self.terms:
             more, of_terms = self.sum_terms(self.terms, step)

@@ -144,7 +144,7 @@ def test_another_folder_for_whatever_the_maps_depend_on(
 
 REFUSED = {
     "encoder.freeze=true, numbers in float16": ("encoder.freeze=false",),
-    "views that stay, got adaptation, HRDA or rare_classes": ("segmentor=hrda", "segmentor.detail_size=32"),
+    "views that stay, and all classes annotated, got ": ("segmentor=hrda", "segmentor.detail_size=32"),
 }
 
 

@@ -138,11 +138,11 @@ def naive_pixel_contrast(term: SupervisedPixelContrast, case: Case, batch: Step,
             vectors.append(vector(term.projection, batch.mixed.output, b, y, x))
             labels.append(int(case.pseudo_label[b, v, u]))
     anchors = len(vectors)
-    features, exist = drawn["keys"]
-    for c in range(4):
-        keys = [f for f, ok in zip(features[c], exist[c], strict=True) if ok]
-        vectors += keys
-        labels += [c] * len(keys)
+    for features, exist in (drawn["keys"], drawn["regions"]):
+        for c in range(4):
+            keys = [f for f, ok in zip(features[c], exist[c], strict=True) if ok]
+            vectors += keys
+            labels += [c] * len(keys)
     return pairs(vectors, labels, [1.0] * len(labels), anchors, term.temperature)
 
 
@@ -166,6 +166,7 @@ def listen(term: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         heard["sample"] = record(contrast_target, "sample_per_class")
     if isinstance(term, SupervisedPixelContrast):
         heard["keys"] = record(term.queue, "draw")
+        heard["regions"] = record(term.region_queue, "draw")
     return heard
 
 
@@ -218,3 +219,29 @@ def test_classes_keep_their_number_when_others_are_missing() -> None:
     loss = term(batch)
     expected = naive_pgpc(term, case, batch, {name: values[0] for name, values in drawn.items()})
     torch.testing.assert_close(loss, expected, atol=1e-10, rtol=0)
+
+
+def test_regions_are_the_means_of_a_class_in_an_image() -> None:
+    """What a first step writes into their queue, by a loop over the images."""
+    case = Case()
+    term: Any = make("pixel_contrast", case)
+    batch = case.batch()
+    term(batch)
+    regions: dict[tuple[str, int, int], list[Tensor]] = {}
+    for b, y, x, v, u in cells(case):
+        if case.label[b, v, u] != IGNORE_INDEX:
+            own = regions.setdefault(("source", b, int(case.label[b, v, u])), [])
+            own.append(vector(term.projection, batch.labelled.output, b, y, x))
+    for b, y, x, v, u in target_cells(case):
+        if case.confidence[b, v, u] >= term.reliable:
+            own = regions.setdefault(("mixed", b, int(case.pseudo_label[b, v, u])), [])
+            own.append(vector(term.projection, batch.mixed.output, b, y, x))
+    assert len(regions) > 8
+    for c in range(4):
+        wanted = [F.normalize(torch.stack(own).mean(0), dim=0) for (*_, k), own in regions.items() if k == c]
+        assert term.region_queue.fill[c] == len(wanted)
+        kept = term.region_queue.features[c, : len(wanted)]
+        cosines = kept @ torch.stack(wanted).T
+        torch.testing.assert_close(cosines.amax(1), torch.ones(len(wanted)).double())
+        assert cosines.argmax(1).unique().numel() == len(wanted)
+    assert not hasattr(make("pixel_contrast", case, regions=0), "region_queue")

@@ -13,7 +13,7 @@ from torch import nn
 from protoseg.losses.adaptation import DetailCrossEntropy, MixedDetailCrossEntropy, on_detail
 from protoseg.losses.segmentation import CrossEntropy
 from protoseg.losses.term import Mixed, Seen, Step
-from protoseg.types import Detail, ProtosegError, SegOutput
+from protoseg.types import Detail, ProtosegError, Rest, SegOutput
 
 BOX = (8, 16, 16, 24)  # of an image of 32 x 48 at stride 4
 
@@ -52,6 +52,16 @@ def test_labelled_images_against_a_loop() -> None:
     source = batch()
     count = (source.label[:, 8:24, 16:40] != -1).sum()
     torch.testing.assert_close(DetailCrossEntropy()(labelled(source)), pixel_losses(source).sum() / count)
+
+
+def test_a_rest_is_that_of_the_crop() -> None:
+    seen, classes = batch(), torch.tensor([[True, False, True], [False, False, True]])
+    rest = Rest(seen.label == -1, classes)
+    full = F.interpolate(seen.output.detail.logits, (16, 24), mode="bilinear").softmax(1)  # type: ignore[union-attr]
+    inside = rest.pixels[:, 8:24, 16:40]
+    more = -(full * classes[:, :, None, None]).sum(1).log()[inside].sum()
+    expected = (pixel_losses(seen).sum() + more) / (2 * 16 * 24)
+    torch.testing.assert_close(DetailCrossEntropy()(labelled(replace(seen, rest=rest))), expected)
 
 
 def test_weights_sum_to_the_papers_total() -> None:

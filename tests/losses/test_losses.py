@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from protoseg.losses import (
 )
 from protoseg.losses.segmentation import balanced_class_weights, cross_entropy, hard_pixels, weighted_cross_entropy
 from protoseg.nn import PrototypeHead
-from protoseg.types import LabelSpace, ProtosegError, SegOutput
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, Rest, SegOutput
 
 
 def prepared(term: CrossEntropy) -> CrossEntropy:
@@ -158,3 +160,30 @@ def test_class_255_of_a_wide_label_space() -> None:
     expected = F.cross_entropy(logits[0, :, 1].T, label[0, 1])
     torch.testing.assert_close(cross_entropy(logits, label), expected)
     torch.testing.assert_close(weighted_cross_entropy(logits, label, torch.full((1, 2, 3), 0.5), 1), expected / 2)
+
+
+def test_the_rest_has_the_sum_of_its_probabilities() -> None:
+    """Against a loop over pixels; an image that annotates all, and one whose rest is all, among them."""
+    torch.manual_seed(0)
+    logits = (8 * torch.randn(4, 5, 6, 7, dtype=torch.float64)).requires_grad_()
+    label = torch.randint(-1, 5, (4, 6, 7))
+    classes = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    pixels = (label == IGNORE_INDEX) & (torch.rand(4, 6, 7) < 0.6) & classes.any(1)[:, None, None]
+    weights = torch.rand(5, dtype=torch.float64) + 0.1
+    rest, total, count = Rest(pixels, classes), torch.zeros((), dtype=torch.float64), 0.0
+    for b, y, x in itertools.product(range(4), range(6), range(7)):
+        share, known = logits[b, :, y, x].softmax(0), int(label[b, y, x])
+        if known >= 0:
+            total, count = total - weights[known] * share[known].log(), count + float(weights[known])
+        elif pixels[b, y, x]:
+            total, count = total - share[classes[b]].sum().log(), count + 1
+    loss = cross_entropy(logits, label, weights, rest=rest)
+    torch.testing.assert_close(loss, total / count)
+    (naive,), (ours,) = (torch.autograd.grad(value, logits, retain_graph=True) for value in (total / count, loss))
+    torch.testing.assert_close(ours, naive)
+    assert torch.isfinite(cross_entropy(logits.detach().half() * 900, label, rest=rest))
+    plain = logits.detach().float()
+    seen = Seen(SegOutput(plain, plain), label, 1, rest=rest)
+    found = [CrossEntropy(ignore_rest=ignored)(Step(torch.nn.Identity(), seen)) for ignored in (True, False)]
+    torch.testing.assert_close(found[0], cross_entropy(plain, label))
+    torch.testing.assert_close(found[1], cross_entropy(plain, label, rest=rest))

@@ -39,9 +39,9 @@ def step_of(module: Any, adapts: bool = False) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("preset", ["pixel_to_pixel", "sepico_proto", "pixel_contrast"])
-@pytest.mark.parametrize("head", ["parametric", "prototype"])
+@pytest.mark.parametrize("head", ["parametric", "linear", "prototype"])
 def test_contrasts_work_in_supervised_training(preset: str, head: str, configure: Configure) -> None:
-    base = SOFTMAX if head == "parametric" else TINY
+    base = TINY if head == "prototype" else (*SOFTMAX[:-1], f"head={head}")
     size = ("contrast.size=[8,8]",) if preset == "pixel_to_pixel" else ()
     module = build_module(configure("train", *base, f"contrast={preset}", *size), CAMVID)
     alone = build_module(configure("train", *base), CAMVID)
@@ -51,6 +51,16 @@ def test_contrasts_work_in_supervised_training(preset: str, head: str, configure
     loss, plain = step_of(module)["loss"], step_of(alone)["loss"]
     assert torch.isfinite(loss)
     assert loss > plain
+    term: Any = module.terms["contrast"]
+    term.weight = 1e6
+    module.zero_grad()
+    step_of(module)["loss"].backward()
+    norms = [p.grad.norm() for p in module.model.encoder.parameters() if p.grad is not None]
+    assert torch.stack(norms).sum() > 1e3  # by the contrast alone
+    if preset == "pixel_contrast":
+        queues = {name: value.sum() for name, value in module.state_dict().items() if "queue.features" in name}
+        assert [*queues] == ["terms.contrast.queue.features", "terms.contrast.region_queue.features"]
+        assert all(value != 0 for value in queues.values())
 
 
 @pytest.mark.parametrize("preset", ["pgpc", "u2pl"])

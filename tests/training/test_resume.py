@@ -103,7 +103,7 @@ EXTRA = ("head.assignment=gumbel", "decoder.dropout=0.2", "+encoder.drop_path_ra
     [
         pytest.param(DRAWN, 1, "on_train_batch_start", marks=pytest.mark.slow),
         pytest.param(DRAWN, 3, "on_validation_start", marks=pytest.mark.slow),
-        (TINY, 3, "on_validation_end"),
+        ((*TINY, "contrast=pixel_contrast"), 3, "on_validation_end"),
         pytest.param(DRAWN, 3, "on_validation_end", marks=pytest.mark.slow),
         pytest.param(DRAWN, 4, "on_train_batch_start", marks=pytest.mark.slow),
     ],
@@ -121,6 +121,9 @@ def test_stopped_and_resumed_is_never_stopped(
     resumed = validations(tmp_path / "resumed")
     assert resumed["5"] == expected["5"]
     assert resumed.items() <= expected.items()
+    if "contrast=pixel_contrast" in base:
+        state = read_checkpoint(tmp_path / "resumed" / "checkpoints" / "last.ckpt")["state_dict"]
+        assert all(state[f"terms.contrast.{name}.fill"].sum() > 0 for name in ("queue", "region_queue"))
 
 
 @pytest.mark.slow

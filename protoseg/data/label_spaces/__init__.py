@@ -4,7 +4,7 @@ The tables are the .tsv files beside this file; each opens with its source.
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -22,6 +22,10 @@ FILE_IGNORED, WIDE_FILE_IGNORED = 255, 65535  # in label files and tables, uint8
 # What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
 UNKNOWN_ID, WIDE_UNKNOWN_ID = FILE_IGNORED - 1, WIDE_FILE_IGNORED - 1
 
+# What a class becomes, by ``relabel`` or a mapping, that a data set does not annotate: its pixels are of one of those.
+NOT_ANNOTATED = "not_annotated"
+FILE_REST = UNKNOWN_ID - 1
+
 
 def unknown_id(table: Ids) -> int:
     """``UNKNOWN_ID``, or ``WIDE_UNKNOWN_ID`` of a uint16 table."""
@@ -36,6 +40,11 @@ def file_ignored(num_classes: int) -> int:
 def ignored_in(label: Ids) -> int:
     """Ignored pixels of an array as it was read from a file: the largest value of its dtype."""
     return int(np.iinfo(label.dtype).max)
+
+
+def rest_in(label: Ids) -> int:
+    """Pixels of classes that a data set does not annotate, of an array on the way to training: no train id."""
+    return unknown_id(label) - 1
 
 
 def id_table(train_ids: Mapping[int, int], dtype: Any = np.uint8) -> NDArray[Any]:
@@ -66,13 +75,14 @@ def mapping_table(
 ) -> NDArray[np.uint8]:
     """The 256-entry table ``train id of source -> train id of target``; ignored and unknown ids stay what they are.
 
-    ``mapping`` is of the name of each source class to that of a target class, or None for ignored; without one the
-    classes are the same already. Raises ProtosegError: classes that differ without a mapping, a mapping that does not
-    fit them, more than 255 classes.
+    ``mapping`` is of the name of each source class to that of a target class, to ``NOT_ANNOTATED``, or None for
+    ignored; without one the classes are the same already. Raises ProtosegError: classes that differ without a mapping,
+    a mapping that does not fit them, more than 255 classes, or 253 where some are not annotated.
     """
+    most = FILE_REST if mapping is not None and NOT_ANNOTATED in mapping.values() else FILE_IGNORED
     for space in (source, target):
-        if space.num_classes > FILE_IGNORED:
-            text = f"mapping: expected label spaces of at most {FILE_IGNORED} classes"
+        if space.num_classes > most:
+            text = f"mapping: expected label spaces of at most {most} classes"
             raise ProtosegError(f"{text}, got {space.name!r} of {space.num_classes}: choose other data")
     if mapping is None:
         if source.classes != target.classes:
@@ -81,13 +91,14 @@ def mapping_table(
             raise ProtosegError(f"{text}: give data.mapping, {{source class: target or null}}")
         mapping = {name: name for name in source.classes}
     unmapped = set(source.classes) - mapping.keys()
-    unknown = [*(mapping.keys() - set(source.classes)), *({*mapping.values()} - {*target.classes, None})]
+    unknown = [*(mapping.keys() - set(source.classes)), *({*mapping.values()} - {*target.classes, NOT_ANNOTATED, None})]
     if unmapped or unknown:
         got = f"none for {_names(unmapped)}" if unmapped else f"no class of theirs: {_names(unknown)}"
         known = "; ".join(f"{space.name!r} has {', '.join(space.classes)}" for space in (source, target))
         text = f"mapping: expected every class of {source.name!r} with a class of {target.name!r} or null"
         raise ProtosegError(f"{text}, got {got}; {known}")
-    labels = dict(zip((*target.classes, None), (*range(target.num_classes), FILE_IGNORED), strict=True))
+    ids = (*range(target.num_classes), FILE_REST, FILE_IGNORED)
+    labels = dict(zip((*target.classes, NOT_ANNOTATED, None), ids, strict=True))
     table = np.arange(256, dtype=np.uint8)
     table[: source.num_classes] = [labels[mapping[name]] for name in source.classes]
     return table
@@ -96,23 +107,33 @@ def mapping_table(
 def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[LabelSpace, dict[str, str | None]]:
     """The label space in which some classes are left out, merged or renamed, and the mapping to it from ``space``.
 
-    ``changes`` are of the name of a class to None for ignored, or to the name of the class that it becomes: another of
-    ``space``, or a new one, which takes the colour of the first class that becomes it. Raises ProtosegError: a change
-    to a class that is not there, or no class left.
+    ``changes`` are of the name of a class to None for ignored, to ``NOT_ANNOTATED``, or to the name of the class that
+    it becomes: another of ``space``, or a new one, which takes the colour of the first class that becomes it. Raises
+    ProtosegError: a change to a class that is not there, or no class left.
     """
     unknown = changes.keys() - set(space.classes)
     mapping = {name: changes.get(name, name) for name in space.classes}
+    gone = (None, NOT_ANNOTATED)
     colors: dict[str, tuple[int, int, int]] = {}
     for old, color in zip(space.classes, space.colors, strict=True):
         new = mapping[old]
-        if new is not None and (new == old or new not in colors):
-            colors[new] = color
+        if new not in gone and (new == old or new not in colors):
+            colors[str(new)] = color
     if unknown or not colors:
         got = f"no class of it: {_names(unknown)}" if unknown else "nothing but null, which leaves no class"
         text = f"relabel: expected classes of {space.name!r} ({', '.join(space.classes)}), each with the class"
         raise ProtosegError(f"{text} that it becomes or null to ignore it, got {got}")
-    things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) is not None))
+    things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) not in gone))
     return replace(space, classes=tuple(colors), colors=tuple(colors.values()), things=things), mapping
+
+
+def joined(spaces: Sequence[LabelSpace]) -> LabelSpace:
+    """All classes of some label spaces, by name; a class has the colour of the first that has it."""
+    colors: dict[str, tuple[int, int, int]] = {}
+    for space in spaces:
+        colors = colors | dict(zip(space.classes, space.colors, strict=True)) | colors
+    things = tuple(dict.fromkeys(name for space in spaces for name in space.things))
+    return replace(spaces[0], classes=tuple(colors), colors=tuple(colors.values()), things=things)
 
 
 def _names(names: Iterable[object]) -> str:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder as SmpDeepLabV3Plus
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder as SmpFPN
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder as SmpSegFormer
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder as SmpUNet
+from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder as SmpUNetPlusPlus
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as SmpUPerNet
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -25,6 +27,12 @@ Ints = Sequence[int]
 
 def _bilinear(factor: int) -> nn.Module:
     return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _check_strides(name: str, strides: Ints) -> None:
+    if list(strides) != [4, 8, 16, 32]:
+        text = f"{name} decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}"
+        raise ProtosegError(f"{text}; use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder")
 
 
 class FPNDecoder(nn.Module):
@@ -43,9 +51,7 @@ class FPNDecoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if list(strides) != [4, 8, 16, 32]:
-            text = f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}"
-            raise ProtosegError(f"{text}; use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder")
+        _check_strides("FPN", strides)
         if segmentation_channels % 32:
             wanted = "expected a multiple of 32"
             raise ProtosegError(f"decoder.segmentation_channels: {wanted}, got {segmentation_channels}")
@@ -68,6 +74,34 @@ class FPNDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.decoder(features)
+
+
+class UNetDecoder(nn.Module):
+    """U-Net (Ronneberger et al., arXiv 1505.04597) or, ``nested``, UNet++ (Zhou et al., arXiv 1807.10165).
+
+    ``widths`` are those of the maps from stride 16 on, each at twice the resolution of the one before: three of them
+    end at stride 4 (not if nested), four at 2, five at 1. There are no maps of the encoder to join below stride 4.
+    Raises ProtosegError: strides other than 4, 8, 16, 32; another number of widths.
+    """
+
+    def __init__(
+        self, channels: Ints, strides: Ints, widths: Ints = (256, 128, 64, 32), nested: bool = False
+    ) -> None:
+        super().__init__()
+        _check_strides("U-Net", strides)
+        allowed = (4, 5) if nested else (3, 4, 5)
+        if len(widths) not in allowed:
+            raise ProtosegError(f"decoder.widths: expected as many as one of {allowed}, got {list(widths)}")
+        kind = SmpUNetPlusPlus if nested else SmpUNet
+        # The library leaves the first map unused but for its size. At stride 1 a second one stands for what is missing.
+        self.missing = [1, 2] if len(widths) == 5 else [2]
+        self.decoder = kind([0] * len(self.missing) + [*channels], [*widths], len(widths))
+        self.out_channels, self.stride = widths[-1], 2 ** (5 - len(widths))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        batch, _, height, width = features[0].shape
+        sizes = [(4 // stride * height, 4 // stride * width) for stride in self.missing]
+        return self.decoder([*(features[0].new_empty(batch, 0, *size) for size in sizes), *features])
 
 
 class _PoolingDecoder(nn.Module):

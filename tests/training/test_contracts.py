@@ -53,6 +53,17 @@ def test_contrasts_work_in_supervised_training(preset: str, head: str, configure
     assert loss > plain
 
 
+@pytest.mark.parametrize("decoder", ["unet", "unetplusplus"])
+@pytest.mark.parametrize("head", ["parametric", "prototype"])
+def test_decoders_of_stride_2_train(decoder: str, head: str, configure: Configure) -> None:
+    base = [o for o in (SOFTMAX if head == "parametric" else TINY) if not o.startswith("decoder.")]
+    module = build_module(configure("train", *base, f"decoder={decoder}", "decoder.widths=[16,16,8,8]"), CAMVID)
+    assert module.model.stride == 2
+    step_of(module)["loss"].backward()
+    assert all(p.grad is not None for p in module.model.decoder.parameters())
+    module.after_optimizer_step()
+
+
 @pytest.mark.parametrize("preset", ["pgpc", "u2pl"])
 def test_a_term_without_its_images_is_refused_before_training(preset: str, configure: Configure) -> None:
     settings = (f"contrast={preset}",)

@@ -1,14 +1,15 @@
 """Cross-entropy on class logits upsampled to the label's resolution, with class weights and hard-pixel mining."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from protoseg.distributed import mean_over_ranks
-from protoseg.functional.precision import at_least_fp32
+from protoseg.distributed import all_reduce_, mean_over_ranks
+from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import Step, Term
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
@@ -35,6 +36,24 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     return (losses >= kth_hardest) | (losses > -torch.log(losses.new_tensor(threshold)))
 
 
+def near_boundary(label: Tensor, reach: int) -> Tensor:
+    """Pixels of ``b H W`` with another class (ignored is none) up to ``reach`` rows and columns away, bool ``b H W``."""
+    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
+    above_all = label.where(label != IGNORE_INDEX, label.max() + 1)
+    return F.max_pool2d(label.float(), **window) > -F.max_pool2d(-above_all.float(), **window)
+
+
+def missed_share(logits: Tensor, label: Tensor) -> Tensor:
+    """1 - recall of each class, fp64 ``c``, of logits ``b c h w`` and labels ``b h w`` (of all ranks); 0 if absent.
+
+    The class weights of the recall loss (Tian et al., ICRA 2022, arXiv 2106.14917).
+    """
+    wrong = label.where(logits.argmax(1) != label, IGNORE_INDEX)
+    counts = [(ids + 1).flatten().bincount(minlength=logits.shape[1] + 1)[1:] for ids in (wrong, label)]
+    missed, total = all_reduce_(torch.stack(counts).double())
+    return missed / total.clamp_min(1)
+
+
 def cross_entropy(
     logits: Tensor,
     label: Tensor,
@@ -42,19 +61,32 @@ def cross_entropy(
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 100_000,
     all_pixels: bool = False,
+    label_smoothing: float | None = None,
+    focal_gamma: float | None = None,
+    recall: bool = False,
+    boundary: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class.
 
     Of logits ``b c h w`` and int64 labels ``b h w``, ``IGNORE_INDEX`` where unlabelled. With ``all_pixels`` the sum is
-    divided by the number of pixels, the ignored among them, as in mmsegmentation.
+    divided by the number of pixels, the ignored among them, as in mmsegmentation; the rest as in :class:`CrossEntropy`.
     """
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
-    valid = label != IGNORE_INDEX
+    logits, valid = at_least_fp32(logits), label != IGNORE_INDEX
+    of_each = partial(F.cross_entropy, logits, label, reduction="none", ignore_index=IGNORE_INDEX)
+    plain = losses = of_each()
+    if label_smoothing is not None:
+        losses = of_each(label_smoothing=label_smoothing)
+    if focal_gamma is not None:  # bounded, for at 0 the slope of a power below 1 is infinite
+        losses = losses * (-torch.expm1(-plain)).clamp_min(1e-6) ** focal_gamma
+    if recall:
+        losses = losses * missed_share(logits, label).to(losses.dtype)[label.where(valid, 0)]
     weight = valid.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
+    if boundary is not None:
+        weight = weight.where(~near_boundary(label, boundary[1]), weight * boundary[0])
     if ohem_threshold is not None:
-        weight = weight * hard_pixels(losses.detach(), ohem_threshold, ohem_min_kept)
+        weight = weight * hard_pixels(plain.detach(), ohem_threshold, ohem_min_kept)
     return mean_over_ranks((losses * weight).sum(), (torch.ones_like(weight) if all_pixels else weight).sum())
 
 
@@ -76,8 +108,12 @@ class CrossEntropy(Term):
 
     ``class_weights`` are None, one number per class, or ``"balanced"``: 1 / sqrt of the pixel share in the training
     set. With ``ohem_threshold`` only pixels whose true class has a lower probability are kept, but at least
-    ``ohem_min_kept`` of a batch. ``all_pixels`` divides by the number of all pixels, not of the labelled ones. Raises
-    ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
+    ``ohem_min_kept`` of a batch. ``all_pixels`` divides by the number of all pixels, not of the labelled ones. Of the
+    target, ``label_smoothing`` is spread over all classes. With p the probability of its class, each pixel's loss is
+    multiplied by (1 - p)^``focal_gamma`` (Lin et al., ICCV 2017, arXiv 1708.02002, on softmax), with ``recall`` by the
+    share of its class that is missed in the batch (:func:`missed_share`). ``boundary`` is a weight, and up to how many
+    pixels from another class it is given. Raises ProtosegError: class weights of the wrong form; when prepared, of the
+    wrong number.
     """
 
     class_weights: Tensor  # None before ``prepare``, unless they are given
@@ -89,6 +125,10 @@ class CrossEntropy(Term):
         ohem_threshold: float | None = None,
         ohem_min_kept: int = 100_000,
         all_pixels: bool = False,
+        label_smoothing: float | None = None,
+        focal_gamma: float | None = None,
+        recall: bool = False,
+        boundary: Sequence[int] | None = None,
     ) -> None:
         super().__init__(weight)
         self.needs_frequencies = class_weights == "balanced"
@@ -96,7 +136,7 @@ class CrossEntropy(Term):
         if isinstance(given, str):
             raise ProtosegError(f"class_weights: expected null, 'balanced' or numbers (one per class), got {given!r}")
         self.register_buffer("class_weights", None if given is None else torch.tensor([float(w) for w in given]))
-        self.options = (ohem_threshold, ohem_min_kept, all_pixels)
+        self.options = (ohem_threshold, ohem_min_kept, all_pixels, label_smoothing, focal_gamma, recall, boundary)
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         classes = label_space.num_classes
@@ -128,3 +168,27 @@ class AuxiliaryCrossEntropy(CrossEntropy):
         if seen.output.auxiliary is None:
             raise ProtosegError("loss auxiliary: expected an auxiliary head, got none; set auxiliary=… or drop it")
         return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners)
+
+
+class LogitsLoss(Term):
+    """A loss module of a library, or your own, on the upsampled class logits: ``loss(fp32 b c H W, label b H W)``.
+
+    It leaves out pixels of ``IGNORE_INDEX`` itself, and sees those of this process alone. Without a labelled pixel it
+    is not asked: the loss is 0. Raises ProtosegError: it gives no scalar.
+    """
+
+    def __init__(self, loss: nn.Module, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = loss
+
+    def forward(self, step: Step) -> Tensor:
+        seen = step.labelled
+        logits, size = seen.output.logits.float(), (seen.label.shape[1], seen.label.shape[2])
+        full = upsample_logits(logits, size, seen.stride, seen.output.align_corners)
+        if (seen.label == IGNORE_INDEX).all():
+            return 0 * full.sum()
+        with no_autocast(full):
+            value: Tensor = self.loss(full, seen.label)
+        if value.ndim:
+            raise ProtosegError(f"loss: expected a scalar of {type(self.loss).__name__}, got {tuple(value.shape)}")
+        return value

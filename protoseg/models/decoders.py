@@ -79,29 +79,24 @@ class FPNDecoder(nn.Module):
 class UNetDecoder(nn.Module):
     """U-Net (Ronneberger et al., arXiv 1505.04597) or, ``nested``, UNet++ (Zhou et al., arXiv 1807.10165).
 
-    ``widths`` are those of the maps from stride 16 on, each at twice the resolution of the one before: three of them
-    end at stride 4 (not if nested), four at 2, five at 1. There are no maps of the encoder to join below stride 4.
-    Raises ProtosegError: strides other than 4, 8, 16, 32; another number of widths.
+    ``widths`` are those of its maps at strides 16, 8, 4, 2 and, if there is a fifth, 1; it ends at the last of them. At
+    2 and 1 the encoder has no map to join. Raises ProtosegError: strides other than 4, 8, 16, 32; fewer or more widths.
     """
 
-    def __init__(
-        self, channels: Ints, strides: Ints, widths: Ints = (256, 128, 64, 32), nested: bool = False
-    ) -> None:
+    def __init__(self, channels: Ints, strides: Ints, widths: Ints = (256, 128, 64, 32), nested: bool = False) -> None:
         super().__init__()
         _check_strides("U-Net", strides)
-        allowed = (4, 5) if nested else (3, 4, 5)
-        if len(widths) not in allowed:
-            raise ProtosegError(f"decoder.widths: expected as many as one of {allowed}, got {list(widths)}")
-        kind = SmpUNetPlusPlus if nested else SmpUNet
-        # The library leaves the first map unused but for its size. At stride 1 a second one stands for what is missing.
-        self.missing = [1, 2] if len(widths) == 5 else [2]
-        self.decoder = kind([0] * len(self.missing) + [*channels], [*widths], len(widths))
+        if len(widths) not in (4, 5):
+            raise ProtosegError(f"decoder.widths: expected 4 numbers (to stride 2) or 5 (to stride 1), got {[*widths]}")
         self.out_channels, self.stride = widths[-1], 2 ** (5 - len(widths))
+        kind = SmpUNetPlusPlus if nested else SmpUNet
+        self.decoder = kind([0, 0, *channels][self.stride - 1 :], [*widths], len(widths))
 
     def forward(self, features: list[Tensor]) -> Tensor:
         batch, _, height, width = features[0].shape
-        sizes = [(4 // stride * height, 4 // stride * width) for stride in self.missing]
-        return self.decoder([*(features[0].new_empty(batch, 0, *size) for size in sizes), *features])
+        # the library reads sizes off the maps that an encoder of its own has at strides 1 and 2; ours are empty
+        empty = [features[0].new_empty(batch, 0, factor * height, factor * width) for factor in (4, 2)]
+        return self.decoder([*empty, *features][self.stride - 1 :])
 
 
 class _PoolingDecoder(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.distributed import all_reduce_, mean_over_ranks
-from protoseg.functional.precision import at_least_fp32, no_autocast
+from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import Step, Term
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
@@ -37,17 +37,14 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
 
 
 def near_boundary(label: Tensor, reach: int) -> Tensor:
-    """Pixels of ``b H W`` with another class (ignored is none) up to ``reach`` rows and columns away, bool ``b H W``."""
+    """Pixels of ``b H W`` with another class (ignored is none) at most ``reach`` rows and columns away, bool."""
     window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
     above_all = label.where(label != IGNORE_INDEX, label.max() + 1)
     return F.max_pool2d(label.float(), **window) > -F.max_pool2d(-above_all.float(), **window)
 
 
 def missed_share(logits: Tensor, label: Tensor) -> Tensor:
-    """1 - recall of each class, fp64 ``c``, of logits ``b c h w`` and labels ``b h w`` (of all ranks); 0 if absent.
-
-    The class weights of the recall loss (Tian et al., ICRA 2022, arXiv 2106.14917).
-    """
+    """1 - recall of each class (of all ranks), fp64 ``c``; 0 if absent. Tian et al., ICRA 2022, arXiv 2106.14917."""
     wrong = label.where(logits.argmax(1) != label, IGNORE_INDEX)
     counts = [(ids + 1).flatten().bincount(minlength=logits.shape[1] + 1)[1:] for ids in (wrong, label)]
     missed, total = all_reduce_(torch.stack(counts).double())
@@ -73,9 +70,8 @@ def cross_entropy(
     """
     logits, valid = at_least_fp32(logits), label != IGNORE_INDEX
     of_each = partial(F.cross_entropy, logits, label, reduction="none", ignore_index=IGNORE_INDEX)
-    plain = losses = of_each()
-    if label_smoothing is not None:
-        losses = of_each(label_smoothing=label_smoothing)
+    plain = of_each()
+    losses = plain if label_smoothing is None else of_each(label_smoothing=label_smoothing)
     if focal_gamma is not None:  # bounded, for at 0 the slope of a power below 1 is infinite
         losses = losses * (-torch.expm1(-plain)).clamp_min(1e-6) ** focal_gamma
     if recall:
@@ -187,8 +183,7 @@ class LogitsLoss(Term):
         full = upsample_logits(logits, size, seen.stride, seen.output.align_corners)
         if (seen.label == IGNORE_INDEX).all():
             return 0 * full.sum()
-        with no_autocast(full):
-            value: Tensor = self.loss(full, seen.label)
+        value: Tensor = self.loss(full, seen.label)
         if value.ndim:
             raise ProtosegError(f"loss: expected a scalar of {type(self.loss).__name__}, got {tuple(value.shape)}")
         return value

@@ -53,15 +53,9 @@ class FPNDecoder(nn.Module):
         super().__init__()
         _check_strides("FPN", strides)
         if segmentation_channels % 32:
-            wanted = "expected a multiple of 32"
-            raise ProtosegError(f"decoder.segmentation_channels: {wanted}, got {segmentation_channels}")
-        self.decoder = SmpFPN(
-            encoder_channels=list(channels),
-            encoder_depth=4,
-            pyramid_channels=pyramid_channels,
-            segmentation_channels=segmentation_channels,
-            dropout=dropout,
-        )
+            got = segmentation_channels
+            raise ProtosegError(f"decoder.segmentation_channels: expected a multiple of 32, got {got}")
+        self.decoder = SmpFPN(list(channels), 4, pyramid_channels, segmentation_channels, dropout)
         # The library doubles with align_corners=True, which shifts the coarse maps by up to half a cell against the
         # fine ones, by an amount that depends on the image's size (so training crops and whole images disagree).
         for branch in self.decoder.seg_blocks:

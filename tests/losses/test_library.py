@@ -102,7 +102,7 @@ def test_sure_and_right_is_zero_and_half_precision_is_summed_in_fp32(name: str) 
 
 
 def test_logits_are_upsampled_to_the_label() -> None:
-    logits, label = case()
+    label = case()[1]
     coarse = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     term = shipped("dice")
     whole = F.interpolate(coarse, (6, 6), mode="bilinear")[..., :5]
@@ -120,9 +120,7 @@ def test_why_two_of_the_library_are_not_shipped() -> None:
     """Its focal loss is that of one sigmoid a class; its label smoothing takes the mean over ignored pixels, too."""
     logits, label = case()
     focal = FocalLoss("multiclass", ignore_index=-1)
-    assert focal(logits + 3, label).item() != pytest.approx(
-        focal(logits, label).item(), rel=0.1
-    )  # softmax would not change
+    assert focal(logits + 3, label).item() > 1.1 * focal(logits, label).item()  # of softmax it would be the same
     smoothed = SoftCrossEntropyLoss(smooth_factor=0.1, ignore_index=-1)(logits, label)
     share = (label != -1).double().mean()
     assert smoothed.item() == pytest.approx((share * cross_entropy(logits, label, label_smoothing=0.1)).item())

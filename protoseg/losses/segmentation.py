@@ -38,9 +38,9 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
 
 def near_boundary(label: Tensor, reach: int) -> Tensor:
     """Pixels of ``b H W`` with another class (ignored is none) at most ``reach`` rows and columns away, bool."""
-    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
+    window = (2 * reach + 1, 1, reach)  # its side, stride and padding
     above_all = label.where(label != IGNORE_INDEX, label.max() + 1)
-    return F.max_pool2d(label.float(), **window) > -F.max_pool2d(-above_all.float(), **window)
+    return F.max_pool2d(label.float(), *window) > -F.max_pool2d(-above_all.float(), *window)
 
 
 def missed_share(logits: Tensor, label: Tensor) -> Tensor:

@@ -80,8 +80,7 @@ class CachedViews(pl.Callback):
         loading = dict.fromkeys(("batch_size", "val_batch_size", "num_workers", "timeout", "val_split"))  # all the same
         settings = (
             config.get("encoder"),
-            {**config.get("data", {}), **loading},
-            config.get("augment"),
+            {**config.get("data", {}), **loading, **config.get("augment", {})},
             module.model.encoder,
         )
         parts = dataset.parts or [dataset]

@@ -94,7 +94,7 @@ class ConcatDataModule(SegmentationDataModule):
                 raise ProtosegError(f"data.parts: expected the same classes in all parts, got {got}: {remedy}")
             if part.label_space.classes != space.classes:
                 part.map_classes(space, {c: c for c in part.label_space.classes})
-            colours = {key: options[key] for key in ("aspect", "brightness") if key in options}
+            colours = {key: options[key] for key in ("aspect", "brightness", "augment") if key in options}
             part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share, **colours)
         dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in parts if given])
         options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None

@@ -38,7 +38,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: training samples per step and process.
         val_batch_size, num_workers: evaluation samples per batch, and loader processes; no result depends on them.
         timeout: seconds that a batch of these is waited for.
-        crop_size, scale, photometric, max_class_share, aspect, brightness: augmentation, see ``TrainTransform``.
+        crop_size, scale, photometric, max_class_share, aspect, brightness, augment: see ``TrainTransform``.
         rare_classes: draw the training images by rare-class sampling; None: in shuffled epochs.
         seed: base seed of the order and of the augmentation.
         train_split, val_split: names of the splits; without ``val_split`` nothing is validated.
@@ -77,6 +77,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         brightness: int = 0,
         label_space: LabelSpace | None = None,
         annotated: Sequence[str] | None = None,
+        augment: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
@@ -95,7 +96,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.label_space = _label_space(dataset, label_space)
         self._own_classes = self.label_space.num_classes
         self.scale, self.max_class_share = scale, max_class_share
-        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, aspect, brightness)
+        self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, aspect, brightness, augment)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}

@@ -116,9 +116,10 @@ class TrainTransform:
     ``scale`` is the range of the factor before cropping to ``crop_size`` (height, width), ``aspect`` that of width by
     height at the same area. ``photometric`` distorts brightness, contrast, saturation and hue (of images that are not
     uint8 RGB the first two); up to ``brightness`` of 255 is added or taken away besides. The crop is drawn again
-    (``ScaledCrop``) while one class has more than ``max_class_share``.
+    (``ScaledCrop``) while one class has more than ``max_class_share``. ``augment`` are further transforms of
+    albumentations, made last: of masks they take the nearest pixel, and what lies beyond the border is ignored.
 
-    Raises ProtosegError: a size or range that makes no sense.
+    Raises ProtosegError: a size or range that makes no sense; when called, a transform that changes size or type.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class TrainTransform:
         max_class_share: float | None = None,
         aspect: Sequence[float] = (1.0, 1.0),
         brightness: int = 0,
+        augment: Sequence[A.BasicTransform | A.BaseCompose] = (),
     ) -> None:
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ProtosegError(f"crop_size: expected [height, width] in pixels, got {list(crop_size)}")
@@ -144,12 +146,16 @@ class TrainTransform:
         self._crop.scale = (float(scale[0]), float(scale[1]))
         self._crop.aspect = (float(aspect[0]), float(aspect[1]))
         self._crop.max_class_share = max_class_share
+        steps: list[Any] = [self._crop, *augment]
+        for step in steps:  # and those inside them, of ``OneOf`` say, which are appended on the way
+            steps += getattr(step, "transforms", ())
+        self._filling = [step for step in steps if getattr(step, "fill_mask", None) is not None]
         # Brightness, contrast, saturation and hue one by one, each of them or not.
         alone = np.diag((BRIGHTNESS, CONTRAST, SATURATION, HUE)).tolist()
         colors = [A.ColorJitter(*strengths, p=0.5) for strengths in alone]
         more = [A.RandomBrightnessContrast(brightness / 255, 0, p=1)] if brightness else []
         self._rgb, self._channels = (  # distorted last: the crop is usually smaller than the image
-            A.Compose([self._crop, A.HorizontalFlip(p=0.5), *(last if photometric else ()), *more])
+            A.Compose([self._crop, A.HorizontalFlip(p=0.5), *(last if photometric else ()), *more, *augment])
             for last in (colors, [A.RandomBrightnessContrast(BRIGHTNESS, CONTRAST, p=0.5)])
         )
 
@@ -165,6 +171,12 @@ class TrainTransform:
         # (a flip would go with a dark image), and takes seven times as long.
         compose = self._rgb if image.dtype == np.uint8 else self._channels
         compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        self._crop.wanted, self._crop.fill_mask = wanted, ignored_in(label)
+        self._crop.wanted = wanted
+        for each in self._filling:
+            each.fill_mask, each.mask_interpolation = ignored_in(label), cv2.INTER_NEAREST
         out = compose(image=image, mask=label)
+        got = [(each.shape, each.dtype) for each in (out["image"], out["mask"])]
+        if got != [((*self.crop_size, image.shape[2]), image.dtype), (self.crop_size, label.dtype)]:
+            text = f"augment: expected image and mask of {self.crop_size}, {image.dtype} and {label.dtype}, got {got}"
+            raise ProtosegError(f"{text}; drop what changes size or type (turns by 90 need a square data.crop_size)")
         return out["image"], out["mask"]

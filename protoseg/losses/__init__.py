@@ -8,5 +8,5 @@ from protoseg.losses.adaptation import (
     MixedDetailCrossEntropy,
 )
 from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
-from protoseg.losses.segmentation import AuxiliaryCrossEntropy, CrossEntropy
+from protoseg.losses.segmentation import AuxiliaryCrossEntropy, CrossEntropy, LogitsLoss
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term

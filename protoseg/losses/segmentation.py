@@ -1,13 +1,14 @@
 """Cross-entropy on class logits upsampled to the label's resolution, with class weights and hard-pixel mining."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from protoseg.distributed import mean_over_ranks
+from protoseg.distributed import all_reduce_, mean_over_ranks
 from protoseg.functional.contrast import hide
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_logits
@@ -43,6 +44,21 @@ def rest_losses(logits: Tensor, rest: Rest) -> Tensor:
     return (logits.logsumexp(1) - possible).where(rest.pixels, 0)
 
 
+def near_boundary(label: Tensor, reach: int) -> Tensor:
+    """Pixels of ``b H W`` with another class (ignored is none) at most ``reach`` rows and columns away, bool."""
+    window = (2 * reach + 1, 1, reach)  # its side, stride and padding
+    above_all = label.where(label != IGNORE_INDEX, label.max() + 1)
+    return F.max_pool2d(label.float(), *window) > -F.max_pool2d(-above_all.float(), *window)
+
+
+def missed_share(logits: Tensor, label: Tensor) -> Tensor:
+    """1 - recall of each class (of all ranks), fp64 ``c``; 0 if absent. Tian et al., ICRA 2022, arXiv 2106.14917."""
+    wrong = label.where(logits.argmax(1) != label, IGNORE_INDEX)
+    counts = [(ids + 1).flatten().bincount(minlength=logits.shape[1] + 1)[1:] for ids in (wrong, label)]
+    missed, total = all_reduce_(torch.stack(counts).double())
+    return missed / total.clamp_min(1)
+
+
 def cross_entropy(
     logits: Tensor,
     label: Tensor,
@@ -50,22 +66,35 @@ def cross_entropy(
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 100_000,
     all_pixels: bool = False,
+    label_smoothing: float | None = None,
+    focal_gamma: float | None = None,
+    recall: bool = False,
+    boundary: Sequence[int] | None = None,
     rest: Rest | None = None,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class, those of ``rest`` by 1.
 
     Of logits ``b c h w`` and int64 labels ``b h w``, ``IGNORE_INDEX`` where unlabelled. With ``all_pixels`` the sum is
-    divided by the number of pixels, the ignored among them, as in mmsegmentation.
+    divided by the number of pixels, the ignored among them, as in mmsegmentation; the rest as in :class:`CrossEntropy`.
     """
-    losses = F.cross_entropy(at_least_fp32(logits), label, reduction="none", ignore_index=IGNORE_INDEX)
-    valid = label != IGNORE_INDEX
+    logits, valid = at_least_fp32(logits), label != IGNORE_INDEX
+    of_each = partial(F.cross_entropy, logits, label, reduction="none", ignore_index=IGNORE_INDEX)
+    plain = of_each()
+    losses = plain if label_smoothing is None else of_each(label_smoothing=label_smoothing)
+    if focal_gamma is not None:  # bounded, for at 0 the slope of a power below 1 is infinite
+        losses = losses * (-torch.expm1(-plain)).clamp_min(1e-6) ** focal_gamma
+    if recall:
+        losses = losses * missed_share(logits, label).to(losses.dtype)[label.where(valid, 0)]
     weight = valid.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
+    if boundary is not None:
+        weight = weight.where(~near_boundary(label, boundary[1]), weight * boundary[0])
     if rest is not None:  # its pixels are none of the valid ones
-        losses, weight = losses + rest_losses(logits, rest), weight + rest.pixels
+        of_rest = rest_losses(logits, rest)
+        losses, plain, weight = losses + of_rest, plain + of_rest, weight + rest.pixels
     if ohem_threshold is not None:
-        weight = weight * hard_pixels(losses.detach(), ohem_threshold, ohem_min_kept)
+        weight = weight * hard_pixels(plain.detach(), ohem_threshold, ohem_min_kept)
     return mean_over_ranks((losses * weight).sum(), (torch.ones_like(weight) if all_pixels else weight).sum())
 
 
@@ -89,7 +118,11 @@ class CrossEntropy(Term):
     set. With ``ohem_threshold`` only pixels whose true class has a lower probability are kept, but at least
     ``ohem_min_kept`` of a batch. ``all_pixels`` divides by the number of all pixels, not of the labelled ones. A pixel
     of one of the classes that its image does not annotate has the sum of their probabilities, or, with ``ignore_rest``,
-    no loss. Raises ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
+    no loss. Of the target, ``label_smoothing`` is spread over all classes. With p the probability of its class, each
+    pixel's loss is multiplied by (1 - p)^``focal_gamma`` (Lin et al., ICCV 2017, arXiv 1708.02002, on softmax), with
+    ``recall`` by the share of its class that is missed in the batch (:func:`missed_share`). ``boundary`` is a weight,
+    and up to how many pixels from another class it is given. Raises ProtosegError: class weights of the wrong form;
+    when prepared, of the wrong number.
     """
 
     class_weights: Tensor  # None before ``prepare``, unless they are given
@@ -101,6 +134,10 @@ class CrossEntropy(Term):
         ohem_threshold: float | None = None,
         ohem_min_kept: int = 100_000,
         all_pixels: bool = False,
+        label_smoothing: float | None = None,
+        focal_gamma: float | None = None,
+        recall: bool = False,
+        boundary: Sequence[int] | None = None,
         ignore_rest: bool = False,
     ) -> None:
         super().__init__(weight)
@@ -110,7 +147,7 @@ class CrossEntropy(Term):
         if isinstance(given, str):
             raise ProtosegError(f"class_weights: expected null, 'balanced' or numbers (one per class), got {given!r}")
         self.register_buffer("class_weights", None if given is None else torch.tensor([float(w) for w in given]))
-        self.options = (ohem_threshold, ohem_min_kept, all_pixels)
+        self.options = (ohem_threshold, ohem_min_kept, all_pixels, label_smoothing, focal_gamma, recall, boundary)
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         classes = label_space.num_classes
@@ -144,3 +181,26 @@ class AuxiliaryCrossEntropy(CrossEntropy):
         if seen.output.auxiliary is None:
             raise ProtosegError("loss auxiliary: expected an auxiliary head, got none; set auxiliary=… or drop it")
         return self.on_labels(seen.output.auxiliary, seen.label, seen.stride, seen.output.align_corners, seen.rest)
+
+
+class LogitsLoss(Term):
+    """A loss module of a library, or your own, on the upsampled class logits: ``loss(fp32 b c H W, label b H W)``.
+
+    It leaves out pixels of ``IGNORE_INDEX`` itself, and sees those of this process alone. Without a labelled pixel it
+    is not asked: the loss is 0. Raises ProtosegError: it gives no scalar.
+    """
+
+    def __init__(self, loss: nn.Module, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = loss
+
+    def forward(self, step: Step) -> Tensor:
+        seen = step.labelled
+        logits, size = seen.output.logits.float(), (seen.label.shape[1], seen.label.shape[2])
+        full = upsample_logits(logits, size, seen.stride, seen.output.align_corners)
+        if (seen.label == IGNORE_INDEX).all():
+            return 0 * full.sum()
+        value: Tensor = self.loss(full, seen.label)
+        if value.ndim:
+            raise ProtosegError(f"loss: expected a scalar of {type(self.loss).__name__}, got {tuple(value.shape)}")
+        return value

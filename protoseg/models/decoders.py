@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder as SmpDeepLabV3Plus
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder as SmpFPN
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder as SmpSegFormer
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder as SmpUNet
+from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder as SmpUNetPlusPlus
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as SmpUPerNet
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -25,6 +27,12 @@ Ints = Sequence[int]
 
 def _bilinear(factor: int) -> nn.Module:
     return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _check_strides(name: str, strides: Ints) -> None:
+    if list(strides) != [4, 8, 16, 32]:
+        text = f"{name} decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}"
+        raise ProtosegError(f"{text}; use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder")
 
 
 class FPNDecoder(nn.Module):
@@ -43,19 +51,11 @@ class FPNDecoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if list(strides) != [4, 8, 16, 32]:
-            text = f"FPN decoder: expected maps at strides [4, 8, 16, 32], got {list(strides)}"
-            raise ProtosegError(f"{text}; use decoder=segformer, upernet, hrnet or deeplabv3plus with this encoder")
+        _check_strides("FPN", strides)
         if segmentation_channels % 32:
-            wanted = "expected a multiple of 32"
-            raise ProtosegError(f"decoder.segmentation_channels: {wanted}, got {segmentation_channels}")
-        self.decoder = SmpFPN(
-            encoder_channels=list(channels),
-            encoder_depth=4,
-            pyramid_channels=pyramid_channels,
-            segmentation_channels=segmentation_channels,
-            dropout=dropout,
-        )
+            got = segmentation_channels
+            raise ProtosegError(f"decoder.segmentation_channels: expected a multiple of 32, got {got}")
+        self.decoder = SmpFPN(list(channels), 4, pyramid_channels, segmentation_channels, dropout)
         # The library doubles with align_corners=True, which shifts the coarse maps by up to half a cell against the
         # fine ones, by an amount that depends on the image's size (so training crops and whole images disagree).
         for branch in self.decoder.seg_blocks:
@@ -68,6 +68,29 @@ class FPNDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.decoder(features)
+
+
+class UNetDecoder(nn.Module):
+    """U-Net (Ronneberger et al., arXiv 1505.04597) or, ``nested``, UNet++ (Zhou et al., arXiv 1807.10165).
+
+    ``widths`` are those of its maps at strides 16, 8, 4, 2 and, if there is a fifth, 1; it ends at the last of them. At
+    2 and 1 the encoder has no map to join. Raises ProtosegError: strides other than 4, 8, 16, 32; fewer or more widths.
+    """
+
+    def __init__(self, channels: Ints, strides: Ints, widths: Ints = (256, 128, 64, 32), nested: bool = False) -> None:
+        super().__init__()
+        _check_strides("U-Net", strides)
+        if len(widths) not in (4, 5):
+            raise ProtosegError(f"decoder.widths: expected 4 numbers (to stride 2) or 5 (to stride 1), got {[*widths]}")
+        self.out_channels, self.stride = widths[-1], 2 ** (5 - len(widths))
+        kind = SmpUNetPlusPlus if nested else SmpUNet
+        self.decoder = kind([0, 0, *channels][self.stride - 1 :], [*widths], len(widths))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        batch, _, height, width = features[0].shape
+        # the library reads sizes off the maps that an encoder of its own has at strides 1 and 2; ours are empty
+        empty = [features[0].new_empty(batch, 0, factor * height, factor * width) for factor in (4, 2)]
+        return self.decoder([*empty, *features][self.stride - 1 :])
 
 
 class _PoolingDecoder(nn.Module):

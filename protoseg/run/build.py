@@ -24,7 +24,7 @@ from protoseg.types import LabelSpace, ProtosegError
 def build_datamodule(cfg: DictConfig) -> SegmentationDataModule | AdaptationDataModule:
     """The DataModule; no file is looked at before its ``setup``."""
     limit_pixels(cfg.max_pixels)
-    return instantiate(cfg.data)
+    return instantiate(cfg.data, _partial_=True)(augment=instances(cfg.get("augment")))
 
 
 def with_channels(cfg: DictConfig) -> DictConfig:

@@ -127,7 +127,13 @@ def test_another_folder_for_whatever_the_maps_depend_on(
     assert [*maps.iterdir()] == [first]
 
     count = 1
-    for change in ("seed=1", "data.crop_size=[64,64]", "callbacks.cached.views=3", "+encoder.mean=[0,0,0]"):
+    for change in (
+        "seed=1",
+        "data.crop_size=[64,64]",
+        "callbacks.cached.views=3",
+        "augment=medical",
+        "+encoder.mean=[0,0,0]",
+    ):
         filled(configure("train", *words, change))
         count += 1
         assert len([*maps.iterdir()]) == count, change

@@ -24,7 +24,8 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not pa
 # Experiments with every pair, below; data sets in tests/data/test_data_conf.py, without the rest of the config.
 FILES = [file for file in FILES if file.parent.name not in ("experiment", "data")]
 MODEL_GROUPS = {
-    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "optimizer", "schedule", "debug",
+    "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "augment", "optimizer", "schedule",
+    "debug",
 }  # fmt: skip
 RECIPES = sorted((CONF / "experiment").glob("[!_]*.yaml"))
 HEAD = ("Source", "Expected", "Hardware", "Run", "Pairs")

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from protoseg.run.config import CONFIG_DIR, check_ranges
 from protoseg.types import ProtosegError
 
-UNCHECKED = ("hydra.", "trainer.devices")  # Hydra's own, with types; Lightning knows the devices of this machine
-MINUS_ONE = {"num_sanity_val_steps", "save_top_k", "max_epochs", "in_index"}
+UNCHECKED = ("hydra.", "trainer.devices", "augment.")
+"""Hydra's own, with types; Lightning knows the devices of this machine; albumentations checks its arguments."""
+MINUS_ONE = {"num_sanity_val_steps", "save_top_k", "max_epochs", "in_index", "ignore_index"}
 ZERO = MINUS_ONE | {
     *("num_workers", "warmup_steps", "num_convs", "low_rank", "high_rank", "ignore_top", "ignore_bottom", "brightness"),
     "regions",

@@ -17,6 +17,7 @@ import torch
 from protoseg import distributed
 from protoseg.data import CAMVID, CITYSCAPES, CamVid, Cityscapes, ImageFolder, SegmentationDataModule, Streets
 from protoseg.data.loading import collate, seed_worker
+from protoseg.data.transforms import A
 from protoseg.types import IGNORE_INDEX, ProtosegError
 from tests.data.helpers import Recorder, StopAndSave, batches, equal, trainer
 
@@ -37,14 +38,16 @@ def test_train_batches(camvid: Path) -> None:
 
 
 def test_batches_do_not_depend_on_workers_or_global_state(camvid: Path) -> None:
-    reference = batches(module(camvid))
+    augment = [A.VerticalFlip(p=0.5), A.ElasticTransform(p=0.5)]
+    reference = batches(module(camvid, augment=augment))
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    assert equal(batches(module(camvid, num_workers=2)), reference)
+    assert equal(batches(module(camvid, num_workers=2, augment=augment)), reference)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not equal(batches(module(camvid, seed=1)), reference)
+    assert not equal(batches(module(camvid, seed=1, augment=augment)), reference)
+    assert not equal(batches(module(camvid)), reference)
 
 
 def test_ranks_see_the_batch_of_one_process(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from PIL import Image
 from protoseg.cli.main import run_tool
 from protoseg.data import ConcatDataModule, SegmentationDataModule
 from protoseg.data.loading import StepBatchSampler
+from protoseg.data.transforms import A
+from protoseg.run.build import build_datamodule
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
@@ -233,3 +235,12 @@ def test_check_tells_of_each_part(two: dict[str, str], capsys: pytest.CaptureFix
         run_tool("data", ["check", "concat", *concat(two | {"c": two["a"]})])
     assert "expected every image once, got the same file in a train" in capsys.readouterr().out
     assert isinstance(made(*concat(two)), SegmentationDataModule)
+
+
+def test_augmentation_is_for_both_sides_of_a_pair_and_for_every_part(two: dict[str, str], configure: Configure) -> None:
+    pair = build_datamodule(configure("train", "data=streets_day_to_dusk", "augment=aerial"))
+    joined: Any = build_datamodule(configure("train", "data=concat", *concat(two), "augment=aerial"))
+    for each in (pair.source, pair.target, joined, *joined.parts.values()):
+        assert type(each.transform._rgb.transforms[-1]) is A.D4
+    plain: Any = build_datamodule(configure("train", "data=concat", *concat(two)))
+    assert type(plain.parts["a"].transform._rgb.transforms[-1]) is A.ColorJitter

@@ -7,9 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from protoseg.data.label_spaces import FILE_IGNORED
 from protoseg.data.transforms import PAD_IMAGE, A, TrainTransform, largest_class_share, scaled_part
+from protoseg.run.build import instances
+from protoseg.run.config import CONFIG_DIR
 from protoseg.types import ProtosegError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -188,3 +191,69 @@ def test_balanced_crop_draws_again() -> None:
 def test_options_that_make_no_sense(options: dict, message: str) -> None:
     with pytest.raises(ProtosegError, match=message):
         TrainTransform(**options)
+
+
+class Wrong(A.DualTransform):
+    """What a stranger may write: a mask of floats, or another size."""
+
+    def __init__(self, smaller: bool) -> None:
+        super().__init__(p=1.0)
+        self.smaller = smaller
+
+    def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
+        return img[1:] if self.smaller else img
+
+    def apply_to_mask(self, mask: np.ndarray, **_: object) -> np.ndarray:
+        return mask[1:] if self.smaller else mask.astype(np.float32)
+
+
+def steps_of(name: str) -> list[A.BasicTransform]:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return instances(compose("train", [f"augment={name}"]).augment)
+
+
+@pytest.mark.parametrize("name", ["aerial", "medical"])
+def test_shipped_augmentations_keep_image_and_label_together(name: str) -> None:
+    image, label = encoded()
+    transform, plain = (TrainTransform((60, 60), (1, 1), False, augment=steps) for steps in (steps_of(name), ()))
+    other = TrainTransform((60, 60), (1, 1), False, augment=steps_of(name))
+    for seed in range(10):
+        out, ids = transform(image, label, seed)
+        assert out.dtype == ids.dtype == np.uint8
+        assert set(ids.ravel().tolist()) <= set(plain(image, label, seed)[1].ravel().tolist())  # no class in between
+        assert (np.abs(out[..., 0].astype(int) - ids * 5) <= 2).mean() > 0.6
+        again = other(image, label, seed)
+        assert np.array_equal(out, again[0])
+        assert np.array_equal(ids, again[1])
+        assert torch.from_numpy(out).shape == (60, 60, 3)  # no negative strides
+    assert len({transform(image, label, seed)[1].tobytes() for seed in range(10)}) > 5
+
+
+def test_what_an_own_transform_fills_is_ignored_also_inside_another() -> None:
+    image, label = encoded()
+    turned = A.OneOf([A.Rotate((45, 45), mask_interpolation=cv2.INTER_LINEAR, fill_mask=3, p=1.0)], p=1.0)
+    for wide in (np.uint8, np.uint16):
+        out, ids = TrainTransform((60, 60), (1, 1), False, augment=[turned])(image, label.astype(wide), 0)
+        ignored = np.iinfo(wide).max
+        assert (ids[[0, 0, -1, -1], [0, -1, 0, -1]] == ignored).all()
+        assert (ids == ignored).mean() == pytest.approx(3 - 2 * 2**0.5, abs=0.02)  # outside an octagon
+        assert set(ids.ravel().tolist()) <= {*range(48), ignored}
+        assert (out[ids == ignored] <= 240).all()
+    erased = TrainTransform((60, 60), (1, 1), False, augment=[A.CoarseDropout(p=1.0)])(image, label, 0)[1]
+    assert (erased != FILE_IGNORED).all()  # by its own default, it leaves the mask as it is
+
+
+def test_own_transforms_that_change_size_or_type_are_refused() -> None:
+    form = r"^augment: expected image and mask of \(40, 60\), uint8 and uint8, got .*; drop what changes size or type"
+    for step in (Wrong(True), Wrong(False), A.D4(p=1.0)):
+        transform = TrainTransform((40, 60), augment=[step])
+        with pytest.raises(ProtosegError, match=form):
+            [transform(IMAGE, LABEL, seed) for seed in range(10)]
+
+
+def test_own_transforms_change_no_draw_of_the_others() -> None:
+    mirrored = TrainTransform((32, 48), augment=[A.VerticalFlip(p=1.0)])
+    for seed in range(5):
+        out, plain = mirrored(IMAGE, LABEL, seed), TrainTransform((32, 48))(IMAGE, LABEL, seed)
+        assert np.array_equal(out[0][::-1], plain[0])
+        assert np.array_equal(out[1][::-1], plain[1])

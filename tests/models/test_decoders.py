@@ -17,6 +17,7 @@ from protoseg.models.decoders import (
     FPNDecoder,
     HRNetDecoder,
     SegFormerDecoder,
+    UNetDecoder,
     UPerNetDecoder,
 )
 from protoseg.models.encoders import TimmEncoder
@@ -33,6 +34,10 @@ DECODERS: list[tuple[str, Callable[..., nn.Module], int, int]] = [
     ("fcn_no_conv", partial(FCNDecoder, num_convs=0), 24, 32),
     ("hrnet", HRNetDecoder, 60, 4),
     ("daformer", partial(DAFormerDecoder, width=16), 16, 4),
+    ("unet_2", partial(UNetDecoder, widths=[16, 12, 8, 6]), 6, 2),
+    ("unet_1", partial(UNetDecoder, widths=[16, 12, 8, 6, 5]), 5, 1),
+    ("unetplusplus_2", partial(UNetDecoder, widths=[16, 12, 8, 6], nested=True), 6, 2),
+    ("unetplusplus_1", partial(UNetDecoder, widths=[16, 12, 8, 6, 5], nested=True), 5, 1),
 ]
 NAMES = [case[0] for case in DECODERS]
 
@@ -92,7 +97,7 @@ def test_no_resizing_shifts_a_level(build: Callable[..., nn.Module], monkeypatch
     monkeypatch.setattr(nn.functional, "interpolate", spy)
     build(CHANNELS, STRIDES)(maps(96, 160))
     assert calls
-    assert {align for mode, align in calls if mode == "bilinear"} == {False}
+    assert {align for mode, align in calls if mode != "nearest"} <= {False}
 
 
 def test_fpn_places_a_coarse_cell_on_its_own_pixels() -> None:
@@ -129,6 +134,28 @@ def test_bad_arguments() -> None:
         FPNDecoder(CHANNELS, STRIDES, segmentation_channels=100)
     with pytest.raises(ProtosegError, match="in_index: expected one of the encoder's 4 maps, got 4"):
         FCNDecoder(CHANNELS, STRIDES, in_index=4)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_unet_refuses_other_strides_and_numbers_of_widths(nested: bool) -> None:
+    with pytest.raises(ProtosegError, match=r"^U-Net decoder: expected maps at strides \[4, 8, 16, 32\], got"):
+        UNetDecoder(CHANNELS, [4, 8, 16, 16], nested=nested)
+    for widths in ([8] * 3, [8] * 6):
+        with pytest.raises(ProtosegError, match=r"^decoder\.widths: expected 4 numbers .* got \[8, 8, 8"):
+            UNetDecoder(CHANNELS, STRIDES, widths, nested)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_unet_joins_the_finest_map(nested: bool) -> None:
+    """A change of one cell of the map at stride 4 shows at its own place only, at stride 2."""
+    torch.manual_seed(0)
+    decoder = UNetDecoder(CHANNELS, STRIDES, [8, 8, 8, 8], nested).eval()
+    features = maps(96, 160, batch=1)
+    before = decoder(features)
+    features[0][..., 12, 20] += 10
+    rows, columns = (decoder(features) - before).abs().sum((0, 1)).nonzero().T
+    assert rows.float().mean() == pytest.approx(24.5, abs=1)
+    assert columns.float().mean() == pytest.approx(40.5, abs=1)
 
 
 def test_auxiliary_head() -> None:

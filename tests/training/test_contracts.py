@@ -63,6 +63,42 @@ def test_contrasts_work_in_supervised_training(preset: str, head: str, configure
         assert all(value != 0 for value in queues.values())
 
 
+EXTRA = {
+    "dice": ("loss=[HEAD,dice]",),
+    "lovasz": ("loss=[HEAD,lovasz_softmax]",),
+    "weights": (
+        *("loss.ce.label_smoothing=0.1", "loss.ce.focal_gamma=2", "loss.ce.recall=true", "loss.ce.boundary=[5,3]"),
+        "loss.ce.ohem_threshold=0.7",
+    ),
+}
+
+
+@pytest.mark.parametrize("extra", EXTRA)
+@pytest.mark.parametrize(("base", "head"), [(TINY, "prototype"), (SOFTMAX, "parametric"), (DACS, "parametric")])
+def test_losses_train_beside_those_of_the_head(
+    base: tuple[str, ...], head: str, extra: str, configure: Configure
+) -> None:
+    words = [word.replace("HEAD", head) for word in EXTRA[extra]]
+    module, alone = (build_module(configure("train", *base, *more), CAMVID) for more in (words, []))
+    step = step_of(module, adapts=base is DACS)["loss"]
+    assert torch.isfinite(step)
+    assert step != step_of(alone, adapts=base is DACS)["loss"]
+    assert set(module.losses) == set(alone.losses) | ({extra} & {"dice", "lovasz"})
+    step.backward()
+    module.after_optimizer_step()
+
+
+@pytest.mark.parametrize("decoder", ["unet", "unetplusplus"])
+@pytest.mark.parametrize("head", ["parametric", "prototype"])
+def test_decoders_of_stride_2_train(decoder: str, head: str, configure: Configure) -> None:
+    base = [o for o in (SOFTMAX if head == "parametric" else TINY) if not o.startswith("decoder.")]
+    module = build_module(configure("train", *base, f"decoder={decoder}", "decoder.widths=[16,16,8,8]"), CAMVID)
+    assert module.model.stride == 2
+    step_of(module)["loss"].backward()
+    assert all(p.grad is not None for p in module.model.decoder.parameters())
+    module.after_optimizer_step()
+
+
 @pytest.mark.parametrize("preset", ["pgpc", "u2pl"])
 def test_a_term_without_its_images_is_refused_before_training(preset: str, configure: Configure) -> None:
     settings = (f"contrast={preset}",)

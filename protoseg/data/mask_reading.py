@@ -78,9 +78,8 @@ def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     why = "never lies beside 1" if apart else "is no class"
     got = f"{', '.join(map(str, sorted(used)))}, of which {top} (e.g. in {path}) {why}"
     remedy = f"if {top} is void, write void: [{top}] into the file of classes; if it is a class, its id, e.g."
-    raise ProtosegError(
-        f"masks: expected ids of the classes, got {got}: {remedy} ids: {{{names[0]}: 0, {names[1]}: {top}}}"
-    )
+    ids = f"ids: {{{names[0]}: 0, {names[1]}: {top}}}"
+    raise ProtosegError(f"masks: expected ids of the classes, got {got}: {remedy} {ids}")
 
 
 class MaskReading:

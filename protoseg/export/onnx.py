@@ -57,10 +57,8 @@ def export_onnx(
         raise ProtosegError("export: expected a network of torch, got an ONNX file that was wrapped: use that")
     multiple = max(model.encoder.strides)
     if size is None and (isinstance(model, HRDASegmentor) or (model.discriminant and model.discriminant.new)):
-        raise ProtosegError(
-            "export: expected a fixed size for HRDA, whose windows depend on it, and taught classes, whose maps do, "
-            "got none; give --size"
-        )
+        text = "export: expected a fixed size for HRDA, whose windows depend on it, and taught classes, whose maps do"
+        raise ProtosegError(f"{text}, got none; give --size")
     if size is not None and min(size) < 1:
         raise ProtosegError(f"export: expected a height and width of at least 1, got {size}")
     copied = copy.deepcopy(model).cpu().eval()

@@ -126,10 +126,8 @@ def statistics(total: Moments, calibration: tuple[Tensor, Tensor], shrinkage: fl
     there = total.counts > 0
     repeats = (total.images - 1).clamp_min(0).sum()
     if there.sum() < 2 or repeats == 0:
-        raise ProtosegError(
-            f"statistics: expected images that show two classes or more, and one of them twice, got {int(there.sum())} "
-            "classes: give more training images"
-        )
+        text = "statistics: expected images that show two classes or more, and one of them twice"
+        raise ProtosegError(f"{text}, got {int(there.sum())} classes: give more training images")
     means = total.sums / total.counts.clamp_min(1)[:, None]
     within = (total.products - means.T @ total.sums) / total.counts.sum()
     variance, power = within.diagonal(), total.products.diagonal() / total.counts.sum()

@@ -61,10 +61,8 @@ class Discriminant(nn.Module):
     def __init__(self, known: Statistics, channels: Sequence[int], strides: Sequence[int], stride: int) -> None:
         super().__init__()
         if len(known.scale) != sum(channels):
-            raise ProtosegError(
-                f"statistics: expected those of the {sum(channels)} channels of this network's maps, got "
-                f"{len(known.scale)}: make them anew with protoseg teach statistics"
-            )
+            text = f"statistics: expected those of the {sum(channels)} channels of this network's maps, got"
+            raise ProtosegError(f"{text} {len(known.scale)}: make them anew with protoseg teach statistics")
         for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:8]), strict=True):
             self.register_buffer(name, part, persistent=False)
         self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride

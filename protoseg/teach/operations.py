@@ -59,10 +59,9 @@ def add_classes(
     """
     editable_memories(file)
     if file.statistics() is None:
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes "
-            "are found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
-        )
+        text = f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes"
+        remedy = "protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
+        raise ProtosegError(f"{text} are found, got none: {remedy}")
     return placed_classes(file, dataset, names, seed, device, title)
 
 
@@ -78,10 +77,8 @@ def placed_classes(
     space, given = file.label_space, dataset.label_space
     ids = given.ids(names, "classes to add")
     if known := sorted(set(names) & set(space.classes)):
-        raise ProtosegError(
-            f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}: choose another "
-            "name, or refresh the class"
-        )
+        text = f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}"
+        raise ProtosegError(f"{text}: choose another name, or refresh the class")
     new, found, means = _learned(file, dataset, ids, {}, seed, device, title)
     added = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
     return _edit(file, [*_entries(space), *added], new, means=means), found
@@ -129,11 +126,10 @@ def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
     """
     editable_memories(file)
     space = file.label_space
-    gone = set(space.ids(names, f"classes to remove from {file.path}"))
+    where = f"classes to remove from {file.path}"
+    gone = set(space.ids(names, where))
     if len(gone) == space.num_classes:
-        raise ProtosegError(
-            f"classes to remove from {file.path}: expected at least one class to be left, got all of them"
-        )
+        raise ProtosegError(f"{where}: expected at least one class to be left, got all of them")
     return _edit(file, [e for e in _entries(space) if e[2] not in gone], {}, dict.fromkeys(names))
 
 
@@ -147,10 +143,8 @@ def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int 
     space = file.label_space
     merged = sorted(set(space.ids(names, f"classes to merge in {file.path}")))
     if len(merged) < 2 or into in set(space.classes) - set(names):
-        raise ProtosegError(
-            f"classes to merge in {file.path}: expected two or more, and a name that no other class has, got "
-            f"{', '.join(names)} into {into!r}"
-        )
+        text = f"classes to merge in {file.path}: expected two or more, and a name that no other class has"
+        raise ProtosegError(f"{text}, got {', '.join(names)} into {into!r}")
     first = merged[0]
     color = space.colors[space.classes.index(into) if into in names else first]
     entries = [(into, color, -1) if e[2] == first else e for e in _entries(space) if e[2] not in merged[1:]]
@@ -200,10 +194,8 @@ def _learned(
         for i, seen in _looked_at(model, dataset, ids, known, seed, title and f"{title} ({network})").items():
             name = dataset.label_space.classes[i]
             if not seen.cells:
-                raise ProtosegError(
-                    f"class {name!r}: expected pixels of it in the masks, got none on the network's grid in "
-                    f"{len(dataset)} images: give images that show it, larger"
-                )
+                text = f"class {name!r}: expected pixels of it in the masks, got none on the network's grid in"
+                raise ProtosegError(f"{text} {len(dataset)} images: give images that show it, larger")
             if memory is not None:
                 found = _clustered(seen, memory, *old.get(i, (-1, 0.0)), seed)
                 made.append(Memory(found.prototypes, torch.ones_like(found.counts), found.counts.to(memory[2])))

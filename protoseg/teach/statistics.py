@@ -81,10 +81,8 @@ def with_statistics(
     editable_memories(file)
     made = {}
     if any(known is not None and known.taught.any() for known in map(file.statistics, file.networks)):
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected one without taught classes, whose places are among its statistics, got "
-            "some: make statistics of the checkpoint before, and teach them again"
-        )
+        text = f"checkpoint {file.path}: expected one without taught classes, whose places are among its statistics"
+        raise ProtosegError(f"{text}, got some: make statistics of the checkpoint before, and teach them again")
     for data in (dataset, held_out or dataset):
         check_same_classes(file.path, file.label_space, data.label_space)
     for network in file.networks:

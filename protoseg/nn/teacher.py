@@ -1,7 +1,5 @@
 """The teacher: an exponential moving average of the student that no gradient reaches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -61,7 +59,7 @@ class EMATeacher(AveragedModel):
             units = nn.functional.normalize(memory.prototypes, dim=2)
             memory.prototypes.copy_(student.prototypes.where(new.unsqueeze(2), units))
 
-    def train(self, mode: bool = True) -> EMATeacher:
+    def train(self, mode: bool = True) -> "EMATeacher":
         """Stays in eval mode: no dropout, no drop-path, BatchNorm by its averaged statistics."""
         return super().train(False)
 

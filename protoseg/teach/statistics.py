@@ -1,7 +1,5 @@
 """What is kept of the training images, so that a class can be taught to a network that has left them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

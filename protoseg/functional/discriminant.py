@@ -98,17 +98,6 @@ class Statistics(NamedTuple):
             sets=None if self.sets is None else F.pad(self.sets, (0, more)),
         )
 
-    def taught_alone(self) -> "Statistics":
-        """Without class 0, whose means are of no class to be found: class 1 is 0 from now on, and so forth.
-
-        Pixels fall to the first class that is there where no other is likelier: it counts as one of the training's.
-        """
-        there = self.taught & (self.classes > 0)
-        classes = self.classes[there] - 1
-        return self._replace(
-            means=self.means[there], classes=classes, taught=classes != classes.min(), bias=self.bias[1:]
-        )
-
     def linear(self) -> tuple[Tensor, Tensor]:
         """Scores of the means are ``x @ weight.T + bias``: ``r d`` and ``r``, fp32."""
         means = self.means.double()

@@ -100,8 +100,7 @@ def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> pictur
     for i in frequent[counts[frequent] > 0].tolist():
         found = activation(model, scene, i)
         title = f"{pictures.short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"
-        nearest = heat_picture(image, found.cosines.amax(0), 0.0, 1.0)
-        tiles[title] = _column(assignment_picture(image, found), nearest)
+        tiles[title] = _column(assignment_picture(image, found), heat_picture(image, found.cosines.amax(0), 0.0, 1.0))
     return pictures.tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
 
 

@@ -278,7 +278,8 @@ class Session(Photos):
     def _said_in(self, i: int) -> tuple[list[int], Tensor, list[int]]:
         """The classes that cells of an image were said to be, their mean whitened maps, the numbers of cells."""
         there = torch.from_numpy(self.evidence(i) != NONE).flatten().nonzero().flatten()
-        of, maps = torch.from_numpy(self.evidence(i)).flatten()[there], frozen_maps(self.output(i), self.model, there)
+        of, strides = torch.from_numpy(self.evidence(i)).flatten()[there], self.model.feature_strides
+        maps = frozen_maps(self.output(i), self.model.stride, strides, there)
         classes, counts = of.unique(return_counts=True)
         return (
             classes.tolist(),

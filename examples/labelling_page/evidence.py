@@ -122,7 +122,7 @@ def folder_statistics(file: TrainedFile, photos: Sequence[Tensor], device: Any =
         for photo in photos:
             scene = look(model, photo)
             cells = torch.arange(0, scene.labelled.numel(), -(-scene.labelled.numel() // CELLS), device=device)
-            maps.append(frozen_maps(scene.output, model, cells).cpu())
+            maps.append(frozen_maps(scene.output, scene.stride, model.feature_strides, cells).cpu())
             labels.append(scene.cell_prediction[cells].cpu())
         if blank:
             mean, spread = torch.cat(maps).mean(0), torch.cat(maps).std(0).clamp_min(1e-6)

@@ -229,7 +229,7 @@ def _looked_at(
             if len(own):
                 seen.calls.append(torch.bincount(scene.cell_prediction[own], minlength=model.num_classes).cpu())
                 if known is not None:
-                    maps = frozen_maps(scene.output, model, own)
+                    maps = frozen_maps(scene.output, scene.stride, model.feature_strides, own)
                     seen.means.append(known.whitened(maps.mean(0, keepdim=True).cpu())[0])
                     seen.counts.append(len(own))
                 drawn = torch.randperm(len(own), generator=generator)[:share] if len(own) > share else slice(None)

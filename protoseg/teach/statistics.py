@@ -10,7 +10,7 @@ from protoseg.analysis.stream import Scene, look
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
-from protoseg.functional.discriminant import SURE, Moments, class_calibration, moments, set_thresholds, statistics
+from protoseg.functional.discriminant import SURE, class_calibration, moments, set_thresholds, statistics
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
@@ -35,12 +35,6 @@ def chosen_cells(scene: Scene) -> Tensor:
     """Labelled cells of an image, int64 ``n``, evenly spread, at most ``MAX_CELLS``."""
     cells = scene.labelled.nonzero().flatten()
     return cells[:: max(1, -(-len(cells) // MAX_CELLS))]
-
-
-def image_moments(model: Segmentor, scene: Scene) -> Moments:
-    """Sums of the frozen maps of an image's :func:`chosen_cells`."""
-    cells = chosen_cells(scene)
-    return moments(frozen_maps(scene.output, model, cells).cpu(), scene.cell_label[cells].cpu(), model.num_classes)
 
 
 def judged_cells(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +84,9 @@ def with_statistics(
         for number, index in enumerate(track(spread(len(dataset), MAX_IMAGES), title, disable=not title)):
             image, label, _ = dataset[index]
             scene = look(model, image, label)
-            one = image_moments(model, scene)
+            cells = chosen_cells(scene)
+            maps = frozen_maps(scene.output, scene.stride, model.feature_strides, cells).cpu()
+            one = moments(maps, scene.cell_label[cells].cpu(), model.num_classes)
             total = one if total is None else total.plus(one)
             seen.append(judged_cells(scene))
             if number % 2:  # the confidence shall be right in light that was not trained in, too

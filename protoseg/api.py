@@ -125,8 +125,7 @@ class Model:
         One is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; where it has
         other channels a path, an array ``h w c`` of numbers as in its files, or a tensor ``c h w`` in [0, 1]. Several
         are a list, a folder's path (its images, by name), or an array or a tensor with ``b`` before these.
-        ``probabilities`` keeps those of all classes. Raises ProtosegError for anything else, or a file that cannot be
-        read.
+        ``probabilities`` keeps those of all classes. Raises ProtosegError: anything else, or a file not to be read.
         """
         if isinstance(image, (str, Path)) and os.path.isdir(image):
             image = [path for path, _ in ImageFolder(image, self.label_space).samples]

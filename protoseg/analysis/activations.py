@@ -124,8 +124,7 @@ class PatchCollector:
     """The ``n`` nearest cells of each prototype over a stream, at most one an image.
 
     A cell belongs to one prototype: the nearest of the class that is predicted there. So a prototype's patches are
-    those that take it, whatever the truth, and one that is always beaten has none. Memory is bounded by ``c k n``
-    pictures of 27 kB.
+    those that take it, whatever the truth; one always beaten has none. Memory: at most ``c k n`` pictures of 27 kB.
     """
 
     def __init__(self, num_classes: int, num_prototypes: int, n: int = 8) -> None:

@@ -110,8 +110,7 @@ class MaskReading:
     def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
         """The labels of one mask, ``h w``, by a table of ids, whose type they have, or the label of each colour.
 
-        Raises ProtosegError: a file that cannot be read, values that stand for no class or, beside the other masks, for
-        several.
+        Raises ProtosegError: a file not to be read, values that stand for no class or, beside other masks, for several.
         """
         mask = read_mask(path)
         reading, two = self.readings.get(mask.kind), self.file.label_space.num_classes == 2

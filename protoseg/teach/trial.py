@@ -60,8 +60,7 @@ def trial(
     ``file`` was trained without the class (``data.relabel={NAME: null}``), ``trained`` with it, to compare with.
     ``root`` is the folder of the data, where it is not where the checkpoint's run found it.
 
-    Raises ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as
-    ``add_classes``.
+    Raises ProtosegError: the checkpoint has the class, its data has not, too few images show it; as ``add_classes``.
     """
     data, space = data_with(file, name, root)
     train, val = data.dataset(data.train_split), data.eval_dataloader(data.val_split)

@@ -193,7 +193,7 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
     """Values of a file of any training code, and what reads a tensor of it; in torch's format, or that before 1.6.
 
     Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
-    a ``FOREIGN`` package a ``Foreign``, of which nothing is known. Raises ProtosegError: no such file, damaged, or code.
+    a ``FOREIGN`` package a ``Foreign``, of which nothing is known. Raises ProtosegError: no file, damaged, or code.
     """
     with _readable(path), ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))

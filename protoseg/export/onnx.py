@@ -76,12 +76,10 @@ def export_onnx(
             program: Any = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=shapes, **names)
         if size is not None or not any(isinstance(side, int) for side in program.model.graph.inputs[0].shape[2:]):
             break
-    program.model.metadata_props["multiple"] = str(step)
     kind = f"float32 in [0, 1], b {len(ranges)} h w" if ranges else "uint8 RGB, b 3 h w"
-    program.model.metadata_props["input"] = f"image: {kind}, not normalised"
-    program.model.metadata_props["ranges"] = json.dumps(ranges)
-    program.model.metadata_props["classes"] = json.dumps(label_space.classes)
-    program.model.metadata_props["colors"] = json.dumps(label_space.colors)
+    program.model.metadata_props.update({"multiple": str(step), "input": f"image: {kind}, not normalised"})
+    values = {"ranges": ranges, "classes": label_space.classes, "colors": label_space.colors}
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in values.items()})
     write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
     return Path(path)
 

@@ -78,9 +78,8 @@ class AdaptationModule(SegmentationModule):
         self.threshold, self.separate_backward = threshold, separate_backward
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom
         self._told_of_one_class = False
-        self.teacher_metrics = SegmentationMetrics(self.label_space)
-        self.reliable_metrics = SegmentationMetrics(self.label_space)
-        self.source_metrics = SegmentationMetrics(self.label_space)
+        metrics = (SegmentationMetrics(label_space) for _ in range(3))
+        self.teacher_metrics, self.reliable_metrics, self.source_metrics = metrics
 
     def training_step(self, batch: AdaptationBatch, batch_idx: int) -> dict[str, Any]:
         source, target = batch

@@ -35,7 +35,8 @@ NEIGHBOURS, BANK = 10, 1000  # of the nearest of so many training cells
 
 def cells(model: Segmentor, scene: Scene, which: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and logits of some cells."""
-    return frozen_maps(scene.output, model, which), pixel_rows(scene.output.logits)[which].float()
+    maps = frozen_maps(scene.output, scene.stride, model.feature_strides, which)
+    return maps, pixel_rows(scene.output.logits)[which].float()
 
 
 class Seen:

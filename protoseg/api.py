@@ -5,8 +5,6 @@ model = protoseg.load("RUN/checkpoints/best.ckpt")  # or a folder, or hf://user/
 prediction = model.predict("photo.jpg")  # .labels, .confidence, .overlay(), .save("labels.png")
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile
@@ -115,7 +113,7 @@ class Model:
         parts = [encoder.network, head] if isinstance(encoder, NetworkEncoder) else [encoder, decoder, head]
         return " + ".join(type(part).__name__ for part in parts)
 
-    def to(self, device: str | torch.device) -> Model:
+    def to(self, device: str | torch.device) -> "Model":
         """Move it, and return it; raises ProtosegError where there is no such device."""
         self.device = choose_device(str(device))
         self.network.to(self.device)
@@ -127,8 +125,7 @@ class Model:
         One is a path, a PIL image, an RGB array ``h w 3`` or a tensor ``3 h w``, uint8 or float in [0, 1]; where it has
         other channels a path, an array ``h w c`` of numbers as in its files, or a tensor ``c h w`` in [0, 1]. Several
         are a list, a folder's path (its images, by name), or an array or a tensor with ``b`` before these.
-        ``probabilities`` keeps those of all classes. Raises ProtosegError for anything else, or a file that cannot be
-        read.
+        ``probabilities`` keeps those of all classes. Raises ProtosegError: anything else, or a file not to be read.
         """
         if isinstance(image, (str, Path)) and os.path.isdir(image):
             image = [path for path, _ in ImageFolder(image, self.label_space).samples]
@@ -155,7 +152,7 @@ class Model:
         return TrainedFile(Path(WEIGHTS), {"state_dict": state, "protoseg": own}, self.trust, encoder)
 
     @classmethod
-    def of_file(cls, file: TrainedFile, device: str | None = None, network: str = "student") -> Model:
+    def of_file(cls, file: TrainedFile, device: str | None = None, network: str = "student") -> "Model":
         """What :func:`load` makes of a checkpoint, with its arguments and errors."""
         model, where, own = file.model(network), choose_device(device), file.content["protoseg"]
         return cls(model.to(where), file.label_space, file.predictor(), where, own, file.reader, file.trust)
@@ -183,7 +180,7 @@ class Model:
         palette: Mapping[str, tuple[int, int, int]] | None = None,
         features: Sequence[str] | None = None,
         **seen: Any,
-    ) -> Model:
+    ) -> "Model":
         """A network of one's own, of another library, or in an ONNX file; ``protoseg.wrap`` is the same.
 
         Its copy answers as it does, is evaluated, saved, loaded, taught: ``model.file`` goes into the functions of
@@ -218,7 +215,7 @@ class Model:
         return cls.of_file(TrainedFile(Path(WEIGHTS), content, trust, encoder if arguments is None else None))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> Model:
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "Model":
         """The same as :func:`load`."""
         return load(source, **options)
 

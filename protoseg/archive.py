@@ -193,8 +193,7 @@ def read_foreign(path: str | Path) -> Iterator[tuple[Any, Callable[[Unread], Ten
     """Values of a file of any training code, and what reads a tensor of it; in torch's format, or that before 1.6.
 
     Nothing of the file is run or imported, and only what is asked for is read. Each tensor is an ``Unread``; a value of
-    one of the ``FOREIGN`` packages a ``Foreign``, of which nothing is known. Raises ProtosegError: no such file;
-    damaged, or it holds code.
+    a ``FOREIGN`` package a ``Foreign``, of which nothing is known. Raises ProtosegError: no file, damaged, or code.
     """
     with _readable(path), ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
@@ -278,8 +277,7 @@ def _check_directory(file: BinaryIO, found: int) -> None:
     """See that torch finds the same parts as ``zipfile``, in the list that begins at ``found``.
 
     Else a file could show the one harmless parts and the other others. ``zipfile`` takes the list that lies just before
-    the end; torch that whose place is written there, or none at all of a file that begins otherwise: it then reads an
-    older format.
+    the end; torch that whose place is written there, or, of a file that begins otherwise, none: an older format.
     """
     head = file.seek(0) or file.read(len(_ZIP_START))
     length = file.seek(0, os.SEEK_END)

@@ -1,7 +1,5 @@
 """What a notebook needs besides ``protoseg.analysis``: a training by the real command line, images, pictures."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from io import BytesIO
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
 class Run(NamedTuple):
     """A trained model, its classes and labelled images of its data."""
 
-    model: Segmentor  # in eval mode, on a GPU where there is one
+    model: "Segmentor"  # in eval mode, on a GPU where there is one
     label_space: LabelSpace
-    images: Loader  # unchanged and whole; ``images.dataset[i]`` is one with its label and path
+    images: "Loader"  # unchanged and whole; ``images.dataset[i]`` is one with its label and path
 
 
 def train(folder: str | Path, settings: str) -> Path:

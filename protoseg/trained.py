@@ -1,7 +1,5 @@
 """The one room that opens trained models: from a checkpoint, whoever made it, to a network that can predict."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,7 +103,7 @@ class TrainedFile:
 
     def datamodule(
         self, root: str | None = None, change: Callable[[Any], Any] | None = None, **changes: Any
-    ) -> SegmentationDataModule | AdaptationDataModule:
+    ) -> "SegmentationDataModule | AdaptationDataModule":
         """The data it was trained on; raises ProtosegError for a section that is not allowed or cannot be built.
 
         ``root`` is their folder (of adaptation, the target's) where it is not where the run found it; ``change`` and
@@ -151,7 +149,7 @@ class TrainedFile:
         with _refused(self.path, "inference"):
             return Predictor() if section is None else instantiate(OmegaConf.create(section))
 
-    def whole(self) -> TrainedFile:
+    def whole(self) -> "TrainedFile":
         """Itself, with weights that :func:`without` left out; raises ProtosegError: not on this machine, or others."""
         state, own = dict(self.content["state_dict"]), dict(self.content["protoseg"])
         if (known := own.pop(HASH, None)) is None:

@@ -91,8 +91,7 @@ def _check_trusted(target: str, slot: Slot, key: str, trust: Sequence[str]) -> N
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        reason = f"{_short(target)} cannot be imported ({error}); is its folder on PYTHONPATH?"
-        raise _refused(key, reason) from error
+        raise _refused(key, f"{_short(target)} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
     if not isinstance(found, type) or not issubclass(found, slot.base):
         raise _refused(key, f"expected a class, derived from {slot.base.__name__}, got {_short(target)}")
 

@@ -38,11 +38,10 @@ from protoseg.nn import Discriminant
 from protoseg.nn.discriminant import frozen_maps
 from protoseg.nn.heads import NO_CHANNEL
 from protoseg.teach.edit import editable_memories, fingerprint
-from protoseg.teach.operations import teach_pixels
 from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError, SegOutput
 
-from .evidence import STAND_IN, Evidence, folder_statistics, publish, without_stand_in
+from .evidence import STAND_IN, Evidence, folder_statistics, publish, taught_alone, teach_pixels, without_stand_in
 from .photos import Label, Photos, Points, painted
 
 NONE = FILE_IGNORED  # in label maps: no class
@@ -271,7 +270,7 @@ class Session(Photos):
                 known, first = self.known(), int(self.blank)  # there class 0 is the stand-in
                 placed = [posterior_mean(known, torch.stack(means[c]), torch.tensor(counts[c])) for c in means]
                 known = known.with_taught(placed, [c + first for c in means], self.space.num_classes + first)
-                known = known.taught_alone() if self.blank else known
+                known = taught_alone(known) if self.blank else known
                 channels = [self.model.head.embedding_dim, *self.model.encoder.channels]
                 self._taught = Discriminant(known, channels, self.model.feature_strides, self.model.stride)
             return self._taught or self.model.discriminant
@@ -279,7 +278,8 @@ class Session(Photos):
     def _said_in(self, i: int) -> tuple[list[int], Tensor, list[int]]:
         """The classes that cells of an image were said to be, their mean whitened maps, the numbers of cells."""
         there = torch.from_numpy(self.evidence(i) != NONE).flatten().nonzero().flatten()
-        of, maps = torch.from_numpy(self.evidence(i)).flatten()[there], frozen_maps(self.output(i), self.model, there)
+        of, strides = torch.from_numpy(self.evidence(i)).flatten()[there], self.model.feature_strides
+        maps = frozen_maps(self.output(i), self.model.stride, strides, there)
         classes, counts = of.unique(return_counts=True)
         return (
             classes.tolist(),

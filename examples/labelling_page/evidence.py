@@ -26,6 +26,8 @@ from protoseg.functional.discriminant import MIN_CELLS, Moments, Statistics, mom
 from protoseg.functional.prototypes import class_prototypes
 from protoseg.models.encoders import Encoder
 from protoseg.nn.discriminant import frozen_maps
+from protoseg.teach.edit import apply_edit
+from protoseg.teach.operations import edit_of, entries_of, learned
 from protoseg.trained import TrainedFile
 from protoseg.trusted import SLOTS
 from protoseg.types import IGNORE_INDEX, LabelSpace
@@ -68,9 +70,45 @@ def without_stand_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint of a :func:`blank_file` that was taught, with the taught classes alone."""
     own, config = checkpoint["protoseg"], checkpoint["protoseg"]["config"]
     space = own["label_space"] | {key: own["label_space"][key][1:] for key in ("classes", "colors")}
-    known = {network: Statistics(**kept).taught_alone()._asdict() for network, kept in own["statistics"].items()}
+    known = {network: taught_alone(Statistics(**kept))._asdict() for network, kept in own["statistics"].items()}
     config = config | {"head": config["head"] | {"channel_class": [0] * len(config["head"]["channel_class"])}}
     return checkpoint | {"protoseg": own | {"label_space": space, "statistics": known, "config": config}}
+
+
+def taught_alone(known: Statistics) -> Statistics:
+    """Without class 0, whose means are of no class to be found: class 1 is 0 from now on, and so forth.
+
+    Pixels fall to the first class that is there where no other is likelier: it counts as one of the training's.
+    """
+    there = known.taught & (known.classes > 0)
+    classes = known.classes[there] - 1
+    return known._replace(
+        means=known.means[there], classes=classes, taught=classes != classes.min(), bias=known.bias[1:]
+    )
+
+
+def teach_pixels(
+    file: TrainedFile, dataset: SegmentationDataset, names: Sequence[str], device: Any = "cpu"
+) -> dict[str, Any]:
+    """The checkpoint with what labelled pixels of ``dataset`` say of classes, its own ones and others alike.
+
+    Others come to it as by :func:`protoseg.teach.add_classes`; one of its own gets a further mean in the statistics,
+    which wins pixels as that of a taught class does, where it is nearer than all means of the training. Raises as
+    ``add_classes``.
+    """
+    space, given = file.label_space, dataset.label_space
+    ids = given.ids(names, "classes to teach")
+    new, _, means = learned(file, dataset, ids, {}, 0, device, "")
+    fresh = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
+    fresh = [entry for entry in fresh if entry[0] not in space.classes]
+    added = {network: {name: of[name] for name, *_ in fresh} for network, of in means.items()}
+    content = apply_edit(file.content, edit_of(file, [*entries_of(space), *fresh], new, {}, added))
+    kept = dict(content["protoseg"]["statistics"])
+    for network, of in means.items():
+        own = [name for name in of if name in space.classes]
+        known, classes = Statistics(**kept[network]), space.ids(own, "") if own else []
+        kept[network] = known.with_taught([of[name] for name in own], classes, len(known.bias))._asdict()
+    return content | {"protoseg": content["protoseg"] | {"statistics": kept}}
 
 
 def folder_statistics(file: TrainedFile, photos: Sequence[Tensor], device: Any = "cpu") -> TrainedFile:
@@ -84,7 +122,7 @@ def folder_statistics(file: TrainedFile, photos: Sequence[Tensor], device: Any =
         for photo in photos:
             scene = look(model, photo)
             cells = torch.arange(0, scene.labelled.numel(), -(-scene.labelled.numel() // CELLS), device=device)
-            maps.append(frozen_maps(scene.output, model, cells).cpu())
+            maps.append(frozen_maps(scene.output, scene.stride, model.feature_strides, cells).cpu())
             labels.append(scene.cell_prediction[cells].cpu())
         if blank:
             mean, spread = torch.cat(maps).mean(0), torch.cat(maps).std(0).clamp_min(1e-6)

@@ -100,8 +100,7 @@ def activation_rows(model: nn.Module, scene: Scene, space: LabelSpace) -> pictur
     for i in frequent[counts[frequent] > 0].tolist():
         found = activation(model, scene, i)
         title = f"{pictures.short_name(space.classes[i])}: {int((found.shares > 0.01).sum())} prototypes"
-        nearest = heat_picture(image, found.cosines.amax(0), 0.0, 1.0)
-        tiles[title] = _column(assignment_picture(image, found), nearest)
+        tiles[title] = _column(assignment_picture(image, found), heat_picture(image, found.cosines.amax(0), 0.0, 1.0))
     return pictures.tile_row(tiles, space, [scene.cell_label.cpu(), scene.cell_prediction.cpu()])
 
 
@@ -125,8 +124,7 @@ class PatchCollector:
     """The ``n`` nearest cells of each prototype over a stream, at most one an image.
 
     A cell belongs to one prototype: the nearest of the class that is predicted there. So a prototype's patches are
-    those that take it, whatever the truth, and one that is always beaten has none. Memory is bounded by ``c k n``
-    pictures of 27 kB.
+    those that take it, whatever the truth; one always beaten has none. Memory: at most ``c k n`` pictures of 27 kB.
     """
 
     def __init__(self, num_classes: int, num_prototypes: int, n: int = 8) -> None:

@@ -127,8 +127,7 @@ def look(
     image = image.to(next(chain(model.parameters(), model.buffers()), image).device)
     if label is None:
         label = torch.full(image.shape[1:], IGNORE_INDEX)
-    output = network(image.unsqueeze(0))
-    return Scene(number, name, rgb(image, shown), label.to(image.device), output, network.stride)
+    return Scene(number, name, rgb(image, shown), label.to(image.device), network(image.unsqueeze(0)), network.stride)
 
 
 @torch.no_grad()

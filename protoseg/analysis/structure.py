@@ -74,8 +74,7 @@ def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> lis
     ``counts`` are the cells that each one takes, ``c k``, see :class:`Occupancy`. An entry has ``name``; ``cells``;
     ``shares`` (k numbers, None without a cell); ``effective`` (exp of their entropy: how many prototypes do the work);
     ``mean_cosine`` within the class (None for K = 1); ``dead`` (numbers of prototypes with less than ``DEAD_BELOW``);
-    ``duplicates`` (``[i, j, cosine]`` above ``DUPLICATE_ABOVE``); ``nearest_class`` and the ``nearest_cosine`` of the
-    closest pair.
+    ``duplicates`` (``[i, j, cosine]`` above ``DUPLICATE_ABOVE``); ``nearest_class``, ``nearest_cosine`` (closest pair).
     """
     prototypes = prototypes.cpu()
     within, means = prototypes @ prototypes.mT, within_class_cosine(prototypes)

@@ -3,8 +3,6 @@
 What draws is imported in the functions that draw: a table needs neither torch nor matplotlib.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -203,7 +201,7 @@ class _Key(NamedTuple):
         return float(self.of(setting)) if self.numeric else float(self.values.index(self.of(setting)))
 
 
-def score_figure(comparison: Comparison) -> Figure:
+def score_figure(comparison: Comparison) -> "Figure":
     """The score against one swept value: mean, sample standard deviation over seeds, and each seed as a dot.
 
     That value is the number that takes the most values, else the name that does. Of the other swept values the one
@@ -236,7 +234,7 @@ def score_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def heat_figure(comparison: Comparison) -> Figure | None:
+def heat_figure(comparison: Comparison) -> "Figure | None":
     """Mean scores over two swept numbers, a panel for each further setting; None unless two take three values."""
     settings, keys = _scored(comparison)
     grid_keys = [key for key in keys if key.numeric and len(key.values) > 2]
@@ -283,7 +281,7 @@ def _is_number(value: str) -> bool:
 
 def _panels(
     settings: Sequence[Setting], keys: Sequence[_Key], width: float, legend: bool = False
-) -> tuple[Figure, dict[Axes, list[Setting]]]:
+) -> "tuple[Figure, dict[Axes, list[Setting]]]":
     """A chart for each combination of the keys' values, with its settings; one chart where there is no key."""
     from protoseg.evaluation.pictures import empty_figure
 
@@ -301,7 +299,7 @@ def _panels(
     return figure, dict(zip(charts, groups.values(), strict=False))
 
 
-def _draw(axes: Axes, settings: Sequence[Setting], x: _Key, shift: float, scale: int, **style: Any) -> None:
+def _draw(axes: "Axes", settings: Sequence[Setting], x: _Key, shift: float, scale: int, **style: Any) -> None:
     """One line: means with error bars and the scores behind them, ``shift`` points aside."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -319,7 +317,7 @@ def _draw(axes: Axes, settings: Sequence[Setting], x: _Key, shift: float, scale:
     axes.autoscale_view()
 
 
-def _label(axes: Axes, x: _Key) -> None:
+def _label(axes: "Axes", x: _Key) -> None:
     from protoseg.evaluation.pictures import tidy
 
     tidy(axes)

@@ -47,8 +47,7 @@ class AdaptationDataModule(pl.LightningDataModule):
         super().__init__()
         if seed < 0:
             raise ProtosegError(f"expected a seed of at least 0, got {seed}")
-        self.seed = seed
-        self.validate_source = validate_source
+        self.seed, self.validate_source = seed, validate_source
         # Apart for every seed, and from one another.
         self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)
         self.target = target(**shared, seed=2 * seed + 1, labels=False, label_space=self.source.label_space)

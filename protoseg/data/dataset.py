@@ -47,8 +47,7 @@ def to_sample(image: NDArray[Any], label: Ids, name: str, partial: bool = False)
 class SegmentationDataset(Dataset[Sample]):
     """Images with label masks. A new data set is a subclass that sets the class attributes and lists its files.
 
-    Its constructor takes ``split``, usually ``root``, and, to serve as a target whose masks need not be there,
-    ``labels``.
+    Its constructor takes ``split``, usually ``root``, and ``labels``, to be a target whose masks need not be there.
     """
 
     label_space: LabelSpace  # a class attribute, so that it is known before any file is there

@@ -117,8 +117,7 @@ def packed_png(path: Path, level: int) -> bytes | None:
         with open_picture(data) as file:
             if file.mode in _KEPT_MODES or data[PNG_DEPTH] < 8:
                 return None
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        packed = encode_png(np.asarray(array), level)
+        packed = encode_png(np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)), level)
     # What a file says beside its pixels (EXIF orientation) is lost: such a file stays.
     seen = [np.asarray(cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR)) for each in (data, packed)]
     return packed if np.array_equal(seen[0], seen[1]) else None

@@ -242,8 +242,7 @@ def labels_of_colors(path: Path, mask: Mask, colors: Mapping[Color, int], dtype:
     if mask.colors is None:
         label = _color_table(tuple(colors.items()), np.dtype(dtype))[_packed(mask.values)]
     else:
-        lut = np.array([colors.get((r, g, b), unknown) for r, g, b in mask.colors.tolist()], dtype)
-        label = lut[mask.values]
+        label = np.array([colors.get((r, g, b), unknown) for r, g, b in mask.colors.tolist()], dtype)[mask.values]
     bad = (label == unknown) & (True if mask.clear is None else ~mask.clear)
     if bad.any():
         found = np.unique(mask.values[bad], axis=0)

@@ -173,8 +173,7 @@ def described_classes(
     """Label space, train id of each id, and label of each colour; raises ProtosegError."""
     setting = "data.dataset.classes"
     if not isinstance(classes, str):
-        content = OmegaConf.to_container(OmegaConf.create({"name": name, **classes}))
-        return class_file(content, Path(setting))[:3]
+        return class_file(OmegaConf.to_container(OmegaConf.create({"name": name, **classes})), Path(setting))[:3]
     if classes.endswith((".yaml", ".yml")):
         return read_class_file(classes)[:3]
     known = sorted(path.stem for path in _TABLES.glob("*.tsv"))

@@ -78,9 +78,8 @@ def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     why = "never lies beside 1" if apart else "is no class"
     got = f"{', '.join(map(str, sorted(used)))}, of which {top} (e.g. in {path}) {why}"
     remedy = f"if {top} is void, write void: [{top}] into the file of classes; if it is a class, its id, e.g."
-    raise ProtosegError(
-        f"masks: expected ids of the classes, got {got}: {remedy} ids: {{{names[0]}: 0, {names[1]}: {top}}}"
-    )
+    ids = f"ids: {{{names[0]}: 0, {names[1]}: {top}}}"
+    raise ProtosegError(f"masks: expected ids of the classes, got {got}: {remedy} {ids}")
 
 
 class MaskReading:
@@ -111,8 +110,7 @@ class MaskReading:
     def label(self, path: Path, table: Ids, colors: Mapping[Color, int]) -> Ids:
         """The labels of one mask, ``h w``, by a table of ids, whose type they have, or the label of each colour.
 
-        Raises ProtosegError: a file that cannot be read, values that stand for no class or, beside the other masks, for
-        several.
+        Raises ProtosegError: a file not to be read, values that stand for no class or, beside other masks, for several.
         """
         mask = read_mask(path)
         reading, two = self.readings.get(mask.kind), self.file.label_space.num_classes == 2

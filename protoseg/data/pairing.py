@@ -88,8 +88,7 @@ def pair(
     """Image and mask of every key, in key order; without ``masks`` the images alone.
 
     ``where`` begins the messages; ``folders`` are of the images and of the masks, to name what is there instead of a
-    file that is missing. Raises ProtosegError: no image at all, an image without a mask, a mask without an image, or a
-    mask that is a JPEG.
+    file that is missing. Raises ProtosegError: no image at all, an image or a mask without the other, a JPEG as a mask.
     """
     if not images and not masks:
         got = "; ".join(filter(None, map(other_formats, folders))) or "none"

@@ -3,8 +3,6 @@
 matplotlib is imported only where a figure is drawn, so that training does not pay for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -192,7 +190,7 @@ def tile_grid(
     return np.asarray(canvas)
 
 
-def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) -> Figure:
+def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) -> "Figure":
     """Confusion matrices ``c c`` by title, side by side: each row as shares of its true pixels; grey without any."""
     n = label_space.num_classes
     counts = {title: confusion.cpu().double() for title, confusion in confusions.items()}
@@ -219,7 +217,7 @@ def confusions_figure(confusions: dict[str, Tensor], label_space: LabelSpace) ->
 
 def class_tables(
     tables: Mapping[str, npt.NDArray[np.floating]], classes: Sequence[str], rotation: float | None, **style: Any
-) -> tuple[Figure, npt.NDArray[np.object_]]:
+) -> "tuple[Figure, npt.NDArray[np.object_]]":
     """Tables ``c k`` by title, a row per class (with ``rotation`` a column, too); ``style`` is for ``imshow``."""
     side = min(16.0, max(6.0, 2.5 + 0.5 * len(classes)))
     figure = empty_figure((side - 0.6) * len(tables) + 1.6, side)
@@ -246,7 +244,7 @@ def heatmap_figure(values: npt.NDArray[np.floating], classes: Sequence[str], tit
     return figure_picture(figure)
 
 
-def figure_picture(figure: Figure) -> Picture:
+def figure_picture(figure: "Figure") -> Picture:
     """A figure as a picture ``h w 3``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -255,7 +253,7 @@ def figure_picture(figure: Figure) -> Picture:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelSpace, title: str) -> Figure:
+def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelSpace, title: str) -> "Figure":
     """Shares in 0 to 1, ``c`` by entry, as logarithmic bars in the classes' colours; of many, the most frequent."""
     chosen = frequent_classes(np.sum([*shares.values()], axis=0))
     n = len(chosen)
@@ -276,19 +274,19 @@ def bars_figure(shares: dict[str, npt.NDArray[np.floating]], label_space: LabelS
     return figure
 
 
-def name_bars(axes: Axes, classes: Sequence[str], size: float = 9) -> None:
+def name_bars(axes: "Axes", classes: Sequence[str], size: float = 9) -> None:
     """Class names at horizontal bars, the first one on top."""
     axes.set_yticks(range(len(classes)), [figure_name(name) for name in classes], fontsize=size)
     axes.set_ylim(len(classes) - 0.5, -0.5)
 
 
-def tidy(axes: Axes, lines: Literal["both", "x", "y"] = "both") -> None:
+def tidy(axes: "Axes", lines: Literal["both", "x", "y"] = "both") -> None:
     """A chart with pale grid lines and no frame at the top and on the right."""
     axes.grid(axis=lines, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def empty_figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> "Figure":
     """An empty figure, sides in inches. Without pyplot: no global state, nothing to close, no change of backend."""
     from matplotlib.figure import Figure
 

@@ -52,8 +52,7 @@ class PictureWriter:
     written: list[Path] = field(default_factory=list, init=False)
 
     def path(self, kind: str, name: Path) -> Path:
-        ending = {"labels": ".png", "probabilities": ".npy"}.get(kind, ".jpg")
-        return with_ending(self.output / kind / name, ending)
+        return with_ending(self.output / kind / name, {"labels": ".png", "probabilities": ".npy"}.get(kind, ".jpg"))
 
     def write(
         self, name: Path, image: Tensor, truth: Tensor | None, prediction: Tensor, only_labels: bool = False

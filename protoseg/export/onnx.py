@@ -57,10 +57,8 @@ def export_onnx(
         raise ProtosegError("export: expected a network of torch, got an ONNX file that was wrapped: use that")
     multiple = max(model.encoder.strides)
     if size is None and (isinstance(model, HRDASegmentor) or (model.discriminant and model.discriminant.new)):
-        raise ProtosegError(
-            "export: expected a fixed size for HRDA, whose windows depend on it, and taught classes, whose maps do, "
-            "got none; give --size"
-        )
+        text = "export: expected a fixed size for HRDA, whose windows depend on it, and taught classes, whose maps do"
+        raise ProtosegError(f"{text}, got none; give --size")
     if size is not None and min(size) < 1:
         raise ProtosegError(f"export: expected a height and width of at least 1, got {size}")
     copied = copy.deepcopy(model).cpu().eval()
@@ -78,12 +76,10 @@ def export_onnx(
             program: Any = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=shapes, **names)
         if size is not None or not any(isinstance(side, int) for side in program.model.graph.inputs[0].shape[2:]):
             break
-    program.model.metadata_props["multiple"] = str(step)
     kind = f"float32 in [0, 1], b {len(ranges)} h w" if ranges else "uint8 RGB, b 3 h w"
-    program.model.metadata_props["input"] = f"image: {kind}, not normalised"
-    program.model.metadata_props["ranges"] = json.dumps(ranges)
-    program.model.metadata_props["classes"] = json.dumps(label_space.classes)
-    program.model.metadata_props["colors"] = json.dumps(label_space.colors)
+    program.model.metadata_props.update({"multiple": str(step), "input": f"image: {kind}, not normalised"})
+    values = {"ranges": ranges, "classes": label_space.classes, "colors": label_space.colors}
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in values.items()})
     write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
     return Path(path)
 

@@ -158,11 +158,7 @@ def supervised_contrast(
 
 
 def pixel_to_pixel(
-    features: Tensor,
-    label: Tensor,
-    weight: Tensor | None = None,
-    temperature: float = 1.0,
-    released_order: bool = False,
+    features: Tensor, label: Tensor, weight: Tensor | None = None, temperature: float = 1, released_order: bool = False
 ) -> Tensor:
     """Contrast of every pixel of a batch with every other one; the released code of PGPC, which is CLUDA's.
 

@@ -6,8 +6,6 @@ direction by as much as images differ there (empirical Bayes; as in probabilisti
 use few directions, and many use all, with no setting.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,7 +31,7 @@ class Moments(NamedTuple):
     image_sums: Tensor  # of their means, ``c d``
     image_products: Tensor  # ``d d``
 
-    def plus(self, other: Moments) -> Moments:
+    def plus(self, other: "Moments") -> "Moments":
         return Moments(*(one + two for one, two in zip(self, other, strict=True)))
 
 
@@ -60,7 +58,7 @@ class Statistics(NamedTuple):
     bias: Tensor  # softmax probability, and their mean over the image, + its class's bias: :func:`class_calibration`
     sets: Tensor | None = None  # softmax probability from which a class may be a pixel's, `c`: :func:`set_thresholds`
 
-    def checked(self, num_classes: int) -> Statistics:
+    def checked(self, num_classes: int) -> "Statistics":
         """Itself; raises ValueError where its parts do not fit together, as of a damaged file."""
         (r, d), ids = self.means.shape, self.classes
         slopes = (2,) if self.slope.ndim else ()
@@ -86,7 +84,7 @@ class Statistics(NamedTuple):
         """Channels ``n d`` in the space of the means, fp64."""
         return torch.linalg.solve_triangular(self.lower(), (features.double() / self.scale).T, upper=False).T
 
-    def with_taught(self, means: Sequence[Tensor], classes: Sequence[int], num_classes: int) -> Statistics:
+    def with_taught(self, means: Sequence[Tensor], classes: Sequence[int], num_classes: int) -> "Statistics":
         """With further means, each ``d``, of classes that are taught, of ``num_classes`` from now on.
 
         A class that comes to them has the mean bias, and is in every label set.
@@ -98,17 +96,6 @@ class Statistics(NamedTuple):
             taught=F.pad(self.taught, (0, len(classes)), value=True),
             bias=torch.cat([self.bias, self.bias.mean().expand(more)]),
             sets=None if self.sets is None else F.pad(self.sets, (0, more)),
-        )
-
-    def taught_alone(self) -> Statistics:
-        """Without class 0, whose means are of no class to be found: class 1 is 0 from now on, and so forth.
-
-        Pixels fall to the first class that is there where no other is likelier: it counts as one of the training's.
-        """
-        there = self.taught & (self.classes > 0)
-        classes = self.classes[there] - 1
-        return self._replace(
-            means=self.means[there], classes=classes, taught=classes != classes.min(), bias=self.bias[1:]
         )
 
     def linear(self) -> tuple[Tensor, Tensor]:
@@ -126,10 +113,8 @@ def statistics(total: Moments, calibration: tuple[Tensor, Tensor], shrinkage: fl
     there = total.counts > 0
     repeats = (total.images - 1).clamp_min(0).sum()
     if there.sum() < 2 or repeats == 0:
-        raise ProtosegError(
-            f"statistics: expected images that show two classes or more, and one of them twice, got {int(there.sum())} "
-            "classes: give more training images"
-        )
+        text = "statistics: expected images that show two classes or more, and one of them twice"
+        raise ProtosegError(f"{text}, got {int(there.sum())} classes: give more training images")
     means = total.sums / total.counts.clamp_min(1)[:, None]
     within = (total.products - means.T @ total.sums) / total.counts.sum()
     variance, power = within.diagonal(), total.products.diagonal() / total.counts.sum()

@@ -35,8 +35,7 @@ def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, igno
 
 def paste(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """``source`` where ``pasted`` (bool ``b H W``), else ``target``; both ``b H W`` or ``b c H W``."""
-    mask = pasted if source.ndim == pasted.ndim else pasted.unsqueeze(1)
-    return source.where(mask, target)
+    return source.where(pasted if source.ndim == pasted.ndim else pasted.unsqueeze(1), target)
 
 
 def check_colours(where: str, jitter: float = 0.2, jitter_probability: float = 0.8, **flags: bool) -> None:

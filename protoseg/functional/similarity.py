@@ -2,9 +2,8 @@
 
 Training asks four things of the ``n c k`` cosines: the best of each class (class scores), those of a pixel's own class
 (clustering), that to the assigned prototype (PPC, PPD) and the sum of their exponentials (PPC). Written plainly, each
-makes its own ``n c k`` tensors, forward and backward. :class:`FusedSimilarities` goes through the cosines a few rows
-at a time, which then lie in the processor's cache, and adds up the gradients of all readings before the one product
-with the prototypes.
+makes its own ``n c k`` tensors, forward and backward. :class:`FusedSimilarities` goes through the cosines by few rows,
+which then lie in the processor's cache, and adds up all readings' gradients before the one product with the prototypes.
 """
 
 from collections.abc import Callable, Iterator

@@ -59,8 +59,7 @@ class Rein(nn.Module):
 
     With a block's tokens T, the features f ``b n width`` of image patches become f + delta(A value(T) + f), where A =
     softmax(f T' / sqrt(width)) without the first token's column, whose share is not refined (Eq. 3 to 9, without the
-    link to object queries). ``delta`` begins as zeros: nothing changes. The first ``prefix`` features, of class and
-    register tokens, pass.
+    link to object queries). ``delta`` begins as zeros: nothing changes. ``prefix`` features, class and registers, pass.
     """
 
     def __init__(self, blocks: int, width: int, tokens: int, prefix: int) -> None:

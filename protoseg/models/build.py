@@ -23,7 +23,7 @@ def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
     except ProtosegError:
         raise
     except kinds as error:
-        raise ProtosegError(f"{section}: {error}; see python train.py --cfg job") from error
+        raise ProtosegError(f"{section}: {' '.join(str(error).split())}; see python train.py --cfg job") from error
 
 
 def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True, encoder: Any = None) -> Segmentor:

@@ -77,8 +77,7 @@ class HRDASegmentor(Segmentor):
     windows of that size over the whole image, half a window apart, averaged.
 
     Logits are fused on the detail's grid, of ``stride`` pixels of the image. There lie the context's embeddings too,
-    interpolated (and, where the head has prototypes, of unit length again, with their similarities); ``features`` are
-    the context's own maps.
+    interpolated (with prototypes of unit length again, with their similarities); ``features`` are the context's own.
 
     Args:
         encoder, decoder, head, num_classes, auxiliary: see :class:`Segmentor`; the auxiliary head sees the context.

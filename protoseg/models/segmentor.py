@@ -51,9 +51,7 @@ class Segmentor(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        self.align_corners = align_corners
-        self.num_classes = num_classes
-        self.encoder = encoder
+        self.encoder, self.num_classes, self.align_corners = encoder, num_classes, align_corners
         self.decoder = decoder(encoder.channels, encoder.strides)
         self.stride: int = self.decoder.stride  # type: ignore[assignment]
         out_channels: int = self.decoder.out_channels  # type: ignore[assignment]

@@ -1,7 +1,5 @@
 """A stranger's network: an ONNX file as a module, and the maps inside a network that are worth a look."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast

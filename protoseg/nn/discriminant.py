@@ -1,7 +1,6 @@
 """Classes that were taught after the training: found by a linear discriminant of frozen maps, beside the head."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +13,6 @@ from protoseg.functional.sampling import pixel_rows
 from protoseg.types import ProtosegError, SegOutput
 
 
-class Mapped(Protocol):
-    """What is to be known of a network: pixels per cell of its grid, and of each map in ``SegOutput.features``."""
-
-    @property
-    def stride(self) -> int: ...
-
-    @property
-    def feature_strides(self) -> list[int]: ...
-
-
 def on_grid(feature: Tensor, grid: tuple[int, int], stride: int, own: int) -> Tensor:
     """A map of stride ``own``, ``b d h w``, on the grid of ``stride`` pixels a cell."""
     if own < stride:
@@ -31,15 +20,18 @@ def on_grid(feature: Tensor, grid: tuple[int, int], stride: int, own: int) -> Te
     return upsample_logits(feature, grid, own // stride)
 
 
-def frozen_maps(output: SegOutput, network: Mapped, cells: Tensor) -> Tensor:
-    """Embedding and encoder maps of an image (``b`` is 1) at cells of the output's grid, int64 ``n``, fp32 ``n d``."""
+def frozen_maps(output: SegOutput, stride: int, strides: Sequence[int], cells: Tensor) -> Tensor:
+    """Embedding and encoder maps of an image (``b`` is 1) at cells of the output's grid, int64 ``n``, fp32 ``n d``.
+
+    ``stride`` and ``strides`` are the pixels per cell of that grid, and of each map in ``SegOutput.features``.
+    """
     height, width = output.logits.shape[2:]
     parts = [pixel_rows(output.embeddings.float())[cells]]
-    for feature, own in zip(output.features or (), network.feature_strides, strict=True):
-        if own <= network.stride:
-            parts.append(pixel_rows(on_grid(feature.float(), (height, width), network.stride, own))[cells])
+    for feature, own in zip(output.features or (), strides, strict=True):
+        if own <= stride:
+            parts.append(pixel_rows(on_grid(feature.float(), (height, width), stride, own))[cells])
         else:  # the same as of an enlarged map, which may not fit into memory
-            sides = torch.tensor(feature.shape[:1:-1], device=cells.device) * (own // network.stride)
+            sides = torch.tensor(feature.shape[:1:-1], device=cells.device) * (own // stride)
             where = (2 * torch.stack([cells % width, cells // width], 1) + 1) / sides - 1  # from -1 to 1
             found = F.grid_sample(feature.float(), where[None, None], padding_mode="border", align_corners=False)
             parts.append(found[0, :, 0].T)
@@ -61,10 +53,8 @@ class Discriminant(nn.Module):
     def __init__(self, known: Statistics, channels: Sequence[int], strides: Sequence[int], stride: int) -> None:
         super().__init__()
         if len(known.scale) != sum(channels):
-            raise ProtosegError(
-                f"statistics: expected those of the {sum(channels)} channels of this network's maps, got "
-                f"{len(known.scale)}: make them anew with protoseg teach statistics"
-            )
+            text = f"statistics: expected those of the {sum(channels)} channels of this network's maps, got"
+            raise ProtosegError(f"{text} {len(known.scale)}: make them anew with protoseg teach statistics")
         for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:8]), strict=True):
             self.register_buffer(name, part, persistent=False)
         self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride

@@ -94,7 +94,8 @@ class PrototypeHead(Head):
             projected = F.normalize(projected, dim=3) if self.row_norm else projected
             embeddings = F.normalize(self.embedding_norm(pixel_rows(projected)), dim=1)
             similarities = self.memory.similarity(embeddings)
-            logits = self.class_logits(similarities.scores)
+            scores = similarities.scores
+            logits = self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
         return SegOutput(
             logits=logits.view(b, h, w, -1).permute(0, 3, 1, 2),
             embeddings=embeddings.view(b, h, w, -1).permute(0, 3, 1, 2),
@@ -103,10 +104,6 @@ class PrototypeHead(Head):
 
     def can_change_classes(self) -> bool:
         return self.logit_norm is None
-
-    def class_logits(self, scores: Tensor) -> Tensor:
-        """Class scores (cosine to the nearest prototype of each class) ``n c``, scaled."""
-        return self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
 
 
 class ParametricHead(Head):

@@ -1,7 +1,5 @@
 """The prototypes as state: K unit vectors per class that no gradient reaches, moved by the pixels they stand for."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ INITS = ("features", "random")
 class Observation(NamedTuple):
     """Pixels of one micro-batch for a memory."""
 
-    memory: PrototypeMemory
+    memory: "PrototypeMemory"
     embeddings: Tensor  # unit vectors, ``n d``
     own: Tensor  # their scores for the prototypes of their own class (cosines), ``n k``
     label: Tensor  # int64 ``n``, ``IGNORE_INDEX`` where unlabelled

@@ -1,7 +1,5 @@
 """The teacher: an exponential moving average of the student that no gradient reaches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -18,9 +16,8 @@ class EMATeacher(AveragedModel):
     After optimizer step t = 1, 2, …, with a = min(1 - 1 / (t + 1), alpha) (Tarvainen and Valpola, arXiv 1703.01780;
     DACS, arXiv 2007.08702): parameters, BatchNorm statistics and prototypes become a * own + (1 - a) * student's.
     Prototypes are then made unit length again, and are copied until the student's have been placed. Counters are
-    copied. The released codes of DACS and DAFormer average parameters only and leave the teacher's BatchNorm in
-    training mode; averaged statistics belong to averaged weights, and a teacher in eval mode labels an image alike in
-    any batch.
+    copied. The released codes of DACS and DAFormer average parameters alone, the teacher's BatchNorm in training mode;
+    averaged statistics belong to averaged weights, and a teacher in eval mode labels an image alike in any batch.
 
     ``model``, the student, is copied; ``alpha`` is the largest momentum. Raises ProtosegError: one outside [0, 1).
     """
@@ -61,7 +58,7 @@ class EMATeacher(AveragedModel):
             units = nn.functional.normalize(memory.prototypes, dim=2)
             memory.prototypes.copy_(student.prototypes.where(new.unsqueeze(2), units))
 
-    def train(self, mode: bool = True) -> EMATeacher:
+    def train(self, mode: bool = True) -> "EMATeacher":
         """Stays in eval mode: no dropout, no drop-path, BatchNorm by its averaged statistics."""
         return super().train(False)
 

@@ -77,8 +77,7 @@ def prototypes(
                 sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
                 write_file(out / "patches" / _class_file(i, space), jpeg(sheet))
         if "activations" not in skip:
-            there = [i for i in ids if found.example[i] >= 0]
-            for i in track(there, "activations", console=console):
+            for i in track([i for i in ids if found.example[i] >= 0], "activations", console=console):
                 image, label, name = cast(Any, loader.dataset[int(found.example[i])])
                 scene = look(model, image, label, name=name, shown=space.shown)
                 panel = activation_panel(scene.image.cpu(), activation(model, scene, i), space)
@@ -154,8 +153,8 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
         for seen in compared(models, loader, student.predictor):
             collector.update(seen)
             if seen.number in drawn:
-                panel = jpeg(comparison_panel(seen, space))
-                write_file(out / "panels" / picture_name(seen.number, seen.name), panel)
+                place = out / "panels" / picture_name(seen.number, seen.name)
+                write_file(place, jpeg(comparison_panel(seen, space)))
     found = collector.scores()
     titles = {f"{name}: mIoU {100 * entry['mIoU']:.1f} %": entry["confusion"] for name, entry in found.items()}
     write_file(out / "confusion.png", confusions_figure(titles, space).savefig)

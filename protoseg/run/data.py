@@ -196,8 +196,7 @@ def render(
         task = progress.add_task("", total=count)
         for done in render_dataset(out, count, settings, (os.cpu_count() or 1) if workers is None else workers):
             progress.update(task, completed=done)
-    again = command("data=folder", override("data.root", out))
-    say(f"{count} pictures and label maps in {out}: train with {again}")
+    say(f"{count} pictures and label maps in {out}: train with {command('data=folder', override('data.root', out))}")
 
 
 def _parts(

@@ -3,8 +3,6 @@
 What opens a checkpoint and predicts needs none of a training's packages, which take seconds and memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +89,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     return float(result["mIoU"])
 
 
-def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | AdaptationDataModule:
+def open_data(cfg: DictConfig, trained: Trained) -> "SegmentationDataModule | AdaptationDataModule":
     """The DataModule that ``cfg`` names, else that of the checkpoint; ProtosegError if its classes are others."""
     changes = {"num_workers": cfg.num_workers}
     if cfg.batch_size is not None:
@@ -114,7 +112,7 @@ def open_data(cfg: DictConfig, trained: Trained) -> SegmentationDataModule | Ada
 @contextmanager
 def image_loader(
     cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
-) -> Iterator[Loader]:
+) -> Iterator["Loader"]:
     """At most ``limit`` images with labels, unchanged, spread evenly: of ``cfg.split``, else the validation split.
 
     Of data for adaptation, the target's; with ``training`` the training split, of adaptation the source's.
@@ -133,7 +131,7 @@ def image_loader(
         loader.shutdown()
 
 
-def match_classes(data: SegmentationDataModule, label_space: LabelSpace, relabel: Mapping[str, str | None]) -> None:
+def match_classes(data: "SegmentationDataModule", label_space: LabelSpace, relabel: Mapping[str, str | None]) -> None:
     """Let labels be read as the classes of a model; ``relabel`` as of :class:`protoseg.teach.ClassEdit`."""
     changes = {old: new for old, new in relabel.items() if old in data.label_space.classes}
     if changes:

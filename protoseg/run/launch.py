@@ -68,14 +68,13 @@ def requested_devices(cfg: DictConfig) -> tuple[int, int]:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from protoseg.distributed import usable_cores
+    from protoseg.models.build import wrong_input
 
     silent = {"logger": False, "callbacks": None, "enable_checkpointing": False, "enable_progress_bar": False}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the trainer of the training says them again
-            trainer = instantiate(cfg.trainer, _partial_=True)(**silent, plugins=[LightningEnvironment()])
-    except (ValueError, TypeError, OverflowError, MisconfigurationException) as error:
-        raise ProtosegError(f"trainer: {' '.join(str(error).split())}; see python train.py --cfg job") from error
+    refused = wrong_input("trainer", ValueError, TypeError, OverflowError, MisconfigurationException)
+    with refused, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainer of the training says them again
+        trainer = instantiate(cfg.trainer, _partial_=True)(**silent, plugins=[LightningEnvironment()])
     cores = usable_cores()
     if cfg.trainer.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         text = f"trainer.devices: expected at most {cores} (no GPU, and {cores} CPU cores), got {trainer.num_devices}"

@@ -78,8 +78,7 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     dataset, held_out = part.dataset(part.train_split), None
     if part.val_split not in (None, part.train_split):
         held_out = part.dataset(part.val_split)
-    ready = with_statistics(file, dataset, choose_device(device), "training images", held_out)
-    save_checkpoint(ready.content, out)
+    save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images", held_out).content, out)
     say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
 
 

@@ -86,8 +86,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     # Under a name that is free, for CSVLogger deletes the log that it finds.
     logs = next(name for name in chain(["logs"], (f"logs_{i}" for i in count(1))) if not (output / name).exists())
     # Written row by row: what is held back, a kill would take.
-    log = StepLog(output, name="", version=logs, flush_logs_every_n_steps=1)
-    loggers = [log, *instances(cfg.get("logger"))]
+    loggers = [StepLog(output, name="", version=logs, flush_logs_every_n_steps=1), *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     numbered = LambdaCallback(on_train_batch_start=lambda trainer, *_: log_by_global_step(trainer))
     with wrong_input("trainer", ValueError, TypeError):

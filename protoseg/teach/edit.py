@@ -48,10 +48,9 @@ def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
         if f"{prefix}{_MEMORY}prototypes" in state
     }
     if not found and "channel_class" not in head:
-        raise ProtosegError(
-            "classes: expected a checkpoint whose classes are prototypes (head=prototype), got "
-            f"{head.get('_target_', 'another head')}, whose classes are learned weights: only training can change these"
-        )
+        got = f"{head.get('_target_', 'another head')}, whose classes are learned weights"
+        text = f"classes: expected a checkpoint whose classes are prototypes (head=prototype), got {got}"
+        raise ProtosegError(f"{text}: only training can change these")
     return found
 
 
@@ -65,11 +64,9 @@ def editable_memories(file: TrainedFile) -> dict[str, Memory]:
     # The auxiliary head has learned weights for each class, too, but only training uses it.
     grown = sorted(name for name in now if now[name] != more[name] and not name.startswith("auxiliary."))
     if grown or not model.head.can_change_classes():
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected a network without learned weights for single classes, got "
-            f"{', '.join(grown[:3]) or type(model.head).__name__}: train with head.logits=temperature (and "
-            "segmentor.attention_per_class=false)"
-        )
+        got = ", ".join(grown[:3]) or type(model.head).__name__
+        text = f"checkpoint {file.path}: expected a network without learned weights for single classes, got {got}"
+        raise ProtosegError(f"{text}: train with head.logits=temperature (and segmentor.attention_per_class=false)")
     return found
 
 
@@ -92,10 +89,9 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     ProtosegError if the edit was made for another network.
     """
     if edit.base != fingerprint(checkpoint):
-        raise ProtosegError(
-            f"classes: expected the checkpoint that the change was made for (network {edit.base}), got another "
-            f"(network {fingerprint(checkpoint)}): prototypes of one network mean nothing to another"
-        )
+        got = f"another (network {fingerprint(checkpoint)}): prototypes of one network mean nothing to another"
+        text = f"classes: expected the checkpoint that the change was made for (network {edit.base})"
+        raise ProtosegError(f"{text}, got {got}")
     state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_AUXILIARY)}
     for network, old in memories(checkpoint).items():
         # Old rows first, new ones from behind: -1 is the first new one.
@@ -126,9 +122,8 @@ def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[s
         raise ProtosegError("classes: expected a change whose means fit the checkpoint's statistics, got others")
     rows = [row for row, of in enumerate(known.classes.tolist()) if after[of] is not None]
     if known.taught[rows].all():
-        raise ProtosegError(
-            "classes: expected one that the network was trained for to be left, got only taught ones: keep one of them"
-        )
+        text = "classes: expected one that the network was trained for to be left, got only taught ones"
+        raise ProtosegError(f"{text}: keep one of them")
     classes = [edit.classes.index(str(after[of])) for of in known.classes[rows].tolist()]
     known = known.with_taught([], [], len(known.bias) + 1)  # the last place is what a class that was not there has
     places = [max(row, -1) for row in edit.rows]

@@ -39,10 +39,9 @@ def adapt_normalisation(
     without it. Raises ProtosegError: a checkpoint with statistics for teaching, of the network before; no BatchNorm.
     """
     if file.content["protoseg"].get("statistics"):
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected one without statistics, which would no longer be of this network, got "
-            "some: adapt the checkpoint before, and make statistics and taught classes anew"
-        )
+        text = f"checkpoint {file.path}: expected one without statistics, which would no longer be of this network"
+        remedy = "adapt the checkpoint before, and make statistics and taught classes anew"
+        raise ProtosegError(f"{text}, got some: {remedy}")
     state, found = dict(file.content["state_dict"]), []
     seen = spread(len(dataset), MAX_IMAGES)
     for network in file.networks:

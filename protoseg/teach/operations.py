@@ -1,7 +1,7 @@
 """Adding, refreshing, removing and merging classes of a checkpoint, without a gradient."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from protoseg.functional.prototypes import ClassPrototypes, class_prototypes
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
-from protoseg.teach.edit import ClassEdit, Memory, apply_edit, editable_memories, fingerprint
+from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
 from protoseg.trained import TrainedFile
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -23,6 +23,7 @@ MAX_CELLS = 200_000  # of the grid, kept of each class that is looked for: bound
 AWAY = 0.5  # of the other classes' mean embedding, taken off prototypes: 0.3 to 0.8 did as well (docs/results.md)
 Entry = tuple[str, tuple[int, int, int], int]  # name, colour and row (``ClassEdit.rows``) of a class after a change
 Means = dict[str, dict[str, Tensor]]  # by network and class, see ``ClassEdit.means``
+Device = torch.device | str
 
 
 class NewClass(NamedTuple):
@@ -41,7 +42,7 @@ def add_classes(
     dataset: SegmentationDataset,
     names: Sequence[str],
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
     title: str = "",
 ) -> tuple[ClassEdit, list[NewClass]]:
     """Give a checkpoint classes that it was not trained for, from a few images with masks.
@@ -59,32 +60,24 @@ def add_classes(
     """
     editable_memories(file)
     if file.statistics() is None:
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes "
-            "are found, got none: protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
-        )
+        text = f"checkpoint {file.path}: expected one with statistics of its training images, by which new classes"
+        remedy = "protoseg teach statistics makes them (Python: protoseg.teach.with_statistics)"
+        raise ProtosegError(f"{text} are found, got none: {remedy}")
     return placed_classes(file, dataset, names, seed, device, title)
 
 
 def placed_classes(
-    file: TrainedFile,
-    dataset: SegmentationDataset,
-    names: Sequence[str],
-    seed: int,
-    device: torch.device | str,
-    title: str,
+    file: TrainedFile, dataset: SegmentationDataset, names: Sequence[str], seed: int, device: Device, title: str
 ) -> tuple[ClassEdit, list[NewClass]]:
     """As :func:`add_classes`, of a checkpoint with or without statistics: without, by prototypes alone."""
     space, given = file.label_space, dataset.label_space
     ids = given.ids(names, "classes to add")
     if known := sorted(set(names) & set(space.classes)):
-        raise ProtosegError(
-            f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}: choose another "
-            "name, or refresh the class"
-        )
-    new, found, means = _learned(file, dataset, ids, {}, seed, device, title)
+        text = f"classes to add: expected classes that {file.path} does not have, got {', '.join(known)}"
+        raise ProtosegError(f"{text}: choose another name, or refresh the class")
+    new, found, means = learned(file, dataset, ids, {}, seed, device, title)
     added = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
-    return _edit(file, [*_entries(space), *added], new, means=means), found
+    return edit_of(file, [*entries_of(space), *added], new, {}, means), found
 
 
 def refresh_class(
@@ -93,7 +86,7 @@ def refresh_class(
     name: str,
     keep: float = 0.5,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
     title: str = "",
 ) -> tuple[ClassEdit, list[NewClass]]:
     """Bring the prototypes of a class to how it looks in new images; arguments as of :func:`add_classes`.
@@ -109,8 +102,8 @@ def refresh_class(
     placed = file.statistics()
     if not editable_memories(file) and not (placed and placed.taught[placed.classes == row].any()):
         raise ProtosegError(f"class to refresh in {file.path}: expected a taught one, got channels of the network")
-    new, found, means = _learned(file, dataset, [there], {there: (row, keep)}, seed, device, title)
-    entries = [(known, color, -1 if i == row else i) for known, color, i in _entries(space)]
+    new, found, means = learned(file, dataset, [there], {there: (row, keep)}, seed, device, title)
+    entries = [(known, color, -1 if i == row else i) for known, color, i in entries_of(space)]
     for network, of in means.items():
         known = file.statistics(network)
         assert known is not None
@@ -119,7 +112,7 @@ def refresh_class(
             means[network] = {}
         elif keep:
             of[name] = keep * known.means[own].mean(0) + (1 - keep) * of[name]
-    return _edit(file, entries, new, means=means), found
+    return edit_of(file, entries, new, {}, means), found
 
 
 def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
@@ -129,12 +122,11 @@ def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
     """
     editable_memories(file)
     space = file.label_space
-    gone = set(space.ids(names, f"classes to remove from {file.path}"))
+    where = f"classes to remove from {file.path}"
+    gone = set(space.ids(names, where))
     if len(gone) == space.num_classes:
-        raise ProtosegError(
-            f"classes to remove from {file.path}: expected at least one class to be left, got all of them"
-        )
-    return _edit(file, [e for e in _entries(space) if e[2] not in gone], {}, dict.fromkeys(names))
+        raise ProtosegError(f"{where}: expected at least one class to be left, got all of them")
+    return edit_of(file, [e for e in entries_of(space) if e[2] not in gone], {}, dict.fromkeys(names), {})
 
 
 def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int = 0) -> ClassEdit:
@@ -147,46 +139,39 @@ def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int 
     space = file.label_space
     merged = sorted(set(space.ids(names, f"classes to merge in {file.path}")))
     if len(merged) < 2 or into in set(space.classes) - set(names):
-        raise ProtosegError(
-            f"classes to merge in {file.path}: expected two or more, and a name that no other class has, got "
-            f"{', '.join(names)} into {into!r}"
-        )
+        text = f"classes to merge in {file.path}: expected two or more, and a name that no other class has"
+        raise ProtosegError(f"{text}, got {', '.join(names)} into {into!r}")
     first = merged[0]
     color = space.colors[space.classes.index(into) if into in names else first]
-    entries = [(into, color, -1) if e[2] == first else e for e in _entries(space) if e[2] not in merged[1:]]
+    entries = [(into, color, -1) if e[2] == first else e for e in entries_of(space) if e[2] not in merged[1:]]
     relabel: dict[str, str | None] = {space.classes[i]: into for i in merged if space.classes[i] != into}
     new = {}
     for network, memory in found.items():
         old, updates, occupancy = (buffer[merged] for buffer in memory)
         prototypes = class_prototypes(old.flatten(0, 1), old.shape[1], seed=seed).prototypes
         new[network] = Memory(prototypes[None], updates.amax(0)[None], occupancy.sum(0)[None])
-    return _edit(file, entries, new, relabel)
+    return edit_of(file, entries, new, relabel, {})
 
 
-def _entries(space: LabelSpace) -> list[Entry]:
+def entries_of(space: LabelSpace) -> list[Entry]:
+    """The classes as they are, for :func:`edit_of`."""
     return [(name, color, i) for i, (name, color) in enumerate(zip(space.classes, space.colors, strict=True))]
 
 
-def _edit(
-    file: TrainedFile,
-    entries: list[Entry],
-    new: dict[str, Memory],
-    relabel: dict[str, str | None] | None = None,
-    means: Means | None = None,
+def edit_of(
+    file: TrainedFile, entries: list[Entry], new: dict[str, Memory], relabel: dict[str, str | None], means: Means
 ) -> ClassEdit:
     names, colors, rows = zip(*entries, strict=True)
-    return ClassEdit(
-        [*names], [[*color] for color in colors], [*rows], new, relabel or {}, means or {}, fingerprint(file.content)
-    )
+    return ClassEdit([*names], [[*color] for color in colors], [*rows], new, relabel, means, fingerprint(file.content))
 
 
-def _learned(
+def learned(
     file: TrainedFile,
     dataset: SegmentationDataset,
     ids: list[int],
     old: dict[int, tuple[int, float]],
     seed: int,
-    device: torch.device | str,
+    device: Device,
     title: str,
 ) -> tuple[dict[str, Memory], list[NewClass], Means]:
     """For each network memory and means of classes ``ids`` of the data, with ``old`` = {id: (row, weight to keep)}."""
@@ -200,10 +185,8 @@ def _learned(
         for i, seen in _looked_at(model, dataset, ids, known, seed, title and f"{title} ({network})").items():
             name = dataset.label_space.classes[i]
             if not seen.cells:
-                raise ProtosegError(
-                    f"class {name!r}: expected pixels of it in the masks, got none on the network's grid in "
-                    f"{len(dataset)} images: give images that show it, larger"
-                )
+                text = f"class {name!r}: expected pixels of it in the masks, got none on the network's grid in"
+                raise ProtosegError(f"{text} {len(dataset)} images: give images that show it, larger")
             if memory is not None:
                 found = _clustered(seen, memory, *old.get(i, (-1, 0.0)), seed)
                 made.append(Memory(found.prototypes, torch.ones_like(found.counts), found.counts.to(memory[2])))
@@ -246,7 +229,7 @@ def _looked_at(
             if len(own):
                 seen.calls.append(torch.bincount(scene.cell_prediction[own], minlength=model.num_classes).cpu())
                 if known is not None:
-                    maps = frozen_maps(scene.output, model, own)
+                    maps = frozen_maps(scene.output, scene.stride, model.feature_strides, own)
                     seen.means.append(known.whitened(maps.mean(0, keepdim=True).cpu())[0])
                     seen.counts.append(len(own))
                 drawn = torch.randperm(len(own), generator=generator)[:share] if len(own) > share else slice(None)
@@ -266,26 +249,3 @@ def _clustered(seen: _Seen, memory: Memory, row: int, keep: float, seed: int) ->
     # All pixels share much of their direction: training drives classes apart, averaging does not.
     turned = found.prototypes - AWAY * torch.stack(seen.others).mean(0)
     return found._replace(prototypes=F.normalize(turned, dim=1))
-
-
-def teach_pixels(
-    file: TrainedFile, dataset: SegmentationDataset, names: Sequence[str], device: torch.device | str = "cpu"
-) -> dict[str, Any]:
-    """The checkpoint with what labelled pixels of ``dataset`` say of classes, its own ones and others alike.
-
-    Others come to it as by :func:`add_classes`; one of its own gets a further mean in the statistics, which wins pixels
-    as that of a taught class does, where it is nearer than all means of the training. Raises as ``add_classes``.
-    """
-    space, given = file.label_space, dataset.label_space
-    ids = given.ids(names, "classes to teach")
-    new, _, means = _learned(file, dataset, ids, {}, 0, device, "")
-    fresh = [(given.classes[i], given.colors[i], -1 - place) for place, i in enumerate(ids)]
-    fresh = [entry for entry in fresh if entry[0] not in space.classes]
-    added = {network: {name: of[name] for name, *_ in fresh} for network, of in means.items()}
-    content = apply_edit(file.content, _edit(file, [*_entries(space), *fresh], new, means=added))
-    kept = dict(content["protoseg"]["statistics"])
-    for network, of in means.items():
-        own = [name for name in of if name in space.classes]
-        known, classes = Statistics(**kept[network]), space.ids(own, "") if own else []
-        kept[network] = known.with_taught([of[name] for name in own], classes, len(known.bias))._asdict()
-    return content | {"protoseg": content["protoseg"] | {"statistics": kept}}

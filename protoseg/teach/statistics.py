@@ -1,7 +1,5 @@
 """What is kept of the training images, so that a class can be taught to a network that has left them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
@@ -12,7 +10,7 @@ from protoseg.analysis.stream import Scene, look
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import spread
-from protoseg.functional.discriminant import SURE, Moments, class_calibration, moments, set_thresholds, statistics
+from protoseg.functional.discriminant import SURE, class_calibration, moments, set_thresholds, statistics
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
@@ -37,12 +35,6 @@ def chosen_cells(scene: Scene) -> Tensor:
     """Labelled cells of an image, int64 ``n``, evenly spread, at most ``MAX_CELLS``."""
     cells = scene.labelled.nonzero().flatten()
     return cells[:: max(1, -(-len(cells) // MAX_CELLS))]
-
-
-def image_moments(model: Segmentor, scene: Scene) -> Moments:
-    """Sums of the frozen maps of an image's :func:`chosen_cells`."""
-    cells = chosen_cells(scene)
-    return moments(frozen_maps(scene.output, model, cells).cpu(), scene.cell_label[cells].cpu(), model.num_classes)
 
 
 def judged_cells(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,10 +73,8 @@ def with_statistics(
     editable_memories(file)
     made = {}
     if any(known is not None and known.taught.any() for known in map(file.statistics, file.networks)):
-        raise ProtosegError(
-            f"checkpoint {file.path}: expected one without taught classes, whose places are among its statistics, got "
-            "some: make statistics of the checkpoint before, and teach them again"
-        )
+        text = f"checkpoint {file.path}: expected one without taught classes, whose places are among its statistics"
+        raise ProtosegError(f"{text}, got some: make statistics of the checkpoint before, and teach them again")
     for data in (dataset, held_out or dataset):
         check_same_classes(file.path, file.label_space, data.label_space)
     for network in file.networks:
@@ -94,7 +84,9 @@ def with_statistics(
         for number, index in enumerate(track(spread(len(dataset), MAX_IMAGES), title, disable=not title)):
             image, label, _ = dataset[index]
             scene = look(model, image, label)
-            one = image_moments(model, scene)
+            cells = chosen_cells(scene)
+            maps = frozen_maps(scene.output, scene.stride, model.feature_strides, cells).cpu()
+            one = moments(maps, scene.cell_label[cells].cpu(), model.num_classes)
             total = one if total is None else total.plus(one)
             seen.append(judged_cells(scene))
             if number % 2:  # the confidence shall be right in light that was not trained in, too

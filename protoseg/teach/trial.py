@@ -60,17 +60,14 @@ def trial(
     ``file`` was trained without the class (``data.relabel={NAME: null}``), ``trained`` with it, to compare with.
     ``root`` is the folder of the data, where it is not where the checkpoint's run found it.
 
-    Raises ProtosegError: the checkpoint has the class or its data has not, too few images show it, or as
-    ``add_classes``.
+    Raises ProtosegError: the checkpoint has the class, its data has not, too few images show it; as ``add_classes``.
     """
     data, space = data_with(file, name, root)
     train, val = data.dataset(data.train_split), data.eval_dataloader(data.val_split)
     candidates = showing(train, space.classes.index(name))
     if max(shots) > len(candidates) or min(shots) < 1 or draws < 1:
-        raise ProtosegError(
-            f"trial: expected 1 to {len(candidates)} images, as many as show {name!r}, and at least one draw, got "
-            f"{', '.join(map(str, shots))} images, {draws} draws"
-        )
+        text = f"trial: expected 1 to {len(candidates)} images, as many as show {name!r}, and at least one draw"
+        raise ProtosegError(f"{text}, got {', '.join(map(str, shots))} images, {draws} draws")
     taught = {}
     for draw in range(draws):
         order = random.Random(draw).sample(candidates, len(candidates))
@@ -95,11 +92,10 @@ def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[An
     target = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
     there, space = target.label_space, file.label_space
     if name in space.classes or name not in there.classes:
-        raise ProtosegError(
-            f"trial: expected a class that the data has and {file.path} was not trained with, got {name!r}; the data "
-            f"has {', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}: train with "
-            + command(f"data.relabel={{{escape_special_characters(name)}: null}}")
-        )
+        text = f"trial: expected a class that the data has and {file.path} was not trained with, got {name!r}"
+        known = f"the data has {', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}"
+        remedy = command(f"data.relabel={{{escape_special_characters(name)}: null}}")
+        raise ProtosegError(f"{text}; {known}: train with {remedy}")
     color = there.colors[there.classes.index(name)]
     space = LabelSpace(space.name, (*space.classes, name), (*space.colors, color))
     target.map_classes(space, {known: known for known in there.classes})

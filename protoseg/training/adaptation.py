@@ -76,13 +76,11 @@ class AdaptationModule(SegmentationModule):
             raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
         self.teacher = EMATeacher(self.model, alpha)
-        self.threshold = threshold
+        self.threshold, self.separate_backward = threshold, separate_backward
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom
-        self.separate_backward = separate_backward
         self._told_of_one_class = False
-        self.teacher_metrics = SegmentationMetrics(self.label_space)
-        self.reliable_metrics = SegmentationMetrics(self.label_space)
-        self.source_metrics = SegmentationMetrics(self.label_space)
+        metrics = (SegmentationMetrics(label_space) for _ in range(3))
+        self.teacher_metrics, self.reliable_metrics, self.source_metrics = metrics
 
     def training_step(self, batch: AdaptationBatch, batch_idx: int) -> dict[str, Any]:
         source, target = batch

@@ -96,8 +96,7 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = self.make_schedule(optimizer, total_steps=total_steps)
+        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         self._settings = [{k: value for k, value in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -266,8 +265,7 @@ class SegmentationModule(pl.LightningModule):
 
     def save(self, path: str | Path) -> None:
         """Write the weights, prototypes and config, as ``protoseg.load`` opens them; raises as ``write_file``."""
-        content = {"state_dict": self.state_dict(), "protoseg": own_part(self.config, self.label_space)}
-        save_checkpoint(content, path)
+        save_checkpoint({"state_dict": self.state_dict(), "protoseg": own_part(self.config, self.label_space)}, path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.judge_loss()

@@ -29,8 +29,7 @@ def restoring(path: str | None) -> Iterator[None]:
     except Exception as error:
         if path is None or not failed_while_restoring(error):
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise _damaged(f"{path}: {type(error).__name__}: {reason}") from error
+        raise _damaged(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:

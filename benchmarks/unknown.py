@@ -21,7 +21,7 @@ from protoseg.data.statistics import spread
 from protoseg.functional.discriminant import SHRINKAGE
 from protoseg.functional.prototypes import class_prototypes
 from protoseg.functional.sampling import pixel_rows
-from protoseg.functional.unknown import SIDE
+from protoseg.functional.similarity import SIDE
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
 from protoseg.teach.trial import data_with

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
-from protoseg.functional.unknown import unknown
+from protoseg.functional.similarity import unknown
 from protoseg.types import ProtosegError, SegOutput, first_line
 
 MODES = ("auto", "whole", "slide")
@@ -40,7 +40,7 @@ class Doubt(NamedTuple):
 
     label: Tensor  # the likeliest class, int64 ``h w``
     confidence: Tensor  # see :meth:`Predictor.predict_with_confidence`, ``h w``
-    unknown: Tensor  # see :func:`protoseg.functional.unknown.unknown`, ``h w``
+    unknown: Tensor  # see :func:`protoseg.functional.similarity.unknown`, ``h w``
     probabilities: Tensor | None = None  # of all classes, ``c h w``, where they were asked for
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from protoseg.files import write_file
 from protoseg.functional.resize import grid_size, pad_to_multiple
-from protoseg.functional.unknown import unknown
+from protoseg.functional.similarity import unknown
 from protoseg.models.adapters import merge
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor

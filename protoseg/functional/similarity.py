@@ -6,21 +6,23 @@ makes its own ``n c k`` tensors, forward and backward. :class:`FusedSimilarities
 which then lie in the processor's cache, and adds up all readings' gradients before the one product with the prototypes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from protoseg.functional.precision import at_least_fp32, no_autocast, times_table
-from protoseg.types import Similarities
+from protoseg.types import SegOutput, Similarities
 
 KEEP_BYTES = 2**30
 # Elements of the rows that are worked on at once: what a processor's cache holds, or what keeps a GPU busy.
 PIECE_CPU, PIECE_GPU = 3 * 2**20, 2**25
 MIN_ROWS = 256  # fewer would make the matrix products slow
+SIDE = 7  # cells that `unknown` averages; 5 to 15 were as good for cars on CamVid, 1 clearly worse (docs/results.md)
 # Adds the share of one reading, given the gradient of its value, to the gradient of the cosines of some rows, if any.
 _Add = Callable[[Tensor | None, Tensor, slice, Tensor], Tensor]
 
@@ -216,3 +218,21 @@ def _added(total: Tensor | None, share: Tensor, factor: Tensor) -> Tensor:
 def _scaled(cosines: Tensor, offset: Tensor, temperature: float) -> Tensor:
     """(cosines - offset) / temperature, in one pass."""
     return torch.add(offset / -temperature, cosines, alpha=1 / temperature)
+
+
+def unknown(output: SegOutput, taught: Sequence[int] = ()) -> Tensor:
+    """How unlike all classes every cell is, ``b 1 h w``: one minus the cosine to the nearest prototype, in [0, 2].
+
+    Without prototypes it is minus the largest logit (Hendrycks et al., arXiv 1911.11132), in no fixed range. It is the
+    mean over ``SIDE * SIDE`` cells, as things are larger, and as the borders between classes are unlike both. Cells
+    called a class that was ``taught`` after the training, which other maps than the embedding find, are like it: 0.
+    """
+    b, _, h, w = output.logits.shape
+    if output.similarities is None:
+        strange = -output.logits.amax(1, keepdim=True)
+    else:
+        strange = 1 - output.similarities.scores.amax(1).view(b, 1, h, w)
+        called = output.logits.argmax(1, keepdim=True) if taught else strange
+        for i in taught:
+            strange = strange.masked_fill(called == i, 0)
+    return F.avg_pool2d(strange.float(), SIDE, 1, SIDE // 2, count_include_pad=False)

@@ -7,6 +7,11 @@ from protoseg.losses.adaptation import (
     MixedCrossEntropy,
     MixedDetailCrossEntropy,
 )
-from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
-from protoseg.losses.segmentation import AuxiliaryCrossEntropy, CrossEntropy, LogitsLoss
+from protoseg.losses.segmentation import (
+    AuxiliaryCrossEntropy,
+    CrossEntropy,
+    LogitsLoss,
+    PixelPrototypeContrast,
+    PixelPrototypeDistance,
+)
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term

@@ -1,4 +1,4 @@
-"""Cross-entropy on class logits upsampled to the label's resolution, with class weights and hard-pixel mining."""
+"""The terms on labelled images: cross-entropy, losses of libraries, and those on prototypes (ProtoSeg, Eq. 11, 12)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from protoseg.distributed import all_reduce_, mean_over_ranks
 from protoseg.functional.contrast import hide
 from protoseg.functional.precision import at_least_fp32
+from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance
 from protoseg.functional.resize import upsample_logits
 from protoseg.losses.term import Step, Term
-from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, Rest
+from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, Rest, Similarities
 
 
 def balanced_class_weights(frequencies: Tensor) -> Tensor:
@@ -204,3 +205,34 @@ class LogitsLoss(Term):
         if value.ndim:
             raise ProtosegError(f"loss: expected a scalar of {type(self.loss).__name__}, got {tuple(value.shape)}")
         return value
+
+
+def _prototypes_of(step: Step, term: str) -> tuple[Similarities, Clustering]:
+    seen = step.labelled
+    if seen.output.similarities is None or seen.clustering is None:
+        text = f"loss {term}: expected a head with prototypes, got one without"
+        raise ProtosegError(f"{text}; use head=prototype, or loss=parametric")
+    return seen.output.similarities, seen.clustering
+
+
+class PixelPrototypeContrast(Term):
+    """PPC: draws a pixel to its own prototype and away from all others; in the paper weight 0.01, temperature 0.1."""
+
+    def __init__(self, weight: float = 0.01, temperature: float = 0.1) -> None:
+        super().__init__(weight)
+        self.temperature = temperature
+
+    def forward(self, step: Step) -> Tensor:
+        similarities, clustering = _prototypes_of(step, "ppc")
+        return pixel_prototype_contrast(similarities, clustering.target, self.temperature)
+
+
+class PixelPrototypeDistance(Term):
+    """PPD: makes the pixels of one prototype compact; weight 0.001 in the paper."""
+
+    def __init__(self, weight: float = 0.001) -> None:
+        super().__init__(weight)
+
+    def forward(self, step: Step) -> Tensor:
+        similarities, clustering = _prototypes_of(step, "ppd")
+        return pixel_prototype_distance(similarities, clustering.target)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from protoseg.evaluation.predictor import Predictor, slide_rows
 from protoseg.functional.resize import upsample_logits, upsample_rows
-from protoseg.functional.unknown import unknown
+from protoseg.functional.similarity import unknown
 from protoseg.types import ProtosegError, SegOutput
 
 SIZES = [(40, 56), (33, 47), (40, 56), (64, 20), (33, 47)]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from protoseg.functional.similarity import DenseSimilarities
-from protoseg.functional.unknown import SIDE, unknown
+from protoseg.functional.similarity import SIDE, DenseSimilarities, unknown
 from protoseg.types import SegOutput
 
 

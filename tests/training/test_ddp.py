@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from protoseg.checkpoint import read_checkpoint
 from protoseg.distributed import all_reduce_, world_size
 from protoseg.losses import CrossEntropy
-from protoseg.losses.prototype import PixelPrototypeContrast, PixelPrototypeDistance
+from protoseg.losses.segmentation import PixelPrototypeContrast, PixelPrototypeDistance
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeHead
 from protoseg.run.evaluate import run_evaluation

@@ -80,11 +80,8 @@ class CachedViews(pl.Callback):
     def _key(self, trainer: Any, module: Any) -> str:
         config, dataset = module.config or {}, trainer.datamodule.train_dataset()
         loading = dict.fromkeys(("batch_size", "val_batch_size", "num_workers", "timeout", "val_split"))  # all the same
-        settings = (
-            config.get("encoder"),
-            {**config.get("data", {}), **loading, **config.get("augment", {})},
-            module.model.encoder,
-        )
+        augment = {f"augment.{name}": step for name, step in config.get("augment", {}).items()}
+        settings = config.get("encoder"), {**config.get("data", {}), **loading, **augment}, module.model.encoder
         parts = dataset.parts or [dataset]
         files = (path for part in parts for image, mask in part.samples for path in (*part.reader.files(image), mask))
         read = [(str(path), *stamp(path)) for path in files]

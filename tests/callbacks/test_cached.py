@@ -116,6 +116,9 @@ def test_same_bits_after_a_fill_and_a_training_that_were_stopped(
     assert [n for n in whole["state_dict"] if not torch.equal(whole["state_dict"][n], stopped["state_dict"][n])] == []
 
 
+FLIP = "+augment.scale={_target_: albumentations.VerticalFlip}"
+
+
 def test_another_folder_for_whatever_the_maps_depend_on(
     configure: Callable[..., DictConfig], words: list[str], tmp_path: Path
 ) -> None:
@@ -131,10 +134,11 @@ def test_another_folder_for_whatever_the_maps_depend_on(
         "seed=1",
         "data.crop_size=[64,64]",
         "callbacks.cached.views=3",
-        "augment=medical",
+        FLIP,
+        f"{FLIP};data.scale=[1,1.5]",  # the transform's name hides no setting of the data
         "+encoder.mean=[0,0,0]",
     ):
-        filled(configure("train", *words, change))
+        filled(configure("train", *words, *change.split(";")))
         count += 1
         assert len([*maps.iterdir()]) == count, change
     next(iter(module.model.encoder.model.parameters())).data.add_(1)

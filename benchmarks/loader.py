@@ -57,7 +57,7 @@ def loader_steps(setting: LoaderSetting, device: torch.device) -> dict[str, Call
 
     def over(data: Any, workers: int) -> Callable[[], object]:
         order = _Each(batches)
-        loader = Loader(Augmented(data, None), workers, False, 0, 0, batch_sampler=order)
+        loader = Loader(Augmented(data, None), workers, 0, batch_sampler=order)
         return lambda _=folder: [batch.image.shape for batch in loader]  # type: ignore[misc]
 
     read = [path.read_bytes() for path, _ in files]

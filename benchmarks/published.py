@@ -97,7 +97,7 @@ def judge(folder: Path, data: Path, images: int | None, overrides: Sequence[str]
                 found, dataset = True, part.dataset(part.val_split)
                 if images is not None and images < len(dataset):
                     dataset.samples = [dataset.samples[i] for i in spread(len(dataset), images)]
-                loader = Loader(dataset, 0, False, 0, 0, batch_size=1)
+                loader = Loader(dataset, 0, 0, batch_size=1)
                 got = evaluate(network, loader, trained.predictor(), trained.label_space, scratch, device, save=())
                 figure, source = expected(file, title)
                 yield Judged(name, title, figure, 100 * float(got["mIoU"]), source)

@@ -275,7 +275,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Any, **options: Any) -> Loader:
         cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return Loader(dataset, self.num_workers, cuda, self.seed, distributed.rank(), self.timeout, **options)
+        return Loader(dataset, self.num_workers, self.seed, self.timeout, pin_memory=cuda, **options)
 
 
 def _tell(dataset: SegmentationDataset) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from protoseg import distributed
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.label_spaces import Ids, rest_in
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
@@ -203,26 +204,19 @@ def seed_worker(worker: int, seed: int, rank: int) -> None:
 class Loader(DataLoader[Batch]):
     """A DataLoader that leaves the global random state alone and raises a worker's ProtosegError as its bare message.
 
-    ``seed`` is the base seed of the workers, ``timeout`` the seconds that a batch of theirs is waited for. Raises
-    ProtosegError, while it runs: what a worker raised, or a worker that was killed or gives nothing any more.
+    ``seed`` is the base seed of the workers, ``timeout`` the seconds that a batch of theirs is waited for, ``options``
+    are torch's. Raises ProtosegError, while it runs: what a worker raised, or a worker that was killed or gives nothing
+    any more.
     """
 
     def __init__(
-        self,
-        dataset: Dataset[Any],
-        num_workers: int,
-        pin_memory: bool,
-        seed: int,
-        rank: int,
-        timeout: float = TIMEOUT,
-        **options: Any,
+        self, dataset: Dataset[Any], num_workers: int, seed: int, timeout: float = TIMEOUT, **options: Any
     ) -> None:
         super().__init__(
             dataset,
             num_workers=num_workers,
-            pin_memory=pin_memory,
             collate_fn=collate,
-            worker_init_fn=partial(seed_worker, seed=seed, rank=rank),
+            worker_init_fn=partial(seed_worker, seed=seed, rank=distributed.rank()),
             persistent_workers=num_workers > 0,
             timeout=timeout if num_workers > 0 else 0,
             # Else each pass over the loader would draw from torch's global generator and change the training after it.

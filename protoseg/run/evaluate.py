@@ -124,7 +124,7 @@ def image_loader(
         dataset = Subset(dataset, spread(len(dataset), limit))
     from protoseg.data.loading import Loader
 
-    loader = Loader(dataset, cfg.num_workers, False, 0, 0, batch_size=1)
+    loader = Loader(dataset, cfg.num_workers, seed=0, batch_size=1)
     try:
         yield loader
     finally:

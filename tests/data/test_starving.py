@@ -94,7 +94,7 @@ def test_workers_that_give_nothing(what: Any, message: str, monkeypatch: pytest.
     # torch hears of a death by a handler that it sets once a process; another test may have replaced it since.
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     with pytest.raises(ProtosegError, match=message) as error:
-        list(Loader(Misbehaves(what), 1, False, 0, 0, timeout=0.3 if what.func is time.sleep else 60))
+        list(Loader(Misbehaves(what), 1, 0, timeout=0.3 if what.func is time.sleep else 60))
     assert "\n" not in str(error.value)
 
 
@@ -103,7 +103,7 @@ def test_other_errors_of_workers_are_left_alone() -> None:
         raise RuntimeError("a fault of the program")
 
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        list(Loader(Misbehaves(wrong), 1, False, 0, 0))
+        list(Loader(Misbehaves(wrong), 1, 0))
     assert worker_failure(RuntimeError("CUDA out of memory")) is None
 
 

@@ -2,17 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from protoseg.analysis.stream import Loader, images
 from protoseg.evaluation import pictures
 from protoseg.evaluation.metrics import Scores, SegmentationMetrics
-from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
+from protoseg.evaluation.predictor import Predictor, evaluating
+from protoseg.models.segmentor import Segmentor
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 GAINED = (30, 110, 220)
@@ -28,7 +29,7 @@ class Compared(NamedTuple):
     predictions: dict[str, Tensor]
 
 
-def compared(models: Mapping[str, nn.Module], loader: Loader, predictor: Predictor | None = None) -> Iterator[Compared]:
+def compared(models: Mapping[str, Segmentor], loader: Loader, predictor: Predictor | None = None) -> Iterator[Compared]:
     """Every image of a loader with the predictions of every ``Segmentor``, under a progress bar.
 
     All are on one device; without a ``predictor`` each image is seen whole, once.
@@ -38,10 +39,7 @@ def compared(models: Mapping[str, nn.Module], loader: Loader, predictor: Predict
     with evaluating(*models.values()):
         for number, name, image, label in images(loader, "comparing"):
             batch, size = image.unsqueeze(0).to(device), torch.tensor([label.shape])
-            predictions = {
-                network: predictor.predict(cast(SegmentationModel, model), batch, size)[0].cpu()
-                for network, model in models.items()
-            }
+            predictions = {network: predictor.predict(model, batch, size)[0].cpu() for network, model in models.items()}
             yield Compared(number, name, image, label, predictions)
 
 

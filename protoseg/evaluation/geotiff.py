@@ -49,11 +49,8 @@ class GeoImage:
         self.path, self.reader, self.files = path, reader, files
         self.size = self.height, self.width = files[0].shape
         colors = tuple(color.name for color in files[0].colorinterp)
-        self.whole: NDArray[Any] | None = None
-        if not reader.channels and (
-            colors not in (_RGB, (*_RGB, "alpha")) or files[0].dtypes[0] not in ("uint8", "uint16")
-        ):
-            self.whole = reader.read(path, turn=False)  # grey, a palette, …
+        plain = colors in (_RGB, (*_RGB, "alpha")) and files[0].dtypes[0] in ("uint8", "uint16")  # else a palette, …
+        self.whole = None if reader.channels or plain else reader.read(path, turn=False)
 
     def read(self, box: Box) -> NDArray[Any]:
         """A window, as ``ImageReader.read`` gives the whole; raises as that."""

@@ -67,13 +67,8 @@ class Discriminant(nn.Module):
 
     def forward(self, output: SegOutput) -> SegOutput:
         """The output with logits of the taught classes."""
-        return SegOutput(
-            logits=self.logits(output) if self.new else output.logits,
-            embeddings=output.embeddings,
-            similarities=output.similarities,
-            features=output.features,
-            align_corners=output.align_corners,
-        )
+        logits = self.logits(output) if self.new else output.logits
+        return output._replace(logits=logits, auxiliary=None, detail=None)
 
     def log_odds(self, log_odds: Tensor, predicted: Tensor) -> Tensor:
         """That pixels of images, ``… h w``, are right: of those of their softmax probability, whose class is given."""

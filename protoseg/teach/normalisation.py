@@ -61,9 +61,7 @@ def adapt_normalisation(
 
         def blend(weight: float, layers: Any = layers, source: Any = source, target: Any = target) -> None:
             for layer, one, other in zip(layers, source, target, strict=True):
-                layer.running_mean, layer.running_var = (
-                    torch.lerp(a, b, weight) for a, b in zip(one, other, strict=True)
-                )
+                layer.running_mean, layer.running_var = map(torch.lerp, one, other, (weight, weight))
 
         entropy = {}
         for weight in track(WEIGHTS, title and "choosing the weight", disable=not title):

@@ -99,6 +99,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.transform = TrainTransform(crop_size, scale, photometric, max_class_share, aspect, brightness, augment)
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
+        self._hidden: list[int] = []  # train ids of what ``annotated`` lacks
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
         self._start = 0
         self.kept_views: Any = None  # a data set of whole batches by (index, seed), which training reads instead
@@ -108,6 +109,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             self.label_space.ids(annotated, "data.annotated")
             kept = {name: name if name in annotated else NOT_ANNOTATED for name in self.label_space.classes}
             self.map_classes(self.label_space, kept)
+            self._hidden = [i for i, name in enumerate(self.label_space.classes) if name not in annotated]
         self.annotated = annotated is not None or NOT_ANNOTATED in (relabel or {}).values()
 
     @property
@@ -122,6 +124,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         mapping = named_mapping(mapping) if isinstance(mapping, str) else mapping
         table = mapping_table(self.label_space, label_space, mapping)
         self._mapping = table if self._mapping is None else table[self._mapping]
+        self._hidden = table[self._hidden].tolist()
         self.label_space = label_space
         self._datasets.clear()
 
@@ -135,7 +138,9 @@ class SegmentationDataModule(pl.LightningDataModule):
     def rest(self) -> list[int] | None:
         """Train ids that pixels of classes which are not annotated may be of; None where there are no such pixels."""
         partial = self._mapping is not None and FILE_REST in self._mapping[: self._own_classes]
-        return self.unlabelled if partial else None
+        # A mapping may read a class that is annotated and one that is not as the same.
+        hidden = {i for i in self._hidden if i < self.label_space.num_classes}
+        return sorted({*self.unlabelled, *hidden}) if partial else None
 
     def dataset(self, split: str | None, labels: bool = True) -> SegmentationDataset:
         """The data set of ``split``, made at the first call; raises ProtosegError if its files are not in order."""

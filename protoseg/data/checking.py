@@ -123,7 +123,8 @@ def check_training_labels(dataset: SegmentationDataset) -> None:
     one class, one is annotated nowhere, or a mask is bad.
     """
     space = dataset.label_space
-    if nowhere := set.intersection(*(set(part.rest or ()) for part in dataset.parts or [dataset])):
+    lacking = [{*(part.rest or ())} - {*part.id_table.tolist()} for part in dataset.parts or [dataset]]
+    if nowhere := set.intersection(*lacking):
         names = ", ".join(space.classes[i] for i in sorted(nowhere))
         text = f"annotated: expected every class in one of the data sets of the training, got {names} in none"
         raise ProtosegError(f"{text}: add the data set that has it, or leave it out: relabel={{CLASS: null}}")

@@ -74,6 +74,20 @@ def test_everything_but_the_loss_takes_the_rest_as_ignored(camvid: Path) -> None
     assert (halves(camvid).class_statistics().counts.sum(0) > 0).all()
 
 
+def test_a_mapping_that_merges_what_is_annotated_with_what_is_not(camvid: Path) -> None:
+    """A pixel of the rest may be a bicyclist, which is read as a car here: so it may be a car."""
+    names = tuple(name for name in CAMVID.classes if name != "Bicyclist")
+    space = LabelSpace("merged", names, CAMVID.colors[: len(names)])
+    data = part(camvid, None, annotated=["Car"])
+    data.map_classes(space, {name: "Car" if name == "Bicyclist" else name for name in CAMVID.classes})
+    assert data.rest == list(range(len(names)))
+    assert names.index("Car") not in data.unlabelled
+    with pytest.raises(
+        ProtosegError, match=r"in one of the data sets of the training, got Sky, .*Fence, Pedestrian in"
+    ):
+        data.prepare_training()
+
+
 def test_all_is_judged_where_all_is_annotated(camvid: Path) -> None:
     data = halves(camvid)
     assert data.unlabelled == []

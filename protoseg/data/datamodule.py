@@ -158,7 +158,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 dataset.map_classes(self.label_space, self._mapping)
             dataset.label_space, dataset.turn, dataset.transform = self.label_space, self.turn, self.transform
             if (rest := self.rest) is not None:
-                dataset.rest, others = rest, ", ".join(self.label_space.classes[i] for i in rest)
+                dataset.rest, others = rest, ", ".join(self.label_space.classes[i] for i in self.unlabelled)
                 note = f"split {split!r}: pixels of classes not annotated ({others}) count in no evaluation"
                 dataset.notes = [*dataset.notes, note]
             self._datasets[key] = dataset

@@ -113,8 +113,10 @@ def test_a_few_masks_are_read_and_the_others_only_where_these_are_void(
 
 
 def test_a_single_class(folder: Path) -> None:
+    space = LabelSpace("one", ("roof",), ((1, 2, 3),))
+    data: Any = SimpleNamespace(label_space=space, parts=(), rest=None, id_table=np.zeros(1))
     with pytest.raises(ProtosegError, match="expected at least two to tell apart, got 'roof' alone: add a background"):
-        checking.check_training_labels(SimpleNamespace(label_space=LabelSpace("one", ("roof",), ((1, 2, 3),))))  # type: ignore[arg-type]
+        checking.check_training_labels(data)
 
 
 def test_validation_that_cannot_judge(camvid: Path, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ SMALL = {
 }
 """What the cell tagged ``parameters`` says, otherwise."""
 
-LONG = ("05_own_folder",)
-"""Too long for every day even so: a check, a training, a report and four lessons."""
+LONG = ("02_choose_k", "04_new_classes", "05_own_folder")
+"""Too long for every day even so: a sweep; a trial and its training; a check, a training, a report and four lessons."""
 
 STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "threads=1", "callbacks.dashboard=null")
 FAST = (*(setting for setting in TINY if not setting.startswith(("head.", "trainer.max_steps"))), *STEPS)

@@ -24,7 +24,9 @@ from protoseg.types import LabelSpace, ProtosegError
 def build_datamodule(cfg: DictConfig) -> SegmentationDataModule | AdaptationDataModule:
     """The DataModule; no file is looked at before its ``setup``."""
     limit_pixels(cfg.max_pixels)
-    return instantiate(cfg.data, _partial_=True)(augment=instances(cfg.get("augment")))
+    # A DataModule of one's own may know nothing of transforms, where none are chosen.
+    options = {"augment": steps} if (steps := instances(cfg.get("augment"))) else {}
+    return instantiate(cfg.data, _partial_=True)(**options)
 
 
 def with_channels(cfg: DictConfig) -> DictConfig:

@@ -39,7 +39,7 @@ def step_of(module: Any, adapts: bool = False) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("preset", ["pixel_to_pixel", "sepico_proto", "pixel_contrast"])
-@pytest.mark.parametrize("head", ["parametric", "linear", "prototype"])
+@pytest.mark.parametrize("head", ["linear", "prototype"])
 def test_contrasts_work_in_supervised_training(preset: str, head: str, configure: Configure) -> None:
     base = TINY if head == "prototype" else (*SOFTMAX[:-1], f"head={head}")
     size = ("contrast.size=[8,8]",) if preset == "pixel_to_pixel" else ()
@@ -73,8 +73,14 @@ EXTRA = {
 }
 
 
-@pytest.mark.parametrize("extra", EXTRA)
-@pytest.mark.parametrize(("base", "head"), [(TINY, "prototype"), (SOFTMAX, "parametric"), (DACS, "parametric")])
+@pytest.mark.parametrize(
+    ("base", "head", "extra"),
+    [
+        *((TINY, "prototype", extra) for extra in EXTRA),
+        (SOFTMAX, "parametric", "weights"),
+        *((DACS, "parametric", extra) for extra in ("dice", "weights")),
+    ],
+)
 def test_losses_train_beside_those_of_the_head(
     base: tuple[str, ...], head: str, extra: str, configure: Configure
 ) -> None:
@@ -88,8 +94,7 @@ def test_losses_train_beside_those_of_the_head(
     module.after_optimizer_step()
 
 
-@pytest.mark.parametrize("decoder", ["unet", "unetplusplus"])
-@pytest.mark.parametrize("head", ["parametric", "prototype"])
+@pytest.mark.parametrize(("decoder", "head"), [("unet", "parametric"), ("unetplusplus", "prototype")])
 def test_decoders_of_stride_2_train(decoder: str, head: str, configure: Configure) -> None:
     base = [o for o in (SOFTMAX if head == "parametric" else TINY) if not o.startswith("decoder.")]
     module = build_module(configure("train", *base, f"decoder={decoder}", "decoder.widths=[16,16,8,8]"), CAMVID)

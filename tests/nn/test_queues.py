@@ -143,6 +143,7 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # tests/losses/test_contrast_distributed.py has them on two ranks every day
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     one = run(slice(None))

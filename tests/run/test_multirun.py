@@ -189,6 +189,7 @@ def states(folder: Path) -> list[str]:
     return [job.state for job in read_sweep(folder).jobs]
 
 
+@pytest.mark.slow
 def test_one_failing_job_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     arguments = ("head.logits=wrong,temperature", f"hydra.sweep.dir={tmp_path}/ablation", "logger=wandb")

@@ -10,7 +10,6 @@ to ``--against`` by seed, of whatever is done.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -99,21 +98,17 @@ def judge(checkpoint: Path) -> dict[str, dict[str, dict[str, float]]]:
     file = open_file(checkpoint)
     data: Any = file.datamodule(num_workers=0)
     data = getattr(data, "target", data)
-    predictor, space = Predictor(**PLAN["inference"]), file.label_space
+    predictor, space, dataset = Predictor(**PLAN["inference"]), file.label_space, data.dataset(data.val_split)
+    middle = len(dataset) // 2
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for network, (part, half) in product(file.networks, enumerate(HALVES)):
-        judged: Any = data.eval_dataloader(data.val_split)
-        samples, dataset = judged.dataset.samples, copy.copy(judged.dataset)
-        middle = len(samples) // 2
-        dataset.samples = samples[middle:] if part else samples[:middle]
-        metric, model = SegmentationMetrics(space), file.model(network)
-        for image, label, *_ in (dataset[i] for i in range(len(dataset))):
-            size = torch.tensor([label.shape])
-            metric.update(predictor.predict(model, image[None], size)[0], label)
-        iou = metric.compute()["IoU"].tolist()
-        found.setdefault(network, {})[half] = {
-            name: 100 * value for name, value in zip(space.classes, iou, strict=True) if value == value
-        }
+    for network in file.networks:
+        model, found[network] = file.model(network), {}
+        for half, part in zip(HALVES, (range(middle), range(middle, len(dataset))), strict=True):
+            metric = SegmentationMetrics(space)
+            for image, label, _ in map(dataset.__getitem__, part):
+                metric.update(predictor.predict(model, image[None], torch.tensor([label.shape]))[0], label)
+            iou = zip(space.classes, metric.compute()["IoU"].tolist(), strict=True)
+            found[network][half] = {name: 100 * value for name, value in iou if value == value}
     return found
 
 

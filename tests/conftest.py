@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 import protoseg
+from tests.two_ranks import TwoRanks
 
 CONF = Path(__file__).parents[1] / "conf"
 BUILT_IN = Path(protoseg.__file__).parent / "data" / "streets"
@@ -76,6 +77,22 @@ def few_streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
     return root
+
+
+@pytest.fixture(scope="session")
+def pair_of_ranks() -> Iterator[list[TwoRanks]]:
+    pair: list[TwoRanks] = []
+    yield pair
+    for ranks in pair:
+        ranks.close()
+
+
+@pytest.fixture
+def two_ranks(pair_of_ranks: list[TwoRanks], tmp_path: Path) -> TwoRanks:
+    """Two processes of one group; those that an earlier test had, unless it broke them."""
+    if not pair_of_ranks or not pair_of_ranks[-1].alive:
+        pair_of_ranks.append(TwoRanks(tmp_path))
+    return pair_of_ranks[-1]
 
 
 @pytest.fixture

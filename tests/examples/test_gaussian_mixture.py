@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -21,6 +20,7 @@ from protoseg.functional.similarity import DenseSimilarities
 from protoseg.nn.prototype_memory import Observation
 from protoseg.nn.teacher import EMATeacher
 from protoseg.types import ProtosegError
+from tests.two_ranks import TwoRanks
 
 C, K, D, N = 3, 4, 6, 200
 
@@ -184,18 +184,12 @@ def run(parts: list[slice]) -> Tensor:
     return torch.cat([memory.prototypes, memory.variances])
 
 
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(
-        run([slice(0, 50), slice(50, 130)] if rank == 0 else [slice(130, 190), slice(190, N)]), f"{folder}/{rank}.pt"
-    )
-    dist.destroy_process_group()
+def on_rank(rank: int) -> Tensor:
+    return run([slice(0, 50), slice(50, 130)] if rank == 0 else [slice(130, 190), slice(190, N)])
 
 
-@pytest.mark.slow
-def test_two_ranks_with_micro_batches_equal_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+def test_two_ranks_with_micro_batches_equal_one_process(two_ranks: TwoRanks) -> None:
     one = run([slice(None)])
     assert math.isfinite(float(one.sum()))
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, atol=1e-10, rtol=0)
+    for two in two_ranks(on_rank):
+        torch.testing.assert_close(two, one, atol=1e-10, rtol=0)

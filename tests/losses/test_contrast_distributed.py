@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from protoseg.nn.queues import ClassQueues
 from tests.losses.contrast_case import PRESETS, Case, make
+from tests.two_ranks import TwoRanks
 
 
 def whole_queue(self: ClassQueues, *size: int) -> tuple[Tensor, Tensor]:
@@ -28,10 +29,19 @@ def all_other_queues(self: ClassQueues, size: int) -> tuple[Tensor, Tensor]:
     return self.features.view(1, -1, dim).expand(classes, -1, -1), exist.flatten(1)
 
 
-def run(images: slice) -> dict[str, Any]:
+@contextmanager
+def no_draws() -> Iterator[pytest.MonkeyPatch]:
+    """Queues give all that they hold, in a process that goes on to other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassQueues, "draw", whole_queue)
+        patch.setattr(ClassQueues, "draw_others", all_other_queues)
+        yield patch
+
+
+@no_draws()
+def run(images: slice) -> dict[Any, Any]:
     """Three steps of every preset on these images: loss, gradients and state, the draws fixed."""
-    ClassQueues.draw, ClassQueues.draw_others = whole_queue, all_other_queues  # type: ignore[method-assign]
-    results: dict[str, Any] = {}
+    results: dict[Any, Any] = {}
     for preset in PRESETS:
         case = Case()
         term = make(preset, case)
@@ -57,18 +67,12 @@ def run(images: slice) -> dict[str, Any]:
     return results
 
 
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    torch.save(run(slice(rank, rank + 1)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def on_rank(rank: int) -> dict[Any, Any]:
+    return run(slice(rank, rank + 1))
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw", "draw_others"):
-        monkeypatch.setattr(ClassQueues, name, getattr(ClassQueues, name))  # put back what ``run`` replaces
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    one, two = run(slice(None)), [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_ranks_equal_one_process(two_ranks: TwoRanks) -> None:
+    one, two = run(slice(None)), two_ranks(on_rank)
     for key, value in one.items():
         if key[1] == "state":
             for name, tensor in value.items():

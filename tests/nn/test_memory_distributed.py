@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.nn import PrototypeMemory
 from protoseg.nn.prototype_memory import Observation
+from tests.two_ranks import TwoRanks
 
 C, K, D, N = 5, 4, 8, 300
 
@@ -45,18 +44,13 @@ def observation(memory: PrototypeMemory, embeddings: Tensor, label: Tensor) -> O
     return Observation(memory, embeddings, own, label, correct, memory.balance(own, label).member)
 
 
-def worker(rank: int, folder: str, init: str, micro_batches: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def on_rank(rank: int, init: str, micro_batches: int) -> Tensor:
     bounds = torch.linspace(*((0, 200) if rank == 0 else (200, N)), micro_batches + 1).int().tolist()  # unequal shares
-    torch.save(run([slice(*pair) for pair in pairwise(bounds)], init), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return run([slice(*pair) for pair in pairwise(bounds)], init)
 
 
-@pytest.mark.parametrize(
-    ("init", "micro_batches"), [("features", 1), pytest.param("random", 1, marks=pytest.mark.slow), ("features", 3)]
-)
-def test_two_ranks_equal_one_process(tmp_path: Path, init: str, micro_batches: int) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path), init, micro_batches), nprocs=2)
+@pytest.mark.parametrize(("init", "micro_batches"), [("features", 1), ("random", 1), ("features", 3)])
+def test_two_ranks_equal_one_process(two_ranks: TwoRanks, init: str, micro_batches: int) -> None:
     one = run([slice(None)], init)
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), one, atol=1e-10, rtol=0)
+    for two in two_ranks(on_rank, init, micro_batches):
+        torch.testing.assert_close(two, one, atol=1e-10, rtol=0)

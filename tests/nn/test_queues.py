@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from protoseg.nn.queues import ClassQueues
 from protoseg.types import ProtosegError
+from tests.two_ranks import TwoRanks
 
 C, L, D, P = 4, 7, 3, 5
 
@@ -137,17 +136,12 @@ def run(part: slice) -> dict[str, Tensor]:
     return queues.state_dict()
 
 
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(run(slice(0, 3) if rank == 0 else slice(3, 6)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def on_rank(rank: int) -> dict[str, Tensor]:
+    return run(slice(0, 3) if rank == 0 else slice(3, 6))
 
 
-@pytest.mark.slow  # tests/losses/test_contrast_distributed.py has them on two ranks every day
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+def test_two_ranks_equal_one_process(two_ranks: TwoRanks) -> None:
     one = run(slice(None))
-    for rank in range(2):
-        two = torch.load(tmp_path / f"{rank}.pt")
+    for two in two_ranks(on_rank):
         for name, value in one.items():
             assert torch.equal(two[name], value), name

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from protoseg.distributed import all_reduce_, world_size
@@ -17,11 +15,11 @@ from protoseg.losses import CrossEntropy, FeatureDistance, MixedCrossEntropy
 from protoseg.losses.contrast_target import PrototypeGuidedContrast
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import ParametricHead, PrototypeHead
-from protoseg.nn.queues import ClassQueues
 from protoseg.training import AdaptationModule, moves
 from protoseg.training.moves import ClassMix
 from protoseg.types import AdaptationBatch, Batch, LabelSpace
-from tests.losses.test_contrast_distributed import all_other_queues, whole_queue
+from tests.losses.test_contrast_distributed import no_draws
+from tests.two_ranks import TwoRanks
 
 C, B, SIZE, STEPS = 4, 4, 32, 3
 RELIABLE = 0.4
@@ -112,9 +110,12 @@ def part_of(batch: AdaptationBatch, part: slice) -> AdaptationBatch:
 
 def run(part: slice, head: str) -> dict[str, Any]:
     """Three steps, with all that is random fixed: the mixing, and what is drawn of the queues (everything)."""
-    moves.class_mix_mask = lambda label, classes, *choice: label % 2 == 0  # type: ignore[assignment]
-    ClassQueues.draw, ClassQueues.draw_others = whole_queue, all_other_queues  # type: ignore[method-assign]
-    module = build(head)
+    with no_draws() as patch:
+        patch.setattr(moves, "class_mix_mask", lambda label, classes, *choice: label % 2 == 0)
+        return steps(build(head), part)
+
+
+def steps(module: AdaptationModule, part: slice) -> dict[str, Any]:
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5)
     losses = []
     for step in range(STEPS):
@@ -134,24 +135,17 @@ def run(part: slice, head: str) -> dict[str, Any]:
     return {"losses": torch.stack(losses), **state}
 
 
-def worker(rank: int, folder: str, head: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(run(slice(0, 2) if rank == 0 else slice(2, B), head), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def on_rank(rank: int, head: str) -> dict[str, Any]:
+    return run(slice(0, 2) if rank == 0 else slice(2, B), head)
 
 
 @pytest.mark.parametrize("head", [pytest.param("parametric", marks=pytest.mark.slow), "prototype"])
-def test_two_ranks_equal_one_process(tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((moves, "class_mix_mask"), (ClassQueues, "draw"), (ClassQueues, "draw_others")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back what ``run`` replaces
-    torch.multiprocessing.spawn(worker, (str(tmp_path), head), nprocs=2)
+def test_two_ranks_equal_one_process(two_ranks: TwoRanks, head: str) -> None:
     one = run(slice(None), head)
     assert one["teacher.n_averaged"] == STEPS + 1
     assert one["terms.contrast.reliable_queue.fill"].sum() > 0
     assert one["terms.contrast.unreliable_queue.fill"].sum() > 0
-    for rank in range(2):
-        two = torch.load(tmp_path / f"{rank}.pt")
+    for two in two_ranks(on_rank, head):
         assert two.keys() == one.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, atol=1e-10, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.evaluation.predictor import Predictor
+from protoseg.files import write_json
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
 

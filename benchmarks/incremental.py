@@ -26,8 +26,8 @@ from torch import Tensor
 from protoseg.analysis.stream import scenes
 from protoseg.checkpoint import NETWORKS
 from protoseg.data import SegmentationDataset
-from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.files import write_json
 from protoseg.functional.resize import downsample_label
 from protoseg.models.segmentor import Segmentor
 from protoseg.teach import add_classes, apply_edit, tune_classes

@@ -25,23 +25,19 @@ from protoseg.data.class_file import own_space
 from protoseg.data.own import ImageFolder
 from protoseg.evaluation.pictures import Picture, label_png, overlay
 from protoseg.evaluation.predictor import Predictor, choose_device
-from protoseg.files import write_file
+from protoseg.files import write_file, write_text
 from protoseg.models.own import NetworkEncoder
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.stranger import look_inside
 from protoseg.text import markdown_text, visible
 from protoseg.trained import TrainedFile, open_file
 from protoseg.trusted import SLOTS
-from protoseg.types import LabelSpace, ProtosegError, first_line
+from protoseg.types import LabelSpace, Names, ProtosegError, StrPath, first_line
 
-WEIGHTS = "model.ckpt"
-"""The file of a saved model, in a folder or on the hub."""
-
+WEIGHTS = "model.ckpt"  # the file of a saved model, in a folder or on the hub
 _IN_FOLDER = (WEIGHTS, "checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
 _AS_IT_IS: dict[str, Any] = {"num_convs": 0, "dropout": 0.0}
-HUB = "hf://"
-"""What the name of a model on the Hugging Face hub begins with: any other is a place on this machine."""
-
+HUB = "hf://"  # what the name of a model on the Hugging Face hub begins with: any other is a place on this machine
 Source = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 
 
@@ -76,7 +72,7 @@ class Prediction:
         """The classes' colours over the image, uint8 ``h w 3``."""
         return overlay(self.image, self._tensor(), self.label_space, alpha)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: StrPath) -> None:
         """Write a PNG of class ids that viewers show in the classes' colours; raises as ``write_file``."""
         write_file(Path(path), lambda partial: label_png(self._tensor(), self.label_space, partial))
 
@@ -157,7 +153,7 @@ class Model:
         model, where, own = file.model(network), choose_device(device), file.content["protoseg"]
         return cls(model.to(where), file.label_space, file.predictor(), where, own, file.reader, file.trust)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: StrPath) -> Path:
         """Write the model, without what only training needs, and a card; returns the weights, ``folder/model.ckpt``.
 
         Folders of the machine it was trained on do not travel with it. Raises ProtosegError if the disk refuses.
@@ -168,7 +164,7 @@ class Model:
         save_checkpoint(file.content, path)
         card = path.with_name("README.md")
         if not card.exists():  # one may have been written by hand
-            write_file(card, lambda partial: partial.write_text(self._card(), encoding="utf-8"))
+            write_text(card, self._card())
         return path
 
     @classmethod
@@ -215,7 +211,7 @@ class Model:
         return cls.of_file(TrainedFile(Path(WEIGHTS), content, trust, encoder if arguments is None else None))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> "Model":
+    def from_pretrained(cls, source: StrPath, **options: Any) -> "Model":
         """The same as :func:`load`."""
         return load(source, **options)
 
@@ -247,11 +243,7 @@ class Model:
 
 
 def load(
-    source: str | Path,
-    device: str | None = None,
-    network: str = "student",
-    revision: str | None = None,
-    trust: Sequence[str] = (),
+    source: StrPath, device: str | None = None, network: str = "student", revision: str | None = None, trust: Names = ()
 ) -> Model:
     """A trained model, ready to predict.
 
@@ -293,7 +285,7 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     return given
 
 
-def _find(source: str | Path, revision: str | None) -> Path:
+def _find(source: StrPath, revision: str | None) -> Path:
     """The file of a model that ``load`` was given."""
     place, name = Path(source), str(source)
     if os.path.isdir(place):

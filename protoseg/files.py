@@ -1,11 +1,14 @@
 """Files that are whole or not there: written beside their place, then renamed."""
 
 import errno
+import json
+import math
 import os
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from protoseg.types import ProtosegError
 
@@ -65,3 +68,22 @@ def write_file(path: Path, save: Callable[[Path], object], size: int = 0) -> Non
     except OSError as error:
         text = f"{disk_refusal(error, path, size)}. What was written before is kept"
         raise ProtosegError(f"{text}; free space or choose another folder") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write_file` of a text in UTF-8; bytes of a name that are no UTF-8 are escaped."""
+    write_file(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON; NaN becomes null."""
+    write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same value with None for NaN: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

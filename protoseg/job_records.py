@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from protoseg.files import write_file
+from protoseg.files import write_json
+from protoseg.text import number_in
 from protoseg.types import ProtosegError
 
 try:
@@ -69,10 +70,8 @@ def short_names(keys: tuple[str, ...]) -> dict[str, str]:
 
 def short_value(value: str) -> str:
     """The value to read: of a long decimal number four digits."""
-    try:
-        return f"{float(value):.4g}" if len(value) > 8 else value
-    except ValueError:
-        return value
+    number = number_in(value) if len(value) > 8 else None
+    return value if number is None else f"{number:.4g}"
 
 
 def settings(overrides: Sequence[str]) -> list[str]:
@@ -82,7 +81,7 @@ def settings(overrides: Sequence[str]) -> list[str]:
 
 def write_job(job: Job) -> None:
     """Write the job's ``job.json``."""
-    _write_json(job.folder / "job.json", _plain(job))
+    write_json(job.folder / "job.json", _plain(job))
 
 
 def read_job(folder: Path) -> Job | None:
@@ -98,7 +97,7 @@ def write_manifest(sweep: Sweep) -> None:
     """Write the sweep's ``manifest.json``."""
     jobs = [{**_plain(job), "folder": str(job.folder.relative_to(sweep.folder))} for job in sweep.jobs]
     content = {"arguments": sweep.arguments, "swept": sweep.swept, "planned": sweep.planned, "jobs": jobs}
-    _write_json(sweep.folder / "manifest.json", content)
+    write_json(sweep.folder / "manifest.json", content)
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -141,21 +140,13 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _plain(job: Job) -> dict[str, Any]:
     """What of a job is the same wherever its folder lies, as JSON has it."""
-    plain = asdict(job) | {"score": None if math.isnan(job.score) else job.score}
-    del plain["folder"]
-    return plain
+    return {name: value for name, value in asdict(job).items() if name != "folder"}
 
 
 def _job(entry: Any, folder: Path) -> Job:
     known = {field.name: entry[field.name] for field in fields(Job) if field.name != "folder"}
     known["score"] = math.nan if known["score"] is None else float(known["score"])
     return Job(**known | {"overrides": tuple(known["overrides"]), "folder": folder})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    # Of a name that is no UTF-8 the escapes are JSON's own.
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace"))
 
 
 @contextmanager

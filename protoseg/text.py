@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+Row = Sequence[str | Text]
 # What Hydra reads as it stands: a text, no number, no null, no list.
 _PLAIN_VALUE = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:\.{0,2}/|[a-z_])[\w./@%+-]*", re.ASCII | re.IGNORECASE)
 # An underscore inside a word is none of Markdown's marks.
@@ -50,14 +51,12 @@ class Terminal(Console):
         """Print one line that is not broken at the width of the terminal."""
         self.print(message, soft_wrap=True)
 
-    def table(
-        self, title: str, header: Sequence[str], rows: Iterable[Sequence[str | Text]], left: Collection[int] = (0,)
-    ) -> None:
-        """Print a table; the columns ``left`` are of words, the others of numbers."""
+    def table(self, title: str, header: Sequence[str], rows: Iterable[Row], left: Collection[int] = (0,)) -> None:
+        """Print a table; the columns ``left`` are of words, the others of numbers; a header of no names is left out."""
         if self.as_json:
             print(json.dumps({"title": title, "rows": [_plain_row(header, row, left) for row in rows]}))
             return
-        table = Table(title=title)
+        table = Table(title=title, show_header=any(header))
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i in left else "right", overflow="fold")
         for row in rows:
@@ -77,7 +76,7 @@ def tables_as_json() -> Iterator[None]:
         rich.reconfigure()
 
 
-def _plain_row(header: Sequence[str], row: Sequence[str | Text], left: Collection[int]) -> dict[str, Any]:
+def _plain_row(header: Sequence[str], row: Row, left: Collection[int]) -> dict[str, Any]:
     """By column; None for a number that there is not, and without a column that has no name."""
     cells = enumerate(zip(header, row, strict=True))
     return {name: str(cell) if i in left else _number(str(cell)) for i, (name, cell) in cells if name}
@@ -85,11 +84,17 @@ def _plain_row(header: Sequence[str], row: Sequence[str | Text], left: Collectio
 
 def _number(cell: str) -> float | str | None:
     """A cell as a number; None where it is empty or a dash, and as it stands where it says more than a number."""
-    try:
-        number = float(cell.replace(",", ""))  # of thousands
-        return number if math.isfinite(number) else None
-    except ValueError:
+    if (number := number_in(cell.replace(",", ""))) is None:  # of thousands
         return cell if cell not in ("", "–") else None
+    return number if math.isfinite(number) else None
+
+
+def number_in(text: str) -> float | None:
+    """The number that a text says, perhaps NaN or infinity; None where it says something else."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def say(message: str, stderr: bool = False) -> None:
@@ -116,13 +121,8 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def _inert(cell: object) -> object:
-    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
+    computed = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return f"'{cell}" if computed and number_in(str(cell)) is None else cell
 
 
 def figure_text(text: object) -> str:

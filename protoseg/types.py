@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from protoseg.text import visible
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -1
 """Label of pixels that count in no loss and no metric, in every tensor; what files hold is known in ``data`` alone."""
 
-MAX_CLASSES = 65534
-"""More do not fit into the 16 bits of a label file, beside its two other values."""
+MAX_CLASSES = 65534  # more do not fit into the 16 bits of a label file, beside its two other values
+
+Names = Sequence[str]
+Size = tuple[int, int]  # height and width
+StrPath = str | Path
 
 
 class ProtosegError(ValueError):

@@ -26,8 +26,8 @@ from protoseg.checkpoint import save_checkpoint
 from protoseg.cli.main import run_tool
 from protoseg.data import CAMVID
 from protoseg.run.build import build_module
+from protoseg.run.convert import export
 from protoseg.run.evaluate import run_evaluation
-from protoseg.run.export import export
 from protoseg.run.train import run_training
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
@@ -165,13 +165,13 @@ DOORS: dict[str, Door] = {
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protoseg.run.export.require", lambda *names: None)
+    monkeypatch.setattr("protoseg.run.convert.require", lambda *names: None)
     monkeypatch.setattr("protoseg.teach.statistics.MAX_IMAGES", 3)
 
     def not_here(*arguments: object) -> None:
         raise ProtosegError("opened; the rest takes minutes")
 
-    monkeypatch.setattr("protoseg.run.export.export_onnx", not_here)
+    monkeypatch.setattr("protoseg.run.convert.export_onnx", not_here)
 
 
 @pytest.mark.usefixtures("opened")

@@ -13,9 +13,9 @@ import numpy as np
 from rich.text import Text
 
 from protoseg.evaluation.curves import read_log
-from protoseg.files import write_file
+from protoseg.files import write_file, write_text
 from protoseg.job_records import Job, Sweep, short_names, short_value
-from protoseg.text import Terminal, figure_text, markdown_table, markdown_text, write_csv
+from protoseg.text import Terminal, figure_text, markdown_table, markdown_text, number_in, write_csv
 from protoseg.types import ProtosegError
 
 if TYPE_CHECKING:
@@ -145,22 +145,16 @@ def markdown(sweep: Sweep, comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_tables(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``table.csv``, ``table.md`` and ``jobs.csv``; returns their paths."""
-    paths = [folder / name for name in ("table.csv", "table.md", "jobs.csv")]
-    write_file(paths[0], lambda path: write_csv(path, exact_table(comparison)))
-    write_file(paths[1], lambda path: path.write_text(markdown(sweep, comparison), encoding="utf-8"))
-    write_file(paths[2], lambda path: write_csv(path, jobs_table(sweep)))
-    return paths
-
-
-def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw ``scores.png``, and ``heatmap.png`` where two numbers were swept; returns their paths."""
-    drawn = {folder / "scores.png": score_figure(comparison), folder / "heatmap.png": heat_figure(comparison)}
-    figures = {path: figure for path, figure in drawn.items() if figure is not None}
-    for path, figure in figures.items():
-        write_file(path, figure.savefig)
-    return list(figures)
+def write_results(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``table.csv``, ``table.md``, ``jobs.csv``, ``scores.png``, perhaps ``heatmap.png``; returns their paths."""
+    write_file(folder / "table.csv", lambda path: write_csv(path, exact_table(comparison)))
+    write_text(folder / "table.md", markdown(sweep, comparison))
+    write_file(folder / "jobs.csv", lambda path: write_csv(path, jobs_table(sweep)))
+    drawn = {"scores.png": score_figure(comparison), "heatmap.png": heat_figure(comparison)}
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in figures.items():
+        write_file(folder / name, figure.savefig)
+    return [folder / name for name in ("table.csv", "table.md", "jobs.csv", *figures)]
 
 
 def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> None:
@@ -268,15 +262,9 @@ def _scored(comparison: Comparison) -> tuple[list[Setting], list[_Key]]:
     settings, keys = [setting for setting in comparison.settings if setting.scores], []
     for k, name in enumerate(comparison.names):
         values = list(dict.fromkeys(setting.values[k] for setting in settings))
-        keys.append(_Key(k, name, values, all(map(_is_number, values))))
+        numbers = [number_in(value) for value in values]
+        keys.append(_Key(k, name, values, all(n is not None and math.isfinite(n) for n in numbers)))
     return settings, keys
-
-
-def _is_number(value: str) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def _panels(

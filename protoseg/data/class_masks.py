@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from protoseg.data.class_file import ClassFile
+from protoseg.data.class_file import ClassFile, MaskReading, UsedBy, used_values_of
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.files import BLACK, WHITE, Color
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, Ids
-from protoseg.data.mask_reading import MaskReading, UsedBy, used_values_of
 from protoseg.data.pairing import by_image, by_stem, list_images, pair, stems_of_masks
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, Names, ProtosegError, StrPath
 
 REST = "(other)"
 
@@ -25,16 +24,11 @@ class ClassMasks(SegmentationDataset):
     is not 0 or black; 255 takes no part beside 1.
 
     Raises ProtosegError: folders that are missing, files that do not pair up, classes without colours or ids; masks
-    that could be read in two ways (``mask_reading.decide``).
+    that could be read in two ways (``class_file.decide``).
     """
 
     def __init__(
-        self,
-        images: str | Path,
-        masks: str | Path,
-        names: Sequence[str],
-        colors: Sequence[Color],
-        ids: Sequence[int] | None = None,
+        self, images: StrPath, masks: StrPath, names: Names, colors: Sequence[Color], ids: Sequence[int] | None = None
     ) -> None:
         for what, given in (("colour", colors), ("id", ids)):
             if len(names) != (1 if given is None else len(given)) or len(set(names)) != len(names):

@@ -15,13 +15,12 @@ from protoseg.data.channels import ImageReader
 from protoseg.data.decoding import orientation
 from protoseg.data.files import Channel, Color, read_label
 from protoseg.data.label_spaces import Ids, file_ignored, ignored_in, rest_in
+from protoseg.data.pairing import FilePair
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
-    from protoseg.data.mask_reading import MaskReading
+    from protoseg.data.class_file import MaskReading
     from protoseg.data.transforms import TrainTransform
-
-FilePair = tuple[Path, "Path | None"]
 
 
 class Sample(NamedTuple):

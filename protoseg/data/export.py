@@ -22,16 +22,15 @@ from rich.console import Console
 from rich.progress import track
 
 from protoseg.data import public
-from protoseg.data.class_file import read_class_file
+from protoseg.data.class_file import MaskReading, read_class_file
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import PNG_DEPTH, PNG_START, open_picture, orientation, picture_size, turned
 from protoseg.data.files import read_bounded, read_label, reading
 from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID, Ids, file_ids, file_ignored, id_table
-from protoseg.data.mask_reading import MaskReading
 from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, by_stem, list_images
 from protoseg.data.polygons import FOREIGN, FORMS, Drawing, Form, LeftOut, parts_of, read, recognise
 from protoseg.data.statistics import in_threads
-from protoseg.files import write_file
+from protoseg.files import write_file, write_text
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, require
 
 FORMATS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("export.yaml").read_bytes())
@@ -187,7 +186,7 @@ def convert(
         got = f"got none that fits ({'; '.join(left_out)}): give their folder with --images"
         raise ProtosegError(f"convert: expected images of {inputs[0]} in {where.absolute()}, {got}")
     content = {"classes": names, "void": [ids["void"]]}
-    _write_text(out / "classes.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(out / "classes.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return form, names, len(done), left_out
 
 
@@ -257,7 +256,7 @@ def _cityscapes(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path)
     for name, label in labels:
         start = f"{name.rpartition('.')[0].removesuffix('_leftImg8bit')}_gtFine"
         content = {"imgHeight": len(label), "imgWidth": len(label[0]), "objects": outlines(label, space)}
-        _write_text(out / f"{start}_polygons.json", json.dumps(content))
+        write_text(out / f"{start}_polygons.json", json.dumps(content))
         if ids.any():
             _write_png(out / f"{start}_labelIds.png", ids[label])
 
@@ -305,7 +304,7 @@ def _coco(panoptic: bool, labels: Iterable[tuple[str, Ids]], space: LabelSpace, 
         for i, (name, color) in enumerate(zip(space.classes, space.colors, strict=True), 1)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    _write_text(out / ("panoptic.json" if panoptic else "coco.json"), json.dumps(content))
+    write_text(out / ("panoptic.json" if panoptic else "coco.json"), json.dumps(content))
 
 
 def _labelme(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) -> None:
@@ -315,11 +314,7 @@ def _labelme(labels: Iterable[tuple[str, Ids]], space: LabelSpace, out: Path) ->
         parts = [(part["label"].replace("unlabeled", "void"), part["polygon"]) for part in outlines(label, space)]
         content["shapes"] = [{"label": what, "points": at, "shape_type": "polygon"} for what, at in parts]
         content |= {"imagePath": Path(name).name, "imageHeight": len(label), "imageWidth": len(label[0])}
-        _write_text((out / name).with_suffix(".json"), json.dumps(content))
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
+        write_text((out / name).with_suffix(".json"), json.dumps(content))
 
 
 def _write_png(path: Path, pixels: Ids) -> None:

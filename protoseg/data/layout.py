@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from protoseg.data.class_file import class_file, read_class_file
-from protoseg.data.dataset import FilePair, SegmentationDataset
+from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import check_pixels, check_regular
 from protoseg.data.files import Color, labels_of_colors, labels_of_ids, read_mask
 from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
-from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, fault, list_images, pair, read_lines
+from protoseg.data.pairing import IMAGE_SUFFIXES, FilePair, by_key, fault, list_images, pair, read_lines
 from protoseg.types import LabelSpace, ProtosegError
 
 Patterns = str | Sequence[str]

@@ -11,10 +11,9 @@ from typing import Any
 
 from protoseg.data import pairing
 from protoseg.data.channels import ImageReader, as_list
-from protoseg.data.class_file import ClassFile, read_class_file
-from protoseg.data.dataset import FilePair, SegmentationDataset
-from protoseg.data.mask_reading import MaskReading
-from protoseg.data.pairing import IMAGE_SUFFIXES, Files, by_stem, list_images, stem_in
+from protoseg.data.class_file import ClassFile, MaskReading, read_class_file
+from protoseg.data.dataset import SegmentationDataset
+from protoseg.data.pairing import IMAGE_SUFFIXES, FilePair, Files, by_stem, list_images, stem_in
 from protoseg.text import command, override
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -27,7 +26,7 @@ class LabelledFolder(SegmentationDataset):
     """``images/`` and ``masks/`` with the same names, and ``classes.yaml`` (``read_class_file``).
 
     ``docs/data.md`` has the layouts, names, formats and splits that are read. Masks hold ids, or the colours of the
-    classes: ``mask_reading`` finds out which, once for all splits. These are subfolders, lists of images, or, where
+    classes: ``MaskReading`` finds out which, once for all splits. These are subfolders, lists of images, or, where
     there is neither, drawn by chance.
 
     Args:
@@ -42,7 +41,7 @@ class LabelledFolder(SegmentationDataset):
         reading: image_range, channels, bands, shown, see :class:`protoseg.data.channels.ImageReader`.
 
     Raises ProtosegError: files that are missing, do not pair up or are listed twice; splits that are not clear; masks
-    that could be read in two ways (``mask_reading.decide``).
+    that could be read in two ways (``class_file.decide``).
     """
 
     @classmethod

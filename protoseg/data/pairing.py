@@ -29,6 +29,7 @@ _WORDS = "|".join(NAMES["mask_words"])
 _MASK_NAME = re.compile(rf"^(?:{_WORDS})(?![a-z])|(?<![a-z])(?:{_WORDS})$|(?-i:_L)$", re.IGNORECASE)
 Ends = tuple[str, str]
 Files = Mapping[str, Path]
+FilePair = tuple[Path, Path | None]  # image and mask
 
 
 def list_images(
@@ -82,9 +83,7 @@ def by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
     return by_key(paths, partial(stem_in, folder))
 
 
-def pair(
-    images: Files, masks: Files | None, where: str, folders: Sequence[Path] = ()
-) -> list[tuple[Path, Path | None]]:
+def pair(images: Files, masks: Files | None, where: str, folders: Sequence[Path] = ()) -> list[FilePair]:
     """Image and mask of every key, in key order; without ``masks`` the images alone.
 
     ``where`` begins the messages; ``folders`` are of the images and of the masks, to name what is there instead of a

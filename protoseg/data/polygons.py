@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from protoseg.data.decoding import FAILURES, open_picture
 from protoseg.data.files import read_image, read_mask
 from protoseg.data.pairing import list_images, stem_in
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, Size
 
 try:
     from pycocotools import mask as coco_mask
@@ -29,7 +29,6 @@ except ImportError:  # an extra
 # What other content than the form's gives.
 FOREIGN = (*FAILURES, KeyError, AttributeError, OverflowError, RecursionError, ElementTree.ParseError, zlib.error)
 Pixels = NDArray[np.uint8]
-Size = tuple[int, int]  # height and width
 Listed = dict[str, Any]  # class by its key in the form's list of classes
 _FAR = 1 << 22  # pixels: pycocotools makes room for every pixel of a polygon's sides
 

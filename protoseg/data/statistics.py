@@ -23,7 +23,7 @@ from protoseg import distributed
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import check_pixels, file_size
 from protoseg.data.files import reading
-from protoseg.files import write_file
+from protoseg.files import write_text
 from protoseg.text import say
 from protoseg.types import ProtosegError
 
@@ -198,7 +198,7 @@ class _Kept:
         self.path = None
         for place in self.places:
             try:
-                write_file(place, lambda to: to.write_text(text, encoding="utf-8"))
+                write_text(place, text)
                 self.path = place
                 return
             except ProtosegError as error:

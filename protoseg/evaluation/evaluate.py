@@ -1,6 +1,5 @@
 """Judge a model on labelled images, and write down what came out: JSON, CSV, Markdown, a table and a picture."""
 
-import json
 import math
 import os
 import time
@@ -18,9 +17,9 @@ from protoseg import __version__
 from protoseg.distributed import rank, world_size
 from protoseg.evaluation.metrics import Scores, SegmentationMetrics, scores, subset_means
 from protoseg.evaluation.pictures import CONFUSION, confusions_figure, frequent_classes, short_name
-from protoseg.evaluation.predictor import Predictor, SegmentationModel, evaluating
+from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.evaluation.writer import PictureWriter, check_model, output_names, progress_bar
-from protoseg.files import write_file
+from protoseg.files import without_nan, write_file, write_json, write_text
 from protoseg.text import Terminal, markdown_table, write_csv
 from protoseg.types import Batch, LabelSpace, ProtosegError
 
@@ -69,7 +68,7 @@ def evaluate(
         task = progress.add_task("evaluating", total=len(range(rank(), len(paths), world_size())), rate="")
         for batch in dataloader:
             images = batch.image.to(device, non_blocking=True)
-            for i, prediction in enumerate(predictor.predict(cast(SegmentationModel, model), images, batch.size)):
+            for i, prediction in enumerate(predictor.predict(model, images, batch.size)):
                 height, width = prediction.shape
                 truth, image = batch.label[i, :height, :width], batch.image[i, :, :height, :width]
                 metrics.update(prediction, truth.to(device))
@@ -121,7 +120,7 @@ def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_
     means = ["mean", plain["mIoU"], plain["mean_accuracy"], int(counts.sum())]
     write_file(output / "table.csv", lambda path: write_csv(path, [["class", *columns[1:]], *rows, means]))
     text = f"{markdown_table(_HEADER, _percent_rows(result))}\n\n{_overall(result)}, {result['num_images']} images\n"
-    write_file(output / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(output / "table.md", text)
     write_file(output / "confusion.npy", lambda path: np.save(path, counts))
     named = [[name, *row] for name, row in zip(label_space.classes, counts.tolist(), strict=True)]
     header = ["true \\ predicted", *label_space.classes]
@@ -140,21 +139,6 @@ def print_report(result: dict[str, Any], output: Path) -> None:
     terminal.table(title, _HEADER, [*shown, [Text(cell, "bold") for cell in means]])
     terminal.print(_overall(result))
     terminal.say(f"Report: {output}")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values as JSON; NaN becomes null."""
-    text = json.dumps(without_nan(value), indent=2, allow_nan=False)
-    write_file(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
-
-
-def without_nan(value: Any) -> Any:
-    """The same value with None for NaN: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from protoseg.data.label_spaces import file_ignored
 from protoseg.text import figure_text, visible
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Picture = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
+Tile = tuple[str, Picture, Color | None]  # its title, and the colour of the patch beside that
 
 CONFUSION = "Confusion: % of each true class's pixels"  # the title of one matrix
 MANY_CLASSES = 40  # above it a confusion has no cell text, and a panel's legend only the classes it shows
@@ -77,8 +79,6 @@ def label_png(label: Tensor, label_space: LabelSpace, path: Path) -> None:
     Ignored pixels are 255. Where there are more than 255 classes, a grey PNG of 16 bits, ignored pixels 65535.
     Read the ids back with ``np.array(Image.open(path))``, without ``convert``. Raises ProtosegError for unknown ids.
     """
-    from protoseg.data.label_spaces import file_ignored  # not above: data brings matplotlib
-
     ignored = file_ignored(label_space.num_classes)
     values = np.empty(label.shape, np.min_scalar_type(ignored))
     for rows in _strips(label.shape):
@@ -172,9 +172,7 @@ def tile_row(tiles: dict[str, Picture], label_space: LabelSpace, labels: Sequenc
     return np.concatenate([row, legend(label_space, row.shape[1], shown)])
 
 
-def tile_grid(
-    tiles: Sequence[tuple[str, Picture, Color | None]], columns: int, widths: tuple[int, int], top: int, size: int
-) -> Picture:
+def tile_grid(tiles: Sequence[Tile], columns: int, widths: tuple[int, int], top: int, size: int) -> Picture:
     """Pictures of one size under titles of ``size`` on ``top`` pixels, a patch of colour beside those that have one."""
     pictures = [fit_width(picture, widths) for _, picture, _ in tiles]
     height, width = pictures[0].shape[:2]

@@ -1,30 +1,41 @@
-"""Predict plain images, videos, and folders that images are still coming into; what is written already is kept."""
+"""Predict plain images, georeferenced ones by windows, videos, and folders that images are still coming into.
+
+What is written already is kept.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from protoseg.data.channels import ImageReader, check_numbers
+from protoseg.data.decoding import FAILURES, geotiff, open_picture, to_bytes
+from protoseg.data.files import unreadable
+from protoseg.data.label_spaces import file_ignored
+from protoseg.data.own import ImageFolder
+from protoseg.data.pairing import list_images, other_formats
+from protoseg.data.video import VIDEO_SUFFIXES, Video, VideoWriter
 from protoseg.distributed import rank, world_size
 from protoseg.evaluation.pictures import Picture, overlay
-from protoseg.evaluation.predictor import Predictor, evaluating
-from protoseg.evaluation.writer import PictureWriter, check_model, output_names, progress_bar
+from protoseg.evaluation.predictor import Box, Predictor, evaluating
+from protoseg.evaluation.writer import PictureWriter, check_model, jpeg, output_names, progress_bar
 from protoseg.text import say
 from protoseg.types import LabelSpace, ProtosegError
-
-if TYPE_CHECKING:
-    from protoseg.data.channels import ImageReader
 
 SAVES = ("overlays", "labels")
 SETTLED = 1.0  # seconds: an image that was changed later may still be written
 POLL = 0.5  # seconds between two looks into a folder
+SIDE = 4096  # pixels of an overlay's longer side at most: of a larger image every second pixel, every third, …
+_RGB = ("red", "green", "blue")
 
 
 @dataclass(eq=False)
@@ -47,11 +58,10 @@ class Writer(PictureWriter):
 
     def predict(self, image: Tensor, name: Path | None = None) -> Tensor:
         """Label map ``h w`` of ``c h w``, on the CPU; writes the probabilities of ``name`` if they are wanted."""
-        model: Any = self.model
         batch, size = image[None].to(self.device), torch.tensor([image.shape[1:]])
         if name is None or "probabilities" not in self.save:
-            return self.predictor.predict(model, batch, size)[0].cpu()
-        (scores,) = self.predictor(model, batch, size)
+            return self.predictor.predict(self.model, batch, size)[0].cpu()
+        (scores,) = self.predictor(self.model, batch, size)
         self.put(self.path("probabilities", name), partial(np.save, arr=scores.half().cpu().numpy()))
         return scores.argmax(0).cpu()
 
@@ -70,7 +80,7 @@ def predict(
     save: Sequence[str] = SAVES,
     overwrite: bool = False,
     follow: float | None = None,
-    reader: "ImageReader | None" = None,
+    reader: ImageReader | None = None,
 ) -> Writer:
     """Predict a folder of images (subfolders included), one image, or a video, without truth.
 
@@ -86,9 +96,6 @@ def predict(
     ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all others are
     predicted, images that could not be read.
     """
-    # Only here, so that OpenCV and albumentations are needed where images are read.
-    from protoseg.data.video import VIDEO_SUFFIXES
-
     check_model(model, label_space)
     place = Path(images)
     is_video = place.suffix.lower() in VIDEO_SUFFIXES and not place.is_dir()
@@ -113,11 +120,7 @@ def predict(
     return writer
 
 
-def _images(writer: Writer, place: Path, follow: float | None, reader: "ImageReader | None") -> None:
-    from protoseg.data.channels import ImageReader
-    from protoseg.data.pairing import other_formats
-    from protoseg.evaluation.geotiff import GeoImage, opened
-
+def _images(writer: Writer, place: Path, follow: float | None, reader: ImageReader | None) -> None:
     reader = reader or ImageReader()
     if rank() == 0 and (others := other_formats(place)):
         say(f"left out: {others}")
@@ -175,9 +178,6 @@ def _one_ahead(thread: ThreadPoolExecutor, read: Callable[[Path], Any], paths: l
 
 def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Iterator[list[Path]]:
     """All images of a place; with ``follow``, then those that come until for so many seconds none came."""
-    from protoseg.data.own import ImageFolder
-    from protoseg.data.pairing import list_images
-
     if follow is None:
         yield [path for path, _ in ImageFolder(place, label_space).samples]
         return
@@ -196,8 +196,6 @@ def _arrivals(place: Path, label_space: LabelSpace, follow: float | None) -> Ite
 
 
 def _video(writer: Writer, path: Path) -> None:
-    from protoseg.data.video import Video, VideoWriter
-
     video, target = Video(path), writer.output / "overlays" / f"{path.stem}.mp4"
 
     def run(show: Callable[[Picture], object] | None) -> None:
@@ -233,8 +231,6 @@ def _video(writer: Writer, path: Path) -> None:
 
 
 def _read_labels(path: Path) -> Tensor:
-    from protoseg.data.decoding import open_picture
-
     with open_picture(path) as file:
         return torch.from_numpy(np.asarray(file).astype(np.int64))
 
@@ -242,3 +238,84 @@ def _read_labels(path: Path) -> Tensor:
 def _tensor(picture: np.ndarray) -> Tensor:
     """``h w c`` to ``c h w``, of the same memory where it may be written to."""
     return torch.from_numpy(np.require(picture, requirements="W")).permute(2, 0, 1)
+
+
+@contextmanager
+def opened(path: Path, reader: ImageReader) -> Iterator["GeoImage | None"]:
+    """The image as it is read by windows; None where it is not georeferenced.
+
+    Raises ProtosegError: other channels than the model's; a file that cannot be read.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            files = [stack.enter_context(geotiff(file)) for file in reader.files(path)]
+        except FAILURES:  # no rasterio, or perhaps of a kind that Pillow knows; else that says why
+            files = []
+        placed = files and (files[0].crs is not None or not files[0].transform.is_identity)
+        yield GeoImage(path, reader, files) if placed else None
+
+
+class GeoImage:
+    """An image in open files of rasterio's, one or one for each band."""
+
+    def __init__(self, path: Path, reader: ImageReader, files: list[Any]) -> None:
+        self.path, self.reader, self.files = path, reader, files
+        self.size = self.height, self.width = files[0].shape
+        colors = tuple(color.name for color in files[0].colorinterp)
+        plain = colors in (_RGB, (*_RGB, "alpha")) and files[0].dtypes[0] in ("uint8", "uint16")  # else a palette, …
+        self.whole = None if reader.channels or plain else reader.read(path, turn=False)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """A window, as ``ImageReader.read`` gives the whole; raises as that."""
+        if self.whole is not None:
+            return self.whole[box]
+        chosen = None if self.reader.channels else [1, 2, 3]
+        try:
+            pixels = np.concatenate([file.read(chosen, window=box) for file in self.files]).transpose(1, 2, 0)
+        except FAILURES as error:
+            raise unreadable(self.path, "image", error) from error
+        if self.reader.channels:
+            check_numbers(pixels, self.reader.channels, self.path)
+            return self.reader.scaled(pixels, f"image {self.path}")
+        return pixels if pixels.dtype == np.uint8 else to_bytes(pixels, next(iter(self.reader.ranges), None))
+
+    def predict(self, writer: Writer, name: Path) -> None:
+        """Write what is wanted: ``labels/NAME.tif``, in the image's place, and ``overlays/NAME.jpg``."""
+        space, step = writer.label_space, -(-max(self.size) // SIDE)
+        picture = np.zeros((-(-self.height // step), -(-self.width // step), 3), np.uint8)
+        ignored = file_ignored(space.num_classes)
+        kind = np.min_scalar_type(ignored)
+
+        def run(target: Any = None) -> None:
+            for piece in writer.predictor.pieces(*self.size):
+                rows, columns = (slice(p.start, min(p.stop, n)) for p, n in zip(piece.seen, self.size, strict=True))
+                image = torch.from_numpy(self.read((rows, columns)).copy()).permute(2, 0, 1)
+                label = writer.predict(image)[piece.inner]
+                if target:
+                    target.write(label.numpy().astype(kind), 1, window=piece.place)
+                thin: Any = tuple(slice(-part.start % step, None, step) for part in piece.place)
+                shown = image[:, piece.inner[0], piece.inner[1]][:, thin[0], thin[1]]
+                tile = overlay(shown, label[thin], space)
+                y, x = (-(-part.start // step) for part in piece.place)
+                picture[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+
+        def save(partial: Path) -> None:
+            import rasterio
+
+            profile = {"driver": "GTiff", "count": 1, "dtype": kind, "compress": "deflate", "nodata": ignored}
+            profile |= {"height": self.height, "width": self.width, "tiled": True, "bigtiff": "if_safer"}
+            profile |= {"crs": self.files[0].crs, "transform": self.files[0].transform}
+            with rasterio.open(partial, "w", **profile) as target:
+                if kind == np.uint8:
+                    target.write_colormap(1, dict(enumerate(space.colors)))
+                run(target)
+
+        if "labels" in writer.save:
+            writer.put(writer.path("labels", name).with_suffix(".tif"), save)
+        else:
+            run()
+        if "overlays" in writer.save:
+            writer.put(writer.path("overlays", name), jpeg(picture))

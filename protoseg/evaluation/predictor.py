@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
 from protoseg.functional.similarity import unknown
-from protoseg.types import ProtosegError, SegOutput, first_line
+from protoseg.types import ProtosegError, SegOutput, Size, first_line
 
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
@@ -22,6 +22,7 @@ AT_ONCE = 2**21  # pixels that go through the network at once, 1024 x 2048; of m
 WINDOW, OVERLAP = 1024, 256
 PIECE = 2**22  # scores at full size that are held at once; the result does not depend on it
 
+Model = Any  # a ``Segmentor``, or a call on ``b 3 h w`` to a ``SegOutput``, with the ``stride`` of its logits
 Reduced = tuple[Tensor, ...]
 Box = tuple[slice, slice]
 Reduce = Callable[[Tensor], Reduced]
@@ -42,15 +43,6 @@ class Doubt(NamedTuple):
     confidence: Tensor  # see :meth:`Predictor.predict_with_confidence`, ``h w``
     unknown: Tensor  # see :func:`protoseg.functional.similarity.unknown`, ``h w``
     probabilities: Tensor | None = None  # of all classes, ``c h w``, where they were asked for
-
-
-class SegmentationModel(Protocol):
-    """What the predictor needs of a model: a call on ``b 3 h w``, and how much coarser its logits are."""
-
-    @property
-    def stride(self) -> int: ...
-
-    def __call__(self, image: Tensor, /) -> SegOutput: ...
 
 
 @contextmanager
@@ -104,7 +96,7 @@ class Predictor:
             raise ProtosegError(f"inference.scales: expected a list of positive numbers to {MAX_SCALE}, got {scales}")
         self.mode = mode
         self.crop_size = None if crop_size is None else _pair("crop_size", crop_size)
-        self.stride: tuple[int, int] | None = None
+        self.stride: Size | None = None
         if self.crop_size is not None:
             thirds = [max(1, 2 * side // 3) for side in self.crop_size]
             self.stride = _pair("stride", thirds if stride is None else stride)
@@ -123,14 +115,14 @@ class Predictor:
         """The settings as plain values, for reports."""
         return {name: getattr(self, name) for name in ("mode", "crop_size", "stride", "scales", "flip")}
 
-    def __call__(self, model: SegmentationModel, image: Tensor, size: Tensor) -> list[Tensor]:
+    def __call__(self, model: Model, image: Tensor, size: Tensor) -> list[Tensor]:
         """Class probabilities of each image, ``c h w`` at its own size.
 
         Images are uint8 (or float in 0 to 1) ``b 3 h w``, their sizes before padding int64 ``b 2``.
         """
         return [scores for (scores,) in self._per_image(model, image, size, lambda x: (self._probability(x),))]
 
-    def predict(self, model: SegmentationModel, image: Tensor, size: Tensor) -> list[Tensor]:
+    def predict(self, model: Model, image: Tensor, size: Tensor) -> list[Tensor]:
         """The likeliest class of each pixel, ``h w`` per image, int16 (int32 of 2**15 classes); arguments as above."""
 
         def reduce(scores: Tensor) -> Reduced:
@@ -139,9 +131,7 @@ class Predictor:
 
         return [label for (label,) in self._per_image(model, image, size, reduce)]
 
-    def predict_with_confidence(
-        self, model: SegmentationModel, image: Tensor, size: Tensor
-    ) -> list[tuple[Tensor, Tensor]]:
+    def predict_with_confidence(self, model: Model, image: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per image the likeliest class, int64 ``h w``, and its probability, ``h w``; arguments as of the call.
 
         By a model with statistics (``protoseg teach statistics``) the probability that it is right, class by class.
@@ -154,7 +144,7 @@ class Predictor:
         found = self._per_image(model, image, size, reduce)
         return [(label, _that_it_is_right(model, confidence, label)) for label, confidence in found]
 
-    def doubt(self, model: SegmentationModel, image: Tensor, size: Tensor, probabilities: bool = False) -> list[Doubt]:
+    def doubt(self, model: Model, image: Tensor, size: Tensor, probabilities: bool = False) -> list[Doubt]:
         """All that a model says of each image, in one pass; arguments as of the call."""
         known = getattr(model, "discriminant", None)
 
@@ -168,9 +158,9 @@ class Predictor:
         return [each._replace(confidence=_that_it_is_right(model, each.confidence, each.label)) for each in found]
 
     @torch.no_grad()
-    def _per_image(self, model: SegmentationModel, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
+    def _per_image(self, model: Model, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
         """Run the images group by group; ``reduce`` turns scores ``n c h w`` of a part of them into what is wanted."""
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        groups: dict[Size, list[int]] = defaultdict(list)
         for i, (height, width) in enumerate(size.tolist()):
             groups[height, width].append(i)
         results: dict[int, Reduced] = {}
@@ -180,7 +170,7 @@ class Predictor:
             results.update(zip(members, zip(*values, strict=True), strict=True))
         return [results[i] for i in range(len(image))]
 
-    def _reduced(self, model: SegmentationModel, image: Tensor, reduce: Reduce) -> Reduced:
+    def _reduced(self, model: Model, image: Tensor, reduce: Reduce) -> Reduced:
         """``reduce`` of images of one size, strip by strip: full-size scores of many classes are large.
 
         Each strip's result is put in its place at once: small tensors kept between large ones that come and go leave
@@ -194,7 +184,7 @@ class Predictor:
                 whole[..., rows, columns] = values
         return found
 
-    def _strips(self, model: SegmentationModel, image: Tensor) -> Iterator[tuple[Box, Tensor]]:
+    def _strips(self, model: Model, image: Tensor) -> Iterator[tuple[Box, Tensor]]:
         """Scores of what counts of every piece, some rows at a time, and where they lie in the image."""
         for number, (seen, inner, place) in enumerate(self.pieces(*image.shape[2:])):
             if number:
@@ -219,7 +209,7 @@ class Predictor:
     def _probability(self, scores: Tensor) -> Tensor:
         return scores if self.averages else scores.softmax(1)
 
-    def _average(self, model: SegmentationModel, image: Tensor) -> Tensor:
+    def _average(self, model: Model, image: Tensor) -> Tensor:
         """Probabilities averaged over scales and mirror images, ``b 3 h w`` to ``b c h w``."""
         total = image.new_zeros((), dtype=torch.float32)
         for scale in self.scales:
@@ -228,11 +218,11 @@ class Predictor:
                 logits = torch.cat([*self._rows(model, view)], 2)
                 if logits.shape[2:] != image.shape[2:]:
                     logits = F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
-                part = _softmax(model, logits)
+                part = model.softmax(logits) if isinstance(model, _WithUnknown) else logits.softmax(1)
                 total = total + (part if view is scaled else part.flip(-1))
         return total / (len(self.scales) * (1 + self.flip))
 
-    def _rows(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
+    def _rows(self, model: Model, image: Tensor) -> Iterator[Tensor]:
         """Logits at the image's own size, at least fp32, some rows at a time."""
         size = (image.shape[2], image.shape[3])
         return slide_rows(model, image, self.crop_size or size, self.stride or size)
@@ -241,29 +231,24 @@ class Predictor:
 class _WithUnknown:
     """A model whose last channel of logits is no class's: how unlike all classes a cell is."""
 
-    def __init__(self, model: SegmentationModel, taught: Sequence[int]) -> None:
+    def __init__(self, model: Model, taught: Sequence[int]) -> None:
         self.model, self.taught, self.stride = model, taught, model.stride
 
     def __call__(self, image: Tensor) -> SegOutput:
         output = self.model(image)
         return output._replace(logits=torch.cat([output.logits, unknown(output, self.taught)], 1))
 
+    def softmax(self, logits: Tensor) -> Tensor:
+        return torch.cat([logits[:, :-1].softmax(1), logits[:, -1:]], 1)
 
-def _that_it_is_right(model: SegmentationModel, confidence: Tensor, label: Tensor) -> Tensor:
+
+def _that_it_is_right(model: Model, confidence: Tensor, label: Tensor) -> Tensor:
     """The probability of a class, or by a model with statistics that the class is right, ``h w``."""
     known = getattr(model, "discriminant", None)
     return confidence if known is None else known.log_odds(confidence.logit(1e-7), label).sigmoid()
 
 
-def _softmax(model: SegmentationModel, logits: Tensor) -> Tensor:
-    if isinstance(model, _WithUnknown):
-        return torch.cat([logits[:, :-1].softmax(1), logits[:, -1:]], 1)
-    return logits.softmax(1)
-
-
-def slide_rows(
-    model: SegmentationModel, image: Tensor, crop_size: tuple[int, int], stride: tuple[int, int]
-) -> Iterator[Tensor]:
+def slide_rows(model: Model, image: Tensor, crop_size: Size, stride: Size) -> Iterator[Tensor]:
     """Logits averaged over overlapping windows, ``b 3 h w`` to ``b c rows w``, from top to bottom.
 
     The last window of a row or column ends at the border, so that every window is full; a side of the image smaller
@@ -281,9 +266,6 @@ def slide_rows(
         step = max(1, PIECE // (batch * classes * width))
         for first in range(top, end, step):
             last = min(first + step, end)
-            if len(kept) == len(lefts) == 1:  # nothing to average, which would be five more passes over the scores
-                yield upsample_rows(row[0], (first - top, last - top), window, model.stride, align_corners)
-                continue
             total = row[0].new_zeros(batch, classes, last - first, width)
             count = total.new_zeros(last - first, width)
             for y, outputs in kept:
@@ -295,7 +277,7 @@ def slide_rows(
             yield total.div_(count)
 
 
-def _run(model: SegmentationModel, image: Tensor, lefts: Sequence[int], width: int) -> tuple[list[Tensor], bool]:
+def _run(model: Model, image: Tensor, lefts: Sequence[int], width: int) -> tuple[list[Tensor], bool]:
     """Logits of one row of windows, ``b c h w`` on the grid for each of ``lefts``, at least fp32; ``align_corners``."""
     crops = [(i, left) for left in lefts for i in range(len(image))]
     at_once = max(1, AT_ONCE // 2 // (image.shape[2] * width))
@@ -332,7 +314,7 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+def _pair(name: str, value: int | Sequence[int]) -> Size:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ProtosegError(f"inference.{name}: expected a positive integer or (height, width), got {value}")

@@ -4,8 +4,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +13,18 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from protoseg.data.decoding import Range
 from protoseg.files import write_file
 from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.functional.similarity import unknown
 from protoseg.models.adapters import merge
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor
-from protoseg.types import LabelSpace, ProtosegError, require
+from protoseg.types import LabelSpace, ProtosegError, Size, require
 
-MAX_SIDE = 8192
-"""Free sizes go up to this many pixels a side."""
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its warnings are of torchvision
+
+MAX_SIDE = 8192  # pixels: free sizes go up to so many a side
 
 
 class Difference(NamedTuple):
@@ -34,11 +35,7 @@ class Difference(NamedTuple):
 
 
 def export_onnx(
-    model: Segmentor,
-    label_space: LabelSpace,
-    path: str | Path,
-    size: tuple[int, int] | None = None,
-    ranges: Sequence[tuple[float, float]] = (),
+    model: Segmentor, label_space: LabelSpace, path: str | Path, size: Size | None = None, ranges: Sequence[Range] = ()
 ) -> Path:
     """Write ``model`` as an ONNX file.
 
@@ -72,7 +69,8 @@ def export_onnx(
         most = MAX_SIDE // step
         sides = {i: step * torch.export.Dim(name, min=2, max=most) for i, name in ((2, "height"), (3, "width"))}
         shapes = {"image": {0: torch.export.Dim("batch"), **(sides if size is None else {})}}
-        with _quiet(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the exporter's own deprecated parts
             program: Any = torch.onnx.export(network, (image,), dynamo=True, dynamic_shapes=shapes, **names)
         if size is not None or not any(isinstance(side, int) for side in program.model.graph.inputs[0].shape[2:]):
             break
@@ -91,9 +89,7 @@ def multiple_of(path: str | Path) -> int:
     return int({entry.key: entry.value for entry in onnx.load(path).metadata_props}["multiple"])
 
 
-def compare_onnx(
-    model: Segmentor, path: str | Path, sizes: Sequence[tuple[int, int]], scaled: bool = False
-) -> Difference:
+def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[Size], scaled: bool = False) -> Difference:
     """The largest difference between ``model`` and its file on random images, two of each size; as ``require``.
 
     ``scaled``: the file was written with ``ranges``.
@@ -125,7 +121,7 @@ def _inputs(image: Tensor, scaled: bool) -> Tensor:
 class _Network(nn.Module):
     """What is exported: uint8 image to the outputs; ``size`` is None where it is left free."""
 
-    def __init__(self, model: Segmentor, size: tuple[int, int] | None) -> None:
+    def __init__(self, model: Segmentor, size: Size | None) -> None:
         super().__init__()
         if size is None:
             _pad_explicitly(model)
@@ -171,17 +167,3 @@ def _pad_explicitly(module: nn.Module) -> None:
             setattr(module, name, nn.Sequential(nn.ZeroPad2d((before, after, before, after)), plain))
         else:
             _pad_explicitly(child)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says of torchvision and of its own deprecated parts."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

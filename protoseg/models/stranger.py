@@ -23,12 +23,10 @@ class OnnxNetwork(nn.Module):
     Images of another size than that of a file for one size are resized to it, and its maps back.
     """
 
-    file: Tensor
-
     def __init__(self, length: Sequence[int], outputs: Sequence[str]) -> None:
         super().__init__()
         self.outputs, self.session = list(outputs), cast(Any, None)
-        self.register_buffer("file", torch.zeros(length[0] * BLOCK + length[1], dtype=torch.uint8))
+        self.file = nn.Buffer(torch.zeros(length[0] * BLOCK + length[1], dtype=torch.uint8))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised images ``b 3 h w`` to the maps; raises as :func:`onnx_session`."""

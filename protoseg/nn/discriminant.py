@@ -45,18 +45,13 @@ class Discriminant(nn.Module):
     ratio. Raises ProtosegError: statistics of other maps than of so many ``channels``.
     """
 
-    weight: Tensor
-    bias: Tensor
-    slope: Tensor
-    sureness: Tensor
-
     def __init__(self, known: Statistics, channels: Sequence[int], strides: Sequence[int], stride: int) -> None:
         super().__init__()
         if len(known.scale) != sum(channels):
             text = f"statistics: expected those of the {sum(channels)} channels of this network's maps, got"
             raise ProtosegError(f"{text} {len(known.scale)}: make them anew with protoseg teach statistics")
-        for name, part in zip(("weight", "bias", "slope", "sureness"), (*known.linear(), *known[6:8]), strict=True):
-            self.register_buffer(name, part, persistent=False)
+        self.weight, self.bias = (nn.Buffer(part, persistent=False) for part in known.linear())
+        self.slope, self.sureness = (nn.Buffer(part, persistent=False) for part in (known.slope, known.bias))
         self.known, self.channels, self.strides, self.stride = known, list(channels), [stride, *strides], stride
         self.of = known.classes.tolist()
         self.old = (~known.taught).nonzero().flatten().tolist()

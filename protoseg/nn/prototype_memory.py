@@ -47,12 +47,6 @@ class PrototypeMemory(nn.Module):
         assignment, epsilon, rounds: see :func:`protoseg.functional.prototypes.cluster`.
     """
 
-    prototypes: Tensor  # ``c k d``, unit vectors
-    updates: Tensor  # number of updates each prototype has had, int64 ``c k``
-    occupancy: Tensor  # pixels that moved each prototype in the last step, over all ranks, ``c k``
-    pending_sums: Tensor
-    pending_counts: Tensor
-
     def __init__(
         self,
         num_classes: int,
@@ -76,12 +70,12 @@ class PrototypeMemory(nn.Module):
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
         self.cared_for = False  # moved, loaded, or moved by whom we know: nothing to warn of
         c, k = num_classes, num_prototypes
-        self.register_buffer("prototypes", F.normalize(torch.randn(c, k, dim), dim=2))
-        self.register_buffer("updates", torch.zeros(c, k, dtype=torch.int64))
-        self.register_buffer("occupancy", torch.zeros(c, k))
+        self.prototypes = nn.Buffer(F.normalize(torch.randn(c, k, dim), dim=2))  # unit vectors
+        self.updates = nn.Buffer(torch.zeros(c, k, dtype=torch.int64))  # how many each prototype has had
+        self.occupancy = nn.Buffer(torch.zeros(c, k))  # pixels that moved each in the last step, over all ranks
         # Empty between optimizer steps, and checkpoints are taken between optimizer steps: nothing to persist.
-        self.register_buffer("pending_sums", torch.zeros(c * k, dim), persistent=False)
-        self.register_buffer("pending_counts", torch.zeros(c * k), persistent=False)
+        self.pending_sums = nn.Buffer(torch.zeros(c * k, dim), persistent=False)
+        self.pending_counts = nn.Buffer(torch.zeros(c * k), persistent=False)
 
     @property
     def balances(self) -> bool:
@@ -133,8 +127,8 @@ class PrototypeMemory(nn.Module):
         if self.init == "features":
             correct = correct | (self.updates.flatten()[member.clamp_min(0)] == 0)
         sums, counts = prototype_sums(embeddings, member.where(correct, -1), len(self.pending_counts))
-        self.pending_sums += sums
-        self.pending_counts += counts
+        self.pending_sums.add_(sums)
+        self.pending_counts.add_(counts)
 
     def forget(self) -> None:
         """Leave out what was observed since the last step."""
@@ -148,7 +142,7 @@ class PrototypeMemory(nn.Module):
         sums, counts = all_reduce_(self.pending_sums), all_reduce_(self.pending_counts)
         self.move(sums, counts, self._momentum().flatten())
         self.occupancy.copy_(counts.view_as(self.occupancy))
-        self.updates += self.occupancy > 0
+        self.updates.add_(self.occupancy > 0)
         self.forget()
 
     def move(self, sums: Tensor, counts: Tensor, momentum: Tensor) -> None:

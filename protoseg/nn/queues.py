@@ -14,19 +14,15 @@ class ClassQueues(nn.Module):
     1, or ``per_step`` larger than the queue.
     """
 
-    features: Tensor  # ``c L d``; the first ``fill`` of each class are in use
-    pointer: Tensor  # slot of each class that is written next, int64 ``c``
-    fill: Tensor  # slots in use, int64 ``c``
-
     def __init__(self, num_classes: int, length: int, dim: int, per_step: int) -> None:
         super().__init__()
         if min(num_classes, dim, per_step) < 1 or per_step > length:
             text = "class queues: expected at least one class and channel and 1 <= per_step <= length"
             raise ProtosegError(f"{text}, got {num_classes=}, {dim=}, {per_step=}, {length=}")
         self.per_step = per_step
-        self.register_buffer("features", torch.zeros(num_classes, length, dim))
-        self.register_buffer("pointer", torch.zeros(num_classes, dtype=torch.int64))
-        self.register_buffer("fill", torch.zeros(num_classes, dtype=torch.int64))
+        self.features = nn.Buffer(torch.zeros(num_classes, length, dim))  # the first ``fill`` of each are in use
+        self.pointer = nn.Buffer(torch.zeros(num_classes, dtype=torch.int64))  # slot of each that is written next
+        self.fill = nn.Buffer(torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
     def push(self, features: Tensor, valid: Tensor, key: Tensor | None = None) -> None:

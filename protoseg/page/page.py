@@ -24,9 +24,8 @@ from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_mem
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
-from protoseg.evaluation.evaluate import without_nan
 from protoseg.evaluation.metrics import confusion_matrix, scores
-from protoseg.files import write_file
+from protoseg.files import without_nan, write_file
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 MOST_CELLS = 20_000  # of an image to click into, 7 bytes each; of more every second cell is kept, or every third, …
@@ -206,18 +205,13 @@ def write_page(
     # A template's undefined name is a fault of ours: an error, not an empty place.
     environment = Environment(loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined)
     environment.filters["uri"] = partial(jpeg_uri, width=_PATCH_WIDTH)
-    colors = [css(color) for color in label_space.colors]
-    numbers = prototypes.colors if prototypes else []
+    colors, numbers = [css(color) for color in label_space.colors], prototypes.colors if prototypes else []
     data = {"classes": label_space.classes, "colors": colors, "numberColors": numbers, "views": views}
     matrix = {pictures.CONFUSION: torch.from_numpy(confusion)}
     text = environment.get_template("page.html").render(
         title=title,
         facts={**facts, "written": f"{datetime.now():%Y-%m-%d %H:%M} by protoseg {__version__}"},
-        style=(_TEMPLATE / "page.css").read_text(encoding="utf-8"),
-        script=(_TEMPLATE / "page.js").read_text(encoding="utf-8"),
         result=without_nan(result),
-        classes=label_space.classes,
-        colors=colors,
         ignored=IGNORE_INDEX,
         confusion=figure_uri(pictures.confusions_figure(matrix, label_space)),
         curves=None if run is None else figure_uri(curves_figure(run)),

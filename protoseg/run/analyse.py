@@ -1,7 +1,6 @@
 """What a checkpoint shows: in the tables and pictures of ``protoseg analyse``, and on the page of ``report=true``."""
 
 import re
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -14,41 +13,30 @@ from rich.progress import track
 from protoseg.analysis.activations import PatchCollector, activation, activation_panel, patch_sheet
 from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
 from protoseg.analysis.embedding import EmbeddingCollector, embedding_figure, embedding_map
-from protoseg.analysis.stream import Collector, collect, look, prototype_memory, scenes
+from protoseg.analysis.stream import collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel
 from protoseg.checkpoint import check_same_classes
 from protoseg.data.statistics import spread
-from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.pictures import MANY_CLASSES, confusions_figure
 from protoseg.evaluation.writer import jpeg
-from protoseg.files import with_ending, write_file
+from protoseg.files import with_ending, write_file, write_json
 from protoseg.functional.discriminant import COVERAGE
 from protoseg.models.segmentor import Segmentor
 from protoseg.page.page import PrototypeReport, WorstImage, figure_uri, pixel_view, prototype_report, write_page
 from protoseg.run.evaluate import Trained, image_loader, open_checkpoint
 from protoseg.text import Terminal, say
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, Names, ProtosegError
 
-_TITLES = {
-    "margin": "prototype margin",
-    "distance": "prototype distance",
-    "confidence": "softmax confidence",
-    "class-aware": "class-aware confidence",
-}
+_TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}
+_TITLES |= {"class-aware": "class-aware confidence"}
 PROTOTYPE_IMAGES = 200  # looked at for patches and occupancy
 VIEWS = 8  # images to click into
 DOUBT_IMAGES = 100  # in which the model's doubt is judged, where it has statistics
 
 
 def prototypes(
-    cfg: DictConfig,
-    out: Path,
-    images: int | None,
-    patches: int,
-    pixels: int,
-    classes: Sequence[str] | None,
-    skip: Sequence[str],
+    cfg: DictConfig, out: Path, images: int | None, patches: int, pixels: int, classes: Names | None, skip: Names
 ) -> None:
     """Write tables and pictures of a checkpoint's prototypes over the training images."""
     trained = open_checkpoint(cfg)
@@ -59,7 +47,7 @@ def prototypes(
     occupancy, nearest = OccupancyCollector(c, k), PatchCollector(c, k, patches)
     embeddings = EmbeddingCollector(max(1, pixels // c))
     console = Console(stderr=True)
-    parts: dict[str, Collector] = {"patches": nearest, "embedding": embeddings}
+    parts: dict[str, Any] = {"patches": nearest, "embedding": embeddings}
     with image_loader(cfg, trained, images, training=True) as loader:
         collect(scenes(model, loader), occupancy, *(part for name, part in parts.items() if name not in skip))
         found = occupancy.compute()

@@ -1,4 +1,4 @@
-"""A published file becomes one of our checkpoints, with the settings under which it gives the published labels."""
+"""Other formats: a published file becomes one of our checkpoints, and gives the published labels; one of ours ONNX."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,21 @@ from hydra.utils import instantiate
 from omegaconf import open_dict
 from torch import Tensor
 
+from protoseg.api import load
 from protoseg.archive import Unread, read_foreign
 from protoseg.checkpoint import NETWORKS, own_part, save_checkpoint
+from protoseg.export.onnx import compare_onnx, export_onnx, multiple_of
 from protoseg.files import write_file
 from protoseg.models.build import build_model
 from protoseg.models.published import KINDS, Kind
-from protoseg.models.weights import listed_keys, unwrapped
+from protoseg.models.weights import State, listed_keys, unwrapped
 from protoseg.run.build import plain
 from protoseg.run.config import composed
 from protoseg.text import Terminal, override, program
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, Size, require
 
 _TEACHER, _FROZEN = "ema_model.", "imnet_model."
+TOLERANCE = 1e-3  # by which logits around 10 may differ: another order of sums, not another network
 _PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of the student or of a whole Lightning module
 
 
@@ -135,9 +138,7 @@ def _letters(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _fitted(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], left: Sequence[str], where: str
-) -> dict[str, Tensor]:
+def _fitted(state: State, wanted: State, left: Sequence[str], where: str) -> State:
     """The tensors in the shapes of the model's; a 1 x 1 convolution and a linear layer are the same numbers."""
     # Files older than PyTorch 0.4.1 lack the counters of batches.
     fitted = {name: torch.tensor(0) for name in wanted if name.endswith("num_batches_tracked")}
@@ -184,3 +185,23 @@ def run_convert(file: Path, out: Path, network: str, overrides: Sequence[str]) -
     terminal.say(f"{out}: {what}, {out.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
     use = ("evaluate", override("ckpt_path", out)) if whole else ("train", override("encoder.weights", out))
     terminal.say(program(*use))
+
+
+def export(checkpoint: str, out: Path, size: Size | None, network: str, trust: Sequence[str]) -> None:
+    """Export, compare, and say what came out; raises as ``export_onnx``, or where the file computes something else."""
+    require("onnx", "onnx", "onnxscript", "onnxruntime")  # before the minutes that the rest takes
+    terminal = Terminal()
+    trained = load(checkpoint, device="cpu", network=network, trust=trust)
+    ranges = trained.reader.ranges if trained.reader and trained.reader.channels else ()
+    started = time.perf_counter()
+    with terminal.status("exporting (half a minute to some minutes)"):
+        path = export_onnx(trained.network, trained.label_space, out, size, ranges)
+    multiple = multiple_of(path)
+    several = [(128, 192), (240, 320), (241, 319)] if multiple == 1 else [(4 * multiple, 6 * multiple)]
+    difference = compare_onnx(trained.network, path, [size] if size else several, scaled=bool(ranges))
+    logits, labels = f"{difference.logits:.1e}", f"{difference.labels:.4%}"
+    seen = f"logits differ from torch's by at most {logits}, {labels} of the labels differ"
+    if difference.logits > TOLERANCE:
+        raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {TOLERANCE}: do not use it")
+    free = "" if size else "any size; " if multiple == 1 else f"height and width multiples of {multiple}; "
+    terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {free}{seen}")

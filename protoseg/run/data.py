@@ -1,6 +1,5 @@
-"""What ``protoseg data`` does: tables, faults and pictures of a data set, a faster copy, a submission, drawn scenes."""
+"""What ``protoseg data`` does: tables, faults and pictures of a data set, a faster copy, a submission."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import track
 from torchvision.utils import make_grid
 
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
@@ -182,21 +181,6 @@ def convert_data(inputs: Sequence[Path], out: Path, to: str | None, classes: Pat
     for reason, places in left_out.items():
         say(f"left out: {len(places)} x {reason} (first: {places[0]})")
     say(f"Train with {command('data=folder', override('data.root', out))}")
-
-
-def render(
-    out: Path, count: int, style: str, size: tuple[int, int], seed: int, labels: str, workers: int | None
-) -> None:
-    """Draw labelled street scenes of ``size`` (width, height)."""
-    from protoseg.render import RenderSettings, render_dataset
-
-    settings = RenderSettings(style, *size, seed, labels)
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=count)
-        for done in render_dataset(out, count, settings, (os.cpu_count() or 1) if workers is None else workers):
-            progress.update(task, completed=done)
-    say(f"{count} pictures and label maps in {out}: train with {command('data=folder', override('data.root', out))}")
 
 
 def _parts(

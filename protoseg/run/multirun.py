@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from protoseg.files import write_file
+from protoseg.files import write_text
 from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, settings, write_job, write_manifest
 from protoseg.run.config import check_ranges, explain, explained
 from protoseg.run.launch import first_process, launch
@@ -269,8 +269,7 @@ def _account(cfg: DictConfig, job: Job, sweep: Sweep) -> float:
         from protoseg.callbacks.loggers import finish_wandb  # torch, which no help waits for
 
         message = explain(error, "train") or f"{type(error).__name__}: {error}"
-        text = traceback.format_exc()
-        write_file(job.folder / "error.log", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
+        write_text(job.folder / "error.log", traceback.format_exc())
         record("failed", error=message)
         finish_wandb(failed=True)
         log.error("job %d failed: %s", job.number, visible(f"{message} (traceback: {job.folder}/error.log)"))
@@ -327,6 +326,5 @@ def compare(folder: Path, out: Path | None, metric: str | None) -> None:
         terminal.print(title, style="yellow")
     for line in without:
         terminal.say(f"  {line}")
-    out = out or folder
-    for path in [*tables.write_tables(sweep, comparison, out), *tables.write_figures(comparison, out)]:
+    for path in tables.write_results(sweep, comparison, out or folder):
         terminal.say(f"Written: {path}")

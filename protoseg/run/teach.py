@@ -1,6 +1,7 @@
 """What ``protoseg teach`` does: open a checkpoint, change its classes, write it; or show and measure what would be."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,8 @@ from protoseg.checkpoint import save_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.data.class_masks import ClassMasks
 from protoseg.data.own import ImageFolder
-from protoseg.evaluation.evaluate import write_json
 from protoseg.evaluation.predictor import choose_device
+from protoseg.files import write_json
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
@@ -160,16 +161,12 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
     return made
 
 
-def page(**settings: Any) -> None:
-    _labelling_page().page(**settings)
-
-
-def replay(**settings: Any) -> None:
-    _labelling_page().replay(**settings)
-
-
-def _labelling_page() -> Any:
-    """The application's commands; as ``conf``, it lies beside the package in a checkout and in it where installed."""
+def _labelling_page(command: str, **settings: Any) -> None:
+    """Run a command of the page, which as ``conf`` lies beside the package in a checkout, and in it where installed."""
     require("page", "aiohttp")
     installed = "protoseg.labelling_page"
-    return import_module(f"{installed if find_spec(installed) else 'examples.labelling_page'}.commands")
+    commands = import_module(f"{installed if find_spec(installed) else 'examples.labelling_page'}.commands")
+    getattr(commands, command)(**settings)
+
+
+page, replay = partial(_labelling_page, "page"), partial(_labelling_page, "replay")

@@ -18,7 +18,6 @@ from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities import rank_zero_only
-from rich.table import Column, Table
 
 from protoseg.allocator import keep_freed_memory
 from protoseg.callbacks.checkpoint import STOP_SIGNALS, AtomicCheckpointIO, Checkpoint, Restart, Stopped, StopRequest
@@ -26,7 +25,7 @@ from protoseg.callbacks.loggers import StepLog, finish_wandb, log_score
 from protoseg.checkpoint import check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
 from protoseg.evaluation.curves import curves_figure, read_log
-from protoseg.files import remove_partial_files, write_file
+from protoseg.files import remove_partial_files, write_text
 from protoseg.job_records import read_job
 from protoseg.lightning import log_by_global_step
 from protoseg.models.build import wrong_input
@@ -270,10 +269,7 @@ def summarise(
         "predictions, prototypes": output / "panels" if (output / "panels").is_dir() else None,
     }
     rows = [(what, str(value)) for what, value in found.items() if value is not None]
-    table = Table("", Column(overflow="fold"), title="Training finished", show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    Terminal().print(table)
+    Terminal().table("Training finished", ("", ""), rows, left=(0, 1))
     if parameters is not None:
         explain_folder(output, rows)
     if best_file is not None:
@@ -293,8 +289,7 @@ def explain_folder(output: Path, rows: list[tuple[str, str]]) -> None:
         return
     words = [str(word) for word in OmegaConf.load(said)] if said.is_file() else []
     table = markdown_table(("what", "here"), [(what, text.removeprefix(f"{output}{os.sep}")) for what, text in rows])
-    text = template.format(command=command("protoseg", "train", *words), table=table)
-    write_file(page, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    write_text(page, template.format(command=command("protoseg", "train", *words), table=table))
 
 
 def in_words(score: float, validated: bool) -> str:

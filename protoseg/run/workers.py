@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from protoseg.callbacks.checkpoint import Stopped, StopRequest
 from protoseg.distributed import usable_cores
-from protoseg.files import write_file
+from protoseg.files import write_file, write_text
 from protoseg.types import ProtosegError
 
 CONFIG, RESULT = "config.yaml", "result.json"  # in the workers' folder: what they read, what the first of them leaves
@@ -138,7 +138,7 @@ def _work(folder: Path) -> None:
     with explained():
         score = run_training(cfg, stop_signals=(signal.SIGUSR1,))
     if os.environ["RANK"] == "0":
-        write_file(folder / RESULT, lambda path: path.write_text(json.dumps({"score": score})))
+        write_text(folder / RESULT, json.dumps({"score": score}))
 
 
 def _end_with(parent: int) -> None:

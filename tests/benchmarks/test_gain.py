@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks.gain import PLAN, Run, carry_out, planned, table
 from benchmarks.gain_terms import VariantContrast, borders
-from protoseg.evaluation.evaluate import write_json
+from protoseg.files import write_json
 from protoseg.run.config import composed
 from protoseg.types import ProtosegError
 from tests.conftest import TINY

@@ -18,10 +18,10 @@ from PIL import Image
 
 from protoseg.cli.main import run_tool
 from protoseg.data import LabelledFolder
+from protoseg.data.class_file import _used_in
 from protoseg.data.decoding import largest_deep_value
 from protoseg.data.files import read_image
 from protoseg.data.label_spaces import mapping_table
-from protoseg.data.mask_reading import _used_in
 from protoseg.types import LabelSpace, ProtosegError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
@@ -260,17 +260,17 @@ def test_a_mask_that_was_not_looked_at_is_not_read_by_chance(tmp_path: Path) -> 
 def test_a_stray_mask_beyond_those_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stray: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("protoseg.data.mask_reading._SAMPLE", 2)
+    monkeypatch.setattr("protoseg.data.class_file._SAMPLE", 2)
     root = folder(tmp_path, "classes: [background, lesion]", *[mask(0, 1)] * 3, mask(*stray), mask(0, 1))
     with pytest.raises(ProtosegError, match=r"got 0, 1, 255, of which 255 \(e\.g\. in .*/3\.png\) never lies beside 1"):
         labels(root)
     root = folder(tmp_path, "classes: [background, lesion]", mask(0, 255, 1), *[mask(0, 1)] * 2, mask(*stray))
-    monkeypatch.setattr("protoseg.data.mask_reading._SAMPLE", 1)
+    monkeypatch.setattr("protoseg.data.class_file._SAMPLE", 1)
     assert labels(root)["3.png"][0].tolist() == [0 if i == 0 else V for i in stray]
 
 
 def test_empty_masks_say_nothing_and_all_others_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protoseg.data.mask_reading._SAMPLE", 2)
+    monkeypatch.setattr("protoseg.data.class_file._SAMPLE", 2)
     root = folder(tmp_path, GREYS, mask(0, 0), mask(0, 0), mask(0, 255), mask(0, 0))
     assert labels(root)["2.png"][0].tolist() == [0, 1]
     before = _used_in.cache_info().misses

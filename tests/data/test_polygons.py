@@ -21,9 +21,9 @@ from pycocotools.coco import COCO
 
 from protoseg.cli.main import COMMANDS, run_tool
 from protoseg.data import CITYSCAPES, read_class_file
+from protoseg.data.class_file import MaskReading
 from protoseg.data.export import WRITERS, convert, write_form
 from protoseg.data.label_spaces import file_ids
-from protoseg.data.mask_reading import MaskReading
 from protoseg.data.own import LabelledFolder
 from protoseg.data.polygons import FORMS
 from protoseg.data.public import Cityscapes

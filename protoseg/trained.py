@@ -228,11 +228,12 @@ def unmoved(encoder: Encoder) -> dict[str, Tensor]:
     return {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items() if name not in moving}
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors, in hexadecimal."""
+def digest(state: Mapping[str, Tensor], *more: Tensor) -> str:
+    """SHA-256 of named tensors, and then of tensors without a name, in hexadecimal."""
     found = hashlib.sha256()
-    for name in sorted(state):
-        found.update(name.encode() + state[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in [*sorted(state.items()), *(("", tensor) for tensor in more)]:
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.update(name.encode(errors="backslashreplace") + numbers.tobytes())
     return found.hexdigest()
 
 

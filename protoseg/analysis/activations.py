@@ -75,7 +75,7 @@ def activation_panel(image: Tensor, found: Activation, label_space: LabelSpace) 
     low, high = found.range
     colors = prototype_colors(len(found.cosines))
     name = pictures.short_name(label_space.classes[found.class_id])
-    tiles: list[tuple[str, pictures.Picture, pictures.Color | None]] = [
+    tiles: list[pictures.Tile] = [
         ("photo", pictures.as_picture(image), None),
         (f"{name}: nearest prototype", assignment_picture(image, found), None),
     ]

@@ -6,7 +6,7 @@ collectors share one pass of the model.
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -84,12 +84,6 @@ class Scene(NamedTuple):
         return min(row * self.stride + half, self.size[0] - 1), min(column * self.stride + half, self.size[1] - 1)
 
 
-class Collector(Protocol):
-    """Counts something over a stream of scenes."""
-
-    def update(self, scene: Scene) -> None: ...
-
-
 Loader = DataLoader[Batch]
 
 
@@ -131,8 +125,8 @@ def look(
 
 
 @torch.no_grad()
-def collect(stream: Iterable[Scene], *collectors: Collector) -> None:
-    """Show every scene to every collector: one pass of the model for all of them."""
+def collect(stream: Iterable[Scene], *collectors: Any) -> None:
+    """Show every scene to every collector by its ``update(scene)``: one pass of the model for all of them."""
     for scene in stream:
         for collector in collectors:
             collector.update(scene)

@@ -1,6 +1,7 @@
 """``protoseg COMMAND``: one door to the tools of ``commands.yaml``. A tool's modules are imported when it is called."""
 
 import difflib
+import math
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
@@ -112,26 +113,18 @@ def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
         resolve_name(run)(**settings)
 
 
-def _sides(form: str, text: str) -> tuple[int, int]:
-    first, _, second = text.lower().partition("x")
-    if not (first.isdecimal() and second.isdecimal()):
+def _numbers(form: str, separator: str, count: int, most: float, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.lower().split(separator)]
+    if len(parts) != count or not all(part.isdecimal() and int(part) <= most for part in parts):
         raise ArgumentTypeError(f"expected {form}, got {text!r}")
-    return int(first), int(second)
-
-
-def _color(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) < 256 for part in parts):
-        raise ArgumentTypeError(f"expected three numbers from 0 to 255, e.g. 0,0,142, got {text!r}")
-    red, green, blue = map(int, parts)
-    return red, green, blue
+    return tuple(map(int, parts))
 
 
 _TYPES = {
     "int": int,
     "float": float,
     "path": Path,
-    "height x width": partial(_sides, "HEIGHTxWIDTH, e.g. 512x1024"),
-    "width x height": partial(_sides, "WIDTHxHEIGHT, e.g. 640x480"),
-    "color": _color,
+    "height x width": partial(_numbers, "HEIGHTxWIDTH, e.g. 512x1024", "x", 2, math.inf),
+    "width x height": partial(_numbers, "WIDTHxHEIGHT, e.g. 640x480", "x", 2, math.inf),
+    "color": partial(_numbers, "three numbers from 0 to 255, e.g. 0,0,142", ",", 3, 255),
 }

@@ -4,7 +4,6 @@ The layouts are in ``layouts.yaml``, under the names of the classes, with what e
 others are described where they are configured, in ``conf/data``.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from protoseg.data.label_spaces import ADE20K_FULL, WIDE_FILE_IGNORED
 from protoseg.data.layout import LayoutDataset, described_classes
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, Names, ProtosegError, StrPath
 
 LAYOUTS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_bytes())
 NUM_CLASSES = (847, 700, 500, 300)
@@ -37,12 +36,7 @@ class PublicDataset(LayoutDataset):
             cls.__doc__ = f"{cls.__doc__}\n\n{cls.source}"
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        sequences: Sequence[str] | None = None,
-        labels: bool = True,
-        **chosen: Any,
+        self, root: StrPath, split: str = "train", sequences: Names | None = None, labels: bool = True, **chosen: Any
     ) -> None:
         super().__init__(root, split, labels, sequences=sequences, **{**self.layout, **chosen})
 
@@ -51,7 +45,7 @@ class ACDC(PublicDataset):
     """ACDC, the 19 classes of Cityscapes; ``conditions``: of ``fog``, ``night``, ``rain``, ``snow``; None: all."""
 
     def __init__(
-        self, root: str | Path, split: str = "train", conditions: Sequence[str] | None = None, labels: bool = True
+        self, root: StrPath, split: str = "train", conditions: Names | None = None, labels: bool = True
     ) -> None:
         super().__init__(root, split, labels=labels, conditions=conditions)
 
@@ -91,7 +85,7 @@ class Streets(PublicDataset):
     """
 
     def __init__(
-        self, root: str | Path | None = None, style: str = "day", split: str = "train", labels: bool = True
+        self, root: StrPath | None = None, style: str = "day", split: str = "train", labels: bool = True
     ) -> None:
         super().__init__(Path(__file__).parent / "streets" if root is None else root, split, labels=labels, style=style)
 
@@ -110,7 +104,7 @@ class ADE20KFull(PublicDataset):
         """
         return (pixels[..., 0] // 10).astype(np.int32) * 256 + pixels[..., 1]
 
-    def __init__(self, root: str | Path, split: str = "train", labels: bool = True, num_classes: int = 847) -> None:
+    def __init__(self, root: StrPath, split: str = "train", labels: bool = True, num_classes: int = 847) -> None:
         super().__init__(root, split, labels=labels)
         self.label_space = self.space(num_classes=num_classes)
         self.id_table[self.id_table >= num_classes] = WIDE_FILE_IGNORED

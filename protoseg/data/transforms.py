@@ -17,6 +17,7 @@ import albumentations as A
 from protoseg.data.label_spaces import Ids, ignored_in
 from protoseg.types import ProtosegError
 
+Pixels = NDArray[Any]  # ``h w c``
 PAD_IMAGE = 127
 MAX_CROPS = 10  # as mmsegmentation's RandomCrop(cat_max_ratio)
 # The strengths of mmsegmentation's PhotoMetricDistortion, each applied with probability 1/2. Brightness is a factor
@@ -82,7 +83,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         return drawn
 
 
-def scaled_part(image: NDArray[Any], size: tuple[int, int], box: tuple[int, int, int, int]) -> NDArray[Any]:
+def scaled_part(image: Pixels, size: tuple[int, int], box: tuple[int, int, int, int]) -> Pixels:
     """What ``cv2.resize`` of the whole image, and a slice of that, would give: bilinear, to a grey level or two.
 
     Of ``h w c``, scaled to ``size`` (height, width), ``box`` is left, top, right and bottom in pixels of the result.
@@ -159,9 +160,7 @@ class TrainTransform:
             for last in (colors, [A.RandomBrightnessContrast(BRIGHTNESS, CONTRAST, p=0.5)])
         )
 
-    def __call__(
-        self, image: NDArray[Any], label: Ids, seed: int, wanted: Wanted | None = None
-    ) -> tuple[NDArray[Any], Ids]:
+    def __call__(self, image: Pixels, label: Ids, seed: int, wanted: Wanted | None = None) -> tuple[Pixels, Ids]:
         """Augment ``image`` (uint8 RGB ``h w 3``, or float32 ``h w c`` in [0, 1]) and ``label`` (``h w``).
 
         The result depends on these arguments alone. With ``wanted``, the crop (not the scale) is drawn again until it

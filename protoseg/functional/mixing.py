@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from protoseg.functional.resize import grid_size
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import IGNORE_INDEX, ProtosegError, Size
 
 BLUR_KERNEL = 9  # covers four standard deviations of the widest blur
 BLUR_SIGMA = (0.15, 1.15)
@@ -98,9 +98,7 @@ def _transform_one(image: Tensor, jitter: float, jitter_probability: float, blur
     return image
 
 
-def random_patch_mask(
-    batch: int, size: tuple[int, int], block_size: int = 64, ratio: float = 0.7, device: Any = None
-) -> Tensor:
+def random_patch_mask(batch: int, size: Size, block_size: int = 64, ratio: float = 0.7, device: Any = None) -> Tensor:
     """Square patches, each hidden with probability ``ratio`` (MIC, arXiv 2212.01322, Eq. 6): bool ``b 1 H W``.
 
     True is visible. Sizes are in pixels; patches at the bottom and right border may be cut. Raises ProtosegError: a

@@ -112,12 +112,7 @@ def nearest_class_cosine(prototypes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(
-    similarity: Tensor,
-    label: Tensor,
-    num_classes: int,
-    valid: Tensor | None = None,
-    epsilon: float = 0.05,
-    rounds: int = 3,
+    own: Tensor, label: Tensor, num_classes: int, valid: Tensor | None = None, epsilon: float = 0.05, rounds: int = 3
 ) -> Tensor:
     """Sinkhorn-Knopp within every class: each pixel spreads one unit, each prototype of a class gets an equal share.
 
@@ -129,9 +124,9 @@ def sinkhorn(
     to 1; the others are 0, and their label may be anything. ``epsilon`` is the entropy weight, smaller is sharper;
     ``rounds`` are of normalisation.
     """
-    similarity = at_least_fp32(similarity)
+    own = at_least_fp32(own)
     # Cosines are at most 1; the shift keeps exp in range (exp(1 / 0.05) overflows fp16) and cancels in the plan.
-    plan = ((similarity - 1) / epsilon).exp()
+    plan = ((own - 1) / epsilon).exp()
     if valid is not None:
         label = label.where(valid, 0)
         plan = plan * valid.unsqueeze(1)

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import IGNORE_INDEX, ProtosegError, Size
 
 
-def grid_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+def grid_size(size: Size, stride: int) -> Size:
     """Height and width of the grid of ``stride`` whose cells cover an image of ``size`` pixels."""
     return (size[0] + stride - 1) // stride, (size[1] + stride - 1) // stride  # as an exporter can follow
 
@@ -18,7 +18,7 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, (0, width * multiple - image.shape[-1], 0, height * multiple - image.shape[-2]))
 
 
-def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_corners: bool = False) -> Tensor:
+def upsample_logits(logits: Tensor, size: Size, stride: int, align_corners: bool = False) -> Tensor:
     """Bilinear interpolation from a grid of ``stride`` to the pixels of an image.
 
     Cell ``i`` covers the pixels ``i * stride`` to ``(i + 1) * stride - 1``. Resizing straight to ``size`` would stretch
@@ -38,7 +38,7 @@ def upsample_logits(logits: Tensor, size: tuple[int, int], stride: int, align_co
 
 
 def upsample_rows(
-    logits: Tensor, rows: tuple[int, int], size: tuple[int, int], stride: int, align_corners: bool = False
+    logits: Tensor, rows: tuple[int, int], size: Size, stride: int, align_corners: bool = False
 ) -> Tensor:
     """Some rows of :func:`upsample_logits`, up to the order of its sums: those of all pixels may not fit into memory.
 
@@ -55,7 +55,7 @@ def upsample_rows(
     return F.interpolate(between, wide, mode="bilinear", align_corners=align_corners)[..., : size[1]]
 
 
-def downsample_label(label: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+def downsample_label(label: Tensor, size: Size, stride: int) -> Tensor:
     """The label at the centre pixel of every grid cell: ``b H W`` to ``b h w``.
 
     ``size`` is ``h, w``, ``stride`` pixels per cell. The released code takes each cell's top-left pixel

@@ -229,9 +229,8 @@ class SETRMLADecoder(nn.Module):
         self.out_channels, self.stride = len(channels) * level_width, _plain_stride(strides, 4)
         widths = (width, width, level_width, level_width)
         self.embeddings = nn.ModuleList(nn.Sequential(LayerNorm2d(c), ConvBnReLU(c, width, 1)) for c in channels)
-        self.levels = nn.ModuleList(
-            nn.Sequential(*(ConvBnReLU(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels
-        )
+        levels = (nn.Sequential(*(ConvBnReLU(a, b) for a, b in pairwise(widths)), _bilinear(4)) for _ in channels)
+        self.levels = nn.ModuleList(levels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         embedded = [embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]

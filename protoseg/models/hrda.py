@@ -14,7 +14,7 @@ from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
 from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size
 from protoseg.nn import Head
-from protoseg.types import Detail, ProtosegError, SegOutput
+from protoseg.types import Detail, ProtosegError, SegOutput, Size
 
 CONTEXT_SCALE = 2  # the paper's s: the context has half the resolution of the detail
 WINDOWS_AT_ONCE = 8  # bounds the memory of evaluation; the result does not depend on it
@@ -147,7 +147,7 @@ class HRDASegmentor(Segmentor):
             detail=detail if self.training else None,
         )
 
-    def _fused(self, context: Tensor, detail: Detail, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+    def _fused(self, context: Tensor, detail: Detail, features: list[Tensor], size: Size) -> Tensor:
         attention, corner = self.attention(features), (detail.box[0] // self.stride, detail.box[1] // self.stride)
         if self.released_fusion:
             height, width = context.shape[-2:]
@@ -161,7 +161,7 @@ class HRDASegmentor(Segmentor):
         # Bilinear resizing by one half is the mean of 2 x 2 pixels; pooling also keeps an odd last row or column.
         return F.avg_pool2d(image, CONTEXT_SCALE, ceil_mode=True, count_include_pad=False)
 
-    def _upsampled(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
+    def _upsampled(self, feature: Tensor, size: Size) -> Tensor:
         """From the context's grid to the output grid."""
         return crop_to_grid(_upsample(feature), size, self.stride)
 
@@ -171,7 +171,7 @@ class HRDASegmentor(Segmentor):
         crop = image[..., top : top + height, left : left + width]
         return Detail(self._decode(self._encode(crop, self.encoder), (height, width)).logits, box)
 
-    def _random_box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    def _random_box(self, size: Size) -> tuple[int, int, int, int]:
         if any(detail > side for detail, side in zip(self.detail_size, size, strict=True)):
             text = f"HRDA: expected training images of at least the detail crop {self.detail_size}, got {size}"
             raise ProtosegError(f"{text}; set segmentor.detail_size to half of data.crop_size")

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.encoders import Encoder
 from protoseg.nn import Discriminant, Head
-from protoseg.types import ProtosegError, SegOutput
+from protoseg.types import ProtosegError, SegOutput, Size
 
 
-def image_size(image: Tensor) -> tuple[int, int]:
+def image_size(image: Tensor) -> Size:
     """Height and width of ``b c h w``."""
     return image.shape[-2], image.shape[-1]
 
 
-def crop_to_grid(feature: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+def crop_to_grid(feature: Tensor, size: Size, stride: int) -> Tensor:
     """The cells of ``feature`` (``b d h w`` at ``stride``) that an image of ``size`` pixels touches."""
     height, width = grid_size(size, stride)
     return feature[..., :height, :width]
@@ -38,9 +38,6 @@ class Segmentor(nn.Module):
             True is what the released ProtoSeg does.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         encoder: Encoder,
@@ -59,8 +56,8 @@ class Segmentor(nn.Module):
         self.auxiliary = auxiliary(encoder.channels, encoder.strides, num_classes) if auxiliary is not None else None
         self.discriminant: Discriminant | None = None  # of classes taught after the training
         # constants of the encoder, not state: a checkpoint need not hold them
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1), persistent=False)
+        self.mean = nn.Buffer(torch.tensor(encoder.mean).view(1, -1, 1, 1), persistent=False)
+        self.std = nn.Buffer(torch.tensor(encoder.std).view(1, -1, 1, 1), persistent=False)
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8, or float in [0, 1], to the encoder's units, in the model's own dtype."""
@@ -95,11 +92,11 @@ class Segmentor(nn.Module):
         """What a frozen encoder makes of images; of it :meth:`from_frozen` makes what :meth:`segment` would."""
         return self._encode(self._encoder_input(image), self.encoder.frozen_maps)
 
-    def from_frozen(self, maps: list[Tensor], size: tuple[int, int]) -> SegOutput:
+    def from_frozen(self, maps: list[Tensor], size: Size) -> SegOutput:
         """The output for images of ``size`` (height, width) from their :meth:`frozen_maps`, of any floating dtype."""
         return self._segmented(self.encoder.from_frozen([each.to(self.mean.dtype) for each in maps]), size)
 
-    def _segmented(self, features: list[Tensor], size: tuple[int, int]) -> SegOutput:
+    def _segmented(self, features: list[Tensor], size: Size) -> SegOutput:
         output = self._decode(features, size)
         return SegOutput(  # not _replace, which torch.compile cannot follow
             logits=output.logits,
@@ -123,14 +120,14 @@ class Segmentor(nn.Module):
         """Maps of a normalised image, padding included: the decoder must see whole cells of every stride."""
         return encoder(pad_to_multiple(image, max(self.encoder.strides)))
 
-    def _decode(self, features: list[Tensor], size: tuple[int, int]) -> SegOutput:
+    def _decode(self, features: list[Tensor], size: Size) -> SegOutput:
         """The head's output for an encoded image of ``size`` pixels."""
         return self.head(crop_to_grid(self.decoder(features), size, self.stride))
 
-    def _cropped(self, features: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+    def _cropped(self, features: list[Tensor], size: Size) -> list[Tensor]:
         return [crop_to_grid(f, size, s) for f, s in zip(features, self.encoder.strides, strict=True)]
 
-    def _auxiliary_logits(self, features: list[Tensor], size: tuple[int, int]) -> Tensor | None:
+    def _auxiliary_logits(self, features: list[Tensor], size: Size) -> Tensor | None:
         if self.auxiliary is None or not self.training:
             return None
         return crop_to_grid(self._on_grid(self.auxiliary(features), features), size, self.stride)

@@ -1,6 +1,5 @@
 """What a change of classes is, and how a checkpoint takes it: the only tensors that change are its prototypes."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from protoseg.checkpoint import NETWORKS, check_class_names, read_tensors, save_checkpoint
 from protoseg.functional.discriminant import Statistics
-from protoseg.trained import TrainedFile
+from protoseg.trained import TrainedFile, digest
 from protoseg.types import ProtosegError
 
 _MEMORY = "head.memory."
@@ -72,14 +71,10 @@ def editable_memories(file: TrainedFile) -> dict[str, Memory]:
 
 def fingerprint(checkpoint: Mapping[str, Any]) -> str:
     """The same for two checkpoints of the same weights (prototypes and auxiliary heads aside) and statistics."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint["state_dict"].items()):
-        if name.startswith(tuple(NETWORKS.values())) and _MEMORY not in name and not name.startswith(_AUXILIARY):
-            digest.update(name.encode(errors="backslashreplace"))
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for _, known in sorted((checkpoint["protoseg"].get("statistics") or {}).items()):
-        digest.update(known["factor"].cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    networks, statistics = tuple(NETWORKS.values()), checkpoint["protoseg"].get("statistics") or {}
+    names = [name for name in checkpoint["state_dict"] if name.startswith(networks) and _MEMORY not in name]
+    state = {name: checkpoint["state_dict"][name] for name in names if not name.startswith(_AUXILIARY)}
+    return digest(state, *(statistics[network]["factor"] for network in sorted(statistics)))[:16]
 
 
 def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:

@@ -17,13 +17,15 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.nn.discriminant import frozen_maps
 from protoseg.teach.edit import ClassEdit, Memory, editable_memories, fingerprint
 from protoseg.trained import TrainedFile
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, Names, ProtosegError
 
 MAX_CELLS = 200_000  # of the grid, kept of each class that is looked for: bounds the memory
 AWAY = 0.5  # of the other classes' mean embedding, taken off prototypes: 0.3 to 0.8 did as well (docs/results.md)
 Entry = tuple[str, tuple[int, int, int], int]  # name, colour and row (``ClassEdit.rows``) of a class after a change
 Means = dict[str, dict[str, Tensor]]  # by network and class, see ``ClassEdit.means``
+Old = dict[int, tuple[int, float]]  # by id of the data: row of the class as it is, and the weight to keep
 Device = torch.device | str
+CPU = "cpu"
 
 
 class NewClass(NamedTuple):
@@ -38,12 +40,7 @@ class NewClass(NamedTuple):
 
 
 def add_classes(
-    file: TrainedFile,
-    dataset: SegmentationDataset,
-    names: Sequence[str],
-    seed: int = 0,
-    device: Device = "cpu",
-    title: str = "",
+    file: TrainedFile, dataset: SegmentationDataset, names: Names, seed: int = 0, device: Device = CPU, title: str = ""
 ) -> tuple[ClassEdit, list[NewClass]]:
     """Give a checkpoint classes that it was not trained for, from a few images with masks.
 
@@ -67,7 +64,7 @@ def add_classes(
 
 
 def placed_classes(
-    file: TrainedFile, dataset: SegmentationDataset, names: Sequence[str], seed: int, device: Device, title: str
+    file: TrainedFile, dataset: SegmentationDataset, names: Names, seed: int, device: Device, title: str
 ) -> tuple[ClassEdit, list[NewClass]]:
     """As :func:`add_classes`, of a checkpoint with or without statistics: without, by prototypes alone."""
     space, given = file.label_space, dataset.label_space
@@ -86,7 +83,7 @@ def refresh_class(
     name: str,
     keep: float = 0.5,
     seed: int = 0,
-    device: Device = "cpu",
+    device: Device = CPU,
     title: str = "",
 ) -> tuple[ClassEdit, list[NewClass]]:
     """Bring the prototypes of a class to how it looks in new images; arguments as of :func:`add_classes`.
@@ -115,7 +112,7 @@ def refresh_class(
     return edit_of(file, entries, new, {}, means), found
 
 
-def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
+def remove_classes(file: TrainedFile, names: Names) -> ClassEdit:
     """Take classes out: their pixels go to the next nearest prototype, labels of theirs are ignored from now on.
 
     Raises ProtosegError: no such class, or none would be left; a head as in ``add_classes``.
@@ -129,7 +126,7 @@ def remove_classes(file: TrainedFile, names: Sequence[str]) -> ClassEdit:
     return edit_of(file, [e for e in entries_of(space) if e[2] not in gone], {}, dict.fromkeys(names), {})
 
 
-def merge_classes(file: TrainedFile, names: Sequence[str], into: str, seed: int = 0) -> ClassEdit:
+def merge_classes(file: TrainedFile, names: Names, into: str, seed: int = 0) -> ClassEdit:
     """Make one class of several, in the place of the first; its K prototypes are clustered from theirs.
 
     Its name ``into`` is one of ``names``, whose colour it has, or a new one, which has the first one's colour. Raises
@@ -166,15 +163,9 @@ def edit_of(
 
 
 def learned(
-    file: TrainedFile,
-    dataset: SegmentationDataset,
-    ids: list[int],
-    old: dict[int, tuple[int, float]],
-    seed: int,
-    device: Device,
-    title: str,
+    file: TrainedFile, dataset: SegmentationDataset, ids: list[int], old: Old, seed: int, device: Device, title: str
 ) -> tuple[dict[str, Memory], list[NewClass], Means]:
-    """For each network memory and means of classes ``ids`` of the data, with ``old`` = {id: (row, weight to keep)}."""
+    """For each network memory and means of classes ``ids`` of the data, of which ``old`` are kept in part."""
     new, log = {}, []
     means: Means = {}
     memories = editable_memories(file)

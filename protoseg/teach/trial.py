@@ -23,8 +23,7 @@ from protoseg.text import command
 from protoseg.trained import TrainedFile
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
-MIN_SHARE = 1e-3
-"""Images show a class where it covers at least this share of them."""
+MIN_SHARE = 1e-3  # images show a class where it covers at least this share of them
 
 
 class Score(NamedTuple):

@@ -19,21 +19,16 @@ from protoseg.data import SegmentationDataset
 from protoseg.functional.resize import downsample_label
 from protoseg.models.segmentor import Segmentor
 from protoseg.teach.edit import apply_edit, editable_memories
-from protoseg.teach.operations import NewClass, placed_classes
+from protoseg.teach.operations import CPU, Device, NewClass, placed_classes
 from protoseg.trained import TrainedFile
-from protoseg.types import IGNORE_INDEX, ProtosegError
+from protoseg.types import IGNORE_INDEX, Names, ProtosegError
 
 STEPS, LEARNING_RATE, WARMUP = 240, 1e-3, 10  # one image a step
 MAX_SIDE = 1024  # of a larger image a part; parts of 256 pixels of CamVid's 480 x 360 were 9 points of IoU worse
 
 
 def tune_classes(
-    file: TrainedFile,
-    dataset: SegmentationDataset,
-    names: Sequence[str],
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    title: str = "",
+    file: TrainedFile, dataset: SegmentationDataset, names: Names, seed: int = 0, device: Device = CPU, title: str = ""
 ) -> tuple[TrainedFile, list[NewClass]]:
     """Give a checkpoint new classes, and train its decoder and head for them, on nothing but the images given.
 

@@ -164,8 +164,7 @@ class AdaptationModule(SegmentationModule):
             self._judge(self.source_metrics, self.predictor.predict(self.model, batch.image, batch.size), batch)
             return {}
         outputs = super().validation_step(batch, batch_idx)
-        teacher: Any = self.teacher.module
-        said = self.predictor.predict_with_confidence(teacher, batch.image, batch.size)
+        said = self.predictor.predict_with_confidence(self.teacher.module, batch.image, batch.size)
         self._judge(self.teacher_metrics, [label for label, _ in said], batch)
         for (prediction, confidence), label, (h, w) in zip(said, batch.label, batch.size.tolist(), strict=True):
             self.reliable_metrics.update(prediction, label[:h, :w].where(confidence >= self.threshold, IGNORE_INDEX))

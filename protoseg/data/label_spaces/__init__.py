@@ -18,6 +18,7 @@ from protoseg.types import LabelSpace, ProtosegError
 
 # Labels ``h w``, and tables of train ids: uint8, or uint16 in label spaces of more than 255 classes.
 Ids = NDArray[np.uint8 | np.uint16]
+Changes = Mapping[str, str | None]  # what a class becomes, by name; None: it is ignored
 FILE_IGNORED, WIDE_FILE_IGNORED = 255, 65535  # in label files and tables, uint8 and uint16; in tensors ``IGNORE_INDEX``
 # What a table gives for an id that the data set does not know. Never a train id: label spaces here hold fewer classes.
 UNKNOWN_ID, WIDE_UNKNOWN_ID = FILE_IGNORED - 1, WIDE_FILE_IGNORED - 1
@@ -70,9 +71,7 @@ def file_ids(table: Ids, num_classes: int) -> Ids:
     return ids
 
 
-def mapping_table(
-    source: LabelSpace, target: LabelSpace, mapping: Mapping[str, str | None] | None
-) -> NDArray[np.uint8]:
+def mapping_table(source: LabelSpace, target: LabelSpace, mapping: Changes | None) -> NDArray[np.uint8]:
     """The 256-entry table ``train id of source -> train id of target``; ignored and unknown ids stay what they are.
 
     ``mapping`` is of the name of each source class to that of a target class, to ``NOT_ANNOTATED``, or None for
@@ -104,7 +103,7 @@ def mapping_table(
     return table
 
 
-def relabelled(space: LabelSpace, changes: Mapping[str, str | None]) -> tuple[LabelSpace, dict[str, str | None]]:
+def relabelled(space: LabelSpace, changes: Changes) -> tuple[LabelSpace, Changes]:
     """The label space in which some classes are left out, merged or renamed, and the mapping to it from ``space``.
 
     ``changes`` are of the name of a class to None for ignored, to ``NOT_ANNOTATED``, or to the name of the class that
@@ -197,7 +196,7 @@ CITYSCAPES_TO_CAMVID, CAMVID_TO_CITYSCAPES = column("cityscapes", "camvid"), col
 MAPPINGS = {"camvid_to_cityscapes": CAMVID_TO_CITYSCAPES, "cityscapes_to_camvid": CITYSCAPES_TO_CAMVID}
 
 
-def named_mapping(name: str) -> Mapping[str, str | None]:
+def named_mapping(name: str) -> Changes:
     """A mapping of ``MAPPINGS`` by its name; raises ProtosegError where there is none."""
     if name not in MAPPINGS:
         raise ProtosegError(f"mapping: expected {' or '.join(MAPPINGS)}, or {{source: target or null}}, got {name!r}")

@@ -164,7 +164,10 @@ class Model:
         save_checkpoint(file.content, path)
         card = path.with_name("README.md")
         if not card.exists():  # one may have been written by hand
-            write_text(card, self._card())
+            space, template = self.label_space, Path(__file__).with_name("card.md").read_text("utf-8")
+            name, classes = markdown_text(space.name), ", ".join(map(markdown_text, space.classes))
+            text = template.format(name=name, parts=self._parts(), number=space.num_classes, classes=classes)
+            write_text(card, text)
         return path
 
     @classmethod
@@ -234,12 +237,6 @@ class Model:
                 remedy = "log in with `hf auth login`, or save_pretrained(FOLDER), to upload later"
                 raise ProtosegError(f"push_to_hub: {reason}: {remedy}") from error
         return str(commit)
-
-    def _card(self) -> str:
-        space = self.label_space
-        name, classes = markdown_text(space.name), ", ".join(map(markdown_text, space.classes))
-        template = Path(__file__).with_name("card.md").read_text("utf-8")
-        return template.format(name=name, parts=self._parts(), number=space.num_classes, classes=classes)
 
 
 def load(

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
@@ -61,7 +60,7 @@ class Checkpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(own_state(self, state_dict))
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if self._best_name and trainer.is_global_zero and Path(self.best_model_path).is_file():
             write_file(Path(self.dirpath or "", self._best_name), partial(_link, self.best_model_path))

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -77,11 +76,11 @@ def finish_wandb(failed: bool = False) -> None:
         sys.modules["wandb"].finish(exit_code=int(failed))
 
 
-def _step(trainer: Trainer) -> int:
+def _step(trainer: pl.Trainer) -> int:
     return max(0, trainer.global_step - 1)  # as Lightning counts for scalars, from 0
 
 
-def log_picture(trainer: Trainer, key: str, picture: np.ndarray) -> None:
+def log_picture(trainer: pl.Trainer, key: str, picture: np.ndarray) -> None:
     """Send an RGB uint8 picture ``h w 3`` to wandb and TensorBoard, where they are in use."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -90,7 +89,7 @@ def log_picture(trainer: Trainer, key: str, picture: np.ndarray) -> None:
             logger.experiment.add_image(key, picture, _step(trainer), dataformats="HWC")
 
 
-def prepare_charts(trainer: Trainer) -> None:
+def prepare_charts(trainer: pl.Trainer) -> None:
     """Let TensorBoard show the IoU of all classes in one chart ("Custom scalars"), wandb the best mIoU of a run."""
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, WandbLogger):
@@ -99,7 +98,7 @@ def prepare_charts(trainer: Trainer) -> None:
             logger.experiment.add_custom_scalars({"validation": {"IoU by class": ["Multiline", ["val/IoU/.*"]]}})
 
 
-def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[Any]], text: bool = True) -> None:
+def log_table(trainer: pl.Trainer, key: str, columns: list[str], rows: list[list[Any]], text: bool = True) -> None:
     """Send a table to wandb (as a table) and, with ``text``, to TensorBoard (as Markdown)."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -109,7 +108,7 @@ def log_table(trainer: Trainer, key: str, columns: list[str], rows: list[list[An
             logger.experiment.add_text(key, markdown_table(columns, rows), _step(trainer))
 
 
-def log_score(trainer: Trainer, config: Mapping[str, Any] | None, score: float) -> None:
+def log_score(trainer: pl.Trainer, config: Mapping[str, Any] | None, score: float) -> None:
     """Let TensorBoard show the settings beside the run's best score, under "HPARAMS"."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and math.isfinite(score):  # NaN: nothing was validated

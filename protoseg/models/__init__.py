@@ -2,5 +2,3 @@
 
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor
-
-__all__ = ["HRDASegmentor", "Segmentor"]

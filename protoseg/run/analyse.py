@@ -3,7 +3,7 @@
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -66,7 +66,7 @@ def prototypes(
                 write_file(out / "patches" / _class_file(i, space), jpeg(sheet))
         if "activations" not in skip:
             for i in track([i for i in ids if found.example[i] >= 0], "activations", console=console):
-                image, label, name = cast(Any, loader.dataset[int(found.example[i])])
+                image, label, name = loader.dataset[int(found.example[i])]
                 scene = look(model, image, label, name=name, shown=space.shown)
                 panel = activation_panel(scene.image.cpu(), activation(model, scene, i), space)
                 write_file(out / "activations" / _class_file(i, space), jpeg(panel))
@@ -95,7 +95,7 @@ def uncertainty(cfg: DictConfig, out: Path, images: int | None, softmax: Path | 
     collector = UncertaintyCollector(trained.model.discriminant)
     twin = _of_same_classes(cfg, softmax, trained.label_space) if softmax is not None else None
     with image_loader(cfg, trained, images) as loader:
-        total = len(loader.dataset)  # type: ignore[arg-type]
+        total = len(loader.dataset)
         drawn = spread(total, max(maps, 0))
         for scene in scenes(trained.model, loader, "uncertainty"):
             collector.update(scene)
@@ -137,7 +137,7 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
         models["teacher"] = open_checkpoint(cfg, network="teacher").model
     collector = ConfusionCollector(space)
     with image_loader(cfg, student, images) as loader:
-        drawn = spread(len(loader.dataset), max(panels, 0))  # type: ignore[arg-type]
+        drawn = spread(len(loader.dataset), max(panels, 0))
         for seen in compared(models, loader, student.predictor):
             collector.update(seen)
             if seen.number in drawn:
@@ -218,7 +218,7 @@ def _prototypes(cfg: DictConfig, trained: Trained) -> tuple[PrototypeReport, str
             loader = stack.enter_context(image_loader(cfg, trained, PROTOTYPE_IMAGES))
             say(f"report: patches come from the judged images: {error}", stderr=True)
         found = prototype_report(trained.model, loader, trained.label_space)
-        return found, f"looked at in {len(cast(Any, loader.dataset))} {kind} images"
+        return found, f"looked at in {len(loader.dataset)} {kind} images"
 
 
 def _words(settings: dict[str, Any]) -> str:

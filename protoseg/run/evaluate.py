@@ -26,7 +26,6 @@ from protoseg.types import LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
-    from protoseg.data.loading import Loader
 
 
 class Trained(NamedTuple):
@@ -110,10 +109,8 @@ def open_data(cfg: DictConfig, trained: Trained) -> "SegmentationDataModule | Ad
 
 
 @contextmanager
-def image_loader(
-    cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
-) -> Iterator["Loader"]:
-    """At most ``limit`` images with labels, unchanged, spread evenly: of ``cfg.split``, else the validation split.
+def image_loader(cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False) -> Iterator[Any]:
+    """A ``Loader`` of at most ``limit`` images with labels, unchanged, spread evenly: of ``cfg.split``, or validation.
 
     Of data for adaptation, the target's; with ``training`` the training split, of adaptation the source's.
     """

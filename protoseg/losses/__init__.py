@@ -7,6 +7,7 @@ from protoseg.losses.adaptation import (
     MixedCrossEntropy,
     MixedDetailCrossEntropy,
 )
+from protoseg.losses.region import RegionMutualInformation
 from protoseg.losses.segmentation import (
     AuxiliaryCrossEntropy,
     CrossEntropy,

@@ -72,7 +72,7 @@ def by_cleanlab(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -
 
     known = np.where(labels < 0, probabilities.argmax(1), labels)
     flagged = find_label_issues(known, probabilities, n_jobs=1, verbose=False)
-    for label, flags, said in zip(labels, flags, probabilities, strict=True):
+    for label, flags, said in zip(labels, flagged, probabilities, strict=True):
         doubt = 1 - np.take_along_axis(said, label.clip(0)[None], 0)[0]
         found: dict[str, list[float]] = {"cleanlab, share flagged": [], "1 - probability of the label": []}
         for _, _, mask in regions(torch.from_numpy(label)):

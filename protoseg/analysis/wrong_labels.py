@@ -41,7 +41,7 @@ def regions(label: Tensor) -> Iterator[tuple[int, tuple[int, ...], NDArray[np.bo
 @torch.no_grad()
 def judged_regions(scene: Scene) -> Iterator[Region]:
     """What a model says of each region of a scene's label, by cosines to its prototypes, else by log-probabilities."""
-    cells = scene.output.logits[0].float().log_softmax(0)
+    cells = scene.output.logits[0].float()  # whose differences are those of log-probabilities
     if scene.output.similarities is not None:
         cells = scene.cosines.scores.view(*scene.grid, -1).permute(2, 0, 1).float()
     said = scene.at_pixels(cells).cpu()

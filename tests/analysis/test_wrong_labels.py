@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from protoseg.analysis.stream import Scene, look
+from protoseg.analysis.stream import Scene
 from protoseg.analysis.wrong_labels import MIN_PIXELS, judged_regions, region_picture, regions
 from protoseg.evaluation.pictures import WRONG
-from tests.analysis.toy import SPACE, Toy
+from protoseg.types import SegOutput
+from tests.analysis.toy import SPACE
 
 
 def blocks() -> Tensor:
@@ -50,46 +55,46 @@ def test_regions_that_touch_at_a_corner_are_one() -> None:
     assert [(given, int(mask.sum())) for given, _, mask in regions(touching())] == [(0, 200)]
 
 
-def scene_of(prototypes: bool) -> tuple[Scene, Tensor]:
-    """A scene of which the labels are what a model says, then one region swapped."""
-    model = Toy(prototypes).eval()
-    image = (blocks().clamp_min(0)[None].repeat(3, 1, 1) * 90).byte()
-    said = look(model, image).prediction
-    return look(model, image, said, number=7, name="a.png"), image
+def scene_of(prototypes: bool) -> Scene:
+    """A scene of blocks of 16 x 16, each surely of one class, of which the label is what the model says."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(3, (3, 4), generator=generator).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    cells = 0.5 * F.one_hot(classes, 3).movedim(2, 0) + 0.1 * torch.rand(3, 12, 16, generator=generator)
+    cosines: Any = SimpleNamespace(scores=cells.flatten(1).T) if prototypes else None
+    logits = cells.flip(1) if prototypes else cells  # not what is read where there are prototypes
+    output = SegOutput(logits=logits[None], embeddings=logits[None], similarities=cosines)
+    scene = Scene(7, "a.png", torch.zeros(3, 48, 64, dtype=torch.uint8), blocks(), output, 4)
+    return scene._replace(label=scene.at_pixels(cells).argmax(0))
 
 
 @pytest.mark.parametrize("prototypes", [True, False])
 def test_the_swapped_region_is_the_first(prototypes: bool) -> None:
-    scene, _ = scene_of(prototypes)
+    scene = scene_of(prototypes)
     right = [*judged_regions(scene)]
-    assert len(right) >= 2
+    assert len(right) >= 4
     assert all(region.score < 0 for region in right)
-    chosen = right[-1]
-    mask = [*regions(scene.label)][chosen.number][2]
-    wrong = next(i for i in range(3) if i not in scene.label.unique().tolist() or i != chosen.given)
-    label = scene.label.clone()
-    label[torch.from_numpy(mask)] = wrong
-    found = max(judged_regions(scene._replace(label=label)), key=lambda region: region.score)
-    assert (found.scene, found.given, found.suggested, found.box) == (7, wrong, chosen.given, chosen.box)
-    assert found.pixels == mask.sum()
-    cells = scene.output.logits[0].log_softmax(0)
-    if prototypes:
-        cells = scene.cosines.scores.view(*scene.grid, -1).permute(2, 0, 1)
-    values = scene.at_pixels(cells)[:, torch.from_numpy(mask)]
-    assert found.score == pytest.approx((values[chosen.given] - values[wrong]).mean().item(), abs=1e-5)
-    assert found.score > 0
+    for chosen in right:
+        mask = torch.from_numpy([*regions(scene.label)][chosen.number][2])
+        wrong = (chosen.given + 1) % 3
+        label = torch.where(mask, wrong, -1)
+        (found,) = judged_regions(scene._replace(label=label))
+        assert found[:6] == (7, 0, wrong, chosen.given, int(mask.sum()), found.score)
+        assert found.box == chosen.box
+        cells = scene.cosines.scores.T.view(3, *scene.grid) if prototypes else scene.output.logits[0].log_softmax(0)
+        said = scene.at_pixels(cells)[:, mask]
+        assert found.score == pytest.approx((said[chosen.given] - said[wrong]).mean().item(), abs=1e-5)
+        assert found.score > 0.1
 
 
 def test_a_label_that_is_ignored_has_no_region() -> None:
-    scene, _ = scene_of(True)
+    scene = scene_of(True)
     assert [*judged_regions(scene._replace(label=torch.full_like(scene.label, -1)))] == []
 
 
 def test_a_picture_shows_the_outline_around_the_region() -> None:
-    scene, image = scene_of(True)
-    scene = scene._replace(label=blocks())
+    scene = scene_of(True)._replace(label=blocks())
     car = next(region for region in judged_regions(scene) if region.given == 2)
-    picture = region_picture(image, scene.label, car, SPACE)
+    picture = region_picture(scene.image, scene.label, car, SPACE)
     red = (picture == WRONG).all(2)
     # A tile shows 24 pixels around, cut at the border: 40 x 40, seven times enlarged, with 12 or 13 pixels a side.
     assert 2 * 4 * 12 * 7 * 7 <= red.sum() <= 2 * 4 * 14 * 7 * 7

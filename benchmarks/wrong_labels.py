@@ -5,7 +5,9 @@ drawn evenly from those that do not touch the region, so that it stays one. The 
 that command's score, and by cleanlab's segmentation filter on the same model's probabilities: by the share of the
 region's pixels that it flags, ties by their mean doubt; and by that doubt alone, 1 - the probability of the label.
 Precision at k is the share of swapped ones among the first k; a region counts as swapped where most of its pixels are.
-The model was trained elsewhere, on labels that the reader of the figures must be told.
+The data are those of the checkpoint; whether it was trained on other labels or on these swapped ones, the reader of the
+figures must be told. ``--write FOLDER`` writes the training split as the first seed swaps it, and val as it is, for
+``data=folder data.root=FOLDER``; with ``--share 0`` the clean one, the ``--root`` for ranking by a model of the other.
 
 cleanlab (AGPL) is no requirement: ``pip install --target FOLDER cleanlab``. It knows no ignored pixels: they are given
 the class that the model says, so that none is flagged. Its images must be of one size.
@@ -14,6 +16,7 @@ the class that the model says, so that none is flagged. Its images must be of on
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -26,7 +29,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
@@ -59,6 +64,22 @@ def swap(label: Tensor, classes: int, share: float, random: np.random.Generator)
     return Swapped(new, pixels)
 
 
+def write(datamodule: Any, folder: Path, share: float, seed: int) -> None:
+    """The data as a folder of images and masks of ids, 255 where ignored; regions of the training split are swapped."""
+    space = datamodule.label_space
+    names = {name: list(color) for name, color in zip(space.classes, space.colors, strict=True)}
+    for split, part in ((datamodule.train_split, share), (datamodule.val_split, 0.0)):
+        dataset = datamodule.dataset(split)
+        for index, (image, _) in enumerate(track(dataset.samples, split)):
+            label, _ = swap(dataset[index].label, space.num_classes, part, np.random.default_rng([seed, index]))
+            ids = Image.fromarray(label.where(label >= 0, 255).numpy().astype(np.uint8))
+            for kind, file in (("images", image), ("masks", image.with_suffix(".png"))):
+                place = folder / kind / {datamodule.train_split: "train"}.get(split, "val") / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(image, place) if kind == "images" else ids.save(place)
+    (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": names, "void": [255]}, sort_keys=False))
+
+
 def precision(score: NDArray[np.float64], swapped: NDArray[np.bool_]) -> dict[str, float]:
     """Share of swapped ones among the first k, in %, of ``n`` regions; and among as many as there are."""
     order = swapped[np.argsort(-score, kind="stable")]
@@ -66,14 +87,14 @@ def precision(score: NDArray[np.float64], swapped: NDArray[np.bool_]) -> dict[st
     return {str(k): 100 * float(order[:k].mean()) for k in FIRST} | {"all": 100 * float(order[:total].mean())}
 
 
-def by_cleanlab(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Iterator[dict[str, list[float]]]:
+def by_cleanlab(labels: NDArray[np.int16], probabilities: NDArray[np.float32]) -> Iterator[dict[str, list[float]]]:
     """Of each image the scores of its regions, high where wrong, by the name of the ranking."""
     from cleanlab.segmentation.filter import find_label_issues  # type: ignore[import-not-found]
 
     known = np.where(labels < 0, probabilities.argmax(1), labels)
     flagged = find_label_issues(known, probabilities, n_jobs=1, verbose=False)
     for label, flags, said in zip(labels, flagged, probabilities, strict=True):
-        doubt = 1 - np.take_along_axis(said, label.clip(0)[None], 0)[0]
+        doubt = 1 - np.take_along_axis(said, label.clip(0).astype(np.int64)[None], 0)[0]
         found: dict[str, list[float]] = {"cleanlab, share flagged": [], "1 - probability of the label": []}
         for _, _, mask in regions(torch.from_numpy(label)):
             unsure = float(doubt[mask].mean())
@@ -93,11 +114,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[dict[str, flo
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the swaps")
     parser.add_argument("--step", type=int, default=1, help="every so-manieth image")
     parser.add_argument("--cleanlab", type=Path, help="the folder that it was installed into")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write swapped data there, and rank nothing")
     chosen = parser.parse_args(arguments)
     if chosen.cleanlab:
         sys.path.append(str(chosen.cleanlab))  # last, so that its NumPy and pandas do not stand before the others
     file = open_file(chosen.checkpoint)
-    dataset = file.datamodule(chosen.root).target.dataset(chosen.split)
+    datamodule = file.datamodule(chosen.root).target
+    if chosen.write:
+        write(datamodule, chosen.write, chosen.share, chosen.seeds[0])
+        return {}
+    dataset = datamodule.dataset(chosen.split)
     dataset.samples = dataset.samples[:: chosen.step]
     with TemporaryDirectory() as folder:
         return judge(file.model(), dataset, chosen, Path(folder) / "probabilities.npy")
@@ -108,7 +134,7 @@ def judge(model: Any, dataset: SegmentationDataset, chosen: Any, place: Path) ->
     classes, began = dataset.label_space.num_classes, time.perf_counter()
     scores: dict[Any, list[float]] = defaultdict(list)
     swapped: dict[int, list[bool]] = defaultdict(list)
-    labels: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
+    labels: dict[int, list[NDArray[np.int16]]] = defaultdict(list)
     kept: Any = None
     for index in track(range(len(dataset)), "judged images"):
         scene = look(model, *dataset[index][:2], index)
@@ -118,11 +144,12 @@ def judge(model: Any, dataset: SegmentationDataset, chosen: Any, place: Path) ->
                 kept = np.lib.format.open_memmap(place, "w+", np.float32, (len(dataset), *said.shape))
             kept[index] = said
         for seed in chosen.seeds:
-            label, pixels = swap(scene.label.cpu(), classes, chosen.share, np.random.default_rng([seed, index]))
+            random = np.random.default_rng([seed, index * chosen.step])  # as of the whole split, which may be written
+            label, pixels = swap(scene.label.cpu(), classes, chosen.share, random)
             judged = judged_regions(scene._replace(label=label))
             scores[seed, "data check --model"] += [region.score for region in judged]
             swapped[seed] += [pixels[mask].mean() > 0.5 for _, _, mask in regions(label)]
-            labels[seed].append(label.numpy())
+            labels[seed].append(label.numpy().astype(np.int16))
     print(f"model and our scores of {len(chosen.seeds)} swaps: {time.perf_counter() - began:.0f} s")
     for seed in chosen.seeds if chosen.cleanlab else ():
         began = time.perf_counter()

@@ -13,16 +13,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
 
-from protoseg.analysis.stream import scenes
+from protoseg.analysis.stream import look
 from protoseg.analysis.wrong_labels import judged_regions, region_picture
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
 from protoseg.data.concat import ConcatDataModule
 from protoseg.data.export import convert, export_predictions, pack, write_form
-from protoseg.data.loading import collate
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
 from protoseg.evaluation.predictor import choose_device
@@ -95,19 +93,20 @@ def _doubt(file: TrainedFile, datasets: dict[str, SegmentationDataset], out: Pat
     model, classes, found = file.model().to(choose_device(None)), file.label_space.classes, []
     for title, dataset in datasets.items():
         dataset.reader = file.reader
-        for scene in scenes(model, DataLoader(dataset, collate_fn=collate), title):
-            found += [(title, scene.name, region) for region in judged_regions(scene) if region.score > 0]
-    found.sort(key=lambda entry: -entry[2].score)
-    rows = []
-    for rank, (title, name, region) in enumerate(found, 1):
-        words = [title, name, classes[region.given], classes[region.suggested]]
-        rows.append([*words, f"{region.pixels}", f"{region.score:.3f}", *region.box])
+        for index in track(range(len(dataset)), escape(title), console=Console(stderr=True)):
+            judged = judged_regions(look(model, *dataset[index][:2], index))
+            found += [(title, region) for region in judged if region.score > 0]
+    rows: list[list[Any]] = []
+    for rank, (title, region) in enumerate(sorted(found, key=lambda pair: -pair[1].score), 1):
+        image, said = datasets[title].samples[region.scene][0], [classes[region.given], classes[region.suggested]]
+        rows.append([title, image, *said, f"{region.pixels}", f"{region.score:.3f}", *region.box])
         if rank <= top:
             picture = region_picture(*datasets[title][region.scene][:2], region, file.label_space)
             write_file(out / "wrong_labels" / f"{rank:03d}.jpg", jpeg(picture))
     header = ["split", "image", "class", "suggested", "pixels", "score", "left", "top", "width", "height"]
     write_file(out / "wrong_labels.csv", lambda path: write_csv(path, [header, *rows]))
-    Terminal().table("Regions that look like another class", header[:6], [row[:6] for row in rows[:top]], range(4))
+    shown = [[row[0], row[1].name, *row[2:6]] for row in rows[:top]]
+    Terminal().table("Regions that look like another class", header[:6], shown, range(4))
     say(f"{len(rows)} regions: {out / 'wrong_labels.csv'}; the first as pictures: {out / 'wrong_labels'}")
 
 

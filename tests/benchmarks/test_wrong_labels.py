@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from benchmarks import wrong_labels
 from protoseg.analysis.wrong_labels import regions
 from protoseg.checkpoint import save_checkpoint
-from protoseg.data import CAMVID
+from protoseg.data import CAMVID, LabelledFolder, Streets
 from protoseg.run.build import build_module
 from tests.conftest import TINY
 
@@ -58,7 +58,7 @@ def test_the_table_of_a_trained_model(
     module.on_save_checkpoint(state)
     save_checkpoint(state, checkpoint)
 
-    def find_label_issues(labels: NDArray[np.int64], said: NDArray[np.float32], **_: object) -> NDArray[np.bool_]:
+    def find_label_issues(labels: NDArray[np.integer], said: NDArray[np.float32], **_: object) -> NDArray[np.bool_]:
         assert labels.min() >= 0
         return said.argmax(1) != labels
 
@@ -71,3 +71,15 @@ def test_the_table_of_a_trained_model(
     assert list(found) == ["data check --model", "cleanlab, share flagged", "1 - probability of the label"]
     assert all(len(runs) == 2 for runs in found.values())
     assert "| cleanlab, share flagged |" in capsys.readouterr().out
+
+    folder = tmp_path / "swapped"
+    asked = [str(checkpoint), "--root", str(few_streets), "--share", "0.5", "--write", str(folder)]
+    assert wrong_labels.main(asked) == {}
+    clean, swapped = Streets(root=few_streets), LabelledFolder(folder, folder / "classes.yaml", "train")
+    assert swapped.label_space.classes == CAMVID.classes
+    assert len(swapped) == len(clean) == len(LabelledFolder(folder, folder / "classes.yaml", "val"))
+    for index in range(len(clean)):
+        image, label, _ = clean[index]
+        expected, _ = wrong_labels.swap(label, 11, 0.5, np.random.default_rng([0, index]))
+        assert torch.equal(swapped[index].label, expected)
+        assert torch.equal(swapped[index].image, image)

@@ -59,7 +59,9 @@ def test_nearly_all_ignored(camvid: Path, kept: bool) -> None:
     if kept:
         class_statistics(CamVid(camvid, "train"))
     with (
-        pytest.warns(UserWarning, match=r"99\.\d% of the pixels of .* training masks are ignored: if these are no scribb"),
+        pytest.warns(
+            UserWarning, match=r"99\.\d% of the pixels of .* training masks are ignored: if these are no scribb"
+        ),
         pytest.warns(UserWarning, match="training masks hold one class alone"),
     ):
         module(camvid).setup("fit")

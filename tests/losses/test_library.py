@@ -112,7 +112,9 @@ def naive_rmi(logits: Tensor, label: Tensor) -> float:
             for top in range(0, height, pool):
                 for left in range(0, width, pool):
                     cell = [
-                        (y, x) for y in range(top, min(top + pool, height)) for x in range(left, min(left + pool, width))
+                        (y, x)
+                        for y in range(top, min(top + pool, height))
+                        for x in range(left, min(left + pool, width))
                     ]
                     seen = [(y, x) for y, x in cell if label[i, y, x] != -1]
                     p = sum(float(probability[i, j, y, x]) for y, x in seen) / len(cell)

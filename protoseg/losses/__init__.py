@@ -7,12 +7,12 @@ from protoseg.losses.adaptation import (
     MixedCrossEntropy,
     MixedDetailCrossEntropy,
 )
-from protoseg.losses.region import RegionMutualInformation
 from protoseg.losses.segmentation import (
     AuxiliaryCrossEntropy,
     CrossEntropy,
     LogitsLoss,
     PixelPrototypeContrast,
     PixelPrototypeDistance,
+    RegionMutualInformation,
 )
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term

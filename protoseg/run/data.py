@@ -94,8 +94,7 @@ def _doubt(file: TrainedFile, datasets: dict[str, SegmentationDataset], out: Pat
     for title, dataset in datasets.items():
         dataset.reader = file.reader
         for index in track(range(len(dataset)), escape(title), console=Console(stderr=True)):
-            judged = judged_regions(look(model, *dataset[index][:2], index))
-            found += [(title, region) for region in judged if region.score > 0]
+            found += [(title, x) for x in judged_regions(look(model, *dataset[index][:2], index)) if x.score > 0]
     rows: list[list[Any]] = []
     for rank, (title, region) in enumerate(sorted(found, key=lambda pair: -pair[1].score), 1):
         image, said = datasets[title].samples[region.scene][0], [classes[region.given], classes[region.suggested]]

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from segmentation_models_pytorch.losses import FocalLoss, SoftCrossEntropyLoss
 from torch import Tensor, nn
 
-from protoseg.losses import LogitsLoss, RegionMutualInformation, Seen, Step, region, segmentation
+from protoseg.losses import LogitsLoss, RegionMutualInformation, Seen, Step, segmentation
 from protoseg.losses.segmentation import cross_entropy, missed_share, near_boundary
 from protoseg.run.config import CONFIG_DIR
 from protoseg.types import ProtosegError, SegOutput
@@ -105,7 +105,7 @@ def test_sure_and_right_is_zero_and_half_precision_is_summed_in_fp32(name: str) 
 def naive_rmi(logits: Tensor, label: Tensor) -> float:
     """Cell by cell and region by region, with an inverse and a determinant."""
     total, (b, c, height, width) = 0.0, logits.shape
-    probability, side, pool = logits.detach().softmax(1), region.SIDE, region.POOL
+    probability, side, pool = logits.detach().softmax(1), segmentation.SIDE, segmentation.POOL
     for i in range(b):
         for j in range(c):
             means = []
@@ -124,7 +124,7 @@ def naive_rmi(logits: Tensor, label: Tensor) -> float:
             rows, columns = grid.shape[0] - side + 1, grid.shape[1] - side + 1
             found = [grid[y : y + side, x : x + side].reshape(-1, 2) for y in range(rows) for x in range(columns)]
             t, p = np.stack(found, 2).transpose(1, 0, 2)
-            noise, cov = region.NOISE * np.eye(side**2), lambda u, v: np.cov(u, v, bias=True)[: len(u), len(u) :]
+            noise, cov = segmentation.NOISE * np.eye(side**2), lambda u, v: np.cov(u, v, bias=True)[: len(u), len(u) :]
             m = cov(t, t) - cov(t, p) @ np.linalg.inv(cov(p, p) + noise) @ cov(p, t) + noise
             total += 0.5 * (np.log(np.linalg.det(m)) - np.log(np.linalg.det(noise))) / side**2
     return total / b

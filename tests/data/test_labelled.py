@@ -67,6 +67,7 @@ def test_nearly_all_ignored(camvid: Path, kept: bool) -> None:
         module(camvid).setup("fit")
 
 
+@pytest.mark.filterwarnings("ignore:.*hold no pixel")
 def test_scribbles_move_the_prototypes_of_their_classes(camvid: Path, configure: Callable[..., DictConfig]) -> None:
     for _, mask in CamVid(camvid, "train").samples:
         ids = np.full((24, 32), VOID, np.uint8)

@@ -163,7 +163,7 @@ def label_notes(
     """
     notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
     if ignored >= _MOSTLY_IGNORED:
-        notes.append(f"{ignored:.1%} of the pixels of {looked} are ignored: little is learned from them; check")
+        notes.append(f"{ignored:.1%} of the pixels of {looked} are ignored: if these are no scribbles or points, check")
     if len(present) == 1:
         notes.append(f"{looked} hold one class alone, {space.classes[present[0]]!r}, of {space.num_classes}: check")
     elif missing and whole:

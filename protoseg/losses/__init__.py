@@ -13,5 +13,6 @@ from protoseg.losses.segmentation import (
     LogitsLoss,
     PixelPrototypeContrast,
     PixelPrototypeDistance,
+    RegionMutualInformation,
 )
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term

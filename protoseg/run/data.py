@@ -15,16 +15,21 @@ from rich.markup import escape
 from rich.progress import track
 from torchvision.utils import make_grid
 
+from protoseg.analysis.stream import look
+from protoseg.analysis.wrong_labels import judged_regions, region_picture
+from protoseg.checkpoint import check_same_classes
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
 from protoseg.data.concat import ConcatDataModule
 from protoseg.data.export import convert, export_predictions, pack, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
+from protoseg.evaluation.predictor import choose_device
 from protoseg.evaluation.writer import jpeg
 from protoseg.files import write_file
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
-from protoseg.text import Terminal, command, override, say
+from protoseg.text import Terminal, command, override, say, write_csv
+from protoseg.trained import TrainedFile, open_file
 from protoseg.types import ProtosegError
 
 _SIZES_SHOWN = 4
@@ -69,13 +74,39 @@ def info(cfg: DictConfig, data: str, out: Path) -> None:
     terminal.say(f"Picture: {path}")
 
 
-def check(cfg: DictConfig, data: str) -> None:
-    """List the faults of both splits, one a line; exit code 1 if there is any."""
-    total = sum(_check(splits) for splits in _parts(build_datamodule(cfg)))
+def check(cfg: DictConfig, data: str, trained: Path | None, out: Path, top: int) -> None:
+    """List the faults of both splits, one a line; exit code 1 if there is any, else say what looks wrong to a model."""
+    datamodule, file = build_datamodule(cfg), open_file(trained) if trained else None
+    if file:
+        check_same_classes(file.path, file.label_space, datamodule.label_space)
+    total = sum(_check(splits) for splits in _parts(datamodule))
     if total:
         say(f"{total} fault{'s' if total > 1 else ''} found")
         sys.exit(1)
     say("no faults")
+    if file:
+        _doubt(file, _datasets(datamodule), out, top)
+
+
+def _doubt(file: TrainedFile, datasets: dict[str, SegmentationDataset], out: Path, top: int) -> None:
+    """Write which labelled regions a model takes for another class, the surest first; show ``top`` of them."""
+    model, classes, found = file.model().to(choose_device(None)), file.label_space.classes, []
+    for title, dataset in datasets.items():
+        dataset.reader = file.reader
+        for index in track(range(len(dataset)), escape(title), console=Console(stderr=True)):
+            found += [(title, x) for x in judged_regions(look(model, *dataset[index][:2], index)) if x.score > 0]
+    rows: list[list[Any]] = []
+    for rank, (title, region) in enumerate(sorted(found, key=lambda pair: -pair[1].score), 1):
+        image, said = datasets[title].samples[region.scene][0], [classes[region.given], classes[region.suggested]]
+        rows.append([title, image, *said, f"{region.pixels}", f"{region.score:.3f}", *region.box])
+        if rank <= top:
+            picture = region_picture(*datasets[title][region.scene][:2], region, file.label_space)
+            write_file(out / "wrong_labels" / f"{rank:03d}.jpg", jpeg(picture))
+    header = ["split", "image", "class", "suggested", "pixels", "score", "left", "top", "width", "height"]
+    write_file(out / "wrong_labels.csv", lambda path: write_csv(path, [header, *rows]))
+    shown = [[row[0], row[1].name, *row[2:6]] for row in rows[:top]]
+    Terminal().table("Regions that look like another class", header[:6], shown, range(4))
+    say(f"{len(rows)} regions: {out / 'wrong_labels.csv'}; the first as pictures: {out / 'wrong_labels'}")
 
 
 def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:

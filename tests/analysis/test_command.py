@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -112,3 +114,51 @@ def test_wrong_input_is_told_in_one_line(
     assert "--class" in wrong
     assert "Roda" in wrong
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """Two images of 48 x 64 in each split: road, with a car of 14 x 14."""
+    mask = np.full((48, 64), 3, np.uint8)
+    mask[20:34, 30:44] = 8
+    for split in ("train", "val"):
+        for i in range(2):
+            name = f"0006R0_f{i:05d}.png"
+            for folder, array in ((split, np.stack([mask * (20 + i)] * 3, 2)), (f"{split}annot", mask)):
+                (tmp_path / "camvid" / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / "camvid" / folder / name)
+    return tmp_path
+
+
+def test_wrong_labels(save: Callable[..., Path], camvid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, words = camvid / "doubts", ["camvid", f"paths.data={camvid}", "--model", str(save("p.ckpt", *TINY))]
+    run_tool("data", ["check", *words, "--out", str(out), "--top", "3", "--json"])
+    shown = capsys.readouterr()
+    assert "no faults" in shown.err
+    header, *rows = csv.reader((out / "wrong_labels.csv").read_text().splitlines())
+    assert header == ["split", "image", "class", "suggested", "pixels", "score", "left", "top", "width", "height"]
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    assert 4 <= len(found) <= 8  # of an untrained network
+    scores = [float(row["score"]) for row in found]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[-1] >= 0
+    cars = [row for row in found if row["class"] == "Car"]
+    for car in cars:
+        assert [car[name] for name in header[4:5] + header[6:]] == ["196", "30", "20", "14", "14"]
+        assert car["suggested"] != "Car"
+        assert Path(car["image"]).parent == camvid / "camvid" / car["split"]
+    (table,) = map(json.loads, shown.out.splitlines())
+    assert [row["score"] for row in table["rows"]] == pytest.approx(scores[:3])
+    assert sorted(path.name for path in (out / "wrong_labels").iterdir()) == ["001.jpg", "002.jpg", "003.jpg"]
+
+
+def test_wrong_labels_are_judged_by_a_model_of_these_classes(
+    save: Callable[..., Path], camvid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save("p.ckpt", *TINY, "data.relabel={Car: null}")
+    for path, message in ((other, "was trained on 10 classes"), (camvid / "none.ckpt", "no file at")):
+        with pytest.raises(SystemExit) as stopped:
+            run_tool("data", ["check", "camvid", f"paths.data={camvid}", "--model", str(path), "--out", str(camvid)])
+        assert stopped.value.code == 1
+        assert message in capsys.readouterr().err
+    assert not (camvid / "wrong_labels.csv").exists()

@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig
 from PIL import Image
 
+from protoseg.checkpoint import read_checkpoint
 from protoseg.data import AdaptationDataModule, CamVid, SegmentationDataModule, checking
 from protoseg.data.statistics import class_statistics
+from protoseg.run.train import run_training
 from protoseg.types import LabelSpace, ProtosegError
+from tests.conftest import TINY
 from tests.data.helpers import Recorder, trainer
 
 VOID = 11
@@ -55,10 +59,26 @@ def test_nearly_all_ignored(camvid: Path, kept: bool) -> None:
     if kept:
         class_statistics(CamVid(camvid, "train"))
     with (
-        pytest.warns(UserWarning, match=r"99\.\d% of the pixels of .* training masks are ignored"),
+        pytest.warns(
+            UserWarning, match=r"99\.\d% of the pixels of .* training masks are ignored: if these are no scribb"
+        ),
         pytest.warns(UserWarning, match="training masks hold one class alone"),
     ):
         module(camvid).setup("fit")
+
+
+@pytest.mark.filterwarnings("ignore:.*hold no pixel")
+def test_scribbles_move_the_prototypes_of_their_classes(camvid: Path, configure: Callable[..., DictConfig]) -> None:
+    for _, mask in CamVid(camvid, "train").samples:
+        ids = np.full((24, 32), VOID, np.uint8)
+        ids[4:7, 2:12], ids[16:20, 20:24] = 3, 5  # a stroke and a dot
+        Image.fromarray(ids).save(str(mask))
+    scribbled = ("data=camvid", f"data.root={camvid}", "data.crop_size=[24,32]", "data.scale=[1,1]")
+    short = ("trainer.max_steps=2", "trainer.limit_val_batches=0", "schedule.warmup_steps=0")
+    run_training(configure("train", *TINY, *scribbled, *short))
+    state = read_checkpoint(camvid / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    (updates,) = (tensor for name, tensor in state.items() if name.endswith("head.memory.updates"))
+    assert updates.any(1).nonzero().flatten().tolist() == [3, 5]
 
 
 def test_one_class_alone(camvid: Path) -> None:

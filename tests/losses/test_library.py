@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from hydra.utils import instantiate
 from segmentation_models_pytorch.losses import FocalLoss, SoftCrossEntropyLoss
 from torch import Tensor, nn
 
-from protoseg.losses import LogitsLoss, Seen, Step, segmentation
+from protoseg.losses import LogitsLoss, RegionMutualInformation, Seen, Step, segmentation
 from protoseg.losses.segmentation import cross_entropy, missed_share, near_boundary
 from protoseg.run.config import CONFIG_DIR
 from protoseg.types import ProtosegError, SegOutput
@@ -99,6 +100,70 @@ def test_sure_and_right_is_zero_and_half_precision_is_summed_in_fp32(name: str) 
         value = value_of(shipped(name), right, label)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(0, abs=1e-5)
+
+
+def naive_rmi(logits: Tensor, label: Tensor) -> float:
+    """Cell by cell and region by region, with an inverse and a determinant."""
+    total, (b, c, height, width) = 0.0, logits.shape
+    probability, side, pool = logits.detach().softmax(1), segmentation.SIDE, segmentation.POOL
+    for i in range(b):
+        for j in range(c):
+            means = []
+            for top in range(0, height, pool):
+                for left in range(0, width, pool):
+                    cell = [
+                        (y, x)
+                        for y in range(top, min(top + pool, height))
+                        for x in range(left, min(left + pool, width))
+                    ]
+                    seen = [(y, x) for y, x in cell if label[i, y, x] != -1]
+                    p = sum(float(probability[i, j, y, x]) for y, x in seen) / len(cell)
+                    t = sum(int(label[i, y, x] == j) for y, x in seen) / len(cell)
+                    means.append((t, p))
+            grid = np.array(means).reshape(-(-height // pool), -(-width // pool), 2)
+            rows, columns = grid.shape[0] - side + 1, grid.shape[1] - side + 1
+            found = [grid[y : y + side, x : x + side].reshape(-1, 2) for y in range(rows) for x in range(columns)]
+            t, p = np.stack(found, 2).transpose(1, 0, 2)
+            noise, cov = segmentation.NOISE * np.eye(side**2), lambda u, v: np.cov(u, v, bias=True)[: len(u), len(u) :]
+            m = cov(t, t) - cov(t, p) @ np.linalg.inv(cov(p, p) + noise) @ cov(p, t) + noise
+            total += 0.5 * (np.log(np.linalg.det(m)) - np.log(np.linalg.det(noise))) / side**2
+    return total / b
+
+
+def large_case() -> tuple[Tensor, Tensor]:
+    """Two images of 22 x 27 with blocks of three classes out of four, and many ignored pixels."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (2, 4, 5), generator=generator).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    label = label[:, :22, :27].clone()
+    label[0, :7] = -1
+    logits = torch.randn(2, 4, 22, 27, dtype=torch.float64, generator=generator)
+    return (logits + 2 * F.one_hot(label.clamp_min(0), 4).movedim(3, 1)).requires_grad_(), label
+
+
+def test_region_mutual_information_is_its_naive_loop() -> None:
+    logits, label = large_case()
+    assert RegionMutualInformation()(logits, label).item() == pytest.approx(naive_rmi(logits, label), rel=1e-9)
+    value = value_of(shipped("rmi"), logits, label)
+    assert value.dtype == torch.float32  # whose covariances are exact enough
+    assert value.item() == pytest.approx(naive_rmi(logits, label), rel=1e-3)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert (gradient[0, :, :7] == 0).all()
+    assert (gradient[1].abs().sum(0) > 0).all()
+
+
+def test_region_mutual_information_in_half_precision_of_the_right_and_of_nothing() -> None:
+    _, label = large_case()
+    right = 50 * F.one_hot(label.clamp_min(0), 4).movedim(3, 1).half()
+    wrong = torch.zeros_like(right)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, worse = (value_of(shipped("rmi"), logits, label) for logits in (right, wrong))
+    assert value.dtype == torch.float32
+    assert 0 < value.item() < 3 * 0.5 * math.log(2) < worse.item()
+    logits, label = large_case()
+    nothing = RegionMutualInformation()(logits, torch.full_like(label, -1))
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert nothing.item() == pytest.approx(0, abs=1e-12)
+    assert (gradient == 0).all()
 
 
 def test_logits_are_upsampled_to_the_label() -> None:

@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -131,6 +132,7 @@ _TYPES = {
     "int": int,
     "float": float,
     "path": Path,
+    "share": Fraction,
     "height x width": partial(_sides, "HEIGHTxWIDTH, e.g. 512x1024"),
     "width x height": partial(_sides, "WIDTHxHEIGHT, e.g. 640x480"),
     "color": _color,

@@ -1,10 +1,11 @@
-"""The terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop) and MIC (masked images)."""
+"""Terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop), MIC (masked images) and UniMatch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
@@ -13,6 +14,8 @@ from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import majority_label
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import Step, Term
+from protoseg.models.recompute import unmoved_statistics
+from protoseg.models.segmentor import image_size
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, SegOutput
 
 
@@ -167,3 +170,46 @@ class MaskedImageConsistency(Term):
         logits, label, weight = on_detail(output, label, weight)
         detail = weighted_cross_entropy(logits, label, weight, student.stride, all_pixels=self.all_pixels)
         return (1 - self.detail_weight) * loss + self.detail_weight * detail
+
+
+class StrongViews(CrossEntropy):
+    """Cross-entropy on strong views of the target images against what the teacher is sure of in the weak ones.
+
+    Each of the ``views`` is what ``mix`` makes of them (:class:`protoseg.training.moves.CutMix`); pixels of a lower
+    confidence than ``threshold`` have no loss in the mean over all. ``weak`` (UniMatch, Yang et al., CVPR 2023, arXiv
+    2208.09910): half of the loss is that of the weak images without half of the channels of each of the encoder's maps.
+    ``in_turn`` (UniMatch V2, arXiv 2410.10777): of half of the images, views lack in turn half of the channels and the
+    others. BatchNorm's running statistics do not move. ``of``: of :class:`CrossEntropy`.
+    """
+
+    needs = ("target",)
+    uses_labelled_graph = False
+
+    def __init__(
+        self, mix: Any, views: int = 2, threshold: float = 0.95, weak: bool = False, in_turn: bool = False, **of: Any
+    ) -> None:
+        super().__init__(all_pixels=True, **of)
+        self.mix, self.views, self.threshold = mix, views, threshold
+        self.weak, self.in_turn = weak, in_turn
+
+    def forward(self, step: Step) -> Tensor:
+        model, target = step.model, step.target
+        views = [self.mix(step.labelled, target, model.num_classes, self.threshold) for _ in range(self.views)]
+        image, label = torch.cat([view.image for view in views]), torch.cat([view.reliable for view in views])
+        with unmoved_statistics(model):
+            loss = self._on(model, image, label, self._drop_in_turn if self.in_turn else None)
+            if not self.weak:
+                return loss
+            sure = target.label.where(target.confidence >= self.threshold, IGNORE_INDEX)
+            return (loss + self._on(model, target.image, sure, F.dropout2d)) / 2
+
+    def _on(self, model: Any, image: Tensor, label: Tensor, drop: Callable[[Tensor], Tensor] | None) -> Tensor:
+        maps = None if drop is None else [drop(each) for each in model.frozen_maps(image)]
+        output: SegOutput = model(image) if maps is None else model.from_frozen(maps, image_size(image))
+        return self.on_labels(output.logits, label, model.stride, output.align_corners)
+
+    def _drop_in_turn(self, feature: Tensor) -> Tensor:
+        images = len(feature) // self.views
+        factor = F.dropout2d(torch.ones_like(feature[:images, :, :1, :1]))  # 0 or 2
+        factor = factor.where(torch.rand(images, 1, 1, 1, device=feature.device) < 0.5, 1)
+        return feature * torch.cat([factor if view % 2 else 2 - factor for view in range(self.views)])

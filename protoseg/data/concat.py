@@ -14,7 +14,8 @@ from protoseg.data.label_spaces import Ids, joined
 from protoseg.data.transforms import TrainTransform
 from protoseg.types import LabelSpace, ProtosegError
 
-_OF_PARTS = {*"dataset root train_split val_split train_list listed exif scale max_class_share annotated".split()}
+_OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "max_class_share", "annotated"}
+_OF_PARTS |= {"train_list", "listed"}
 
 
 class Concatenation(SegmentationDataset):

@@ -51,8 +51,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             is known to be of one of the others (``Batch.rest``) in training, and is ignored everywhere else.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
         label_space: the classes of images that have none of their own.
-        train_list: names of images of ``train_split``, which then has these alone, or, not ``listed``, all others; see
-            ``SegmentationDataset.keep``.
+        train_list, listed: images of ``train_split`` that it has alone, or lacks: see ``SegmentationDataset.keep``.
 
     Raises ProtosegError: values that make no sense; later, data that is missing or bad.
     """

@@ -140,9 +140,9 @@ class SegmentationDataset(Dataset[Sample]):
         names, known = {line.strip() for line in lines if line.strip() and line[0] != "#"}, self.names
         missing = sorted(names.difference(known))
         if missing or not 0 < len(names) < len(known):
-            got = f"{len(names)}, of which {len(missing)} are not there ({', '.join(missing[:5])})"
-            text = f"train_list: expected names of some of the {len(known)} images, such as {known[0]}, got {got}"
-            raise ProtosegError(f"{text}: correct it or data.root, or draw a list with protoseg data draw")
+            lacking = f", of which {len(missing)} are not there ({', '.join(missing[:5])})" if missing else ""
+            text = f"train_list: expected names of some of {len(known)} images, such as {known[0]}, got {len(names)}"
+            raise ProtosegError(f"{text}{lacking}: correct it or data.root, or draw a list with protoseg data draw")
         self.samples = [sample for sample, name in zip(self.samples, known, strict=True) if (name in names) == listed]
 
     def drop_labels(self) -> None:

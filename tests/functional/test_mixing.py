@@ -117,7 +117,9 @@ def test_cut_mix_is_a_rectangle_of_its_share_of_the_image() -> None:
     assert rows.sum(1).float().std() > 3
     half = cut_mix_mask((400, 40, 60), probability=0.25).flatten(1)
     torch.testing.assert_close(half.any(1).float().mean(), torch.tensor(0.25), atol=0.08, rtol=0)
-    torch.testing.assert_close(half[half.any(1)].float().mean(1), torch.full((), 0.5).expand(int(half.any(1).sum())), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        half[half.any(1)].float().mean(1), torch.full((), 0.5).expand(int(half.any(1).sum())), atol=0.03, rtol=0
+    )
 
 
 def test_paste() -> None:

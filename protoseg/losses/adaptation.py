@@ -1,6 +1,6 @@
 """Terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop), MIC (masked images) and UniMatch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -14,8 +14,6 @@ from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import majority_label
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import Step, Term
-from protoseg.models.recompute import unmoved_statistics
-from protoseg.models.segmentor import image_size
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, SegOutput
 
 
@@ -196,17 +194,13 @@ class StrongViews(CrossEntropy):
         model, target = step.model, step.target
         views = [self.mix(step.labelled, target, model.num_classes, self.threshold) for _ in range(self.views)]
         image, label = torch.cat([view.image for view in views]), torch.cat([view.reliable for view in views])
-        with unmoved_statistics(model):
-            loss = self._on(model, image, label, self._drop_in_turn if self.in_turn else None)
-            if not self.weak:
-                return loss
-            sure = target.label.where(target.confidence >= self.threshold, IGNORE_INDEX)
-            return (loss + self._on(model, target.image, sure, F.dropout2d)) / 2
-
-    def _on(self, model: Any, image: Tensor, label: Tensor, drop: Callable[[Tensor], Tensor] | None) -> Tensor:
-        maps = None if drop is None else [drop(each) for each in model.frozen_maps(image)]
-        output: SegOutput = model(image) if maps is None else model.from_frozen(maps, image_size(image))
-        return self.on_labels(output.logits, label, model.stride, output.align_corners)
+        strong: SegOutput = model.perturbed(image, self._drop_in_turn if self.in_turn else None)
+        loss = self.on_labels(strong.logits, label, model.stride, strong.align_corners)
+        if not self.weak:
+            return loss
+        weak: SegOutput = model.perturbed(target.image, F.dropout2d)
+        sure = target.label.where(target.confidence >= self.threshold, IGNORE_INDEX)
+        return (loss + self.on_labels(weak.logits, sure, model.stride, weak.align_corners)) / 2
 
     def _drop_in_turn(self, feature: Tensor) -> Tensor:
         images = len(feature) // self.views

@@ -100,7 +100,7 @@ class AdaptationModule(SegmentationModule):
 
         said = self.ask_teacher(target.image)
         mixture = self.mix(source, said, self.label_space.num_classes, self.threshold)
-        on_mixed, more = self.see_mixed(mixture) if mixes else (None, [])
+        on_mixed, more = self.see_mixed(mixture) if mixes else (Step.mixed, [])
         of_terms, more_values = self.sum_terms(self.terms, Step(self.model, on_source, on_mixed, said))
         self._log_step(said)
         observations += more + [o for term in self.terms.values() for o in term.observations]

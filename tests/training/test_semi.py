@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from protoseg.data import CAMVID
 from protoseg.losses import Step, StrongViews, Target
+from protoseg.models.segmentor import Segmentor
 from protoseg.run.build import build_module
 from protoseg.run.train import run_training
 from protoseg.training import moves
@@ -60,6 +61,7 @@ class Student(nn.Module):
     """Six channels at stride 4, of which the first three, and the last three, add up to the class logits."""
 
     stride, num_classes = 4, 3
+    perturbed = Segmentor.perturbed
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from protoseg.data.export import convert, export_predictions, pack, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
 from protoseg.evaluation.writer import jpeg
-from protoseg.files import write_file
+from protoseg.files import write_file, write_text
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
 from protoseg.text import Terminal, command, override, say
@@ -161,7 +161,7 @@ def draw(cfg: DictConfig, data: str, share: Fraction, seed: int, out: Path) -> N
     number = int(share) if share >= 1 else max(1, round(share * len(names)))
     chosen = [names[index] for index in part.class_statistics().draw(number, seed)]
     head = f"# {number} of the {len(names)} images of {data}: protoseg data draw {data} --share {share} --seed {seed}"
-    write_file(out, lambda to: to.write_text("\n".join([head, *chosen, ""]), encoding="utf-8"))
+    write_text(out, "\n".join([head, *chosen, ""]))
     say(f"{number} of {len(names)} images: {out}")
 
 

@@ -5,7 +5,7 @@ _protoseg() {
     2) case ${COMP_WORDS[1]} in
       teach) words="add tune statistics refresh adapt remove merge apply show trial page replay" ;;
       analyse) words="prototypes uncertainty adaptation sweep" ;;
-      data) words="info check show stats pack export convert render" ;;
+      data) words="info check show stats draw pack export convert render" ;;
     esac ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))

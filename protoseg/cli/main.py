@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -124,6 +125,7 @@ _TYPES = {
     "int": int,
     "float": float,
     "path": Path,
+    "share": Fraction,
     "height x width": partial(_numbers, "HEIGHTxWIDTH, e.g. 512x1024", "x", 2, math.inf),
     "width x height": partial(_numbers, "WIDTHxHEIGHT, e.g. 640x480", "x", 2, math.inf),
     "color": partial(_numbers, "three numbers from 0 to 255, e.g. 0,0,142", ",", 3, 255),

@@ -85,7 +85,7 @@ class AdaptationDataModule(pl.LightningDataModule):
             if distributed.rank() == 0 and (shared := sorted(source & target)):
                 text = f"data: expected a target of other images than the source, got {len(shared)} of {len(target)}"
                 got = f"that the source has with their labels ({shared[0]}, …)"
-                warnings.warn(f"{text} {got}: set data.source.root and data.target.root", stacklevel=2)
+                warnings.warn(f"{text} {got}: set data.source.root and data.target.root, or train_list", stacklevel=2)
         if stage in ("fit", "validate"):
             for part in self._validated():
                 part.prepare_validation()

@@ -15,6 +15,7 @@ from protoseg.data.transforms import TrainTransform
 from protoseg.types import LabelSpace, ProtosegError
 
 _OF_PARTS = {"dataset", "root", "train_split", "val_split", "exif", "scale", "max_class_share", "annotated"}
+_OF_PARTS |= {"train_list", "listed"}
 
 
 class Concatenation(SegmentationDataset):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from inspect import signature
 from math import prod
 from typing import Any
@@ -50,6 +51,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             is known to be of one of the others (``Batch.rest``) in training, and is ignored everywhere else.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
         label_space: the classes of images that have none of their own.
+        train_list, listed: images of ``train_split`` that it has alone, or lacks: see ``SegmentationDataset.keep``.
 
     Raises ProtosegError: values that make no sense; later, data that is missing or bad.
     """
@@ -78,6 +80,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         label_space: LabelSpace | None = None,
         annotated: Sequence[str] | None = None,
         augment: Sequence[Any] = (),
+        train_list: str | Sequence[str] | None = None,
+        listed: bool = True,
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
@@ -100,6 +104,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._make = dataset if root is None else partial(dataset, root=root)
         self._mapping: NDArray[np.uint8] | None = None
         self._hidden: list[int] = []  # train ids of what ``annotated`` lacks
+        self.train_list, self.listed = train_list, listed
         self._datasets: dict[tuple[str, bool], SegmentationDataset] = {}
         self._start = 0
         self.kept_views: Any = None  # a data set of whole batches by (index, seed), which training reads instead
@@ -152,6 +157,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             # Told the class where it asks, so that the masks need not be there; else they are only left unopened.
             told = {"labels": False} if not labels and "labels" in signature(self._make).parameters else {}
             dataset = self._make(split=split, **told)
+            if self.train_list is not None and split == self.train_split:
+                dataset.keep(self.train_list, self.listed)
             if not labels:
                 dataset.drop_labels()
             if self._mapping is not None:
@@ -274,6 +281,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             "seed": self.seed,
             "world_size": distributed.world_size(),
             "num_samples": len(dataset),
+            "train_list": self.train_list and sha256("\n".join(dataset.names).encode()).hexdigest(),
             "weights": None if dataset.weights is None else np.unique(dataset.weights).tolist(),
             "rare_classes": None if self.rare_classes is None else asdict(self.rare_classes),
         }

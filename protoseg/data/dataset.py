@@ -1,5 +1,6 @@
 """The base class of the data sets: a list of image and mask files that read as RGB and train ids."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from protoseg.data.channels import ImageReader
 from protoseg.data.decoding import orientation
 from protoseg.data.files import Channel, Color, read_label
 from protoseg.data.label_spaces import Ids, file_ignored, ignored_in, rest_in
-from protoseg.data.pairing import FilePair
+from protoseg.data.pairing import FilePair, read_lines, stem_in
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 if TYPE_CHECKING:
@@ -122,6 +123,27 @@ class SegmentationDataset(Dataset[Sample]):
         if self.mask_reading is not None:
             return self.mask_reading.label(mask_path, self.id_table, self.colors)
         return read_label(mask_path, self.id_table, self.id_channel)
+
+    @property
+    def names(self) -> list[str]:
+        """Each image's path without suffix, in the folder that all of them lie in."""
+        folder = Path(os.path.commonpath([image.parent for image, _ in self.samples]))
+        return [stem_in(folder, image) for image, _ in self.samples]
+
+    def keep(self, given: str | Sequence[str], listed: bool) -> None:
+        """Forget all images but those of these ``names``, or, not ``listed``, those.
+
+        ``given`` may be a text file with one a line, where lines that begin with ``#`` are comments. Raises
+        ProtosegError: no name, those of all images, or a name that no image has.
+        """
+        lines = read_lines(Path(given)) if isinstance(given, str) else map(str, given)
+        names, known = {line.strip() for line in lines if line.strip() and line[0] != "#"}, self.names
+        missing = sorted(names.difference(known))
+        if missing or not 0 < len(names) < len(known):
+            lacking = f", of which {len(missing)} are not there ({', '.join(missing[:5])})" if missing else ""
+            text = f"train_list: expected names of some of {len(known)} images, such as {known[0]}, got {len(names)}"
+            raise ProtosegError(f"{text}{lacking}: correct it or data.root, or draw a list with protoseg data draw")
+        self.samples = [sample for sample, name in zip(self.samples, known, strict=True) if (name in names) == listed]
 
     def drop_labels(self) -> None:
         """Forget the masks: from now on every pixel reads as ignored, and no mask file is opened."""

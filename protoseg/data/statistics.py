@@ -48,6 +48,24 @@ class ClassStatistics:
         """Pixels of each class in all images, ``c``."""
         return np.asarray(self.counts.sum(axis=0))
 
+    def draw(self, number: int, seed: int) -> list[int]:
+        """The indices of so many of the images, drawn so that every class occurs that does at all; ascending.
+
+        From the class that the fewest images show to the one that most do: where no image drawn so far shows it, one is
+        drawn of that half of its images that shows the most of it. The rest is drawn of all. Raises ProtosegError: too
+        few to show every class.
+        """
+        shown, chance = self.counts > 0, np.random.default_rng(seed)
+        drawn: list[int] = []
+        for of_class in np.argsort(shown.sum(0), kind="stable"):
+            images = np.argsort(-self.counts[:, of_class], kind="stable")[: (shown[:, of_class].sum() + 1) // 2]
+            if len(images) and not shown[drawn, of_class].any():
+                drawn.append(int(chance.choice(images)))
+        if number < len(drawn):
+            raise ProtosegError(f"draw: expected at least {len(drawn)} images, to show every class, got {number}")
+        others = chance.permutation(np.setdiff1d(np.arange(len(shown)), drawn))
+        return sorted([*drawn, *others[: number - len(drawn)].tolist()])
+
 
 def rare_class_probability(pixels: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """DAFormer's probability to draw each class (arXiv 2111.14887, Section 3.2): softmax over them of (1 - f) / T.

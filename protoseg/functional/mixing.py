@@ -1,5 +1,6 @@
-"""ClassMix, the strong augmentation of mixed images, and MIC's patch masks, on whatever device the images are."""
+"""ClassMix, CutMix, the strong augmentation of mixed images, MIC's patch masks, on whatever device the images are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,22 @@ def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, igno
     rank = key.argsort(1).argsort(1)
     chosen = present & (rank < (present.sum(1, keepdim=True) + 1) // 2)
     return chosen.gather(1, ids).view_as(label)
+
+
+def cut_mix_mask(
+    shape: Sequence[int], area: Sequence[float] = (0.5, 0.5), probability: float = 1.0, device: Any = None
+) -> Tensor:
+    """A rectangle in each image (CutMix as of French et al., BMVC 2020, arXiv 1906.01916): bool of ``shape`` ``b H W``.
+
+    Its share of the image is uniform in ``area``, and the logarithm of its height. 1 - ``probability``: there is none.
+    """
+    share, power, top, left, chance = torch.rand(5, shape[0], 1, 1, device=device)
+    share = area[0] + (area[1] - area[0]) * share
+    inside = chance < probability
+    for axis, length, place in ((1, share**power, top), (2, share ** (1 - power), left)):
+        centre = (torch.arange(shape[axis], device=device).view(-1, *(1,) * (2 - axis)) + 0.5) / shape[axis]
+        inside = inside & ((centre - place * (1 - length) - length / 2).abs() <= length / 2)
+    return inside
 
 
 def paste(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:

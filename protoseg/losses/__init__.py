@@ -6,6 +6,7 @@ from protoseg.losses.adaptation import (
     MaskedImageConsistency,
     MixedCrossEntropy,
     MixedDetailCrossEntropy,
+    StrongViews,
 )
 from protoseg.losses.segmentation import (
     AuxiliaryCrossEntropy,

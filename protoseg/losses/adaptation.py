@@ -1,10 +1,11 @@
-"""The terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop) and MIC (masked images)."""
+"""Terms of DACS (mixed images), DAFormer (feature distance), HRDA (detail crop), MIC (masked images) and UniMatch."""
 
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
@@ -167,3 +168,42 @@ class MaskedImageConsistency(Term):
         logits, label, weight = on_detail(output, label, weight)
         detail = weighted_cross_entropy(logits, label, weight, student.stride, all_pixels=self.all_pixels)
         return (1 - self.detail_weight) * loss + self.detail_weight * detail
+
+
+class StrongViews(CrossEntropy):
+    """Cross-entropy on strong views of the target images against what the teacher is sure of in the weak ones.
+
+    Each of the ``views`` is what ``mix`` makes of them (:class:`protoseg.training.moves.CutMix`); pixels of a lower
+    confidence than ``threshold`` have no loss in the mean over all. ``weak`` (UniMatch, Yang et al., CVPR 2023, arXiv
+    2208.09910): half of the loss is that of the weak images without half of the channels of each of the encoder's maps.
+    ``in_turn`` (UniMatch V2, arXiv 2410.10777): of half of the images, views lack in turn half of the channels and the
+    others. BatchNorm's running statistics do not move. ``of``: of :class:`CrossEntropy`.
+    """
+
+    needs = ("target",)
+    uses_labelled_graph = False
+
+    def __init__(
+        self, mix: Any, views: int = 2, threshold: float = 0.95, weak: bool = False, in_turn: bool = False, **of: Any
+    ) -> None:
+        super().__init__(all_pixels=True, **of)
+        self.mix, self.views, self.threshold = mix, views, threshold
+        self.weak, self.in_turn = weak, in_turn
+
+    def forward(self, step: Step) -> Tensor:
+        model, target = step.model, step.target
+        views = [self.mix(step.labelled, target, model.num_classes, self.threshold) for _ in range(self.views)]
+        image, label = torch.cat([view.image for view in views]), torch.cat([view.reliable for view in views])
+        strong: SegOutput = model.perturbed(image, self._drop_in_turn if self.in_turn else None)
+        loss = self.on_labels(strong.logits, label, model.stride, strong.align_corners)
+        if not self.weak:
+            return loss
+        weak: SegOutput = model.perturbed(target.image, F.dropout2d)
+        sure = target.label.where(target.confidence >= self.threshold, IGNORE_INDEX)
+        return (loss + self.on_labels(weak.logits, sure, model.stride, weak.align_corners)) / 2
+
+    def _drop_in_turn(self, feature: Tensor) -> Tensor:
+        images = len(feature) // self.views
+        factor = F.dropout2d(torch.ones_like(feature[:images, :, :1, :1]))  # 0 or 2
+        factor = factor.where(torch.rand(images, 1, 1, 1, device=feature.device) < 0.5, 1)
+        return feature * torch.cat([factor if view % 2 else 2 - factor for view in range(self.views)])

@@ -25,12 +25,12 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Seen):
-    """Mixed images: parts of labelled ones pasted on target images, with the labels of both.
+    """Mixed images: parts of labelled, or other target, images pasted on target images, with the labels of both.
 
     Pixels that are not pasted show the target image of the same index at the same place.
     """
 
-    pasted: Tensor  # pixels that come from the labelled image, bool ``b H W``
+    pasted: Tensor  # pixels that come from another image, bool ``b H W``
     weight: Tensor  # of every pixel in the cross-entropy, fp32 ``b H W``
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.encoders import Encoder
+from protoseg.models.recompute import unmoved_statistics
 from protoseg.nn import Discriminant, Head
 from protoseg.types import ProtosegError, SegOutput, Size
 
@@ -95,6 +96,12 @@ class Segmentor(nn.Module):
     def from_frozen(self, maps: list[Tensor], size: Size) -> SegOutput:
         """The output for images of ``size`` (height, width) from their :meth:`frozen_maps`, of any floating dtype."""
         return self._segmented(self.encoder.from_frozen([each.to(self.mean.dtype) for each in maps]), size)
+
+    def perturbed(self, image: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> SegOutput:
+        """The output for images of which ``drop`` changes the encoder's maps; no running statistics move."""
+        with unmoved_statistics(self):
+            maps = None if drop is None else [drop(each) for each in self.frozen_maps(image)]
+            return self(image) if maps is None else self.from_frozen(maps, image_size(image))
 
     def _segmented(self, features: list[Tensor], size: Size) -> SegOutput:
         output = self._decode(features, size)

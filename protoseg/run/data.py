@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from protoseg.data.statistics import channel_statistics, class_statistics, image
 from protoseg.evaluation import pictures
 from protoseg.evaluation.predictor import choose_device
 from protoseg.evaluation.writer import jpeg
-from protoseg.files import write_file
+from protoseg.files import write_file, write_text
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
 from protoseg.text import Terminal, command, override, say, write_csv
@@ -182,6 +183,17 @@ def stats(cfg: DictConfig, data: str) -> None:
         titles = ("channel", "becomes 0", "becomes 1", "mean then", "std then")
         Terminal().table(f"{reader.channels} channels", titles, rows)
     say(f"File: {found.path or 'none could be written'}")
+
+
+def draw(cfg: DictConfig, data: str, share: Fraction, seed: int, out: Path) -> None:
+    """Write the names of some training images, in which every class occurs, as ``train_list`` takes them."""
+    part = build_datamodule(cfg).source
+    names = part.train_dataset().names
+    number = int(share) if share >= 1 else max(1, round(share * len(names)))
+    chosen = [names[index] for index in part.class_statistics().draw(number, seed)]
+    head = f"# {number} of the {len(names)} images of {data}: protoseg data draw {data} --share {share} --seed {seed}"
+    write_text(out, "\n".join([head, *chosen, ""]))
+    say(f"{number} of {len(names)} images: {out}")
 
 
 def pack_data(cfg: DictConfig, data: str, to: Path) -> None:

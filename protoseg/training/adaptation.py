@@ -29,9 +29,9 @@ class AdaptationModule(SegmentationModule):
     A step is a chain of moves, each a short method that a subclass may override: see the source, ask the teacher, mix
     (:class:`protoseg.training.moves.ClassMix`, or what ``mix`` is), see the mixed, sum the terms.
 
-    Without ``terms`` it is the source-only baseline: the target images are not looked at. With them, the running
-    statistics of BatchNorm are those of the mixed images alone (the released codes of DACS and DAFormer take source
-    and mixed images alike), which no gradient depends on.
+    Without ``terms`` it is the source-only baseline: the target images are not looked at. With terms that work on more
+    than the target, the running statistics of BatchNorm are those of the mixed images alone (the released codes of DACS
+    and DAFormer take source and mixed images alike), which no gradient depends on.
 
     Args:
         label_space, losses, options: of :class:`SegmentationModule`; its losses are those on the source images, and its
@@ -84,12 +84,13 @@ class AdaptationModule(SegmentationModule):
 
     def training_step(self, batch: AdaptationBatch, batch_idx: int) -> dict[str, Any]:
         source, target = batch
+        mixes = any(term.needs != ("target",) for term in self.terms.values())  # these make views of their own
         if self.separate_backward and batch_idx % self.trainer.accumulate_grad_batches == 0:
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
 
         # The statistics that student and teacher will be judged by are those of mixed images, nearer to the target.
-        with unmoved_statistics(self.model) if self.terms else nullcontext():
+        with unmoved_statistics(self.model) if mixes else nullcontext():
             on_source, observations = self.see(source.image, source.label)
         loss, values = self.sum_terms(self.losses, Step(self.model, replace(on_source, rest=source.rest)))
         if not self.terms:
@@ -99,7 +100,7 @@ class AdaptationModule(SegmentationModule):
 
         said = self.ask_teacher(target.image)
         mixture = self.mix(source, said, self.label_space.num_classes, self.threshold)
-        on_mixed, more = self.see_mixed(mixture)
+        on_mixed, more = self.see_mixed(mixture) if mixes else (Step.mixed, [])
         of_terms, more_values = self.sum_terms(self.terms, Step(self.model, on_source, on_mixed, said))
         self._log_step(said)
         observations += more + [o for term in self.terms.values() for o in term.observations]

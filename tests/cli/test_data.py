@@ -42,6 +42,19 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+def test_a_list_of_images_in_which_every_class_occurs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = data / "few.txt"
+    for share, number in (("1/2", 1), ("1", 1), ("1/100", 1), ("2", 2)):
+        run_tool("data", ["draw", "camvid", f"paths.data={data}", "--share", share, "--seed", "3", "--out", str(few)])
+        head, *names = few.read_text().splitlines()
+        assert head == f"# {number} of the 2 images of camvid: protoseg data draw camvid --share {share} --seed 3"
+        assert names[-1] == "0006R0_f00001"  # the only one with cars
+        assert f"{number} of 2 images: {few}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        run_tool("data", ["draw", "camvid", "--share", "half", "--out", str(few)])
+    assert error.value.code == 2
+
+
 def test_statistics_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_tool("data", ["stats", "camvid", f"paths.data={data}"])
     shown = capsys.readouterr().out

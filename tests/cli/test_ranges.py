@@ -22,7 +22,7 @@ ZERO = MINUS_ONE | {
     *("num_workers", "warmup_steps", "num_convs", "low_rank", "high_rank", "ignore_top", "ignore_bottom", "brightness"),
     "regions",
     *("max_restarts", "max_overlays", "min_pixels", "ohem_min_kept", "seed", "split_seed", "momentum", "alpha"),
-    *("confident", "reliable", "ratio", "jitter_probability", "detail_weight", "min_ratio", "dropout"),
+    *("confident", "reliable", "ratio", "probability", "jitter_probability", "detail_weight", "min_ratio", "dropout"),
     *("drop_path_rate", "warmup_start", "lr", "encoder_lr", "weight_decay", "power", "weight", "uniformity", "beta"),
     *("target_weight", "jitter", "min_crop_ratio", "momentum_warmup", "limit_val_batches", "class_weights"),
 }

@@ -19,7 +19,7 @@ CLASSES = {
     **{"idd": 26, "idd_cityscapes": 19, "vistas_cityscapes": 19, "bdd100k": 19, "foggy_cityscapes": 19, "kitti": 19},
 }
 OWN = ("folder", "folder_to_folder", "concat")  # which tests/data/test_sources.py makes
-PAIRS = [name for name in NAMES if "_to_" in name and name not in OWN]
+PAIRS = [name for name in NAMES if ("_to_" in name or "semi" in name) and name not in OWN]
 
 
 def composed(name: str, *overrides: str) -> DictConfig:

@@ -7,7 +7,7 @@ import colorsys
 import pytest
 import torch
 
-from protoseg.functional.mixing import class_mix_mask, kornia_jitter, paste, strong_transform
+from protoseg.functional.mixing import class_mix_mask, cut_mix_mask, kornia_jitter, paste, strong_transform
 
 
 def labels() -> torch.Tensor:
@@ -101,6 +101,25 @@ def test_kornias_jitter_moves_the_mean_twice_as_far_as_ours() -> None:
         for kornia in (False, True)
     ]
     assert spread[1] > 1.5 * spread[0]
+
+
+def test_cut_mix_is_a_rectangle_of_its_share_of_the_image() -> None:
+    torch.manual_seed(0)
+    mask = cut_mix_mask((200, 40, 60), (0.2, 0.4))
+    rows, columns = mask.any(2), mask.any(1)
+    assert torch.equal(mask, rows.unsqueeze(2) & columns.unsqueeze(1))
+    for side in (rows, columns):
+        edges = (side[:, 1:] != side[:, :-1]).sum(1) + side[:, 0] + side[:, -1]
+        assert edges.eq(2).all()  # one interval
+        assert side.any(0).all()  # anywhere
+    share = mask.float().mean((1, 2))
+    assert 0.15 < share.min() < 0.22 < 0.38 < share.max() < 0.45
+    assert rows.sum(1).float().std() > 3
+    half = cut_mix_mask((400, 40, 60), probability=0.25).flatten(1)
+    torch.testing.assert_close(half.any(1).float().mean(), torch.tensor(0.25), atol=0.08, rtol=0)
+    torch.testing.assert_close(
+        half[half.any(1)].float().mean(1), torch.full((), 0.5).expand(int(half.any(1).sum())), atol=0.03, rtol=0
+    )
 
 
 def test_paste() -> None:

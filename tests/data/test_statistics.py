@@ -140,14 +140,14 @@ def test_a_changed_mask_is_counted_anew_and_no_other(camvid: Path, monkeypatch: 
 
 
 def test_read_only_data_use_the_cache(camvid: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file = module.write_file
+    write_text = module.write_text
 
-    def refuse(path: Path, save: object) -> None:
+    def refuse(path: Path, text: str) -> None:
         if camvid in path.parents:
             raise ProtosegError("read-only")
-        write_file(path, save)  # type: ignore[arg-type]
+        write_text(path, text)
 
-    monkeypatch.setattr(module, "write_file", refuse)
+    monkeypatch.setattr(module, "write_text", refuse)
     data = CamVid(camvid, "train")
     first = class_statistics(data)
     assert first.path is not None
@@ -160,10 +160,10 @@ def test_read_only_data_use_the_cache(camvid: Path, cache: Path, monkeypatch: py
 
 
 def test_nowhere_to_write_is_a_warning(camvid: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, save: object) -> None:
+    def refuse(path: Path, text: str) -> None:
         raise ProtosegError("disk full")
 
-    monkeypatch.setattr(module, "write_file", refuse)
+    monkeypatch.setattr(module, "write_text", refuse)
     with pytest.warns(UserWarning, match="will be counted again: disk full"):
         found = class_statistics(CamVid(camvid, "train"))
     assert found.path is None

@@ -45,7 +45,7 @@ CASES = {
     "gaussian_mixture": Example("head", (ONE, "head.num_components=2", "loss=parametric", *ENCODER), True, True),
     "lovasz": Example("loss", (ONE, "head.num_prototypes=2", *ENCODER)),
     "pets": Example("data", ("data.root=PETS", "head.num_prototypes=2", *ENCODER), evaluate=True),
-    "cutmix": Example("method", (*PAIR, "head.num_prototypes=2", *ENCODER)),
+    "cowmix": Example("method", (*PAIR, "head.num_prototypes=2", *ENCODER)),
     "freematch": Example("method", (*PAIR, "method.momentum=0.9", "head.num_prototypes=2", *ENCODER)),
 }
 

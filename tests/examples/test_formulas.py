@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "lovasz"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "cutmix"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "cowmix"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "freematch"))
 
-from cutmix import CutMix
+from cowmix import CowMix
 from freematch import FreeMatchModule
 from lovasz import LovaszSoftmax, lovasz_softmax
 
@@ -61,16 +61,17 @@ def test_lovasz_ignores_pixels_and_images_without_labels() -> None:
     assert not logits.grad.any()
 
 
-def test_cutmix_pastes_one_rectangle_of_the_share_it_was_given() -> None:
+def test_cowmix_pastes_smooth_patches_of_the_share_it_was_given() -> None:
     torch.manual_seed(0)
-    mask = CutMix(share=0.3).mask(torch.zeros(40, 100, 160, dtype=torch.int64), 11)
-    torch.testing.assert_close(mask.float().mean((1, 2)), torch.full((40,), 0.3), atol=0.02, rtol=0)
-    for one in mask:
-        rows, columns = one.any(1).nonzero(), one.any(0).nonzero()
-        assert one[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+    mask = CowMix(share=0.3).mask(torch.zeros(40, 100, 160, dtype=torch.int64), 11)
+    torch.testing.assert_close(mask.float().mean(), torch.tensor(0.3), atol=0.02, rtol=0)
+    changes = (mask[:, :, 1:] != mask[:, :, :-1]).float().mean((1, 2))
+    assert changes.max() < 0.1  # of noise that is not smoothed it is 2 * 0.3 * 0.7 = 0.42
+    assert changes.max() > 2 * changes.min()  # patches of different sizes
     assert len(mask.unique(dim=0)) == 40
+    assert CowMix().mask(torch.zeros(2, 9, 7, dtype=torch.int64), 11).shape == (2, 9, 7)
     with pytest.raises(ProtosegError, match=r"share: expected a number in \(0, 1\), got 1"):
-        CutMix(share=1)
+        CowMix(share=1)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -114,6 +114,13 @@ def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
         resolve_name(run)(**settings)
 
 
+def _share(text: str) -> Fraction:
+    with suppress(ValueError, ZeroDivisionError):
+        if (share := Fraction(text)) > 0:
+            return share
+    raise ArgumentTypeError(f"expected a share above 0, e.g. 1/8, or how many, e.g. 20, got {text!r}")
+
+
 def _numbers(form: str, separator: str, count: int, most: float, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.lower().split(separator)]
     if len(parts) != count or not all(part.isdecimal() and int(part) <= most for part in parts):
@@ -125,7 +132,7 @@ _TYPES = {
     "int": int,
     "float": float,
     "path": Path,
-    "share": Fraction,
+    "share": _share,
     "height x width": partial(_numbers, "HEIGHTxWIDTH, e.g. 512x1024", "x", 2, math.inf),
     "width x height": partial(_numbers, "WIDTHxHEIGHT, e.g. 640x480", "x", 2, math.inf),
     "color": partial(_numbers, "three numbers from 0 to 255, e.g. 0,0,142", ",", 3, 255),

@@ -61,8 +61,9 @@ class ClassStatistics:
             images = np.argsort(-self.counts[:, of_class], kind="stable")[: (shown[:, of_class].sum() + 1) // 2]
             if len(images) and not shown[drawn, of_class].any():
                 drawn.append(int(chance.choice(images)))
-        if number < len(drawn):
-            raise ProtosegError(f"draw: expected at least {len(drawn)} images, to show every class, got {number}")
+        if not len(drawn) <= number <= len(shown):
+            few, many = f"at least {len(drawn)} images, to show every class", f"at most the {len(shown)} there are"
+            raise ProtosegError(f"draw: expected {few if number < len(drawn) else many}, got {number}")
         others = chance.permutation(np.setdiff1d(np.arange(len(shown)), drawn))
         return sorted([*drawn, *others[: number - len(drawn)].tolist()])
 

@@ -50,9 +50,14 @@ def test_a_list_of_images_in_which_every_class_occurs(data: Path, capsys: pytest
         assert head == f"# {number} of the 2 images of camvid: protoseg data draw camvid --share {share} --seed 3"
         assert names[-1] == "0006R0_f00001"  # the only one with cars
         assert f"{number} of 2 images: {few}" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as error:
-        run_tool("data", ["draw", "camvid", "--share", "half", "--out", str(few)])
-    assert error.value.code == 2
+    for share in ("half", "1/0", "0", "-1/2"):
+        with pytest.raises(SystemExit) as error:
+            run_tool("data", ["draw", "camvid", f"--share={share}", "--out", str(few)])
+        assert error.value.code == 2
+        assert "expected a share above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        run_tool("data", ["draw", "camvid", f"paths.data={data}", "--share", "3", "--out", str(few)])
+    assert "at most the 2 there are, got 3" in str(refused.value.code) + capsys.readouterr().err
 
 
 def test_statistics_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -124,8 +125,8 @@ class CrossEntropy(Term):
     no loss. Of the target, ``label_smoothing`` is spread over all classes. With p the probability of its class, each
     pixel's loss is multiplied by (1 - p)^``focal_gamma`` (Lin et al., ICCV 2017, arXiv 1708.02002, on softmax), with
     ``recall`` by the share of its class that is missed in the batch (:func:`missed_share`). ``boundary`` is a weight,
-    and up to how many pixels from another class it is given. Raises ProtosegError: class weights of the wrong form;
-    when prepared, of the wrong number.
+    and up to how many pixels from another class it is given. These ``options`` are of :func:`cross_entropy`. Raises
+    ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
     """
 
     class_weights: Tensor  # None before ``prepare``, unless they are given
@@ -134,23 +135,17 @@ class CrossEntropy(Term):
         self,
         weight: float = 1.0,
         class_weights: str | Sequence[float] | None = None,
-        ohem_threshold: float | None = None,
-        ohem_min_kept: int = 100_000,
-        all_pixels: bool = False,
-        label_smoothing: float | None = None,
-        focal_gamma: float | None = None,
-        recall: bool = False,
-        boundary: Sequence[int] | None = None,
         ignore_rest: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(weight)
-        self.ignore_rest = ignore_rest
+        self.ignore_rest, self.options = ignore_rest, options
+        signature(cross_entropy).bind_partial(**options)  # refuses what it does not know now, not at the first step
         self.needs_frequencies = class_weights == "balanced"
         given = None if self.needs_frequencies or class_weights is None else class_weights
         if isinstance(given, str):
             raise ProtosegError(f"class_weights: expected null, 'balanced' or numbers (one per class), got {given!r}")
         self.register_buffer("class_weights", None if given is None else torch.tensor([float(w) for w in given]))
-        self.options = (ohem_threshold, ohem_min_kept, all_pixels, label_smoothing, focal_gamma, recall, boundary)
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         classes = label_space.num_classes
@@ -173,7 +168,7 @@ class CrossEntropy(Term):
     ) -> Tensor:
         """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
         full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
-        return cross_entropy(full, label, self.class_weights, *self.options, None if self.ignore_rest else rest)
+        return cross_entropy(full, label, self.class_weights, rest=None if self.ignore_rest else rest, **self.options)
 
 
 class AuxiliaryCrossEntropy(CrossEntropy):
@@ -225,7 +220,7 @@ class RegionMutualInformation(nn.Module):
             probability = at_least_fp32(logits).softmax(1) * valid
             truth = F.one_hot(label.clamp_min(0), logits.shape[1]).movedim(3, 1).to(probability) * valid
             p, y = _regions(probability), _regions(truth)
-            noise, n = NOISE * torch.eye(SIDE**2).to(p), p.shape[3]
+            noise, n = NOISE * torch.eye(SIDE**2, dtype=p.dtype, device=p.device), p.shape[3]
             both, of_p = y @ p.mT / n, torch.linalg.cholesky(p @ p.mT / n + noise)
             unexplained = y @ y.mT / n - both @ torch.cholesky_solve(both.mT, of_p) + noise
             deviation = torch.linalg.cholesky(unexplained).diagonal(dim1=2, dim2=3)

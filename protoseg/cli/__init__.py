@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from protoseg.files import existing_checkpoint
-from protoseg.run.config import CONFIG_DIR, check_names, check_ranges, named, run_with_clear_errors, split_choices
+from protoseg.run import config
 from protoseg.run.launch import run_name
 from protoseg.run.multirun import report, run_job
 
@@ -34,7 +34,7 @@ def train() -> None:
 
 def evaluate(places: Sequence[str] = ("ckpt_path",)) -> None:
     """Entry of ``evaluate.py`` and ``protoseg-evaluate``; ``places``: keys of words without ``KEY=``."""
-    sys.argv[1:] = named(sys.argv[1:], places)
+    sys.argv[1:] = config.named(sys.argv[1:], places)
     given = next((word.partition("=")[2] for word in sys.argv if word.startswith("ckpt_path=")), "")
     checkpoints = Path(given.strip("'\"")).parent
     if checkpoints.name == "checkpoints" and os.access(checkpoints.parent, os.W_OK):
@@ -53,11 +53,13 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
 
     def job(cfg: DictConfig) -> float | None:
         try:
-            choices, values = split_choices(HydraConfig.get().overrides.task)
+            hydra_config = HydraConfig.get()
+            choices, values = config.split_choices(hydra_config.overrides.task)
             if values:
-                loader = GlobalHydra.instance().config_loader()
-                check_names(values, loader.load_configuration(HydraConfig.get().job.config_name, choices, RunMode.RUN))
-            check_ranges(cfg)
+                load = GlobalHydra.instance().config_loader().load_configuration
+                config.check_names(values, load(hydra_config.job.config_name, choices, RunMode.RUN))
+            config.check_hidden(hydra_config.runtime)
+            config.check_ranges(cfg)
             return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -68,11 +70,11 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
     def main() -> None:
         if {"--help", "-h"} & {*sys.argv}:
             ConfigLoaderImpl.get_group_options = _group_options  # type: ignore[assignment]
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name=config_name)(job)()
         if failed:
             raise failed[0]
 
-    run_with_clear_errors(main, config_name)
+    config.run_with_clear_errors(main, config_name)
 
 
 def _group_options(loader: ConfigLoaderImpl, group_name: str, results_filter: Any = ObjectType.CONFIG) -> list[str]:

@@ -62,6 +62,16 @@ def check_names(values: Sequence[str], default: DictConfig) -> None:
             raise ProtosegError(f"unknown override {key!r}. Did you mean '{section}.{near[0]}'?")
 
 
+def check_hidden(runtime: DictConfig) -> None:
+    """Raise ProtosegError for a chosen file of the user's, as in ``--config-dir``, where Hydra takes ours instead."""
+    for group, name in runtime.choices.items():
+        ours = CONFIG_DIR / f"{group.partition('@')[0]}/{name}.yaml"
+        for folder in [Path(source.path) for source in runtime.config_sources if source.schema == "file"]:
+            theirs = folder / ours.relative_to(CONFIG_DIR)
+            if ours.is_file() and theirs.is_file() and not ours.samefile(theirs):
+                raise ProtosegError(f"{theirs}: a file of ours of that name hides it; give it another name")
+
+
 def check_ranges(cfg: DictConfig) -> None:
     """Raise ProtosegError for a number of our, Lightning's or torch's classes that ``ranges.yaml`` does not allow."""
     for key, value, words in _ranged(cfg):

@@ -137,3 +137,14 @@ def test_help_prints_the_command_that_was_used(tmp_path: Path) -> None:
             text=True,
         )
         assert f"  {command} experiment=camvid_prototype " in result.stdout
+
+
+def test_a_config_that_ours_would_hide_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    theirs = tmp_path / "method" / "dacs.yaml"
+    theirs.write_text("threshold: 0.5\n")
+    (tmp_path / "method" / "supervised.yaml").write_text("not chosen\n")
+    command = [sys.executable, str(ROOT / "train.py"), f"--config-dir={tmp_path}", "method=dacs"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f"error: {theirs}: a file of ours of that name hides it; give it another name\n"

@@ -33,7 +33,7 @@ class CowMix(ClassMix):
         smooth = []
         for noise in torch.randn(len(label), 1, *label.shape[1:], device=label.device):
             sigma = least * (most / least) ** float(torch.rand(()))  # log-uniform
-            reach = min(math.ceil(3 * sigma), *(side - 1 for side in label.shape[1:]))  # a border mirrors what is inside
+            reach = min(math.ceil(3 * sigma), *(side - 1 for side in label.shape[1:]))  # mirrored at the borders
             smooth.append(gaussian_blur(noise, [2 * reach + 1] * 2, [sigma, sigma]))
         field = torch.cat(smooth)
         mean, deviation = field.mean((1, 2), keepdim=True), field.std((1, 2), keepdim=True)

@@ -1,6 +1,7 @@
 """Regions whose label looks wrong to a model."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import cv2
@@ -54,7 +55,7 @@ def judged_regions(scene: Scene) -> Iterator[Region]:
 
 def region_picture(image: Tensor, label: Tensor, region: Region, space: LabelSpace) -> Picture:
     """A region, outlined, in its surroundings: the photo, ``c H W``, and its label, ``H W``."""
-    inside = [*regions(label)][region.number][2].astype(np.uint8)
+    inside = next(islice(regions(label), region.number, None))[2].astype(np.uint8)
     outline = cv2.dilate(inside, np.ones((3, 3), np.uint8)) > inside
     left, top, width, height = region.box
     around = max(24, width // 2, height // 2)

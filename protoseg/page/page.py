@@ -25,7 +25,7 @@ from protoseg.analysis.structure import OccupancyCollector, between_figure, desc
 from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
 from protoseg.evaluation.metrics import confusion_matrix, scores
-from protoseg.files import without_nan, write_file
+from protoseg.files import without_nan, write_text
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 MOST_CELLS = 20_000  # of an image to click into, 7 bytes each; of more every second cell is kept, or every third, …
@@ -220,6 +220,5 @@ def write_page(
         doubt=without_nan(doubt),
         data=without_nan(data),
     )
-    content = text.encode(errors="backslashreplace")
-    write_file(path, lambda place: place.write_bytes(content))
-    return len(content)
+    write_text(path, text)
+    return path.stat().st_size

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
+from hydra.conf import RuntimeConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -62,7 +63,7 @@ def check_names(values: Sequence[str], default: DictConfig) -> None:
             raise ProtosegError(f"unknown override {key!r}. Did you mean '{section}.{near[0]}'?")
 
 
-def check_hidden(runtime: DictConfig) -> None:
+def check_hidden(runtime: RuntimeConf) -> None:
     """Raise ProtosegError for a chosen file of the user's, as in ``--config-dir``, where Hydra takes ours instead."""
     for group, name in runtime.choices.items():
         ours = CONFIG_DIR / f"{group.partition('@')[0]}/{name}.yaml"

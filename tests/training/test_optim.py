@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
@@ -20,6 +22,22 @@ def model() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
 
     return nn.Sequential(OrderedDict(encoder=part(), decoder=part(), head=part()))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_fused_on_a_cpu_unless_the_config_says_otherwise(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    taken = []
+    for options in ({}, {"fused": False}):
+        torch.manual_seed(0)
+        network = model()
+        optimizer = build_optimizer(network, partial(kind, **options), lr=0.1)
+        assert optimizer.defaults["fused"] is (not options)
+        torch.stack([parameter.square().sum() for parameter in network.parameters()]).sum().backward()
+        optimizer.step()
+        taken.append([*network.parameters()])
+    torch.testing.assert_close(*taken)
+    with torch.device("meta"):
+        assert not build_optimizer(model(), kind, lr=0.1).defaults["fused"]
 
 
 def test_groups() -> None:

@@ -1,10 +1,11 @@
 """Does a pixel contrast pay? Many short adaptations, one change at a time: ``python -m benchmarks.gain run FOLDER``.
 
-What is run stands in ``gain.yaml``: arms, pairs of data sets, seeds. A run is a process with one thread; as many as
-``--jobs`` side by side. What is done stays done: the same command goes on. A run is judged by its last state, student
-and teacher, on the target's judged images in the order of their names: the first half is to choose by, the second to
-report. ``python -m benchmarks.gain table FOLDER`` prints means over seeds ± their standard deviation, and differences
-to ``--against`` by seed, of whatever is done.
+What is run stands in ``gain.yaml``: arms, pairs of data sets, seeds. Every adaptation begins with the weights of the
+source-only training of its pair and seed, so that arms are compared from one start. A run is a process with one
+thread; as many as ``--jobs`` side by side. What is done stays done: the same command goes on. A run is judged by its
+last state, student and teacher, on the target's judged images in the order of their names: the first half is to choose
+by, the second to report. ``python -m benchmarks.gain table FOLDER`` prints means over seeds ± their standard deviation,
+and differences to ``--against`` by seed, of whatever is done.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +35,8 @@ from protoseg.types import ProtosegError
 
 PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 HALVES = ("choose", "report")
+ENDS = ("small_source_only", "small_oracle")
+_BUSY: dict[Run, Lock] = defaultdict(Lock)  # many begin with one training
 
 
 class Run(NamedTuple):
@@ -46,11 +50,23 @@ class Run(NamedTuple):
     def name(self) -> str:
         return "-".join(map(str, self))
 
-    def words(self) -> list[str]:
+    @property
+    def start(self) -> Run | None:
+        """The training whose weights this one begins with."""
+        arm = PLAN["arms"][self.arm]
+        return None if arm["of"] in ENDS else Run(self.pair, arm.get("start", "source_only"), self.seed)
+
+    def checkpoint(self, folder: Path) -> Path:
+        """Its last state."""
+        return folder / self.name / "checkpoints" / "last.ckpt"
+
+    def words(self, folder: Path) -> list[str]:
         """Overrides of train.py."""
         arm = PLAN["arms"][self.arm]
         words = [f"experiment={arm['of']}", *PLAN["pairs"][self.pair], *PLAN["base"], *arm.get("set", ())]
-        if arm["of"] in ("small_source_only", "small_oracle", "small_dacs"):  # they draw no class more often
+        if self.start:
+            words.append(f"init_from={self.start.checkpoint(folder)}")
+        if arm["of"] in (*ENDS, "small_dacs"):  # they draw no class more often
             words = [word for word in words if not word.startswith("data.rare_classes.")]
         else:
             words.append("method._target_=benchmarks.gain_terms.Watched")
@@ -73,12 +89,18 @@ def planned(arms: Sequence[str], pairs: Sequence[str], seeds: Sequence[int]) -> 
 
 def carry_out(run: Run, folder: Path) -> None:
     """Train and judge, in processes of their own, unless it was done; what fails is told and left for another time."""
-    place, result = folder / run.name, folder / f"{run.name}.json"
-    if result.exists():
-        return
+    with _BUSY[run]:
+        if not (folder / f"{run.name}.json").exists():
+            if run.start and not run.start.checkpoint(folder).exists():
+                (folder / f"{run.start.name}.json").unlink(missing_ok=True)
+                carry_out(run.start, folder)
+            _carry_out(run, folder)
+
+
+def _carry_out(run: Run, folder: Path) -> None:
     start = time.perf_counter()
-    train = ["train.py", *run.words(), f"hydra.run.dir={place}", "overwrite=true"]
-    judge = ["-m", "benchmarks.gain", "judge", str(place / "checkpoints" / "last.ckpt")]
+    train = ["train.py", *run.words(folder), f"hydra.run.dir={folder / run.name}", "overwrite=true"]
+    judge = ["-m", "benchmarks.gain", "judge", str(run.checkpoint(folder))]
     with open(folder / f"{run.name}.log", "w", encoding="utf-8") as log:
         if subprocess.run([sys.executable, *train], stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
             return print(f"{run.name}: training failed, see {log.name}", flush=True)
@@ -87,7 +109,8 @@ def carry_out(run: Run, folder: Path) -> None:
     if judged.returncode:
         return print(f"{run.name}: could not be judged, see {log.name}", flush=True)
     found = json.loads(judged.stdout.splitlines()[-1])
-    write_json(result, {"run": run._asdict(), "words": run.words(), "seconds": seconds, "IoU": found})
+    words = [word for word in run.words(folder) if not word.startswith("init_from=")]
+    write_json(folder / f"{run.name}.json", {"run": run._asdict(), "words": words, "seconds": seconds, "IoU": found})
     said = ", ".join(f"{network} {mean(found[network]['report'].values()):.1f}" for network in found)
     print(f"{run.name}: {said}; {seconds:.0f} s", flush=True)
 
@@ -108,7 +131,7 @@ def judge(checkpoint: Path) -> dict[str, dict[str, dict[str, float]]]:
             for image, label, _ in map(dataset.__getitem__, part):
                 metric.update(predictor.predict(model, image[None], torch.tensor([label.shape]))[0], label)
             iou = zip(space.classes, metric.compute()["IoU"].tolist(), strict=True)
-            found[network][half] = {name: 100 * value for name, value in iou if value == value}
+            found[network][half] = {name: round(100 * value, 2) for name, value in iou if value == value}
     return found
 
 

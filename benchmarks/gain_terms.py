@@ -206,26 +206,26 @@ def borders(step: Step) -> Tensor:
 
 
 class Watched(AdaptationModule):
-    """Logs, at the steps that are logged, how each term pulls at the encoder's last maps: norm, and angle to the whole
-    cross-entropy (``pull/NAME``, ``angle/NAME``; the cosine, 1: the same way).
+    """Logs, at the steps that are logged, how each term on mixed images pulls at the encoder's weights.
 
-    The gradients of terms on mixed images by the coarsest map of these.
+    ``pull/NAME`` is the norm of its gradient, ``angle/NAME`` the cosine to that of the mixed images' cross-entropy
+    (1: the same way).
     """
 
     def sum_terms(self, terms: Any, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         loss, values = super().sum_terms(terms, step)
         wanted = terms is self.terms and not (self.global_step + 1) % self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if wanted and (contrast := [name for name in terms if hasattr(terms[name], "temperature")]):
-            at = step.mixed.output.features[-1]  # type: ignore[index]
+            at = [weight for weight in step.model.encoder.parameters() if weight.requires_grad]
             pull = {name: self._pull(terms[name], step, at) for name in {"mixed", *contrast} & set(terms)}
             for name, gradient in pull.items():
                 self.log(f"pull/{name}", gradient.norm())
-                self.log(f"angle/{name}", F.cosine_similarity(gradient.flatten(), pull["mixed"].flatten(), 0))
+                self.log(f"angle/{name}", F.cosine_similarity(gradient, pull["mixed"], 0))
         return loss, values
 
     @staticmethod
-    def _pull(term: Any, step: Step, at: Tensor) -> Tensor:
-        """The gradient by ``at`` of a term that forgets having been asked: on copies of its buffers."""
+    def _pull(term: Any, step: Step, at: list[nn.Parameter]) -> Tensor:
+        """The gradient by ``at``, flat, of a term that forgets having been asked: on copies of its buffers."""
         owned = [(module, dict(module._buffers)) for module in term.modules()]
         kept = term.observations, term.statistics
         try:
@@ -233,9 +233,9 @@ class Watched(AdaptationModule):
                 module._buffers.update({name: None if x is None else x.clone() for name, x in buffers.items()})
             with torch.random.fork_rng():
                 value = term.weight * term(step)
-            (gradient,) = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(value, at, retain_graph=True, materialize_grads=True)
         finally:
             for module, buffers in owned:
                 module._buffers.update(buffers)
             term.observations, term.statistics = kept
-        return torch.zeros_like(at) if gradient is None else gradient
+        return torch.cat([gradient.flatten() for gradient in gradients])

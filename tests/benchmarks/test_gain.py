@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from csv import DictReader
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,11 +32,12 @@ def variant(case: Case, **options: Any) -> VariantContrast:
     return term.double()
 
 
-def test_runs_of_the_plan_compose() -> None:
+def test_runs_of_the_plan_compose(tmp_path: Path) -> None:
     assert len(list(planned([*PLAN["arms"]], ["streets"], [0]))) == len(PLAN["arms"])
     for run in planned(["oracle", "mic", "rare_anchors", "prototype_head_pgpc"], ["streets"], [0]):
-        cfg = composed("train", run.words())
-        assert cfg.data.crop_size == [120, 160]
+        cfg = composed("train", run.words(tmp_path))
+        assert cfg.data.batch_size == 2
+        assert (cfg.init_from is None) == (run.arm == "oracle")
         assert (run.arm in CHANGED) == str(cfg.contrast.get("_target_", "")).endswith("VariantContrast")
     with pytest.raises(ProtosegError, match="expected one of"):
         list(planned(["nothing"], ["streets"], [0]))
@@ -105,9 +107,12 @@ def test_a_run_is_judged_by_halves_and_pulls_are_logged(tmp_path: Path, monkeypa
     found = json.loads((tmp_path / f"{run.name}.json").read_text())
     assert found["IoU"].keys() == {"student", "teacher"}
     assert found["IoU"]["student"]["choose"] != found["IoU"]["student"]["report"]
-    metrics = (tmp_path / run.name / "logs" / "metrics.csv").read_text().splitlines()[0]
-    assert "pull/contrast" in metrics
-    assert "angle/contrast" in metrics
+    with open(tmp_path / run.name / "logs" / "metrics.csv", encoding="utf-8") as file:
+        last = [row for row in DictReader(file) if row["pull/contrast"]][-1]  # at the first no prototype has moved
+    assert float(last["pull/contrast"]) > 0
+    assert -1 < float(last["angle/contrast"]) < 1
+    assert float(last["angle/mixed"]) == pytest.approx(1)
+    assert (tmp_path / "streets-source_only-0.json").exists()
 
 
 def test_table_compares_by_seed(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Which checkpoint, without a label of the target: ``python -m benchmarks.choosing RUN/checkpoints …``.
+
+Each folder holds several states of one adaptation (``step=50.ckpt``, …). Of every state the teacher is judged by labels
+(mIoU on the target's judged images), and by what can be known without them, on the same images:
+
+- source: mIoU of the student on every tenth of the source's training images, whose labels it was taught;
+- certainty: 1 - the mean entropy of the teacher's class probabilities, as a share of the largest;
+- information: the entropy of the mean probability less the mean entropy (Shi and Sha, ICML 2012, arXiv 1206.6438): sure
+  of each pixel, and not of one class everywhere;
+- agreement: the share of pixels that student and teacher give the same class;
+- reliable: the share of pixels whose confidence reaches the method's threshold.
+
+Printed is, for each of them and for the last state, how many points of mIoU its choice is below the best of the
+folder's states, mean and most over the folders, how often by no more than one, and the same of all folders' states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.evaluation.predictor import Predictor
+from protoseg.functional.resize import upsample_logits
+from protoseg.trained import open_file
+
+SIGNS = ("source", "certainty", "information", "agreement", "reliable", "last")
+
+
+def entropy(probability: Tensor) -> Tensor:
+    """Of ``c …``, as a share of the largest that c classes can have."""
+    return -torch.special.xlogy(probability, probability).sum(0) / torch.tensor(float(len(probability))).log()
+
+
+@torch.inference_mode()
+def state_signs(checkpoint: Path) -> dict[str, float]:
+    """All signs of a state, its step as ``last``, and ``mIoU`` in %."""
+    file = open_file(checkpoint)
+    data: Any = file.datamodule(num_workers=0)
+    student, teacher = file.model("student"), file.model("teacher")
+    threshold = file.content["protoseg"]["config"]["method"]["threshold"]
+    target, source = data.target.dataset(data.target.val_split), data.source.dataset(data.source.train_split)
+    by_labels, of_source = SegmentationMetrics(file.label_space), SegmentationMetrics(file.label_space)
+    seen, mixed = [], []
+    for index in range(len(target)):
+        image, label, _ = target[index]
+        mine, theirs = (_probability(model, image) for model in (student, teacher))
+        by_labels.update(theirs.argmax(0), label)
+        agreed, sure = mine.argmax(0) == theirs.argmax(0), theirs.amax(0) >= threshold
+        seen.append(torch.stack([1 - entropy(theirs).mean(), agreed.float().mean(), sure.float().mean()]))
+        mixed.append(theirs.mean((1, 2)))
+    for index in range(0, len(source), 10):
+        image, label, _ = source[index]
+        of_source.update(Predictor().predict(student, image[None], torch.tensor([label.shape]))[0], label)
+    certainty, agreement, reliable = torch.stack(seen).mean(0).tolist()
+    return {
+        "certainty": certainty,
+        "agreement": agreement,
+        "reliable": reliable,
+        "information": float(entropy(torch.stack(mixed).mean(0))) + certainty - 1,
+        "source": 100 * float(of_source.compute()["mIoU"]),
+        "mIoU": 100 * float(by_labels.compute()["mIoU"]),
+        "last": float(checkpoint.stem.partition("=")[2]),
+    }
+
+
+def _probability(model: Any, image: Tensor) -> Tensor:
+    output = model(image[None])
+    size = (image.shape[1], image.shape[2])
+    return upsample_logits(output.logits.float(), size, model.stride, output.align_corners)[0].softmax(0)
+
+
+def table(runs: Sequence[Sequence[dict[str, float]]]) -> str:
+    """Markdown: how far the choice of each sign is from the best, in points of mIoU."""
+    lines = [
+        "| chosen by | below the best, mean | at most | within 1 point | of all runs' states |",
+        "|---|---|---|---|---|",
+    ]
+    best = max(state["mIoU"] for run in runs for state in run)
+    for sign in SIGNS:
+        lost = [max(s["mIoU"] for s in run) - max(run, key=lambda s: s[sign])["mIoU"] for run in runs]
+        overall = best - max((state for run in runs for state in run), key=lambda s: s[sign])["mIoU"]
+        cells = (sign, f"{mean(lost):.1f}", f"{max(lost):.1f}", f"{sum(x <= 1 for x in lost)} of {len(lost)}")
+        lines.append(f"| {' | '.join(cells)} | {'–' if sign == 'last' else f'{overall:.1f}'} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry of ``python -m benchmarks.choosing``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="of states, each of one training: RUN/checkpoints")
+    parser.add_argument("--out", type=Path, help="JSON of all that is found")
+    parser.add_argument("--threads", type=int, default=2, help="2")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    runs = []
+    for folder in options.folders:
+        states = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+        if not states:
+            sys.exit(f"{folder}: expected states step=N.ckpt, got none")
+        runs.append([state_signs(state) for state in track(states, str(folder), disable=not sys.stderr.isatty())])
+        if options.out:
+            options.out.write_text(json.dumps(dict(zip(map(str, options.folders), runs, strict=False)), indent=1))
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -56,7 +56,6 @@ class AdaptationDataModule(pl.LightningDataModule):
             raise ProtosegError(f"{text}: set it")
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
-        self._train_loader: PairedLoader | None = None
 
     @property
     def label_space(self) -> LabelSpace:
@@ -92,8 +91,7 @@ class AdaptationDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> PairedLoader:
         """One pass is the whole training; raises as ``SegmentationDataModule.train_dataloader``."""
-        self._train_loader = PairedLoader(self.source.train_dataloader(), self.target.train_dataloader())
-        return self._train_loader
+        return PairedLoader(self.source.train_dataloader(), self.target.train_dataloader())
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The target's, or with ``validate_source`` the target's and the source's."""
@@ -126,12 +124,6 @@ class AdaptationDataModule(pl.LightningDataModule):
                 part.load_state_dict(state_dict[name])
             except ProtosegError as error:
                 raise ProtosegError(f"data.{name}: {error}") from None
-
-    def teardown(self, stage: object) -> None:
-        if self._train_loader is not None:  # Lightning does so for loaders it knows
-            self._train_loader.shutdown()
-
-    on_exception = teardown  # type: ignore[assignment]
 
     def _validated(self) -> list[SegmentationDataModule]:
         return [self.target, self.source] if self.validate_source else [self.target]

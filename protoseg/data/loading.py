@@ -245,27 +245,22 @@ class Loader(DataLoader[Batch]):
             self._iterator = None
 
 
+@dataclass
 class PairedLoader:
-    """A source and a target loader of one length in step, as ``AdaptationBatch``es."""
+    """A source and a target loader of one length in step, as ``AdaptationBatch``es; their workers end with the pass."""
 
-    def __init__(self, source: Loader, target: Loader) -> None:
-        self.source, self.target = source, target
+    source: Loader
+    target: Loader
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[AdaptationBatch]:
         try:
-            for source, target in zip(self.source, self.target, strict=True):
-                yield AdaptationBatch(source, target)
-        except ProtosegError:
-            self.shutdown()
-            raise
-
-    def shutdown(self) -> None:
-        """End the workers of both."""
-        self.source.shutdown()
-        self.target.shutdown()
+            yield from map(AdaptationBatch._make, zip(self.source, self.target, strict=True))
+        finally:  # also where the trainer drops what is left of the pass: it does not know these loaders
+            self.source.shutdown()
+            self.target.shutdown()
 
 
 def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:

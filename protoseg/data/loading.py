@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from protoseg import distributed
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
-from protoseg.data.label_spaces import Ids, rest_in
+from protoseg.data.label_spaces import rest_in
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest
@@ -162,14 +162,11 @@ class Augmented(Dataset[Sample]):
         assert part.transform is not None  # set by the DataModule
         image, label = part.transform(*part.read(index), seed=seed, wanted=wanted)
         sample = to_sample(image, label, str(part.samples[index][0]), part.partial)
-        return (*sample, rest_of(part, label)) if self.dataset.partial else sample
-
-
-def rest_of(dataset: SegmentationDataset, label: Ids) -> Rest:
-    """Of one label ``h w``: its pixels of classes that are not annotated, bool ``h w``, and these, bool ``c``."""
-    classes = torch.zeros(dataset.label_space.num_classes, dtype=torch.bool)
-    classes[list(dataset.rest or ())] = True
-    return Rest(torch.from_numpy(label == rest_in(label)) & classes.any(), classes)
+        if not self.dataset.partial:
+            return sample
+        classes = torch.zeros(part.label_space.num_classes, dtype=torch.bool)
+        classes[list(part.rest or ())] = True
+        return (*sample, Rest(torch.from_numpy(label == rest_in(label)) & classes.any(), classes))
 
 
 def collate(samples: Any) -> Batch:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,8 @@ class LayoutDataset(SegmentationDataset):
     def _found(self, patterns: Patterns, words: Words) -> tuple[dict[str, Path], Path, str]:
         """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
         filled = [_filled(pattern, words) for pattern in _each(patterns)]
-        places = [(self.root / folder, rest) for folder, rest in map(_cut, filled)]
+        cuts = (re.findall(r"^((?:[^*/]*/)*)(.*)", pattern)[0] for pattern in filled)  # at the last / before a star
+        places = [(self.root / folder, rest) for folder, rest in cuts]
         there = [(folder, rest) for folder, rest in places if folder.is_dir()]
         if not there:
             self.check_folder(places[0][0], f"Read are {', '.join(filled)} in {self.root}. ")
@@ -199,13 +200,6 @@ def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, P
 
 def _each(texts: str | Sequence[str]) -> Sequence[str]:
     return [texts] if isinstance(texts, str) else texts
-
-
-def _cut(pattern: str) -> tuple[str, str]:
-    """The folder that a pattern begins with, and what follows."""
-    parts = pattern.split("/")
-    fixed = len(list(takewhile(lambda part: "*" not in part, parts[:-1])))
-    return "/".join(parts[:fixed]), "/".join(parts[fixed:])
 
 
 def _filled(pattern: str, words: Words) -> str:

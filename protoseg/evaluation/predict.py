@@ -206,7 +206,8 @@ def _video(writer: Writer, path: Path) -> None:
                 known = labels.is_file() and not writer.overwrite
                 writer.skipped += known
                 if not known or show is not None:
-                    prediction = _read_labels(labels) if known else writer.predict(image)
+                    read = np.asarray(open_picture(labels)) if known else None
+                    prediction = writer.predict(image) if read is None else torch.from_numpy(read.astype(np.int64))
                     writer.predicted += not known
                     if not known and "labels" in writer.save:
                         writer.write_labels(labels, prediction)
@@ -228,11 +229,6 @@ def _video(writer: Writer, path: Path) -> None:
         run(None)
     else:
         writer.skipped = video.num_frames
-
-
-def _read_labels(path: Path) -> Tensor:
-    with open_picture(path) as file:
-        return torch.from_numpy(np.asarray(file).astype(np.int64))
 
 
 def _tensor(picture: np.ndarray) -> Tensor:

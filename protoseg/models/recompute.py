@@ -35,13 +35,12 @@ def recompute_blocks(model: nn.Module, name: str) -> None:
 def _innermost_blocks(model: nn.Module) -> list[nn.Module]:
     """Members of lists of layers that have several layers with weights, and no such member inside."""
     members = (member for layers in model.modules() if isinstance(layers, LISTS) for member in layers)
-    blocks = dict.fromkeys(member for member in members if _is_block(member))
+    blocks = {part: None for part in members if not isinstance(part, LISTS) and _weighted_layers(part) > 1}
     return [block for block in blocks if not any(part in blocks for part in block.modules() if part is not block)]
 
 
-def _is_block(module: nn.Module) -> bool:
-    layers = sum(next(part.parameters(recurse=False), None) is not None for part in module.modules())
-    return not isinstance(module, LISTS) and layers > 1
+def _weighted_layers(module: nn.Module) -> int:
+    return sum(next(part.parameters(recurse=False), None) is not None for part in module.modules())
 
 
 def _size(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from protoseg.data.channels import ImageReader, check_numbers
 from protoseg.data.decoding import FAILURES, geotiff, open_picture, to_bytes
-from protoseg.data.files import unreadable
+from protoseg.data.files import reading
 from protoseg.data.label_spaces import file_ignored
 from protoseg.data.own import ImageFolder
 from protoseg.data.pairing import list_images, other_formats
@@ -269,10 +269,8 @@ class GeoImage:
         if self.whole is not None:
             return self.whole[box]
         chosen = None if self.reader.channels else [1, 2, 3]
-        try:
+        with reading(self.path, "image"):
             pixels = np.concatenate([file.read(chosen, window=box) for file in self.files]).transpose(1, 2, 0)
-        except FAILURES as error:
-            raise unreadable(self.path, "image", error) from error
         if self.reader.channels:
             check_numbers(pixels, self.reader.channels, self.path)
             return self.reader.scaled(pixels, f"image {self.path}")

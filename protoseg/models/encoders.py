@@ -166,7 +166,10 @@ class TimmEncoder(Encoder):
         if config.get("fixed_input_size") and not (any_size or "img_size" in timm_kwargs):
             _check_any_size(name, self.model, in_chans)
         if fuse_align_corners:
-            _align_fusion(self.model, name)
+            if not (fusions := [module for module in self.model.modules() if isinstance(module, nn.Upsample)]):
+                raise ProtosegError(f"encoder.fuse_align_corners: expected an HRNet, got {name!r}; leave it out")
+            for fusion in fusions:
+                fusion.mode, fusion.align_corners = "bilinear", True
 
         info: Any = self.model.feature_info
         strides, channels = info.reduction(), info.channels()
@@ -229,14 +232,6 @@ def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
     except Exception as error:  # timm refuses with whatever its model's constructor raises
         text = f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}"
         raise ProtosegError(f"{text}; choose another encoder or correct the options") from error
-
-
-def _align_fusion(model: nn.Module, name: str) -> None:
-    found = [module for module in model.modules() if isinstance(module, nn.Upsample)]
-    for module in found:
-        module.mode, module.align_corners = "bilinear", True
-    if not found:
-        raise ProtosegError(f"encoder.fuse_align_corners: expected an HRNet, got {name!r}; leave it out")
 
 
 @torch.no_grad()

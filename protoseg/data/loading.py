@@ -209,17 +209,12 @@ class Loader(DataLoader[Batch]):
     def __init__(
         self, dataset: Dataset[Any], num_workers: int, seed: int, timeout: float = TIMEOUT, **options: Any
     ) -> None:
-        super().__init__(
-            dataset,
-            num_workers=num_workers,
-            collate_fn=collate,
-            worker_init_fn=partial(seed_worker, seed=seed, rank=distributed.rank()),
-            persistent_workers=num_workers > 0,
-            timeout=timeout if num_workers > 0 else 0,
-            # Else each pass over the loader would draw from torch's global generator and change the training after it.
-            generator=torch.Generator().manual_seed(seed),
-            **options,
-        )
+        if num_workers > 0:
+            options |= {"persistent_workers": True, "timeout": timeout}
+        # Else each pass over the loader would draw from torch's global generator and change the training after it.
+        options["generator"] = torch.Generator().manual_seed(seed)
+        init = partial(seed_worker, seed=seed, rank=distributed.rank())
+        super().__init__(dataset, num_workers=num_workers, collate_fn=collate, worker_init_fn=init, **options)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:

@@ -24,10 +24,8 @@ def restoring(path: str | None) -> Iterator[None]:
     """Tell in one message where Lightning cannot restore the checkpoint at ``path``; errors of the training pass."""
     try:
         yield
-    except ProtosegError:
-        raise
     except Exception as error:
-        if path is None or not failed_while_restoring(error):
+        if isinstance(error, ProtosegError) or path is None or not failed_while_restoring(error):
             raise
         raise _damaged(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 

@@ -18,7 +18,7 @@ from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
-from protoseg.types import ProtosegError, first_line
+from protoseg.types import ProtosegError, first_line, told
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -157,7 +157,10 @@ class TimmEncoder(Encoder):
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         any_size, of_features = (_FAMILIES[kind].get(family, {}) for kind in ("any_size", "features"))
         options = any_size | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
-        self.model = _features_only(name, of_features | options)
+        text = f"encoder {name!r}: timm cannot build it for feature maps with options {of_features | options}"
+        remedy = "choose another encoder or correct the options"
+        with told(lambda error: f"{text}: {first_line(error)}; {remedy}", Exception):  # whatever its model raises
+            self.model = timm.create_model(name, pretrained=False, features_only=True, **of_features | options)
         config: Any = self.model.pretrained_cfg
         self.set_input(mean or config["mean"], std or config["std"], in_chans)
         if weights is not None or pretrained:
@@ -224,14 +227,6 @@ class TimmEncoder(Encoder):
         new, old = (torch.arange(number, device=image.device, dtype=torch.float32) for number in (cells, given))
         at = ((new + 0.5) * self.patch_stride / self.patch - 0.5).clamp(0, given - 1)
         return (1 - (at[:, None] - old).abs()).clamp_min(0)
-
-
-def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(name, pretrained=False, features_only=True, **options)
-    except Exception as error:  # timm refuses with whatever its model's constructor raises
-        text = f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}"
-        raise ProtosegError(f"{text}; choose another encoder or correct the options") from error
 
 
 @torch.no_grad()

@@ -135,7 +135,9 @@ class LayoutDataset(SegmentationDataset):
         if self.lists:
             names = read_names(self.lists[0], words["split"] if shared else None)
         if names is not None:
-            keys = {name: _key(name, found) for name in names}
+            # A file is meant by its name, or by the end of a path.
+            ends = {name: [name.split("/", i)[-1] for i in range(1 + name.count("/"))] for name in names}
+            keys = {name: next(filter(found.__contains__, each), None) for name, each in ends.items()}
             if missing := [name for name, key in keys.items() if key is None]:
                 shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
                 source = self.lists[0] if self.lists else f"split {words['split']!r}"
@@ -224,12 +226,6 @@ def _combinations(name: str, choices: Choices, chosen: Mapping[str, Any]) -> Ite
             raise ProtosegError(f"{text}: correct data.dataset.{option}{'' if one else ' (null keeps all)'}")
         texts.append([known[key] for key in wanted])
     return (dict(zip(choices, values, strict=True)) for values in product(*texts))
-
-
-def _key(name: str, found: Mapping[str, Path]) -> str | None:
-    """The file that a list means: by its name, or by the end of a path."""
-    parts = name.split("/")
-    return next((key for i in range(len(parts)) if (key := "/".join(parts[i:])) in found), None)
 
 
 def read_names(path: Path, start: str | None = None) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from protoseg.data.channels import as_list
 from protoseg.data.class_file import class_file, read_class_file
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import check_pixels, check_regular
@@ -128,7 +129,7 @@ class LayoutDataset(SegmentationDataset):
             for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
                 del labels[key]
             if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
-                pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
+                pictures = [re.sub(r"\.\w+$", end, mask) for mask in as_list(masks) for end in (".jpg", ".jpeg")]
                 labels = {k: path for k, path in self._found(pictures, words)[0].items() if k in found} | labels
             folders, where = [*folders, folder], f"{where} and {there}"
         where = f"{self.name}: {where}"
@@ -148,7 +149,7 @@ class LayoutDataset(SegmentationDataset):
 
     def _found(self, patterns: Patterns, words: Words) -> tuple[dict[str, Path], Path, str]:
         """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
-        filled = [_filled(pattern, words) for pattern in _each(patterns)]
+        filled = [_filled(pattern, words) for pattern in as_list(patterns)]
         cuts = (re.findall(r"^((?:[^*/]*/)*)(.*)", pattern)[0] for pattern in filled)  # at the last / before a star
         places = [(self.root / folder, rest) for folder, rest in cuts]
         there = [(folder, rest) for folder, rest in places if folder.is_dir()]
@@ -160,7 +161,7 @@ class LayoutDataset(SegmentationDataset):
         return files, there[0][0], f"{', '.join(filled)} in {there[0][0]}"
 
     def _beginning(self, samples: list[FilePair], sequences: str | Sequence[str]) -> list[FilePair]:
-        prefixes = tuple(_each(sequences))
+        prefixes = tuple(as_list(sequences))
         names = [image.name for image, _ in samples]
         for prefix in prefixes or ("",):
             if not prefix or not any(name.startswith(prefix) for name in names):
@@ -198,10 +199,6 @@ def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, P
     found = {path: expression.fullmatch(path.relative_to(folder).as_posix()) for path in paths}
     keys = {path: "".join(match.groups()) for path, match in found.items() if match}
     return by_key(keys, keys.__getitem__)
-
-
-def _each(texts: str | Sequence[str]) -> Sequence[str]:
-    return [texts] if isinstance(texts, str) else texts
 
 
 def _filled(pattern: str, words: Words) -> str:

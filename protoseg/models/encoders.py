@@ -80,20 +80,17 @@ class SimpleFeaturePyramid(nn.Module):
 
     def __init__(self, in_channels: int, stride: int, out_channels: int = 256) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(self._stage(in_channels, stride, target, out_channels) for target in self.strides)
-
-    @staticmethod
-    def _stage(width: int, stride: int, target: int, out_channels: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        while stride > target:
-            # the paper halves the width at each doubling of the resolution
-            layers += [nn.ConvTranspose2d(width, width // 2, 2, stride=2), LayerNorm2d(width // 2), nn.GELU()]
-            width, stride = width // 2, stride // 2
-        if stride < target:
-            layers.append(nn.MaxPool2d(target // stride))
-        layers += [nn.Conv2d(width, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
-        layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
-        return nn.Sequential(*layers)
+        self.stages = nn.ModuleList()
+        for target in self.strides:
+            layers: list[nn.Module] = [nn.MaxPool2d(target // stride)] if stride < target else []
+            width = in_channels
+            for _ in range(stride.bit_length() - target.bit_length()):  # both are powers of two
+                # the paper halves the width at each doubling of the resolution
+                layers += [nn.ConvTranspose2d(width, width // 2, 2, stride=2), LayerNorm2d(width // 2), nn.GELU()]
+                width //= 2
+            layers += [nn.Conv2d(width, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
+            layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
+            self.stages.append(nn.Sequential(*layers))
 
     def forward(self, feature: Tensor) -> list[Tensor]:
         return [stage(feature) for stage in self.stages]

@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,7 +21,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from protoseg.types import ProtosegError, first_line
+from protoseg.types import first_line, told
 
 MAX_NODES = 1_000_000
 """Values in a file; a training of HRNet-W48 keeps 40 000. Lists that hold one another many times count each time."""
@@ -141,15 +141,10 @@ def read_archive(path: str | Path, map_location: Any = "cpu", mmap: bool = False
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
 
 
-@contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except ProtosegError:
-        raise
-    except Exception as error:  # on bytes that are no archive, the readers raise whatever they stumble over
-        text = f"{path}: not readable as tensors and plain values ({first_line(error)})"
-        raise ProtosegError(f"{text}; it is damaged, or holds pickled code, which is refused") from error
+def _readable(path: str | Path) -> AbstractContextManager[None]:
+    text, why = f"{path}: not readable as tensors and plain values", "it is damaged, or holds pickled code"
+    # On bytes that are no archive, the readers raise whatever they stumble over.
+    return told(lambda error: f"{text} ({first_line(error)}); {why}, which is refused", Exception)
 
 
 class Foreign:

@@ -82,13 +82,10 @@ def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
         raise ProtosegError("label space: expected names of at most 1000 letters, got others")
     if len(set(classes)) < len(classes):
         raise ProtosegError("label space: expected every class once, got one twice")
-    if not isinstance(colors, (list, tuple)) or not all(map(_is_color, colors)):
+    listed = isinstance(colors, (list, tuple)) and all(isinstance(color, (list, tuple)) for color in colors)
+    if not listed or not all(len(c) == 3 and all(type(n) is int and 0 <= n <= 255 for n in c) for c in colors):
         raise ProtosegError("label space: expected colours of three numbers from 0 to 255, got others")
     return LabelSpace(name, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
-
-
-def _is_color(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int and 0 <= n <= 255 for n in value)
 
 
 def check_class_names(own: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """Rank, world size, sum and concatenation over ranks; all of them do nothing without a process group."""
 
 import os
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,22 +42,14 @@ def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
     return total * world_size() / count.where(count > 0, 1)
 
 
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return all_reduce_(gradient.clone(memory_format=torch.contiguous_format)).chunk(world_size())[rank()]
-
-
 def all_gather(tensor: Tensor) -> Tensor:
     """The rows of all ranks, rank 0 first: ``n …`` (the same shape on every rank) to ``R*n …``.
 
     The gradient of a row is the sum over the ranks that used it, so that losses over pairs of pixels on different
     ranks train as one process does. Numbers only, no bool.
     """
-    return _AllGather.apply(tensor) if is_distributed() else tensor
+    if not is_distributed():
+        return tensor
+    from torch.distributed.nn.functional import all_gather  # which builds of torch may lack
+
+    return torch.cat(all_gather(tensor))

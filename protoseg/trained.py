@@ -200,10 +200,8 @@ def _refused(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def _no_more_than(state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop a construction that makes far more modules, tensors or numbers than the weights are of.
-
-    With room for what construction makes and drops: classifiers of encoders, buffers that are no state.
-    """
+    """Stop a construction that makes far more modules, tensors or numbers than the weights are of."""
+    # With room for what construction makes and drops: classifiers of encoders, buffers that are no state.
     pieces, numbers = 40 * len(state) + 10_000, 4 * sum(tensor.numel() for tensor in state.values()) + 50_000_000
 
     def look(owner: nn.Module, name: str, made: Any) -> None:

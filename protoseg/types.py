@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,17 @@ class ProtosegError(ValueError):
 
     def __str__(self) -> str:
         return visible(super().__str__())
+
+
+@contextmanager
+def told(message: Callable[[Exception], str], *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds become a ProtosegError with ``message`` of the error; one that is one stays."""
+    try:
+        yield
+    except ProtosegError:
+        raise
+    except kinds as error:
+        raise ProtosegError(message(error)) from error
 
 
 def require(extra: str, *modules: str) -> None:

@@ -259,7 +259,10 @@ def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> 
         kept, risk = entry.risk_coverage()
         label = f"{name}: AUROC {entry.auroc:.3f}, AURC {100 * entry.aurc:.2f} %"
         coverage.plot(kept, 100 * risk, color=color, linewidth=1.6, label=label)
-        accuracy.plot((np.arange(50) + 0.5) / 50, _accuracy_by_rank(entry), color=color, linewidth=1.6, label=name)
+        # In 50 groups of equal size; a bin that lies across groups is shared out between them.
+        edges, passed = np.linspace(0, entry.pixels, 51), np.cumsum([0, *(entry.right + entry.wrong)])
+        shares = np.diff(np.interp(edges, passed, np.cumsum([0, *entry.right]))) / np.diff(edges)
+        accuracy.plot((np.arange(50) + 0.5) / 50, shares, color=color, linewidth=1.6, label=name)
         if entry.calibration is not None:
             held = entry.calibration.pixels > 0
             pixels, *points = (values[held] for values in entry.calibration)
@@ -278,10 +281,3 @@ def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> 
         axes.legend(fontsize=8, loc="best")
     figure.suptitle(title, fontsize=12)
     return figure
-
-
-def _accuracy_by_rank(entry: ErrorDetection) -> Array:
-    """Share of right pixels in 50 groups of equal size; a bin that lies across groups is shared out between them."""
-    edges = np.linspace(0, entry.pixels, 51)
-    passed, right = (np.cumsum([0, *pixels]) for pixels in (entry.right + entry.wrong, entry.right))
-    return np.diff(np.interp(edges, passed, right)) / np.diff(edges)

@@ -179,8 +179,10 @@ class Restart(pl.callbacks.Checkpoint):
         if (signum := self._agreed(trainer)) is not None:
             raise Stopped(signum)  # nothing was learned since the start or the checkpoint
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, *hook: Any) -> None:
         self._leave()
+
+    on_train_epoch_end = on_train_batch_start  # type: ignore[assignment]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._stepped:
@@ -207,9 +209,6 @@ class Restart(pl.callbacks.Checkpoint):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._validation_due = False
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if trainer.validating and self._validation_due:

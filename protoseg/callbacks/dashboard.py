@@ -1,6 +1,5 @@
 """Pictures and tables at every validation: predictions, per-class IoU, how prototypes are used and where they fire."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.files import write_file
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.lightning import batches_begun
-from protoseg.nn import PrototypeMemory
 from protoseg.text import visible
 from protoseg.types import Batch
 
@@ -80,7 +78,13 @@ class Dashboard(pl.Callback):
         log_table(trainer, "val/per_class_IoU", ["class", "IoU"], ious)
         memory = next(iter(pl_module.memories.values()), None)
         if memory is not None:
-            self._prototypes(trainer, memory, classes)
+            share = memory.occupancy / memory.occupancy.sum(1, keepdim=True).clamp_min(1)
+            nearest = nearest_class_cosine(memory.prototypes)
+            for name, values, title in (
+                ("occupancy", share, "prototype occupancy: share of the class's pixels, last step"),
+                ("similarity", nearest, "cosine of the nearest prototypes of two classes (columns as rows)"),
+            ):
+                self._show(trainer, name, f"prototypes/{name}", heatmap_figure(values.cpu().numpy(), classes, title))
             # A pixel contrast may have prototypes of its own where the model has none.
             if first is not None and pl_module.model.head.memory is not None:
                 self._fixed_image(trainer, pl_module, *first)
@@ -89,15 +93,6 @@ class Dashboard(pl.Callback):
         save = partial(Image.fromarray(picture).save, compress_level=1)  # 6, the default, takes three times as long
         write_file(self.folder / f"{name}_{trainer.global_step:06d}.png", save)
         log_picture(trainer, key, picture)
-
-    def _prototypes(self, trainer: pl.Trainer, memory: PrototypeMemory, classes: Sequence[str]) -> None:
-        share = memory.occupancy / memory.occupancy.sum(1, keepdim=True).clamp_min(1)
-        nearest = nearest_class_cosine(memory.prototypes)
-        for name, values, title in (
-            ("occupancy", share, "prototype occupancy: share of the class's pixels, last step"),
-            ("similarity", nearest, "cosine of the nearest prototypes of two classes (columns as rows)"),
-        ):
-            self._show(trainer, name, f"prototypes/{name}", heatmap_figure(values.cpu().numpy(), classes, title))
 
     def _fixed_image(self, trainer: pl.Trainer, pl_module: Any, image: Tensor, label: Tensor) -> None:
         model, space = pl_module.model, pl_module.label_space

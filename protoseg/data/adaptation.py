@@ -56,7 +56,7 @@ class AdaptationDataModule(pl.LightningDataModule):
             raise ProtosegError(f"{text}: set it")
         self.source.map_classes(self.target.label_space, mapping)
         self._parts = (self.source, self.target)
-        self._train_loader: PairedLoader | None = None
+        self._validated = [self.target, self.source] if validate_source else [self.target]
 
     @property
     def label_space(self) -> LabelSpace:
@@ -87,17 +87,16 @@ class AdaptationDataModule(pl.LightningDataModule):
                 got = f"that the source has with their labels ({shared[0]}, …)"
                 warnings.warn(f"{text} {got}: set data.source.root and data.target.root, or train_list", stacklevel=2)
         if stage in ("fit", "validate"):
-            for part in self._validated():
+            for part in self._validated:
                 part.prepare_validation()
 
     def train_dataloader(self) -> PairedLoader:
         """One pass is the whole training; raises as ``SegmentationDataModule.train_dataloader``."""
-        self._train_loader = PairedLoader(self.source.train_dataloader(), self.target.train_dataloader())
-        return self._train_loader
+        return PairedLoader(self.source.train_dataloader(), self.target.train_dataloader())
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The target's, or with ``validate_source`` the target's and the source's."""
-        loaders: list[Any] = [part.val_dataloader() for part in self._validated()]
+        loaders: list[Any] = [part.val_dataloader() for part in self._validated]
         return loaders if self.validate_source else loaders[0]
 
     def eval_dataloader(self, split: str | None) -> Loader:
@@ -126,12 +125,3 @@ class AdaptationDataModule(pl.LightningDataModule):
                 part.load_state_dict(state_dict[name])
             except ProtosegError as error:
                 raise ProtosegError(f"data.{name}: {error}") from None
-
-    def teardown(self, stage: object) -> None:
-        if self._train_loader is not None:  # Lightning does so for loaders it knows
-            self._train_loader.shutdown()
-
-    on_exception = teardown  # type: ignore[assignment]
-
-    def _validated(self) -> list[SegmentationDataModule]:
-        return [self.target, self.source] if self.validate_source else [self.target]

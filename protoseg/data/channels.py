@@ -109,9 +109,15 @@ def _numbers(path: Path, channels: int) -> NDArray[Any]:
             start = file.read(8)
         if start.startswith(decoding.TIFF_STARTS):
             pixels = _tiff(path, channels)
+        elif start.startswith(decoding.NPY_START):
+            pixels = _array(read_bounded(path, "image"), channels)
         else:
-            data = read_bounded(path, "image")
-            pixels = _array(data, channels) if start.startswith(decoding.NPY_START) else _decoded(data)
+            image = cv2.imdecode(np.frombuffer(read_bounded(path, "image"), np.uint8), cv2.IMREAD_UNCHANGED)
+            if image is None:
+                raise ValueError("it cannot be decoded")
+            pixels = np.atleast_3d(image)
+            if pixels.shape[2] > 2:  # OpenCV has blue first
+                pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     check_numbers(pixels, channels, path)
     return pixels
 
@@ -133,14 +139,6 @@ def _array(data: bytes, channels: int) -> NDArray[Any]:
     if array.ndim != 3 or array.dtype.kind not in "uif":
         raise ValueError(f"it is an array {array.shape} of {array.dtype}, not numbers h w, h w c or c h w")
     return array.transpose(1, 2, 0) if array.shape[2] != channels == array.shape[0] else array
-
-
-def _decoded(data: bytes) -> NDArray[Any]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError("it cannot be decoded")
-    image = np.atleast_3d(image)
-    return image if image.shape[2] < 3 else image[..., [2, 1, 0, 3][: image.shape[2]]]  # OpenCV has blue first
 
 
 def _tiff(path: Path, channels: int) -> NDArray[Any]:

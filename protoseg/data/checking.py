@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from protoseg.data.pairing import collect_faults
 from protoseg.data.statistics import class_statistics, count_pixels, image_size, in_threads, kept_statistics, spread
 from protoseg.types import LabelSpace, ProtosegError
 
-_WORKERS_FROM, _BATCH = 64, 8  # samples
+_WORKERS_FROM = 64  # samples
 _LOOKED_AT = 64  # images or masks, spread over a split
 _COUNTED = 1000  # masks that are all counted where those looked at lack a class
 _MOSTLY_IGNORED = 0.95
@@ -49,23 +49,18 @@ def check_sample(dataset: SegmentationDataset, index: int) -> Checked:
     return Checked([*dict.fromkeys(found)], pixels)
 
 
-def _check_all(dataset: SegmentationDataset, indices: Sequence[int]) -> list[Checked]:
-    return [check_sample(dataset, index) for index in indices]
-
-
 def check_samples(dataset: SegmentationDataset) -> Iterator[Checked]:
     """``check_sample`` of each sample in turn, read by as many processes as there are cores."""
     if dataset.reader.channels and not dataset.reader.ranges:  # what is read is looked at and dropped
         dataset.reader.ranges = [(0, 1)] * dataset.reader.channels
     loader: DataLoader[Any] = DataLoader(
         range(len(dataset)),  # type: ignore[arg-type]
-        batch_size=_BATCH,
+        batch_size=None,
         num_workers=distributed.usable_cores() if len(dataset) >= _WORKERS_FROM else 0,
-        collate_fn=partial(_check_all, dataset),
+        collate_fn=partial(check_sample, dataset),
         worker_init_fn=partial(seed_worker, seed=0, rank=0),
     )
-    for batch in loader:
-        yield from batch
+    yield from loader
 
 
 def listing_faults(make: Callable[[], SegmentationDataset]) -> tuple[SegmentationDataset | None, list[str]]:

@@ -1,7 +1,7 @@
 """Image and mask files: how they are decoded, with errors that name the file, and the labels that masks stand for."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from protoseg.data import decoding
 from protoseg.data.label_spaces import Ids, unknown_id
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 Color = tuple[int, int, int]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -158,25 +158,18 @@ def doubtful_mask(path: Path, doubt: str) -> ProtosegError:
     return ProtosegError(f"{text}: {remedy}")
 
 
-@contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Inside, what decoders raise becomes the ProtosegError of that file (``unreadable``)."""
-    try:
-        yield
-    except ProtosegError:  # says already what is wrong, and what to do
-        raise
-    except (*decoding.FAILURES, cv2.error) as error:
-        raise unreadable(path, kind, error) from error
+def reading(path: Path, kind: str) -> AbstractContextManager[None]:
+    """Inside, what decoders raise becomes the ProtosegError of that file."""
 
+    def message(reason: object) -> str:
+        if isinstance(reason, FileNotFoundError):
+            return f"{kind} {path}: expected a file, got none there; correct the path, or copy it again"
+        if isinstance(reason, UnidentifiedImageError):
+            reason = "it is no image, or of channels that data.dataset.channels reads"  # Pillow names the buffer
+        text = f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason})"
+        return f"{text}: copy the file again, or move it elsewhere (of labelled data, image and mask)"
 
-def unreadable(path: Path, kind: str, reason: object) -> ProtosegError:
-    """The error of a file that cannot be decoded."""
-    if isinstance(reason, FileNotFoundError):
-        return ProtosegError(f"{kind} {path}: expected a file, got none there; correct the path, or copy it again")
-    if isinstance(reason, UnidentifiedImageError):
-        reason = "it is no image, or of channels that data.dataset.channels reads"  # Pillow names the buffer
-    text = f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason})"
-    return ProtosegError(f"{text}: copy the file again, or move it elsewhere (of labelled data, image and mask)")
+    return told(message, *decoding.FAILURES, cv2.error)
 
 
 def as_mask(file: Image.Image, data: bytes) -> Mask | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from protoseg.data.channels import as_list
 from protoseg.data.class_file import class_file, read_class_file
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.decoding import check_pixels, check_regular
@@ -128,14 +129,16 @@ class LayoutDataset(SegmentationDataset):
             for key in [key for key in labels if key.endswith(CONVERTED) and key.removesuffix(CONVERTED) in labels]:
                 del labels[key]
             if found.keys() - labels.keys():  # so that ``pair`` says why a JPEG is none
-                pictures = [re.sub(r"\.\w+$", end, mask) for mask in _each(masks) for end in (".jpg", ".jpeg")]
+                pictures = [re.sub(r"\.\w+$", end, mask) for mask in as_list(masks) for end in (".jpg", ".jpeg")]
                 labels = {k: path for k, path in self._found(pictures, words)[0].items() if k in found} | labels
             folders, where = [*folders, folder], f"{where} and {there}"
         where = f"{self.name}: {where}"
         if self.lists:
             names = read_names(self.lists[0], words["split"] if shared else None)
         if names is not None:
-            keys = {name: _key(name, found) for name in names}
+            # A file is meant by its name, or by the end of a path.
+            ends = {name: [name.split("/", i)[-1] for i in range(1 + name.count("/"))] for name in names}
+            keys = {name: next(filter(found.__contains__, each), None) for name, each in ends.items()}
             if missing := [name for name, key in keys.items() if key is None]:
                 shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
                 source = self.lists[0] if self.lists else f"split {words['split']!r}"
@@ -146,8 +149,9 @@ class LayoutDataset(SegmentationDataset):
 
     def _found(self, patterns: Patterns, words: Words) -> tuple[dict[str, Path], Path, str]:
         """The files by what the stars stand for, the folder of the first pattern that is there, and both in words."""
-        filled = [_filled(pattern, words) for pattern in _each(patterns)]
-        places = [(self.root / folder, rest) for folder, rest in map(_cut, filled)]
+        filled = [_filled(pattern, words) for pattern in as_list(patterns)]
+        cuts = (re.findall(r"^((?:[^*/]*/)*)(.*)", pattern)[0] for pattern in filled)  # at the last / before a star
+        places = [(self.root / folder, rest) for folder, rest in cuts]
         there = [(folder, rest) for folder, rest in places if folder.is_dir()]
         if not there:
             self.check_folder(places[0][0], f"Read are {', '.join(filled)} in {self.root}. ")
@@ -157,7 +161,7 @@ class LayoutDataset(SegmentationDataset):
         return files, there[0][0], f"{', '.join(filled)} in {there[0][0]}"
 
     def _beginning(self, samples: list[FilePair], sequences: str | Sequence[str]) -> list[FilePair]:
-        prefixes = tuple(_each(sequences))
+        prefixes = tuple(as_list(sequences))
         names = [image.name for image, _ in samples]
         for prefix in prefixes or ("",):
             if not prefix or not any(name.startswith(prefix) for name in names):
@@ -197,17 +201,6 @@ def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, P
     return by_key(keys, keys.__getitem__)
 
 
-def _each(texts: str | Sequence[str]) -> Sequence[str]:
-    return [texts] if isinstance(texts, str) else texts
-
-
-def _cut(pattern: str) -> tuple[str, str]:
-    """The folder that a pattern begins with, and what follows."""
-    parts = pattern.split("/")
-    fixed = len(list(takewhile(lambda part: "*" not in part, parts[:-1])))
-    return "/".join(parts[:fixed]), "/".join(parts[fixed:])
-
-
 def _filled(pattern: str, words: Words) -> str:
     for name, text in words.items():
         pattern = pattern.replace(f"{{{name}}}", text)
@@ -230,12 +223,6 @@ def _combinations(name: str, choices: Choices, chosen: Mapping[str, Any]) -> Ite
             raise ProtosegError(f"{text}: correct data.dataset.{option}{'' if one else ' (null keeps all)'}")
         texts.append([known[key] for key in wanted])
     return (dict(zip(choices, values, strict=True)) for values in product(*texts))
-
-
-def _key(name: str, found: Mapping[str, Path]) -> str | None:
-    """The file that a list means: by its name, or by the end of a path."""
-    parts = name.split("/")
-    return next((key for i in range(len(parts)) if (key := "/".join(parts[i:])) in found), None)
 
 
 def read_names(path: Path, start: str | None = None) -> list[str]:

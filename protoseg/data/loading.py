@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from protoseg import distributed
 from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
-from protoseg.data.label_spaces import Ids, rest_in
+from protoseg.data.label_spaces import rest_in
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
 from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest
@@ -162,14 +162,11 @@ class Augmented(Dataset[Sample]):
         assert part.transform is not None  # set by the DataModule
         image, label = part.transform(*part.read(index), seed=seed, wanted=wanted)
         sample = to_sample(image, label, str(part.samples[index][0]), part.partial)
-        return (*sample, rest_of(part, label)) if self.dataset.partial else sample
-
-
-def rest_of(dataset: SegmentationDataset, label: Ids) -> Rest:
-    """Of one label ``h w``: its pixels of classes that are not annotated, bool ``h w``, and these, bool ``c``."""
-    classes = torch.zeros(dataset.label_space.num_classes, dtype=torch.bool)
-    classes[list(dataset.rest or ())] = True
-    return Rest(torch.from_numpy(label == rest_in(label)) & classes.any(), classes)
+        if not self.dataset.partial:
+            return sample
+        classes = torch.zeros(part.label_space.num_classes, dtype=torch.bool)
+        classes[list(part.rest or ())] = True
+        return (*sample, Rest(torch.from_numpy(label == rest_in(label)) & classes.any(), classes))
 
 
 def collate(samples: Any) -> Batch:
@@ -212,17 +209,12 @@ class Loader(DataLoader[Batch]):
     def __init__(
         self, dataset: Dataset[Any], num_workers: int, seed: int, timeout: float = TIMEOUT, **options: Any
     ) -> None:
-        super().__init__(
-            dataset,
-            num_workers=num_workers,
-            collate_fn=collate,
-            worker_init_fn=partial(seed_worker, seed=seed, rank=distributed.rank()),
-            persistent_workers=num_workers > 0,
-            timeout=timeout if num_workers > 0 else 0,
-            # Else each pass over the loader would draw from torch's global generator and change the training after it.
-            generator=torch.Generator().manual_seed(seed),
-            **options,
-        )
+        if num_workers > 0:
+            options |= {"persistent_workers": True, "timeout": timeout}
+        # Else each pass over the loader would draw from torch's global generator and change the training after it.
+        options["generator"] = torch.Generator().manual_seed(seed)
+        init = partial(seed_worker, seed=seed, rank=distributed.rank())
+        super().__init__(dataset, num_workers=num_workers, collate_fn=collate, worker_init_fn=init, **options)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
@@ -245,27 +237,22 @@ class Loader(DataLoader[Batch]):
             self._iterator = None
 
 
+@dataclass
 class PairedLoader:
-    """A source and a target loader of one length in step, as ``AdaptationBatch``es."""
+    """A source and a target loader of one length in step, as ``AdaptationBatch``es; their workers end with the pass."""
 
-    def __init__(self, source: Loader, target: Loader) -> None:
-        self.source, self.target = source, target
+    source: Loader
+    target: Loader
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[AdaptationBatch]:
         try:
-            for source, target in zip(self.source, self.target, strict=True):
-                yield AdaptationBatch(source, target)
-        except ProtosegError:
-            self.shutdown()
-            raise
-
-    def shutdown(self) -> None:
-        """End the workers of both."""
-        self.source.shutdown()
-        self.target.shutdown()
+            yield from map(AdaptationBatch._make, zip(self.source, self.target, strict=True))
+        finally:  # also where the trainer drops what is left of the pass: it does not know these loaders
+            self.source.shutdown()
+            self.target.shutdown()
 
 
 def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:

@@ -54,7 +54,15 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
             height, width = (int(label.shape[0] * factor / wider), int(label.shape[1] * factor * wider))
             height, width = max(1, height), max(1, width)
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
-        return {"label": label, **self._draw(label)}
+        for _ in range(MAX_CROPS):
+            for _ in range(MAX_CROPS):
+                drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
+                crop = self.apply_to_mask(label, label, **drawn)
+                if self.max_class_share is None or largest_class_share(crop) <= self.max_class_share:
+                    break
+            if self.wanted is None or np.count_nonzero(crop == self.wanted.train_id) > self.wanted.pixels:
+                break
+        return {"label": label, **drawn}
 
     def apply_to_mask(self, mask: Ids, label: Ids, **crop: Any) -> Ids:
         return super().apply_to_mask(label, **crop)  # type: ignore[no-any-return]
@@ -70,17 +78,6 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
         fill = PAD_IMAGE if img.dtype == np.uint8 else PAD_IMAGE / 255
         margins = (shown[1] - top, bottom - shown[3]), (shown[0] - left, right - shown[2]), (0, 0)
         return np.pad(part, margins, constant_values=fill)
-
-    def _draw(self, label: Ids) -> dict[str, Any]:
-        for _ in range(MAX_CROPS):
-            for _ in range(MAX_CROPS):
-                drawn: dict[str, Any] = super().get_params_dependent_on_data({"shape": label.shape}, {})
-                crop = self.apply_to_mask(label, label, **drawn)
-                if self.max_class_share is None or largest_class_share(crop) <= self.max_class_share:
-                    break
-            if self.wanted is None or np.count_nonzero(crop == self.wanted.train_id) > self.wanted.pixels:
-                break
-        return drawn
 
 
 def scaled_part(image: Pixels, size: tuple[int, int], box: tuple[int, int, int, int]) -> Pixels:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from protoseg.data.channels import ImageReader, check_numbers
 from protoseg.data.decoding import FAILURES, geotiff, open_picture, to_bytes
-from protoseg.data.files import unreadable
+from protoseg.data.files import reading
 from protoseg.data.label_spaces import file_ignored
 from protoseg.data.own import ImageFolder
 from protoseg.data.pairing import list_images, other_formats
@@ -206,7 +206,8 @@ def _video(writer: Writer, path: Path) -> None:
                 known = labels.is_file() and not writer.overwrite
                 writer.skipped += known
                 if not known or show is not None:
-                    prediction = _read_labels(labels) if known else writer.predict(image)
+                    read = np.asarray(open_picture(labels)) if known else None
+                    prediction = writer.predict(image) if read is None else torch.from_numpy(read.astype(np.int64))
                     writer.predicted += not known
                     if not known and "labels" in writer.save:
                         writer.write_labels(labels, prediction)
@@ -228,11 +229,6 @@ def _video(writer: Writer, path: Path) -> None:
         run(None)
     else:
         writer.skipped = video.num_frames
-
-
-def _read_labels(path: Path) -> Tensor:
-    with open_picture(path) as file:
-        return torch.from_numpy(np.asarray(file).astype(np.int64))
 
 
 def _tensor(picture: np.ndarray) -> Tensor:
@@ -273,10 +269,8 @@ class GeoImage:
         if self.whole is not None:
             return self.whole[box]
         chosen = None if self.reader.channels else [1, 2, 3]
-        try:
+        with reading(self.path, "image"):
             pixels = np.concatenate([file.read(chosen, window=box) for file in self.files]).transpose(1, 2, 0)
-        except FAILURES as error:
-            raise unreadable(self.path, "image", error) from error
         if self.reader.channels:
             check_numbers(pixels, self.reader.channels, self.path)
             return self.reader.scaled(pixels, f"image {self.path}")

@@ -159,30 +159,25 @@ class Predictor:
 
     @torch.no_grad()
     def _per_image(self, model: Model, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
-        """Run the images group by group; ``reduce`` turns scores ``n c h w`` of a part of them into what is wanted."""
+        """Run the images group by group; ``reduce`` turns scores ``n c h w`` of a part of them into what is wanted.
+
+        Strip by strip: full-size scores of many classes are large.
+        """
         groups: dict[Size, list[int]] = defaultdict(list)
         for i, (height, width) in enumerate(size.tolist()):
             groups[height, width].append(i)
         results: dict[int, Reduced] = {}
         for (height, width), members in groups.items():
             chosen = image if len(members) == len(image) else image[members]  # which copies
-            values = self._reduced(model, chosen[..., :height, :width], reduce)
-            results.update(zip(members, zip(*values, strict=True), strict=True))
+            found: Reduced = ()
+            for (rows, columns), scores in self._strips(model, chosen[..., :height, :width]):
+                part = reduce(scores)
+                found = found or tuple(values.new_empty(*values.shape[:-2], height, width) for values in part)
+                # At once: small tensors kept between large ones that come and go leave gaps, some megabytes a strip.
+                for whole, values in zip(found, part, strict=True):
+                    whole[..., rows, columns] = values
+            results.update(zip(members, zip(*found, strict=True), strict=True))
         return [results[i] for i in range(len(image))]
-
-    def _reduced(self, model: Model, image: Tensor, reduce: Reduce) -> Reduced:
-        """``reduce`` of images of one size, strip by strip: full-size scores of many classes are large.
-
-        Each strip's result is put in its place at once: small tensors kept between large ones that come and go leave
-        gaps that the C library cannot fill, some megabytes a strip.
-        """
-        found: Reduced = ()
-        for (rows, columns), scores in self._strips(model, image):
-            part = reduce(scores)
-            found = found or tuple(values.new_empty(*values.shape[:-2], *image.shape[2:]) for values in part)
-            for whole, values in zip(found, part, strict=True):
-                whole[..., rows, columns] = values
-        return found
 
     def _strips(self, model: Model, image: Tensor) -> Iterator[tuple[Box, Tensor]]:
         """Scores of what counts of every piece, some rows at a time, and where they lie in the image."""
@@ -301,15 +296,12 @@ def _middles(length: int, window: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _rescale(image: Tensor, scale: float) -> Tensor:
-    """The image at ``scale`` times its size; untouched at scale 1.
-
-    As training images are scaled (``cv2.resize``, to a grey level): bilinear between the nearest pixels, in whole grey
-    levels. Smoothing before (antialiasing) would show the network images that it was not trained on.
-    """
+    """The image at ``scale`` times its size, as training images are scaled: bilinear, in whole grey levels."""
     if scale == 1.0:
         return image
     size = [max(1, round(side * scale)) for side in image.shape[2:]]
     values = image if image.is_floating_point() else image.float()
+    # Without antialiasing, which would show the network images that it was not trained on.
     scaled = F.interpolate(values, size, mode="bilinear", align_corners=False)
     return scaled if image.is_floating_point() else scaled.round().to(torch.uint8)
 

@@ -37,9 +37,7 @@ def upsample_logits(logits: Tensor, size: Size, stride: int, align_corners: bool
     return F.interpolate(logits, cells, mode="bilinear", align_corners=align_corners)[..., : size[0], : size[1]]
 
 
-def upsample_rows(
-    logits: Tensor, rows: tuple[int, int], size: Size, stride: int, align_corners: bool = False
-) -> Tensor:
+def upsample_rows(logits: Tensor, rows: tuple[int, int], size: Size, stride: int, align_corners: bool) -> Tensor:
     """Some rows of :func:`upsample_logits`, up to the order of its sums: those of all pixels may not fit into memory.
 
     ``rows`` are the first of them and the one after the last; the result is ``b c rows W``.

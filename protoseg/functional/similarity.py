@@ -121,13 +121,11 @@ class FusedSimilarities:
 
 
 class _Store:
-    """The cosines, kept or made when asked for, and the gradients of their readings.
-
-    Columns are ordered by prototype, then class, so that the best of every class is found for many at once.
-    """
+    """The cosines, kept or made when asked for, and the gradients of their readings."""
 
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep: bool) -> None:
         self.embeddings = embeddings
+        # Columns by prototype, then class: the best of every class is found for many at once.
         by_prototype = prototypes.detach().transpose(0, 1)
         self.table = by_prototype.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         size = PIECE_CPU if embeddings.device.type == "cpu" else PIECE_GPU

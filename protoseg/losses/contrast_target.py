@@ -204,7 +204,10 @@ class UnreliablePixelContrast(TargetContrast):
     def contrast(self, step: Step) -> Tensor:
         target, said = target_pixels(step.target, step.mixed), step.target.teacher
         label, unreliable = self.split(target)
-        means, present = self._class_means(label, said)
+        with torch.no_grad():  # mean directions of the teacher's embeddings over all ranks
+            known = embed(self.averaged, pixel_rows(said.embeddings))
+            sums, counts = (all_reduce_(x) for x in prototype_sums(known, label, self.num_classes))
+            means, present = F.normalize(sums, dim=1), counts > 0
         anchor_label = label.where(target.confidence > self.confident, IGNORE_INDEX)
         index, valid = sample_per_class(anchor_label, self.num_classes, self.anchors)
         anchors = embed(self.projection, take_rows(step.mixed.output.embeddings, index))
@@ -219,10 +222,3 @@ class UnreliablePixelContrast(TargetContrast):
         positive = (anchors @ means.to(anchors.dtype).unsqueeze(2)).squeeze(2)
         negative = torch.einsum("cad,camd->cam", anchors, negatives.to(anchors.dtype))
         return info_nce(positive, negative, valid, exist, self.temperature)
-
-    @torch.no_grad()
-    def _class_means(self, label: Tensor, said: SegOutput) -> tuple[Tensor, Tensor]:
-        """Mean direction of the teacher's embeddings of each class over all ranks, ``c d``, and which have one."""
-        embeddings = embed(self.averaged, pixel_rows(said.embeddings))
-        sums, counts = (all_reduce_(x) for x in prototype_sums(embeddings, label, self.num_classes))
-        return F.normalize(sums, dim=1), counts > 0

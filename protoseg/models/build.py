@@ -1,7 +1,6 @@
 """From the sections of a resolved config to a model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,20 +9,14 @@ from omegaconf import DictConfig
 from torch import nn
 
 from protoseg.models.segmentor import Segmentor
-from protoseg.types import ProtosegError
+from protoseg.types import told
 
 _UNLOADED = {"pretrained": False, "weights": None, "encoder_weights": None}  # the last is smp's
 
 
-@contextmanager
-def wrong_input(section: str, *kinds: type[Exception]) -> Iterator[None]:
+def wrong_input(section: str, *kinds: type[Exception]) -> AbstractContextManager[None]:
     """Tell what a constructor refuses as wrong input of a section of the config."""
-    try:
-        yield
-    except ProtosegError:
-        raise
-    except kinds as error:
-        raise ProtosegError(f"{section}: {' '.join(str(error).split())}; see python train.py --cfg job") from error
+    return told(lambda error: f"{section}: {' '.join(str(error).split())}; see python train.py --cfg job", *kinds)
 
 
 def build_model(cfg: DictConfig, num_classes: int, pretrained: bool = True, encoder: Any = None) -> Segmentor:

@@ -18,15 +18,14 @@ class SeparableASPP(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, dilations: Ints) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(self._branch(in_channels, out_channels, d) for d in dilations)
+        self.branches = nn.ModuleList()
+        for dilation in dilations:
+            branch: nn.Module = ConvBnReLU(in_channels, out_channels, 1)
+            if dilation > 1:
+                wide = ConvBnReLU(in_channels, in_channels, 3, dilation=dilation, groups=in_channels)
+                branch = nn.Sequential(wide, branch)
+            self.branches.append(branch)
         self.bottleneck = ConvBnReLU(len(dilations) * out_channels, out_channels, 3)
-
-    @staticmethod
-    def _branch(in_channels: int, out_channels: int, dilation: int) -> nn.Sequential:
-        pointwise = ConvBnReLU(in_channels, out_channels, 1)
-        if dilation == 1:
-            return pointwise
-        return nn.Sequential(ConvBnReLU(in_channels, in_channels, 3, dilation=dilation, groups=in_channels), pointwise)
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.bottleneck(torch.cat([branch(feature) for branch in self.branches], dim=1))

@@ -147,15 +147,8 @@ class DeepLabV3PlusDecoder(_PoolingDecoder):
         self, channels: Ints, strides: Ints, width: int = 256, atrous_rates: Ints = (6, 12, 18), dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.decoder = SmpDeepLabV3Plus(
-            encoder_channels=[0, 0, *channels],
-            encoder_depth=5,
-            out_channels=width,
-            atrous_rates=atrous_rates,
-            output_stride=16,
-            aspp_separable=True,
-            aspp_dropout=dropout,
-        )
+        pooling = {"output_stride": 16, "aspp_separable": True, "aspp_dropout": dropout}
+        self.decoder = SmpDeepLabV3Plus([0, 0, *channels], 5, width, atrous_rates, **pooling)
         # the library's own upsampling is x4 whatever the strides, and not aligned (see FPNDecoder)
         self.decoder.up = _bilinear(strides[-1] // strides[0])
         self.out_channels, self.stride = width, strides[0]

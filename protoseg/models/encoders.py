@@ -18,7 +18,7 @@ from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
-from protoseg.types import ProtosegError, first_line
+from protoseg.types import ProtosegError, first_line, told
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -80,20 +80,17 @@ class SimpleFeaturePyramid(nn.Module):
 
     def __init__(self, in_channels: int, stride: int, out_channels: int = 256) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(self._stage(in_channels, stride, target, out_channels) for target in self.strides)
-
-    @staticmethod
-    def _stage(width: int, stride: int, target: int, out_channels: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        while stride > target:
-            # the paper halves the width at each doubling of the resolution
-            layers += [nn.ConvTranspose2d(width, width // 2, 2, stride=2), LayerNorm2d(width // 2), nn.GELU()]
-            width, stride = width // 2, stride // 2
-        if stride < target:
-            layers.append(nn.MaxPool2d(target // stride))
-        layers += [nn.Conv2d(width, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
-        layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
-        return nn.Sequential(*layers)
+        self.stages = nn.ModuleList()
+        for target in self.strides:
+            layers: list[nn.Module] = [nn.MaxPool2d(target // stride)] if stride < target else []
+            width = in_channels
+            for _ in range(stride.bit_length() - target.bit_length()):  # both are powers of two
+                # the paper halves the width at each doubling of the resolution
+                layers += [nn.ConvTranspose2d(width, width // 2, 2, stride=2), LayerNorm2d(width // 2), nn.GELU()]
+                width //= 2
+            layers += [nn.Conv2d(width, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
+            layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
+            self.stages.append(nn.Sequential(*layers))
 
     def forward(self, feature: Tensor) -> list[Tensor]:
         return [stage(feature) for stage in self.stages]
@@ -157,7 +154,10 @@ class TimmEncoder(Encoder):
         family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         any_size, of_features = (_FAMILIES[kind].get(family, {}) for kind in ("any_size", "features"))
         options = any_size | timm_kwargs | ({} if in_chans == 3 else {"in_chans": in_chans})
-        self.model = _features_only(name, of_features | options)
+        text = f"encoder {name!r}: timm cannot build it for feature maps with options {of_features | options}"
+        remedy = "choose another encoder or correct the options"
+        with told(lambda error: f"{text}: {first_line(error)}; {remedy}", Exception):  # whatever its model raises
+            self.model = timm.create_model(name, pretrained=False, features_only=True, **of_features | options)
         config: Any = self.model.pretrained_cfg
         self.set_input(mean or config["mean"], std or config["std"], in_chans)
         if weights is not None or pretrained:
@@ -166,7 +166,10 @@ class TimmEncoder(Encoder):
         if config.get("fixed_input_size") and not (any_size or "img_size" in timm_kwargs):
             _check_any_size(name, self.model, in_chans)
         if fuse_align_corners:
-            _align_fusion(self.model, name)
+            if not (fusions := [module for module in self.model.modules() if isinstance(module, nn.Upsample)]):
+                raise ProtosegError(f"encoder.fuse_align_corners: expected an HRNet, got {name!r}; leave it out")
+            for fusion in fusions:
+                fusion.mode, fusion.align_corners = "bilinear", True
 
         info: Any = self.model.feature_info
         strides, channels = info.reduction(), info.channels()
@@ -221,22 +224,6 @@ class TimmEncoder(Encoder):
         new, old = (torch.arange(number, device=image.device, dtype=torch.float32) for number in (cells, given))
         at = ((new + 0.5) * self.patch_stride / self.patch - 0.5).clamp(0, given - 1)
         return (1 - (at[:, None] - old).abs()).clamp_min(0)
-
-
-def _features_only(name: str, options: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(name, pretrained=False, features_only=True, **options)
-    except Exception as error:  # timm refuses with whatever its model's constructor raises
-        text = f"encoder {name!r}: timm cannot build it for feature maps with options {options}: {first_line(error)}"
-        raise ProtosegError(f"{text}; choose another encoder or correct the options") from error
-
-
-def _align_fusion(model: nn.Module, name: str) -> None:
-    found = [module for module in model.modules() if isinstance(module, nn.Upsample)]
-    for module in found:
-        module.mode, module.align_corners = "bilinear", True
-    if not found:
-        raise ProtosegError(f"encoder.fuse_align_corners: expected an HRNet, got {name!r}; leave it out")
 
 
 @torch.no_grad()

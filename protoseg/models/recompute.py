@@ -35,13 +35,9 @@ def recompute_blocks(model: nn.Module, name: str) -> None:
 def _innermost_blocks(model: nn.Module) -> list[nn.Module]:
     """Members of lists of layers that have several layers with weights, and no such member inside."""
     members = (member for layers in model.modules() if isinstance(layers, LISTS) for member in layers)
-    blocks = dict.fromkeys(member for member in members if _is_block(member))
-    return [block for block in blocks if not any(part in blocks for part in block.modules() if part is not block)]
-
-
-def _is_block(module: nn.Module) -> bool:
-    layers = sum(next(part.parameters(recurse=False), None) is not None for part in module.modules())
-    return not isinstance(module, LISTS) and layers > 1
+    inside = {member: [*member.modules()] for member in members if not isinstance(member, LISTS)}
+    blocks = {m for m, parts in inside.items() if sum(bool([*part.parameters(recurse=False)]) for part in parts) > 1}
+    return [block for block, (_, *parts) in inside.items() if block in blocks and blocks.isdisjoint(parts)]
 
 
 def _size(module: nn.Module) -> int:

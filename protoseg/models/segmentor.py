@@ -105,14 +105,9 @@ class Segmentor(nn.Module):
 
     def _segmented(self, features: list[Tensor], size: Size) -> SegOutput:
         output = self._decode(features, size)
-        return SegOutput(  # not _replace, which torch.compile cannot follow
-            logits=output.logits,
-            embeddings=output.embeddings,
-            similarities=output.similarities,
-            features=self._cropped(features, size),
-            auxiliary=self._auxiliary_logits(features, size),
-            align_corners=self.align_corners,
-        )
+        said = (output.logits, output.embeddings, output.similarities, self._cropped(features, size))
+        # Not _replace, which torch.compile cannot follow.
+        return SegOutput(*said, self._auxiliary_logits(features, size), align_corners=self.align_corners)
 
     def _encoder_input(self, image: Tensor) -> Tensor:
         """Checked and normalised, not yet padded."""

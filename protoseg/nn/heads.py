@@ -96,11 +96,8 @@ class PrototypeHead(Head):
             similarities = self.memory.similarity(embeddings)
             scores = similarities.scores
             logits = self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
-        return SegOutput(
-            logits=logits.view(b, h, w, -1).permute(0, 3, 1, 2),
-            embeddings=embeddings.view(b, h, w, -1).permute(0, 3, 1, 2),
-            similarities=similarities,
-        )
+        logits, embeddings = (x.view(b, h, w, -1).permute(0, 3, 1, 2) for x in (logits, embeddings))
+        return SegOutput(logits, embeddings, similarities)
 
     def can_change_classes(self) -> bool:
         return self.logit_norm is None

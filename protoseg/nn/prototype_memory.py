@@ -140,7 +140,13 @@ class PrototypeMemory(nn.Module):
         """Sum what was observed over all ranks, move the prototypes, and forget it."""
         self.cared_for = True
         sums, counts = all_reduce_(self.pending_sums), all_reduce_(self.pending_counts)
-        self.move(sums, counts, self._momentum().flatten())
+        momentum = torch.full_like(self.prototypes[..., 0], self.momentum)
+        if self.momentum_warmup:
+            t = self.updates.to(momentum.dtype)
+            momentum = torch.minimum(momentum, (1 + t) / (self.momentum_warmup + t))
+        if self.init == "features":
+            momentum = momentum.where(self.updates > 0, 0.0)
+        self.move(sums, counts, momentum.flatten())
         self.occupancy.copy_(counts.view_as(self.occupancy))
         self.updates.add_(self.occupancy > 0)
         self.forget()
@@ -161,10 +167,3 @@ class PrototypeMemory(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.cared_for = True
-
-    def _momentum(self) -> Tensor:
-        momentum = torch.full_like(self.prototypes[..., 0], self.momentum)
-        if self.momentum_warmup:
-            t = self.updates.to(momentum.dtype)
-            momentum = torch.minimum(momentum, (1 + t) / (self.momentum_warmup + t))
-        return momentum.where(self.updates > 0, 0.0) if self.init == "features" else momentum

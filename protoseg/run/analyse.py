@@ -178,12 +178,17 @@ def write_report(
     cfg: DictConfig, trained: Trained, worst: list[WorstImage], output: Path, result: dict[str, Any]
 ) -> None:
     """Write ``output/report.html``, after ``evaluate`` has written its files there, and say how large it is."""
-    checkpoint, space = Path(cfg.ckpt_path), trained.label_space
+    checkpoint, space, settings = Path(cfg.ckpt_path), trained.label_space, result["inference"]
+    words = [settings["mode"]]
+    if settings["crop_size"]:
+        words.append("windows of " + " × ".join(map(str, settings["crop_size"])))
+    if settings["scales"] != (1.0,):
+        words.append("scales " + ", ".join(map(str, settings["scales"])))
     facts = {
         "checkpoint": str(checkpoint),
         "network": cfg.network,
         "data": f"{result['label_space']}, {result['num_images']} images",
-        "inference": _words(result["inference"]),
+        "inference": ", ".join(words + ["flipped too"] * settings["flip"]),
         "speed": f"{result['images_per_second']:.1f} images/s on {result['device']}",
     }
     prototypes, views = None, []
@@ -219,13 +224,3 @@ def _prototypes(cfg: DictConfig, trained: Trained) -> tuple[PrototypeReport, str
             say(f"report: patches come from the judged images: {error}", stderr=True)
         found = prototype_report(trained.model, loader, trained.label_space)
         return found, f"looked at in {len(loader.dataset)} {kind} images"
-
-
-def _words(settings: dict[str, Any]) -> str:
-    """The settings of a predictor that are not the plain ones."""
-    words = [settings["mode"]]
-    if settings["crop_size"]:
-        words.append("windows of " + " × ".join(map(str, settings["crop_size"])))
-    if settings["scales"] != (1.0,):
-        words.append("scales " + ", ".join(map(str, settings["scales"])))
-    return ", ".join(words + ["flipped too"] * settings["flip"])

@@ -133,12 +133,10 @@ def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
 def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
     """Run ``main``; end with exit code 1 and one message for errors that the user can mend, as others do not."""
     try:
-        main()
-    except Exception as error:
-        message = explain(error, config_name)
-        if message is None:
-            raise
-        say(f"error: {message}", stderr=True)
+        with explained(config_name):
+            main()
+    except ProtosegError as error:
+        say(f"error: {error}", stderr=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -146,12 +144,12 @@ def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(config_name: str = "train") -> Iterator[None]:
     """Raise ProtosegError with the message of :func:`explain` for an error that the user can mend."""
     try:
         yield
     except Exception as error:
-        if (message := explain(error, "train")) is None:
+        if (message := explain(error, config_name)) is None:
             raise
         raise ProtosegError(message) from error
 

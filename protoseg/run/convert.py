@@ -145,7 +145,8 @@ def _fitted(state: State, wanted: State, left: Sequence[str], where: str) -> Sta
     shapes, missing = [], [name for name in wanted if name not in state and name not in fitted]
     for name in [name for name in state if name in wanted]:
         tensor, like = state[name], wanted[name]
-        if _plain(tensor.shape) == _plain(like.shape):
+        linear = tensor.shape[:2] == like.shape[:2] and tensor.numel() == like.numel() == like.shape[:2].numel()
+        if linear or tensor.shape == like.shape:
             fitted[name] = tensor.reshape(like.shape).to(like.dtype)
         else:
             shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(like.shape)}")
@@ -154,11 +155,6 @@ def _fitted(state: State, wanted: State, left: Sequence[str], where: str) -> Sta
         text = f"{where}: the names do not fit. {listed}. Is it another network?"
         raise ProtosegError(f"{text} Settings are changed with KEY=VALUE, e.g. encoder=mit_b3")
     return fitted
-
-
-def _plain(shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(shape)
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def _write_encoder(state: dict[str, Tensor], settings: Sequence[str], file: Path, out: Path) -> None:

@@ -77,12 +77,9 @@ def trial(
             larger = replace(file, content=apply_edit(file.content, edit)).model().to(device)
             taught[count, draw] = cast(nn.Module, larger.discriminant)
     before, after = _judge_additions(file.model().to(device), taught, val, space)
-    return Trial(
-        before=before,
-        added={count: [after[count, draw] for draw in range(draws)] for count in shots},
-        trained=None if trained is None else _judge_trained(trained, val, space, device),
-        images=(len(candidates), len(val.dataset)),  # type: ignore[arg-type]
-    )
+    added = {count: [after[count, draw] for draw in range(draws)] for count in shots}
+    judged = None if trained is None else _judge_trained(trained, val, space, device)
+    return Trial(before, added, judged, (len(candidates), len(val.dataset)))  # type: ignore[arg-type]
 
 
 def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[Any, LabelSpace]:

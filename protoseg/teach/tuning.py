@@ -68,17 +68,14 @@ def train(
         for _ in track(range(STEPS), title, disable=not title):
             image, label, _ = dataset[int(torch.randint(len(dataset), ()))]
             optimizer.zero_grad()
-            loss(*(part[None].to(learned[0].device) for part in _seen(image, label))).backward()
+            # Of a large image a part, mirrored every second time.
+            top, left = (int(torch.randint(max(1, size - MAX_SIDE + 1), ())) for size in label.shape)
+            mirrored = [-1] if torch.rand(()) < 0.5 else []
+            parts = (x[..., top : top + MAX_SIDE, left : left + MAX_SIDE].flip(mirrored) for x in (image, label))
+            loss(*(part[None].to(learned[0].device) for part in parts)).backward()
             optimizer.step()
             rate.step()
             prototype_memory(model).step()
-
-
-def _seen(image: Tensor, label: Tensor) -> list[Tensor]:
-    """An image ``c H W`` and its labels ``H W``, or a part of at most ``MAX_SIDE``, mirrored every second time."""
-    top, left = (int(torch.randint(max(1, size - MAX_SIDE + 1), ())) for size in label.shape)
-    mirrored = [-1] if torch.rand(()) < 0.5 else []
-    return [part[..., top : top + MAX_SIDE, left : left + MAX_SIDE].flip(mirrored) for part in (image, label)]
 
 
 def distillation(model: Segmentor, old: Segmentor, new: Sequence[int], image: Tensor, label: Tensor) -> Tensor:

@@ -124,7 +124,11 @@ class SegmentationModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.judge_loss()
         started = batches_begun(self.trainer)
-        seed_step(self.seed, started - 1)
+        # Python, NumPy and torch (all devices) as a function of seed, rank and step.
+        mixed = int(np.random.SeedSequence([self.seed, rank(), started - 1]).generate_state(1, np.uint64)[0])
+        random.seed(mixed)
+        np.random.seed(mixed % 2**32)  # noqa: NPY002 - libraries still draw from the global one
+        torch.manual_seed(mixed)
         if started == self.trainer.max_steps * self.trainer.accumulate_grad_batches:
             # Lightning validates at multiples of the interval only; the last step must be judged too.
             self.trainer.val_check_batch = started
@@ -271,14 +275,6 @@ class SegmentationModule(pl.LightningModule):
         self.judge_loss()
         checkpoint["protoseg"] = own_part(self.config, self.label_space)
         checkpoint.update(without(checkpoint, self.left_out))
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Seed Python, NumPy and torch (all devices) as a function of seed, rank and step."""
-    mixed = int(np.random.SeedSequence([seed, rank(), step]).generate_state(1, np.uint64)[0])
-    random.seed(mixed)
-    np.random.seed(mixed % 2**32)  # noqa: NPY002 - libraries still draw from the global one
-    torch.manual_seed(mixed)
 
 
 class SupervisedModule(SegmentationModule):

@@ -24,10 +24,8 @@ def restoring(path: str | None) -> Iterator[None]:
     """Tell in one message where Lightning cannot restore the checkpoint at ``path``; errors of the training pass."""
     try:
         yield
-    except ProtosegError:
-        raise
     except Exception as error:
-        if path is None or not failed_while_restoring(error):
+        if isinstance(error, ProtosegError) or path is None or not failed_while_restoring(error):
             raise
         raise _damaged(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
@@ -73,7 +71,9 @@ def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, 
         wrong += [k for k in _MOMENTS if k in state and not isinstance(state[k], (Tensor, type(None)))]
         if isinstance(optimizer, Adam):
             wrong += [k for k in ("step", "exp_avg", "exp_avg_sq") if k not in state]
-            wrong += [] if _is_count(state.get("step")) else ["step"]
+            count = state.get("step")
+            number = isinstance(count, (int, float)) or (isinstance(count, Tensor) and count.ndim == 0)
+            wrong += [] if number and 0 <= float(count) < math.inf else ["step"]
         if wrong:
             raise _damaged(f"the optimizer's {wrong[0]} does not fit a parameter of shape {list(parameter.shape)}")
     for group, own in zip(optimizer.param_groups, settings, strict=True):
@@ -82,11 +82,6 @@ def renew(optimizer: Optimizer, schedule: LRScheduler, settings: list[dict[str, 
         warnings.simplefilter("ignore")  # "lr_scheduler.step() before optimizer.step()"
         for _ in range(step):
             schedule.step()
-
-
-def _is_count(value: Any) -> bool:
-    number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
-    return number and 0 <= float(value) < math.inf
 
 
 def _check_like(saved: Any, like: Any, where: str) -> None:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +199,12 @@ def test_options_that_make_no_sense(camvid: Path, options: dict[str, int]) -> No
 def test_a_bad_file_of_either_is_one_message_at_once(camvid: Path, num_workers: int, prefix: str) -> None:
     for path in (camvid / "train").glob(f"{prefix}*"):
         path.write_bytes(path.read_bytes()[:100])
-    data = module(camvid, num_workers=num_workers)
+    data, before = module(camvid, num_workers=num_workers), {*active_children()}
     started = time.perf_counter()
     with pytest.raises(ProtosegError, match=rf"^image .*{prefix}.*: expected a complete") as error:
         batches(data)
     assert "Traceback" not in str(error.value)
-    assert data._train_loader is not None
-    assert data._train_loader.source._iterator is data._train_loader.target._iterator is None
+    assert {*active_children()} <= before
     del data, error
     assert time.perf_counter() - started < 4  # workers left alone would be waited for 5 s each
 
@@ -214,15 +214,14 @@ def test_a_bad_file_of_either_is_one_message_at_once(camvid: Path, num_workers: 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_one_pass_is_the_whole_training(camvid: Path, tmp_path: Path, num_workers: int) -> None:
-    model, data = Recorder(), module(camvid, num_workers=num_workers)
+    model, data, before = Recorder(), module(camvid, num_workers=num_workers), {*active_children()}
     run = trainer(tmp_path, max_steps=3, accumulate_grad_batches=2, limit_val_batches=1.0)
     run.fit(model, data)
     assert run.global_step == 3
     assert len(model.seen) == 6
     assert all(len(seen) == 2 for seen in model.seen)
     assert data.source.trainer is data.target.trainer is data.trainer is run
-    assert data._train_loader is not None
-    assert data._train_loader.source._iterator is data._train_loader.target._iterator is None
+    assert {*active_children()} <= before
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_exception"])

@@ -287,7 +287,7 @@ def explain_folder(output: Path, rows: list[tuple[str, str]]) -> None:
     template = Path(__file__).with_name("run_folder.md").read_text("utf-8")
     if page.exists() and not page.read_text("utf-8", "replace").startswith(template.partition("\n")[0]):
         return
-    words = [str(word) for word in OmegaConf.load(said)] if said.is_file() else []
+    words: Any = OmegaConf.to_container(OmegaConf.load(said)) if said.is_file() else []  # with ${…} as it was written
     table = markdown_table(("what", "here"), [(what, text.removeprefix(f"{output}{os.sep}")) for what, text in rows])
     write_text(page, template.format(command=command("protoseg", "train", *words), table=table))
 

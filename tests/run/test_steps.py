@@ -67,13 +67,13 @@ def test_the_cost_is_told_once_after_10_steps(capsys: pytest.CaptureFixture[str]
 
 def test_a_run_explains_itself(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=camvid\n- data.crop_size=[64,64]\n")
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=camvid\n- paths.data=${paths.output}\n- seed=3\n")
     rows = [("best val mIoU", "0.5000"), ("metrics", str(tmp_path / "logs" / "metrics.csv"))]
     for score in ("0.5000", "0.6000"):
         rows[0] = (rows[0][0], score)
         explain_folder(tmp_path, rows)
         text = (tmp_path / "README.md").read_text()
-        assert "    protoseg train data=camvid 'data.crop_size=[64,64]'\n" in text
+        assert "    protoseg train data=camvid 'paths.data=${paths.output}' seed=3\n" in text
         assert f"| best val mIoU | {score} |" in text
         assert "| logs/metrics.csv |" in text
     (tmp_path / "README.md").write_text("mine")

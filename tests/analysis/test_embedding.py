@@ -29,10 +29,10 @@ def test_the_sample_is_balanced_and_holds_embeddings_of_its_classes() -> None:
     seen = {scene.number: scene for scene in scenes(model, loader())}
     for vector, label, image in zip(sample.embeddings, sample.label, sample.image, strict=True):
         scene = seen[int(image)]
-        place = int((scene.output.embeddings[0].flatten(1).T @ vector).argmax())
-        assert torch.allclose(scene.output.embeddings[0].flatten(1)[:, place], vector, atol=1e-6)
+        cells = scene.output.embeddings[0].flatten(1).T  # a cosine does not tell the nearest: in fp32 many are 1
+        assert (cells - vector).abs().amax(1).min() < 1e-6
         # Blocks of one colour have several cells with the same embedding.
-        same = (scene.output.embeddings[0].flatten(1).T @ vector) > 1 - 1e-5
+        same = cells @ vector > 1 - 1e-5
         assert int(label) in scene.cell_label[same].tolist()
 
 

@@ -210,7 +210,7 @@ class TreeTriplet(ProjectedContrast):
         super().prepare(model, label_space)
         above = ancestors(label_space.parents or (-1,) * self.num_classes).float()
         edges = above.sum(1) + above.sum(1, keepdim=True) - 2 * above @ above.T  # between nodes, under one root
-        self.distance, self.height = nn.Buffer(edges, persistent=False), float(above.sum(1).amax())
+        self.distance, self.scale = nn.Buffer(edges, persistent=False), 4 * float(above.sum(1).amax())  # of the height
 
     def contrast(self, step: Step) -> Tensor:
         index, valid = sample_per_class(on_grid(step.labelled.label, step.labelled), self.num_classes, self.anchors)
@@ -220,10 +220,9 @@ class TreeTriplet(ProjectedContrast):
         negative = (noise[0] + here * (1 + (far > 0))).argmax(1, keepdim=True)
         positive = (noise[1] + here * (far < far.gather(1, negative))).argmax(1, keepdim=True)
         pair = torch.cat([positive, negative], 1)  # nodes that are there; where none is farther, the anchor's own
-        near, away = rows[self.anchors * pair + (torch.rand_like(rows[:, :2]) * count[pair]).long()].unbind(1)
+        others = rows[self.anchors * pair + (torch.rand_like(rows[:, :2]) * count[pair]).long()].unbind(1)
         further = far.gather(1, pair).diff(dim=1).squeeze(1)
-        margin, exists = self.margin + further / (4 * self.height), valid.flatten() & (further > 0)
-        return formulas.tree_triplet(rows, near, away, margin, exists)
+        return formulas.tree_triplet(rows, *others, self.margin + further / self.scale, valid.flatten() & (further > 0))
 
 
 class SupervisedPixelContrast(ProjectedContrast):

@@ -127,9 +127,8 @@ class CrossEntropy(Term):
     no loss. Of the target, ``label_smoothing`` is spread over all classes. With p the probability of its class, each
     pixel's loss is multiplied by (1 - p)^``focal_gamma`` (Lin et al., ICCV 2017, arXiv 1708.02002, on softmax), with
     ``recall`` by the share of its class that is missed in the batch (:func:`missed_share`). ``boundary`` is a weight,
-    and up to how many pixels from another class it is given. These ``options`` are of :func:`cross_entropy`. In a tree
-    (``LabelSpace.parents``) it is :func:`tree_min`. Raises ProtosegError: class weights of the wrong form; when
-    prepared, of the wrong number, or options of softmax.
+    and up to how many pixels from another class it is given. These ``options`` are of :func:`cross_entropy`; in a tree
+    it is :func:`tree_min`. Raises ProtosegError: class weights of the wrong form or number, or options of softmax.
     """
 
     parents: Sequence[int] = ()

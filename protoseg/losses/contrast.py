@@ -215,14 +215,14 @@ class TreeTriplet(ProjectedContrast):
     def contrast(self, step: Step) -> Tensor:
         index, valid = sample_per_class(on_grid(step.labelled.label, step.labelled), self.num_classes, self.anchors)
         rows = embed(self.projection, take_rows(step.labelled.output.embeddings, index)).flatten(0, 1)
-        count, far = valid.sum(1), self.distance[class_rows(valid)]
-        here, noise = (count > 0).float(), torch.rand(2, *far.shape, device=far.device)
-        negative = (noise[0] + here * (1 + (far > 0))).argmax(1, keepdim=True)
-        positive = (noise[1] + here * (far < far.gather(1, negative))).argmax(1, keepdim=True)
+        count, away = valid.sum(1), self.distance[class_rows(valid)]
+        here, noise = (count > 0).float(), torch.rand(2, *away.shape, device=away.device)
+        negative = (noise[0] + here * (1 + (away > 0))).argmax(1, keepdim=True)
+        positive = (noise[1] + here * (away < away.gather(1, negative))).argmax(1, keepdim=True)
         pair = torch.cat([positive, negative], 1)  # nodes that are there; where none is farther, the anchor's own
-        others = rows[self.anchors * pair + (torch.rand_like(rows[:, :2]) * count[pair]).long()].unbind(1)
-        further = far.gather(1, pair).diff(dim=1).squeeze(1)
-        return formulas.tree_triplet(rows, *others, self.margin + further / self.scale, valid.flatten() & (further > 0))
+        near, far = rows[self.anchors * pair + (torch.rand_like(rows[:, :2]) * count[pair]).long()].unbind(1)
+        more = away.gather(1, pair).diff(dim=1).squeeze(1)  # edges
+        return formulas.tree_triplet(rows, near, far, self.margin + more / self.scale, valid.flatten() & (more > 0))
 
 
 class SupervisedPixelContrast(ProjectedContrast):

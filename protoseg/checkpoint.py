@@ -66,7 +66,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False
 def own_part(config: dict[str, Any] | None, space: LabelSpace) -> dict[str, Any]:
     """What a checkpoint holds under ``protoseg``: the run's resolved config, and the classes."""
     colors = [list(color) for color in space.colors]
-    label_space = {"name": space.name, "classes": list(space.classes), "colors": colors}
+    label_space = {"name": space.name, "classes": list(space.classes), "colors": colors, "parents": list(space.parents)}
     return {"version": __version__, "config": config, "label_space": label_space}
 
 
@@ -85,7 +85,10 @@ def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
     listed = isinstance(colors, (list, tuple)) and all(isinstance(color, (list, tuple)) for color in colors)
     if not listed or not all(len(c) == 3 and all(type(n) is int and 0 <= n <= 255 for n in c) for c in colors):
         raise ProtosegError("label space: expected colours of three numbers from 0 to 255, got others")
-    return LabelSpace(name, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
+    parents = space.get("parents", [])
+    if not isinstance(parents, (list, tuple)) or not all(type(parent) is int for parent in parents):
+        raise ProtosegError("label space: expected parents as whole numbers, got others")
+    return LabelSpace(name, tuple(classes), tuple((r, g, b) for r, g, b in colors), parents=tuple(parents))
 
 
 def check_class_names(own: dict[str, Any]) -> None:

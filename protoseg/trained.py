@@ -77,6 +77,7 @@ class TrainedFile:
         with _refused(self.path, "network"), torch.random.fork_rng(devices=[]), _no_more_than(state):
             model = self._build(classes)
             model.load_state_dict(state)
+            model.arrange(self.label_space.parents)
             if (known := self.statistics(network)) is not None:
                 channels = [model.head.embedding_dim, *model.encoder.channels]
                 model.discriminant = Discriminant(known, channels, model.feature_strides, model.stride)

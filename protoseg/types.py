@@ -63,6 +63,8 @@ class LabelSpace:
     things: tuple[str, ...] = ()  # names of the countable classes (car, person, …); the others are "stuff" (road, sky)
     # Of images that are not RGB, the channels that pictures show as red, green, blue; none: the first three.
     shown: tuple[int, ...] = field(default=(), compare=False)
+    # Empty, or in a tree, whose groups are classes behind all others, each one's group, which is a higher id, or -1.
+    parents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.colors):
@@ -70,10 +72,19 @@ class LabelSpace:
             raise ProtosegError(f"label space {self.name!r}: expected one colour per class, got {got}")
         if unknown := sorted(set(self.things) - set(self.classes)):
             raise ProtosegError(f"label space {self.name!r}: expected things of its classes, got {', '.join(unknown)}")
+        tree, groups = self.parents, range(self.leaves, self.num_classes)
+        fits = len(tree) == self.num_classes and all(p == -1 or (p > i and p in groups) for i, p in enumerate(tree))
+        if tree and not fits:
+            raise ProtosegError(f"label space {self.name!r}: expected the classes of its hierarchy, got others: {tree}")
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def leaves(self) -> int:
+        """The number of classes that are no groups of a tree, which stand before these."""
+        return self.num_classes - len({*self.parents} - {-1})
 
     @property
     def ignored_color(self) -> tuple[int, int, int]:

@@ -227,6 +227,20 @@ def test_values_that_hold_one_another(tmp_path: Path) -> None:
         read_checkpoint(file)
 
 
+BAD_TREES: list[Any] = [
+    "ab",
+    3,
+    [1.0, -1],
+    [[1], -1],
+    [1],
+    [1, -1, -1],
+    [1, 0],
+    [0, -1],
+    [-1, 0],
+    [2, -1],
+    [1, 1],
+    [-2, -1],
+]
 BAD_PARTS: dict[str, Any] = {
     "label_space": [
         None,
@@ -240,6 +254,7 @@ BAD_PARTS: dict[str, Any] = {
         {"name": "a", "classes": "abc", "colors": [[1, 2, 3]] * 3},
         {"name": 3, "classes": ["a"], "colors": [[1, 2, 3]]},
         {"name": "a", "classes": [], "colors": []},
+        *({"name": "a", "classes": ["a", "b"], "colors": [[1, 2, 3]] * 2, "parents": tree} for tree in BAD_TREES),
     ],
     "state_dict": [
         "weights",

@@ -156,7 +156,8 @@ def label_notes(
 
     Of the pixels of each class, ``c``, and the share of ignored ones in the masks ``looked`` at.
     """
-    notes, present, missing = [], np.flatnonzero(pixels), [space.classes[i] for i in np.flatnonzero(pixels == 0)]
+    notes, present = [], np.flatnonzero(pixels)
+    missing = [space.classes[i] for i in np.flatnonzero(pixels[: space.leaves] == 0)]
     if ignored >= _MOSTLY_IGNORED:
         notes.append(f"{ignored:.1%} of the pixels of {looked} are ignored: if these are no scribbles or points, check")
     if len(present) == 1:

@@ -3,8 +3,9 @@
 Masks hold ids, or the colours of the classes: decided once for a whole folder.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
@@ -146,6 +147,29 @@ def own_space(classes: Sequence[str] | Mapping[str, Color]) -> LabelSpace:
         raise ProtosegError(f"classes: expected a list of different names, got {classes!r}")
     colors = classes.values() if isinstance(classes, Mapping) else [None] * len(classes)
     return LabelSpace("own", tuple(classes), with_made_colors(colors, ()))
+
+
+def in_tree(space: LabelSpace, tree: Mapping[str, Any]) -> LabelSpace:
+    """The classes, and behind them the groups of ``{group: [class, …] or {group: …}}``, which may be classes already.
+
+    Classes that it does not name are at the top. Raises ProtosegError: a name twice, or that of no class.
+    """
+
+    def hang(members: Any, group: Any) -> Iterator[tuple[Any, Any]]:
+        for name in members if isinstance(members, Mapping | Sequence) else [members]:
+            yield from hang(members[name], name) if isinstance(members, Mapping) and members[name] else ()
+            yield name, group
+
+    found = [*hang(tree, None)]  # names and their groups, members before groups
+    group_of = dict(found)
+    groups = [name for name in group_of if name in group_of.values()]
+    known = {name: color for name, color in zip(space.classes, space.colors, strict=True) if name not in groups}
+    names = (*known, *groups)
+    if len(group_of) < len(found) or not group_of.keys() <= {*names}:
+        text = f"hierarchy: expected {{group: [class, …]}} of {', '.join(space.classes)}, each once"
+        raise ProtosegError(f"{text}, got {', '.join(str(name) for name, _ in found)}; see conf/hierarchy")
+    parents = tuple(-1 if (group := group_of.get(name)) is None else names.index(group) for name in names)
+    return replace(space, classes=names, colors=with_made_colors(map(known.get, names), space.colors), parents=parents)
 
 
 def _ids(path: Path, content: Any, names: Sequence[str]) -> dict[str, list[int]]:

@@ -58,7 +58,7 @@ class ConcatDataModule(SegmentationDataModule):
     ``weights`` is how often an image is of each part, relative to the others; None: as often as it has images. The
     other options are those of ``SegmentationDataModule``, but for what parts have of their own.
 
-    Parts of other classes are joined by name where one of them says what is ``annotated``, in it or in ``relabel``.
+    Parts of other classes are joined by name in a ``hierarchy``, or if one says (by ``relabel``) what is ``annotated``.
 
     Raises ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
     ``SegmentationDataModule``.
@@ -84,7 +84,7 @@ class ConcatDataModule(SegmentationDataModule):
             raise ProtosegError(f"{text}: to leave a part out, take it from data.parts")
         self.parts = dict(parts)
         first, space = next((name, part.label_space) for name, part in parts.items())
-        if joins := any(part.annotated for part in parts.values()):
+        if joins := bool(options.get("hierarchy")) or any(part.annotated for part in parts.values()):
             space = joined([part.label_space for part in parts.values()])
         for name, part in self.parts.items():
             odd = sorted({*part.label_space.classes} ^ {*space.classes})

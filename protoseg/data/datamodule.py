@@ -20,6 +20,7 @@ from torch import Tensor
 from protoseg import distributed
 from protoseg.data import loading
 from protoseg.data.checking import check_training_labels, check_validation_labels, image_notes, nothing_labelled
+from protoseg.data.class_file import in_tree
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.label_spaces import FILE_REST, NOT_ANNOTATED, mapping_table, named_mapping, relabelled
 from protoseg.data.loading import TIMEOUT, Augmented, Loader, RareClasses
@@ -50,6 +51,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         annotated: the classes that the masks show, after ``relabel``, where these are not all; a pixel of another class
             is known to be of one of the others (``Batch.rest``) in training, and is ignored everywhere else.
         exif: ``apply`` turns images as their EXIF says, ``ignore`` reads them as stored; masks are never turned.
+        hierarchy: a tree over the classes, after ``relabel``, whose groups become classes: see ``class_file.in_tree``.
         label_space: the classes of images that have none of their own.
         train_list, listed: images of ``train_split`` that it has alone, or lacks: see ``SegmentationDataset.keep``.
 
@@ -82,6 +84,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         augment: Sequence[Any] = (),
         train_list: str | Sequence[str] | None = None,
         listed: bool = True,
+        hierarchy: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if exif not in ("apply", "ignore"):
@@ -115,6 +118,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             kept = {name: name if name in annotated else NOT_ANNOTATED for name in self.label_space.classes}
             self.map_classes(self.label_space, kept)
             self._hidden = [i for i, name in enumerate(self.label_space.classes) if name not in annotated]
+        if hierarchy:
+            self.map_classes(in_tree(self.label_space, hierarchy), {name: name for name in self.label_space.classes})
         self.annotated = annotated is not None or NOT_ANNOTATED in (relabel or {}).values()
 
     @property
@@ -137,7 +142,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def unlabelled(self) -> list[int]:
         """Train ids that no label of these data becomes: of a model that knows more classes than they do."""
         becomes = None if self._mapping is None else self._mapping[: self._own_classes]
-        return [] if becomes is None else [i for i in range(self.label_space.num_classes) if i not in becomes]
+        return [] if becomes is None else [i for i in range(self.label_space.leaves) if i not in becomes]
 
     @property
     def rest(self) -> list[int] | None:

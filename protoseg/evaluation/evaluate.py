@@ -78,12 +78,12 @@ def evaluate(
                 if observe is not None:
                     observe(name, *seen)
             progress.update(task, completed=done, rate=f"{done / (time.perf_counter() - started):.1f} images/s")
-    found = scores(metrics.compute()["confusion"], unlabelled)
+    found = scores(metrics.compute()["confusion"], unlabelled, label_space.parents)
     result = summary(found, label_space) | subset_means(found["IoU"], label_space, subsets or {})
     seconds = time.perf_counter() - started
     result |= {
         "label_space": label_space.name,
-        "classes_in_means": [entry["name"] for entry in result["classes"] if not math.isnan(entry["IoU"])],
+        "classes_in_means": [e["name"] for e in result["classes"][: label_space.leaves] if not math.isnan(e["IoU"])],
         "classes_not_labelled": [label_space.classes[i] for i in unlabelled],
         "data": os.path.commonpath([Path(path).absolute().parent for path in paths]) if paths else None,
         "split": getattr(dataloader.dataset, "split", None),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from protoseg.functional.hierarchy import ancestors
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 
@@ -47,18 +48,24 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return counts[:ignored_cell].view(num_classes, num_classes)
 
 
-def scores(confusion: Tensor, unlabelled: Sequence[int] = ()) -> Scores:
+def scores(confusion: Tensor, unlabelled: Sequence[int] = (), parents: Sequence[int] = ()) -> Scores:
     """All metrics of a confusion matrix ``c c``; ``unlabelled``: classes of which the data can hold no pixel."""
     confusion = confusion.cpu()  # not every device has fp64
     counts = confusion.double()
-    hit, true = counts.diagonal(), counts.sum(1)
-    iou, accuracy = hit / (true + counts.sum(0) - hit), hit / true
+    hit, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    if parents:  # ``LabelSpace``'s: pixels are of groups, too, which are in no mean; those labelled so of no class
+        under = ancestors(parents).T
+        found, known = under @ counts.T, 1 - under.T + torch.eye(len(parents))
+        hit, true, predicted = (found @ under.T).diagonal(), under @ true, (found * known).sum(1)
+    iou, accuracy = hit / (true + predicted - hit), hit / true
     iou[list(unlabelled)] = torch.nan
+    leaves = slice(len(counts) - len({*parents} - {-1}))  # what is no group
+    hit, true = hit[leaves], true[leaves]
     return Scores(
-        mIoU=iou.nanmean().item(),
+        mIoU=iou[leaves].nanmean().item(),
         pixel_accuracy=(hit.sum() / true.sum()).item(),
-        mean_accuracy=accuracy.nanmean().item(),
-        fw_IoU=(true / true.sum() * iou.nan_to_num(0.0)).sum().item(),
+        mean_accuracy=accuracy[leaves].nanmean().item(),
+        fw_IoU=(true / true.sum() * iou[leaves].nan_to_num(0.0)).sum().item(),
         IoU=iou,
         accuracy=accuracy,
         confusion=confusion,
@@ -68,9 +75,13 @@ def scores(confusion: Tensor, unlabelled: Sequence[int] = ()) -> Scores:
 def subset_means(iou: Tensor, label_space: LabelSpace, subsets: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Mean of the IoU ``c`` over named choices of the classes, ``{"mIoU_NAME": …}``: SYNTHIA's 16 of Cityscapes' 19.
 
-    Raises ProtosegError: a class that the label space lacks, or a choice of none.
+    And over the nodes of each level of a hierarchy, at the top ``mIoU_level_1``, above that of its classes. Raises
+    ProtosegError: a class that the label space lacks, or a choice of none.
     """
     ids = {name: label_space.ids(chosen, f"subsets.{name}") for name, chosen in subsets.items()}
+    depth, leaves = ancestors(label_space.parents).sum(1).tolist(), label_space.leaves
+    for level in range(1, int(max(depth, default=1))):  # a class without a group on a level stands for itself
+        ids[f"level_{level}"] = [i for i, d in enumerate(depth) if d == level or (d < level and i < leaves)]
     return {f"mIoU_{name}": iou[chosen].nanmean().item() for name, chosen in ids.items()}
 
 
@@ -82,7 +93,7 @@ class SegmentationMetrics(Metric):
 
     def __init__(self, label_space: LabelSpace) -> None:
         super().__init__()
-        c = label_space.num_classes
+        c, self.parents = label_space.num_classes, label_space.parents
         self.add_state("confusion", torch.zeros(c, c, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, pred: Tensor, label: Tensor) -> None:
@@ -91,4 +102,4 @@ class SegmentationMetrics(Metric):
 
     def compute(self) -> Scores:
         """The ``Scores`` over everything counted, on all ranks."""
-        return scores(self.confusion)
+        return scores(self.confusion, parents=self.parents)

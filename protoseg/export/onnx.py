@@ -134,6 +134,7 @@ class _Network(nn.Module):
             padded = pad_to_multiple(model.normalize(image), max(model.encoder.strides))
             features = model.decoder(model.encoder(padded))
             output = model.head(_cropped(features, rows, columns))
+            output = output._replace(logits=model.decided(output.logits))
         else:
             output = model(image)
         whole, known = (rows * model.stride, columns * model.stride), model.discriminant

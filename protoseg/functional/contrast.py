@@ -1,4 +1,4 @@
-"""Pixel contrast as pure mathematics: draw a pixel to its class and away from others, in the forms of five papers.
+"""Pixel contrast as pure mathematics: draw a pixel to its class and away from others, in the forms of six papers.
 
 Shapes: ``n`` pixels, ``d`` channels, ``c`` classes, ``k`` prototypes and ``a`` anchors per class, ``m`` negatives.
 Embeddings are unit vectors, so products are cosines. What is absent is masked: shapes are static, and nothing absent
@@ -155,6 +155,12 @@ def supervised_contrast(
         own = rank() * len(label) + torch.arange(len(label), device=label.device)
         total = PairLosses.apply(anchors, columns, (label, column_label), (weight, column_weight), own, temperature)
         return mean_over_ranks(total, (label != IGNORE_INDEX).sum())
+
+
+def tree_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Tensor, valid: Tensor) -> Tensor:
+    """Mean over ``valid`` triplets of max(0, D(a, p) - D(a, n) + margin), D = (1 - cosine) / 2: ``n d``, and ``n``."""
+    losses = F.relu((anchor * (negative - positive)).sum(1) / 2 + margin)
+    return mean_over_ranks((losses * valid).sum(), valid.sum())
 
 
 def pixel_to_pixel(

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.functional import contrast as formulas
+from protoseg.functional.hierarchy import ancestors
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.prototypes import prototype_sums
 from protoseg.functional.resize import downsample_label, majority_label
-from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy
+from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy, sample_per_class, take_rows
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term
 from protoseg.nn import ClassQueues, PrototypeMemory
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
@@ -191,6 +192,37 @@ class ClassMeanContrast(ProjectedContrast):
 
     def _pool(self, label: Tensor, seen: Seen) -> Tensor:
         return majority_label(label, seen.stride, self.min_ratio, self.num_classes).flatten()
+
+
+class TreeTriplet(ProjectedContrast):
+    """HSSN's tree-triplet loss (arXiv 2203.14335): what is nearer in the tree is to be nearer in the embedding.
+
+    Per class and rank ``anchors`` pixels, each with one of a nearer and one of a farther class, at random; ``margin``
+    grows with the difference of the distances, by a half at most. The paper's ``weight`` rises from 0 to 0.5, of which
+    this is the mean; in its code the nearer pixel is of another class of the group.
+    """
+
+    def __init__(self, weight: float = 0.25, dim: int = 256, anchors: int = 50, margin: float = 0.1) -> None:
+        super().__init__(weight, 1.0, dim)
+        self.anchors, self.margin = anchors, margin
+
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        super().prepare(model, label_space)
+        above = ancestors(label_space.parents or (-1,) * self.num_classes).float()
+        edges = above.sum(1) + above.sum(1, keepdim=True) - 2 * above @ above.T  # between nodes, under one root
+        self.distance, self.scale = nn.Buffer(edges, persistent=False), 4 * float(above.sum(1).amax())  # of the height
+
+    def contrast(self, step: Step) -> Tensor:
+        index, valid = sample_per_class(on_grid(step.labelled.label, step.labelled), self.num_classes, self.anchors)
+        rows = embed(self.projection, take_rows(step.labelled.output.embeddings, index)).flatten(0, 1)
+        count, away = valid.sum(1), self.distance[class_rows(valid)]
+        here, noise = (count > 0).float(), torch.rand(2, *away.shape, device=away.device)
+        negative = (noise[0] + here * (1 + (away > 0))).argmax(1, keepdim=True)
+        positive = (noise[1] + here * (away < away.gather(1, negative))).argmax(1, keepdim=True)
+        pair = torch.cat([positive, negative], 1)  # nodes that are there; where none is farther, the anchor's own
+        near, far = rows[self.anchors * pair + (torch.rand_like(rows[:, :2]) * count[pair]).long()].unbind(1)
+        more = away.gather(1, pair).diff(dim=1).squeeze(1)  # edges
+        return formulas.tree_triplet(rows, near, far, self.margin + more / self.scale, valid.flatten() & (more > 0))
 
 
 class SupervisedPixelContrast(ProjectedContrast):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from protoseg.distributed import all_reduce_, mean_over_ranks
 from protoseg.functional.contrast import hide
+from protoseg.functional.hierarchy import tree_min
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.prototypes import Clustering, pixel_prototype_contrast, pixel_prototype_distance
 from protoseg.functional.resize import upsample_logits
@@ -75,6 +76,7 @@ def cross_entropy(
     recall: bool = False,
     boundary: Sequence[int] | None = None,
     rest: Rest | None = None,
+    parents: Sequence[int] = (),
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels (of all ranks), each weighted by its class, those of ``rest`` by 1.
 
@@ -83,9 +85,9 @@ def cross_entropy(
     """
     logits, valid = at_least_fp32(logits), label != IGNORE_INDEX
     of_each = partial(F.cross_entropy, logits, label, reduction="none", ignore_index=IGNORE_INDEX)
-    plain = of_each()
+    plain = tree_min(logits, label.where(valid, 0), parents, focal_gamma or 0) * valid if parents else of_each()
     losses = plain if label_smoothing is None else of_each(label_smoothing=label_smoothing)
-    if focal_gamma is not None:  # bounded, for at 0 the slope of a power below 1 is infinite
+    if focal_gamma is not None and not parents:  # bounded, for at 0 the slope of a power below 1 is infinite
         losses = losses * (-torch.expm1(-plain)).clamp_min(1e-6) ** focal_gamma
     if recall:
         losses = losses * missed_share(logits, label).to(losses.dtype)[label.where(valid, 0)]
@@ -125,10 +127,11 @@ class CrossEntropy(Term):
     no loss. Of the target, ``label_smoothing`` is spread over all classes. With p the probability of its class, each
     pixel's loss is multiplied by (1 - p)^``focal_gamma`` (Lin et al., ICCV 2017, arXiv 1708.02002, on softmax), with
     ``recall`` by the share of its class that is missed in the batch (:func:`missed_share`). ``boundary`` is a weight,
-    and up to how many pixels from another class it is given. These ``options`` are of :func:`cross_entropy`. Raises
-    ProtosegError: class weights of the wrong form; when prepared, of the wrong number.
+    and up to how many pixels from another class it is given. These ``options`` are of :func:`cross_entropy`; in a tree
+    it is :func:`tree_min`. Raises ProtosegError: class weights of the wrong form or number, or options of softmax.
     """
 
+    parents: Sequence[int] = ()
     class_weights: Tensor  # None before ``prepare``, unless they are given
 
     def __init__(
@@ -148,7 +151,9 @@ class CrossEntropy(Term):
         self.register_buffer("class_weights", None if given is None else torch.tensor([float(w) for w in given]))
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
-        classes = label_space.num_classes
+        classes, self.parents = label_space.num_classes, label_space.parents
+        if self.parents and any(map(self.options.get, ("ohem_threshold", "label_smoothing", "recall"))):
+            raise ProtosegError("hierarchy: expected ohem_threshold, label_smoothing and recall at their defaults")
         if self.class_weights is None:
             self.class_weights = torch.ones(classes)
         if len(self.class_weights) != classes:
@@ -168,7 +173,8 @@ class CrossEntropy(Term):
     ) -> Tensor:
         """The loss of ``b c h w``, of so many pixels per cell, on labels ``b H W``."""
         full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
-        return cross_entropy(full, label, self.class_weights, rest=None if self.ignore_rest else rest, **self.options)
+        rest = None if self.ignore_rest or self.parents else rest
+        return cross_entropy(full, label, self.class_weights, rest=rest, parents=self.parents, **self.options)
 
 
 class AuxiliaryCrossEntropy(CrossEntropy):

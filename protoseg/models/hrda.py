@@ -139,7 +139,8 @@ class HRDASegmentor(Segmentor):
                 similarities = self.head.memory.similarity(pixel_rows(embeddings))
         auxiliary = self._auxiliary_logits(features, context_size)
         auxiliary = None if auxiliary is None else self._upsampled(auxiliary, size)
-        logits, maps = self._fused(output.logits, detail, features, size), self._cropped(features, context_size)
+        logits = self.decided(self._fused(output.logits, detail, features, size))
+        maps = self._cropped(features, context_size)
         return SegOutput(logits, embeddings, similarities, maps, auxiliary, detail if self.training else None)
 
     def _fused(self, context: Tensor, detail: Detail, features: list[Tensor], size: Size) -> Tensor:

@@ -1,11 +1,13 @@
 """The whole network: encoder, decoder, head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from protoseg.functional.hierarchy import path_scores
+from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.encoders import Encoder
 from protoseg.models.recompute import unmoved_statistics
@@ -56,9 +58,24 @@ class Segmentor(nn.Module):
         self.head = head(out_channels, num_classes)
         self.auxiliary = auxiliary(encoder.channels, encoder.strides, num_classes) if auxiliary is not None else None
         self.discriminant: Discriminant | None = None  # of classes taught after the training
+        self.register_buffer("paths", None, persistent=False)  # of classes in a tree, see ``arrange``
         # constants of the encoder, not state: a checkpoint need not hold them
         self.mean = nn.Buffer(torch.tensor(encoder.mean).view(1, -1, 1, 1), persistent=False)
         self.std = nn.Buffer(torch.tensor(encoder.std).view(1, -1, 1, 1), persistent=False)
+
+    def arrange(self, parents: Sequence[int], fall_back: float | None = None) -> None:
+        """Take classes for nodes of a tree, unless ``LabelSpace.parents`` are none; see ``hierarchy.path_scores``."""
+        self.paths = path_scores(parents, fall_back).to(self.mean) if parents else None
+        if self.head.memory is not None:
+            self.head.memory.parents = parents
+
+    def decided(self, logits: Tensor) -> Tensor:
+        """Logits to predict by, ``b c h w``: the head's, or in evaluation those of paths in the tree."""
+        if self.training or self.paths is None:
+            return logits
+        with no_autocast(logits):
+            paths = at_least_fp32(self.paths)
+            return F.conv2d(F.logsigmoid(at_least_fp32(logits)), paths[:, :-1, None, None], paths[:, -1])
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8, or float in [0, 1], to the encoder's units, in the model's own dtype."""
@@ -105,7 +122,7 @@ class Segmentor(nn.Module):
 
     def _segmented(self, features: list[Tensor], size: Size) -> SegOutput:
         output = self._decode(features, size)
-        said = (output.logits, output.embeddings, output.similarities, self._cropped(features, size))
+        said = (self.decided(output.logits), output.embeddings, output.similarities, self._cropped(features, size))
         # Not _replace, which torch.compile cannot follow.
         return SegOutput(*said, self._auxiliary_logits(features, size), align_corners=self.align_corners)
 

@@ -53,6 +53,7 @@ class PrototypeHead(Head):
         embedding_norm: LayerNorm over channels before the embedding is made unit length (released code).
         row_norm: every row of every channel gets unit length before that LayerNorm. The released code does so, its
             normalisation of channels running along the last dimension, which there is the width.
+        offset: taken from class scores, before they are divided by ``temperature``: of no account to softmax.
         memory: keyword arguments of :class:`PrototypeMemory`: momentum, momentum_warmup, init, assignment, …
 
     Raises ProtosegError: unknown ``logits``, non-positive temperature or sizes.
@@ -70,6 +71,7 @@ class PrototypeHead(Head):
         temperature: float = 0.1,
         embedding_norm: bool = True,
         row_norm: bool = False,
+        offset: float = 0.0,
         **memory: Any,
     ) -> None:
         dim = embedding_dim or in_channels
@@ -77,7 +79,7 @@ class PrototypeHead(Head):
         if logits not in LOGITS or temperature <= 0:
             text = f"prototype head: expected logits in {LOGITS} and temperature > 0"
             raise ProtosegError(f"{text}, got {logits=}, {temperature=}")
-        self.temperature, self.row_norm = temperature, row_norm
+        self.temperature, self.row_norm, self.offset = temperature, row_norm, offset
         self.projection = projection(in_channels, dim)
         self.embedding_norm = nn.LayerNorm(dim) if embedding_norm else nn.Identity()
         self.logit_norm = nn.LayerNorm(num_classes) if logits == "layernorm" else None
@@ -94,7 +96,7 @@ class PrototypeHead(Head):
             projected = F.normalize(projected, dim=3) if self.row_norm else projected
             embeddings = F.normalize(self.embedding_norm(pixel_rows(projected)), dim=1)
             similarities = self.memory.similarity(embeddings)
-            scores = similarities.scores
+            scores = similarities.scores - self.offset if self.offset else similarities.scores
             logits = self.logit_norm(scores) if self.logit_norm is not None else scores / self.temperature
         logits, embeddings = (x.view(b, h, w, -1).permute(0, 3, 1, 2) for x in (logits, embeddings))
         return SegOutput(logits, embeddings, similarities)

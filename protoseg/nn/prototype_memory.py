@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.distributed import all_reduce_
+from protoseg.functional.hierarchy import lines
 from protoseg.functional.prototypes import ASSIGNMENTS, Clustering, cluster, prototype_sums, update_prototypes
 from protoseg.functional.resize import downsample_label
 from protoseg.functional.sampling import pixel_rows
@@ -68,6 +69,7 @@ class PrototypeMemory(nn.Module):
             raise ProtosegError(f"{text}, got {init=}, {assignment=}, {momentum=}")
         self.momentum, self.momentum_warmup = momentum, momentum_warmup
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
+        self.parents: Sequence[int] = ()  # of a tree of classes, see ``LabelSpace``
         self.cared_for = False  # moved, loaded, or moved by whom we know: nothing to warn of
         c, k = num_classes, num_prototypes
         self.prototypes = nn.Buffer(F.normalize(torch.randn(c, k, dim), dim=2))  # unit vectors
@@ -100,14 +102,17 @@ class PrototypeMemory(nn.Module):
         """Cluster the labelled pixels of a training batch: targets for the losses, and what to observe.
 
         Of the output of a model whose head has this memory, ``stride`` pixels per cell of its grid, and train ids at
-        full resolution, int64 ``b H W``.
+        full resolution, int64 ``b H W``. In a tree of classes, a pixel is observed for its class and for each group.
         """
         height, width = output.logits.shape[2:]
         grid = downsample_label(label, (height, width), stride).flatten()
-        own, correct = self.own_scores(output, grid), output.logits.argmax(1).flatten() == grid
-        clustering = self.balance(own, grid)
-        embeddings = pixel_rows(output.embeddings.detach())
-        return clustering, Observation(self, embeddings, own, grid, correct, clustering.member)
+        called = output.logits[:, : min({*self.parents} - {-1}, default=None)].argmax(1).flatten()  # of no groups
+        nodes, right = lines(grid, self.parents), lines(called, self.parents).unsqueeze(1)
+        own, label = torch.cat([self.own_scores(output, node) for node in nodes]), nodes.flatten()
+        clustering, correct = self.balance(own, label), (nodes == right).any(0).flatten()
+        embeddings = pixel_rows(output.embeddings.detach()).expand(len(nodes), -1, -1).flatten(0, 1)
+        of_labels = Clustering(*(ids[: len(grid)] for ids in clustering))
+        return of_labels, Observation(self, embeddings, own, label, correct, clustering.member)
 
     def observe_accumulated(self, parts: Sequence[Observation]) -> None:
         """:meth:`observe` the same pixels as if the micro-batches of one optimizer step had been one batch."""

@@ -72,7 +72,7 @@ class WorstImages:
     def update(self, name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:
         """Look at one image: uint8 RGB ``3 h w`` and two maps of class ids, int64 ``h w``, all on the CPU."""
         space = self.label_space
-        judged = scores(confusion_matrix(prediction, truth, space.num_classes), self.unlabelled)
+        judged = scores(confusion_matrix(prediction, truth, space.num_classes), self.unlabelled, space.parents)
         mean = float(judged["mIoU"])
         if math.isnan(mean) or (len(self.found) == self.n and mean >= self.found[-1].mIoU):
             return

@@ -43,6 +43,9 @@ def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str
     file = open_file(ckpt_path or cfg.ckpt_path, cfg.trust)
     predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
     model = file.model(network or cfg.network).to(choose_device(cfg.device))
+    if cfg.get("fall_back") is not None and not file.label_space.parents:
+        raise ProtosegError("fall_back: expected a checkpoint trained with a hierarchy, got one without")
+    model.arrange(file.label_space.parents, cfg.get("fall_back"))
     if cfg.compile:
         compile_networks(model)
     return Trained(file, file.label_space, model, predictor)

@@ -46,8 +46,9 @@ def memories(checkpoint: Mapping[str, Any]) -> dict[str, Memory]:
         for network, prefix in NETWORKS.items()
         if f"{prefix}{_MEMORY}prototypes" in state
     }
-    if not found and "channel_class" not in head:
-        got = f"{head.get('_target_', 'another head')}, whose classes are learned weights"
+    tree = checkpoint["protoseg"]["label_space"].get("parents")
+    if tree or (not found and "channel_class" not in head):
+        got = "a hierarchy" if tree else f"{head.get('_target_', 'another head')}, whose classes are learned weights"
         text = f"classes: expected a checkpoint whose classes are prototypes (head=prototype), got {got}"
         raise ProtosegError(f"{text}: only training can change these")
     return found

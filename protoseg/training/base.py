@@ -21,7 +21,7 @@ from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import Scores, SegmentationMetrics, scores, subset_means
 from protoseg.evaluation.predictor import Predictor
 from protoseg.lightning import batches_begun
-from protoseg.losses import CrossEntropy, Seen, Step, Term
+from protoseg.losses import CrossEntropy, LogitsLoss, PixelPrototypeContrast, Seen, Step, Term
 from protoseg.models.segmentor import Segmentor, image_size
 from protoseg.nn import Observation, PrototypeMemory
 from protoseg.text import visible
@@ -71,6 +71,11 @@ class SegmentationModule(pl.LightningModule):
             expected = f"{label_space.num_classes} classes of {label_space.name!r}"
             raise ProtosegError(f"model: expected the {expected}, got {model.num_classes} classes")
         self.model, self.label_space = model, label_space
+        if label_space.parents:
+            rivals = [term for term in losses.values() if isinstance(term, LogitsLoss | PixelPrototypeContrast)]
+            if len(self.parts) > 1 or rivals:  # to those a class and its group are rivals
+                raise ProtosegError("hierarchy: expected method=supervised and loss=hierarchical, got others")
+            model.arrange(label_space.parents)
         terms = terms or {}
         self.check_terms([*losses.items(), *terms.items()])
         self.losses, self.terms = nn.ModuleDict(losses), nn.ModuleDict(terms)
@@ -248,7 +253,7 @@ class SegmentationModule(pl.LightningModule):
     def scores_of(self, metrics: SegmentationMetrics) -> Scores:
         """Of what was validated; classes that these data do not label count in no mean."""
         data = getattr(getattr(self.trainer, "datamodule", None), "target", None)
-        return scores(metrics.compute()["confusion"], getattr(data, "unlabelled", ()))
+        return scores(metrics.compute()["confusion"], getattr(data, "unlabelled", ()), self.label_space.parents)
 
     def on_validation_epoch_end(self) -> None:
         found = self.scores_of(self.metrics)

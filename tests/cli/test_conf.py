@@ -25,7 +25,7 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not pa
 FILES = [file for file in FILES if file.parent.name not in ("experiment", "data")]
 MODEL_GROUPS = {
     "encoder", "decoder", "segmentor", "head", "loss", "method", "contrast", "augment", "optimizer", "schedule",
-    "debug",
+    "debug", "hierarchy",
 }  # fmt: skip
 RECIPES = sorted((CONF / "experiment").glob("[!_]*.yaml"))
 HEAD = ("Source", "Expected", "Hardware", "Run", "Pairs")
@@ -60,6 +60,10 @@ def is_needed(group: str, name: str) -> list[str]:
         return ["encoder=hrnet_w18"]
     if group == "decoder" and name.startswith("se") and name != "segformer":
         return ["encoder=vit_small", "encoder.pyramid_channels=null"]
+    if (group, name) in (("loss", "hierarchical"), ("contrast", "tree_triplet")):
+        return ["hierarchy=camvid", "loss=hierarchical"]
+    if group == "hierarchy":
+        return [f"data={name}", "loss=hierarchical"]
     if group == "contrast" and name != "none":
         return ["method=dacs"]
     return []

@@ -23,12 +23,13 @@ ZERO = MINUS_ONE | {
     "regions",
     *("max_restarts", "max_overlays", "min_pixels", "ohem_min_kept", "seed", "split_seed", "momentum", "alpha"),
     *("confident", "reliable", "ratio", "probability", "jitter_probability", "detail_weight", "min_ratio", "dropout"),
+    *("offset", "margin"),
     *("drop_path_rate", "warmup_start", "lr", "encoder_lr", "weight_decay", "power", "weight", "uniformity", "beta"),
     *("target_weight", "jitter", "min_crop_ratio", "momentum_warmup", "limit_val_batches", "class_weights"),
 }
 NULL = {
     *("max_overlays", "max_epochs", "every_n_train_steps", "stride", "ohem_threshold", "max_class_share", "encoder_lr"),
-    *("limit_val_batches", "class_weights", "beta", "layer_decay"),
+    *("limit_val_batches", "class_weights", "beta", "layer_decay", "focal_gamma"),
 }
 
 

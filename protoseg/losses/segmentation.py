@@ -42,13 +42,6 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     return (losses >= kth_hardest) | (losses > -torch.log(losses.new_tensor(threshold)))
 
 
-def rest_losses(logits: Tensor, rest: Rest) -> Tensor:
-    """-log of the summed probabilities of what an image does not annotate, ``b h w``, of ``b c h w``; 0 elsewhere."""
-    logits = at_least_fp32(logits)
-    possible = hide(logits, ~rest.classes[:, :, None, None]).logsumexp(1)
-    return (logits.logsumexp(1) - possible).where(rest.pixels, 0)
-
-
 def near_boundary(label: Tensor, reach: int) -> Tensor:
     """Pixels of ``b H W`` with another class (ignored is none) at most ``reach`` rows and columns away, bool."""
     window = (2 * reach + 1, 1, reach)  # its side, stride and padding
@@ -96,8 +89,9 @@ def cross_entropy(
         weight = weight * class_weights.to(losses.dtype)[label.where(valid, 0)]
     if boundary is not None:
         weight = weight.where(~near_boundary(label, boundary[1]), weight * boundary[0])
-    if rest is not None:  # its pixels are none of the valid ones
-        of_rest = rest_losses(logits, rest)
+    if rest is not None:  # its pixels are none of the valid ones: -log of the summed probabilities of its classes
+        possible = hide(logits, ~rest.classes[:, :, None, None]).logsumexp(1)
+        of_rest = (logits.logsumexp(1) - possible).where(rest.pixels, 0)
         losses, plain, weight = losses + of_rest, plain + of_rest, weight + rest.pixels
     if ohem_threshold is not None:
         weight = weight * hard_pixels(plain.detach(), ohem_threshold, ohem_min_kept)

@@ -73,11 +73,9 @@ class TargetContrast(ProjectedContrast):
 
     def share_per_class(self, label: Tensor, part: Tensor) -> Tensor:
         """Of the pixels of each class, how many are in ``part`` (the same labels or ``IGNORE_INDEX``); ``c``."""
-        counts = torch.zeros(2, self.num_classes + 1, device=label.device)
-        for count, ids in zip(counts, (part, label), strict=True):
-            ids = ids.where(ids != IGNORE_INDEX, self.num_classes)
-            count.index_add_(0, ids, torch.ones_like(ids, dtype=count.dtype))
-        return counts[0, :-1] / counts[1, :-1].clamp_min(1)
+        nothing = torch.empty(len(label), 0, device=label.device)  # to sum: pixels are counted
+        counted, total = (prototype_sums(nothing, ids, self.num_classes)[1] for ids in (part, label))
+        return counted / total.clamp_min(1)
 
 
 class PrototypeGuidedContrast(TargetContrast):

@@ -174,9 +174,7 @@ class AdaptationModule(SegmentationModule):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         teacher, reliable = self.scores_of(self.teacher_metrics), self.reliable_metrics.compute()
-        self.log("val/teacher_mIoU", teacher["mIoU"], prog_bar=True)
-        self._log_subsets("val/teacher_", teacher["IoU"])
-        self._log_classes("val/teacher_IoU", teacher["IoU"])
+        self._log_iou("val/teacher_", teacher)
         counted = teacher["confusion"].sum(1)
         self.log("val/pseudo_label_accuracy", reliable["pixel_accuracy"])
         self.log("val/reliable", reliable["confusion"].sum() / counted.sum())

@@ -260,13 +260,13 @@ class SegmentationModule(pl.LightningModule):
         self.metrics.reset()
         for name in ("mean_accuracy", "pixel_accuracy", "fw_IoU"):
             self.log(f"val/{name}", found[name])  # type: ignore[literal-required]
-        self.log("val/mIoU", found["mIoU"], prog_bar=True)
-        self._log_subsets("val/", found["IoU"])
-        self._log_classes("val/IoU", found["IoU"])
+        self._log_iou("val/", found)
 
-    def _log_subsets(self, prefix: str, iou: Tensor) -> None:
-        means = subset_means(iou, self.label_space, self.subsets)
+    def _log_iou(self, prefix: str, found: Scores) -> None:
+        self.log(f"{prefix}mIoU", found["mIoU"], prog_bar=True)
+        means = subset_means(found["IoU"], self.label_space, self.subsets)
         self.log_dict({f"{prefix}{name}": value for name, value in means.items()})
+        self._log_classes(f"{prefix}IoU", found["IoU"])
 
     def _log_classes(self, key: str, values: Tensor) -> None:
         names = map(visible, self.label_space.classes)

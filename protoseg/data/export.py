@@ -53,18 +53,7 @@ def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
     Raises ProtosegError: no PNGs there, a name that is not the data set's, two files that would get one name, or ids
     that are no classes of its label space.
     """
-    sources, ids_wanted = _by_name(labels, name), wanted_ids(name)
-    known = id_table({i: i for i in range(len(ids_wanted))})
-    # Predictions hold no ignored pixels; a label file of a ground truth would.
-    known[FILE_IGNORED] = UNKNOWN_ID
-    for target, source in _progress(sources.items(), f"exporting for {name}"):
-        _write_png(output / target, ids_wanted[read_label(source, known)])
-    return [output / target for target in sources]
-
-
-def _by_name(labels: Path, name: str) -> dict[str, Path]:
-    """The label files by the names that the server wants."""
-    wanted = FORMATS[name]
+    wanted, ids_wanted = FORMATS[name], wanted_ids(name)
     found = [p for p in list_images(labels, recursive=True) if p.suffix.lower() == ".png"] if labels.is_dir() else []
     if not found:
         text = f"export: expected a folder with label PNGs, got {labels.absolute()}, which has none"
@@ -77,7 +66,12 @@ def _by_name(labels: Path, name: str) -> dict[str, Path]:
             raise ProtosegError(f"{text}: choose the format of the data that was predicted")
         return f"{match.expand(wanted['file'])}.png"
 
-    return by_key(found, name_wanted)
+    sources, known = by_key(found, name_wanted), id_table({i: i for i in range(len(ids_wanted))})
+    # Predictions hold no ignored pixels; a label file of a ground truth would.
+    known[FILE_IGNORED] = UNKNOWN_ID
+    for target, source in _progress(sources.items(), f"exporting for {name}"):
+        _write_png(output / target, ids_wanted[read_label(source, known)])
+    return [output / target for target in sources]
 
 
 def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> tuple[int, int]:

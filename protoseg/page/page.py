@@ -132,7 +132,7 @@ class PrototypeReport(NamedTuple):
     """The parts of the page; pictures, but for those of patches, are ``data:`` URIs."""
 
     classes: list[dict[str, Any]]  # by class id, entries of :func:`protoseg.analysis.structure.describe`
-    drawn: list[dict[str, Any]]  # of some classes ``id``, ``entry``, ``patches`` by prototype, and what ``_maps`` gives
+    drawn: list[dict[str, Any]]  # of some classes ``id``, ``entry``, ``patches`` by prototype, maps over one image
     figures: dict[str, str]  # occupancy and cosines, by title
     colors: list[str]  # of the numbers of the prototypes, as CSS
 
@@ -160,21 +160,17 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
         drawn.append({"id": i, "entry": entries[i], "patches": nearest[i]})
         if occupancy.example[i] >= 0:
             image, label, name = cast(Any, loader.dataset[int(occupancy.example[i])])
-            drawn[-1] |= _maps(model, look(model, image, label, name=name, shown=space.shown), i)
+            scene = look(model, image, label, name=name, shown=space.shown)
+            image, found = scene.image, activation(model, scene, i)
+            low, high = found.range
+            drawn[-1] |= {
+                "photo": jpeg_uri(pictures.as_picture(image), _MAPPED_WIDTH),
+                "assignment": jpeg_uri(assignment_picture(image, found), _MAPPED_WIDTH),
+                "name": name,
+                "range": f"{low:.2f} to {high:.2f}",
+                "maps": [jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH) for cosines in found.cosines],
+            }
     return PrototypeReport(entries, drawn, figures, [css(color) for color in prototype_colors(k)])
-
-
-def _maps(model: nn.Module, scene: Scene, class_id: int) -> dict[str, Any]:
-    """Photo and assignment of one image, and the map of each prototype there."""
-    image, found = scene.image, activation(model, scene, class_id)
-    low, high = found.range
-    return {
-        "photo": jpeg_uri(pictures.as_picture(image), _MAPPED_WIDTH),
-        "assignment": jpeg_uri(assignment_picture(image, found), _MAPPED_WIDTH),
-        "name": scene.name,
-        "range": f"{low:.2f} to {high:.2f}",
-        "maps": [jpeg_uri(heat_picture(image, cosines, low, high), _MAP_WIDTH) for cosines in found.cosines],
-    }
 
 
 def css(color: Sequence[int]) -> str:

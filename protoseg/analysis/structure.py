@@ -108,19 +108,17 @@ def within_figure(prototypes: Tensor, label_space: LabelSpace, classes: Sequence
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = empty_figure(1.2 + 2.1 * columns, 0.9 + 2.3 * rows)
-    charts = figure.subplots(rows, columns, squeeze=False)
     k = cosines.shape[1]
     ticks = range(0, k, max(1, k // 5))
-    for axes in charts.flat[len(chosen) :]:
-        axes.set_axis_off()
-    for axes, i, table in zip(charts.flat, chosen, cosines, strict=False):
+    for place, (i, table) in enumerate(zip(chosen, cosines, strict=True), 1):
+        axes = figure.add_subplot(rows, columns, place)
         picture = axes.imshow(table, **_COSINES)
         mean = f" · {table[~np.eye(k, dtype=bool)].mean():.2f}" if k > 1 else ""
         axes.set_title(f"{figure_name(label_space.classes[i])}{mean}", fontsize=10)
         axes.set(xticks=ticks, yticks=ticks)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=charts, fraction=0.025, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(picture, ax=figure.axes, fraction=0.025, pad=0.02).outline.set_visible(False)  # type: ignore[operator]
     figure.suptitle("Cosines between the prototypes of a class (title: mean of the pairs)", fontsize=12)
     return figure
 

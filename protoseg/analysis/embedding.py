@@ -1,6 +1,6 @@
 """Flat maps of the embedding space, pixels and prototypes: of many images by t-SNE, of one image in the dashboard."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,20 +83,25 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) ->
 
 def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
     """Pixels as dots and prototypes as stars, in the colours of their classes, which are named beside the map."""
+    c, k, _ = found.stars.shape
+    places = np.concatenate([found.stars.reshape(-1, 2), found.points])
+    label = np.concatenate([np.arange(c).repeat(k), found.label])
+    return _figure(places, label, c * k, label_space, "t-SNE of the embeddings: dots are pixels, stars the prototypes")
+
+
+def _figure(places: npt.NDArray[Any], label: npt.NDArray[Any], p: int, space: LabelSpace, title: str) -> Figure:
+    """Places ``n 2`` of classes ``n``: ``p`` prototypes, then pixels."""
     figure = empty_figure(11, 8)
     axes = figure.add_subplot()
-    colors = np.array(label_space.colors) / 255
-    x, y = found.points.T
-    axes.scatter(x, y, s=7, c=colors[found.label], alpha=0.55, linewidths=0)
-    for color, stars in zip(colors, found.stars, strict=True):
-        x, y = stars.T
-        axes.scatter(x, y, s=150, marker="*", color=color, edgecolors="black", linewidths=0.8, zorder=3)
+    colors = np.array(space.colors)[label] / 255
+    axes.scatter(*places[p:].T, s=7, c=colors[p:], alpha=0.55, linewidths=0)
+    axes.scatter(*places[:p].T, s=150, marker="*", c=colors[:p], edgecolors="black", linewidths=0.8, zorder=3)
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
-    for i in np.unique(found.label)[:MANY_CLASSES].tolist():
-        x, y = np.median(found.points[found.label == i], axis=0)
-        axes.text(x, y, figure_name(label_space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
+    for i in np.unique(label)[:MANY_CLASSES].tolist():
+        x, y = np.median(places[label == i], axis=0)
+        axes.text(x, y, figure_name(space.classes[i]), fontsize=9, ha="center", va="center", bbox=box, zorder=4)
     axes.set_axis_off()
-    axes.set_title("t-SNE of the embeddings: dots are pixels, stars the prototypes", fontsize=12)
+    axes.set_title(title, fontsize=12)
     return figure
 
 
@@ -138,17 +143,6 @@ def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
 
 
 def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
-    """Pixels as points, prototypes as circles, in the colours of their classes."""
-    figure = empty_figure(8, 6)
-    axes = figure.add_subplot()
-    colors = np.array(space.colors)[plane.label.numpy()] / 255
-    places, p = plane.places.numpy(), plane.prototypes
-    axes.scatter(places[p:, 0], places[p:, 1], s=7, c=colors[p:], linewidths=0)
-    axes.scatter(places[:p, 0], places[:p, 1], s=60, c=colors[:p], edgecolors="black", linewidths=0.8)
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.7, "edgecolor": "none"}
-    for i in plane.label[:p].unique().tolist():
-        x, y = places[:p][plane.label[:p] == i].mean(axis=0)
-        axes.text(x, y, figure_name(space.classes[i]), fontsize=8, ha="center", bbox=box)
-    axes.set(xticks=[], yticks=[])
-    axes.set_title("prototypes (circles) and pixels of one image: principal components", fontsize=11)
-    return figure_picture(figure)
+    """As :func:`embedding_figure`, of one image."""
+    title = "prototypes (stars) and pixels of one image: principal components"
+    return figure_picture(_figure(plane.places.numpy(), plane.label.numpy(), plane.prototypes, space, title))

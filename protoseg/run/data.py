@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from torchvision.utils import make_grid
 
 from protoseg.analysis.stream import look
 from protoseg.analysis.wrong_labels import judged_regions, region_picture
@@ -34,7 +32,7 @@ from protoseg.trained import TrainedFile, open_file
 from protoseg.types import ProtosegError
 
 _SIZES_SHOWN = 4
-_COLUMNS, _WIDTH, _GAP = 2, 420, 8  # of a sheet: pairs in a row, width of a picture, and pixels between two
+_COLUMNS, _WIDTH = 2, 420  # of a sheet: pairs in a row, width of a picture
 
 
 def info(cfg: DictConfig, data: str, out: Path) -> None:
@@ -157,8 +155,7 @@ def _sheet(dataset: SegmentationDataset, count: int) -> pictures.Picture:
             tiles.append(pictures.fit_width(picture, (_WIDTH, _WIDTH)))
     height = max(len(tile) for tile in tiles)
     padded = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=paper) for tile in tiles]
-    grid = make_grid(torch.from_numpy(np.stack(padded)).permute(0, 3, 1, 2), 2 * _COLUMNS, _GAP, pad_value=paper)
-    sheet: pictures.Picture = grid.permute(1, 2, 0).numpy()
+    sheet = pictures.tile_grid([("", tile, None) for tile in padded], 2 * _COLUMNS, (_WIDTH, _WIDTH), 0, 1)
     return np.concatenate([sheet, pictures.legend(space, sheet.shape[1], classes)])
 
 

@@ -94,8 +94,8 @@ def _figure(places: npt.NDArray[Any], label: npt.NDArray[Any], p: int, space: La
     figure = empty_figure(11, 8)
     axes = figure.add_subplot()
     colors = np.array(space.colors)[label] / 255
-    axes.scatter(*places[p:].T, s=7, c=colors[p:], alpha=0.55, linewidths=0)
-    axes.scatter(*places[:p].T, s=150, marker="*", c=colors[:p], edgecolors="black", linewidths=0.8, zorder=3)
+    axes.scatter(places[p:, 0], places[p:, 1], s=7, c=colors[p:], alpha=0.55, linewidths=0)
+    axes.scatter(places[:p, 0], places[:p, 1], s=150, marker="*", c=colors[:p], edgecolors="black", linewidths=0.8)
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"}
     for i in np.unique(label)[:MANY_CLASSES].tolist():
         x, y = np.median(places[label == i], axis=0)

@@ -95,8 +95,12 @@ class AdaptationModule(SegmentationModule):
         loss, values = self.sum_terms(self.losses, Step(self.model, replace(on_source, rest=source.rest)))
         if not self.terms:
             return self.step_output(loss, values, source.name, observations)
-        if self.separate_backward:
-            loss = self._backward(loss)
+        if self.separate_backward:  # the gradients of the source's loss now; its value is kept, for the sum
+            keep = any(term.uses_labelled_graph for term in self.terms.values())
+            # Lightning's own backward comes after its autocast; in it, fp32 parts would go backward in half precision.
+            with no_autocast(loss):
+                self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None, retain_graph=keep)
+            loss = loss.detach()
 
         said = self.ask_teacher(target.image)
         mixture = self.mix(source, said, self.label_space.num_classes, self.threshold)
@@ -126,14 +130,6 @@ class AdaptationModule(SegmentationModule):
         """The student's output on the mixed images; sure labels alone move its prototypes."""
         seen, observations = self.see(mixture.image, mixture.label, mixture.reliable)
         return Mixed(**vars(seen), pasted=mixture.pasted, weight=mixture.weight), observations
-
-    def _backward(self, loss: Tensor) -> Tensor:
-        """The gradients of ``loss`` now; its value is kept, for the sum."""
-        keep = any(term.uses_labelled_graph for term in self.terms.values())
-        # Lightning's own backward comes after its autocast; in it, fp32 parts would go backward in half precision.
-        with no_autocast(loss):
-            self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None, retain_graph=keep)
-        return loss.detach()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         # Lightning clears after training_step; gradients of a separate backward are already there by then.

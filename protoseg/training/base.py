@@ -297,10 +297,6 @@ class SupervisedModule(SegmentationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         seen, observations = self.see(batch.image, batch.label, maps=batch.maps)
-        step = Step(self.model, replace(seen, rest=batch.rest))
-        loss, values = self.sum_terms(self.losses, step)
-        if self.terms:
-            more, of_terms = self.sum_terms(self.terms, step)
-            loss, values = loss + more, values | of_terms
-            observations += [o for term in self.terms.values() for o in term.observations]
+        loss, values = self.sum_terms({**self.losses, **self.terms}, Step(self.model, replace(seen, rest=batch.rest)))
+        observations += [o for term in self.terms.values() for o in term.observations]
         return self.step_output(loss, values, batch.name, observations)

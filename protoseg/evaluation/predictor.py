@@ -136,13 +136,7 @@ class Predictor:
 
         By a model with statistics (``protoseg teach statistics``) the probability that it is right, class by class.
         """
-
-        def reduce(scores: Tensor) -> Reduced:
-            confidence, label = self._probability(scores).max(1)
-            return label, confidence
-
-        found = self._per_image(model, image, size, reduce)
-        return [(label, _that_it_is_right(model, confidence, label)) for label, confidence in found]
+        return [(found.label, found.confidence) for found in self.doubt(model, image, size)]
 
     def doubt(self, model: Model, image: Tensor, size: Tensor, probabilities: bool = False) -> list[Doubt]:
         """All that a model says of each image, in one pass; arguments as of the call."""
@@ -155,7 +149,10 @@ class Predictor:
 
         watched = _WithUnknown(model, known.taught if known is not None else ())
         found = [Doubt(*each) for each in self._per_image(watched, image, size, reduce)]
-        return [each._replace(confidence=_that_it_is_right(model, each.confidence, each.label)) for each in found]
+        if known is None:
+            return found
+        right = [known.log_odds(each.confidence.logit(1e-7), each.label).sigmoid() for each in found]
+        return [each._replace(confidence=confidence) for each, confidence in zip(found, right, strict=True)]
 
     @torch.no_grad()
     def _per_image(self, model: Model, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
@@ -237,12 +234,6 @@ class _WithUnknown:
         return torch.cat([logits[:, :-1].softmax(1), logits[:, -1:]], 1)
 
 
-def _that_it_is_right(model: Model, confidence: Tensor, label: Tensor) -> Tensor:
-    """The probability of a class, or by a model with statistics that the class is right, ``h w``."""
-    known = getattr(model, "discriminant", None)
-    return confidence if known is None else known.log_odds(confidence.logit(1e-7), label).sigmoid()
-
-
 def slide_rows(model: Model, image: Tensor, crop_size: Size, stride: Size) -> Iterator[Tensor]:
     """Logits averaged over overlapping windows, ``b 3 h w`` to ``b c rows w``, from top to bottom.
 
@@ -278,8 +269,7 @@ def _run(model: Model, image: Tensor, lefts: Sequence[int], width: int) -> tuple
     at_once = max(1, AT_ONCE // 2 // (image.shape[2] * width))
     outputs: list[Tensor] = []
     for first in range(0, len(crops), at_once):
-        chunk = torch.stack([image[i, :, :, left : left + width] for i, left in crops[first : first + at_once]])
-        output = model(chunk)
+        output = model(torch.stack([image[i, :, :, left : left + width] for i, left in crops[first : first + at_once]]))
         # bf16 has 8 bits: upsampled in it, many pixels between two classes would tie.
         outputs += at_least_fp32(output.logits).split(1)
     batch = len(image)

@@ -73,7 +73,8 @@ class Dashboard(pl.Callback):
         width = max(row.shape[1] for row in rows)
         stacked = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
         self._show(trainer, "step", "val/predictions", np.concatenate(stacked))
-        classes, metrics = pl_module.label_space.classes, trainer.callback_metrics
+        model, space = pl_module.model, pl_module.label_space
+        classes, metrics = space.classes, trainer.callback_metrics
         ious = [[name, float(metrics.get(f"val/IoU/{visible(name)}", float("nan")))] for name in classes]
         log_table(trainer, "val/per_class_IoU", ["class", "IoU"], ious)
         memory = next(iter(pl_module.memories.values()), None)
@@ -85,21 +86,17 @@ class Dashboard(pl.Callback):
                 ("similarity", nearest, "cosine of the nearest prototypes of two classes (columns as rows)"),
             ):
                 self._show(trainer, name, f"prototypes/{name}", heatmap_figure(values.cpu().numpy(), classes, title))
-            # A pixel contrast may have prototypes of its own where the model has none.
-            if first is not None and pl_module.model.head.memory is not None:
-                self._fixed_image(trainer, pl_module, *first)
-
-    def _show(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
-        save = partial(Image.fromarray(picture).save, compress_level=1)  # 6, the default, takes three times as long
-        write_file(self.folder / f"{name}_{trainer.global_step:06d}.png", save)
-        log_picture(trainer, key, picture)
-
-    def _fixed_image(self, trainer: pl.Trainer, pl_module: Any, image: Tensor, label: Tensor) -> None:
-        model, space = pl_module.model, pl_module.label_space
+        if first is None or model.head.memory is None:  # a pixel contrast may have prototypes of its own
+            return
         with torch.no_grad(), evaluating(model):
-            scene = look(model, image, label, shown=space.shown)
+            scene = look(model, *first, shown=space.shown)
             self._show(trainer, "activations", "prototypes/activations", activation_rows(model, scene, space))
             plane = embedding_plane(model, scene)
         self._show(trainer, "embedding", "prototypes/embedding", plane_picture(plane, space))
         columns = ["kind", "class", "prototype", "x", "y"]
         log_table(trainer, "prototypes/embedding_table", columns, plane.rows(space), text=False)
+
+    def _show(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
+        save = partial(Image.fromarray(picture).save, compress_level=1)  # 6, the default, takes three times as long
+        write_file(self.folder / f"{name}_{trainer.global_step:06d}.png", save)
+        log_picture(trainer, key, picture)

@@ -116,9 +116,6 @@ def log_score(trainer: pl.Trainer, config: Mapping[str, Any] | None, score: floa
             logger.finalize("success")  # fit has closed it before
 
 
-_SHOWN = {"train/loss": "loss", "val/mIoU": "mIoU", "train/images_per_s": "images/s"}
-
-
 class ProgressBar(RichProgressBar):
     """Lightning's rich bar without epochs, of which a training by steps has but one."""
 
@@ -127,7 +124,8 @@ class ProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
-        return {short: shown[name] for name, short in _SHOWN.items() if name in shown}
+        names = {"train/loss": "loss", "val/mIoU": "mIoU", "train/images_per_s": "images/s"}
+        return {short: shown[name] for name, short in names.items() if name in shown}
 
 
 class Throughput(pl.Callback):

@@ -29,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = (list(sys.argv[1:] if arguments is None else arguments)) or ["--help"]
     entry = COMMANDS.get(name, {})
     if name in ("-h", "--help"):
-        print(_help())
+        lines = ["usage: protoseg COMMAND …", "", "Semantic segmentation with class prototypes.", "", "commands:"]
+        lines += [f"  {known:<11}{COMMANDS[known]['summary']}" for known in COMMANDS]
+        codes = (
+            "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
+        )
+        example = command("protoseg", "evaluate", "RUN/checkpoints/best.ckpt", "split=val")
+        print(*lines, "", "protoseg COMMAND --help says more.", codes, f"example: {example}", sep="\n")
     elif name == "--version":
         print(f"protoseg {__version__}")
     elif "settings" in entry:
@@ -49,14 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def completion() -> None:
     """Print what bash completes commands and, below them, files by."""
     print(Path(__file__).with_name("completion.bash").read_text("utf-8"), end="")
-
-
-def _help() -> str:
-    lines = ["usage: protoseg COMMAND …", "", "Semantic segmentation with class prototypes.", "", "commands:"]
-    lines += [f"  {name:<11}{entry['summary']}" for name, entry in COMMANDS.items()]
-    example = command("protoseg", "evaluate", "RUN/checkpoints/best.ckpt", "split=val")
-    codes = "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
-    return "\n".join([*lines, "", "protoseg COMMAND --help says more.", codes, f"example: {example}"])
 
 
 def run_tool(name: str, arguments: Sequence[str] | None = None) -> None:

@@ -78,7 +78,13 @@ def trial(
             taught[count, draw] = cast(nn.Module, larger.discriminant)
     before, after = _judge_additions(file.model().to(device), taught, val, space)
     added = {count: [after[count, draw] for draw in range(draws)] for count in shots}
-    judged = None if trained is None else _judge_trained(trained, val, space, device)
+    judged = None
+    if trained is not None:
+        mapped = torch.tensor(space.ids(trained.label_space.classes, f"classes of {trained.path}"))
+        metric = SegmentationMetrics(space)
+        for scene in scenes(trained.model().to(device), val, "validating"):
+            metric.update(mapped[scene.prediction.cpu()], scene.label.cpu())
+        judged = _score(metric)
     return Trial(before, added, judged, (len(candidates), len(val.dataset)))  # type: ignore[arg-type]
 
 
@@ -92,8 +98,7 @@ def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[An
         known = f"the data has {', '.join(there.classes)}, the checkpoint {', '.join(space.classes)}"
         remedy = command(f"data.relabel={{{escape_special_characters(name)}: null}}")
         raise ProtosegError(f"{text}; {known}: train with {remedy}")
-    color = there.colors[there.classes.index(name)]
-    space = LabelSpace(space.name, (*space.classes, name), (*space.colors, color))
+    space = LabelSpace(space.name, (*space.classes, name), (*space.colors, there.colors[there.classes.index(name)]))
     target.map_classes(space, {known: known for known in there.classes})
     return target, space
 
@@ -119,14 +124,6 @@ def _judge_additions(
         for key, discriminant in taught.items():
             metrics[key].update(scene.at_pixels(discriminant(larger).logits[0]).argmax(0).cpu(), truth)
     return _score(without), {key: _score(metric) for key, metric in metrics.items()}
-
-
-def _judge_trained(file: TrainedFile, val: Loader, space: LabelSpace, device: torch.device | str) -> Score:
-    order = torch.tensor(space.ids(file.label_space.classes, f"classes of {file.path}"))
-    metric = SegmentationMetrics(space)
-    for scene in scenes(file.model().to(device), val, "validating"):
-        metric.update(order[scene.prediction.cpu()], scene.label.cpu())
-    return _score(metric)
 
 
 def _score(metric: SegmentationMetrics) -> Score:

@@ -20,6 +20,12 @@ from protoseg.functional.resize import downsample_label, upsample_logits
 from protoseg.nn import PrototypeMemory
 from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Similarities
 
+Loader = DataLoader[Batch]
+_NO_PROTOTYPES = (
+    "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
+    "for what needs none: protoseg analyse uncertainty"
+)
+
 
 class Scene(NamedTuple):
     """One image and the model's output for it. The grid ``h w`` is the output's."""
@@ -84,9 +90,6 @@ class Scene(NamedTuple):
         return min(row * self.stride + half, self.size[0] - 1), min(column * self.stride + half, self.size[1] - 1)
 
 
-Loader = DataLoader[Batch]
-
-
 def images(loader: Loader, title: str) -> Iterator[tuple[int, str, Tensor, Tensor]]:
     """Number, name, image and label, as of :class:`Scene`, of each image of a loader; a progress bar has the title."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -138,9 +141,3 @@ def prototype_memory(model: nn.Module) -> PrototypeMemory:
     if memory is None:
         raise ProtosegError(_NO_PROTOTYPES)
     return memory
-
-
-_NO_PROTOTYPES = (
-    "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
-    "for what needs none: protoseg analyse uncertainty"
-)

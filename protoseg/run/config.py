@@ -36,6 +36,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 _MEMORY = re.compile("out of memory|allocate memory")  # torch's, of GPUs and of this machine
 # Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
 _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
+_VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 
 
 def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -110,9 +111,6 @@ def _allowed(value: Any, words: str) -> bool:
     kinds = (int,) if "whole" in words else (int, float)
     right = any(form in words for form in forms) and bool(numbers)
     return right and all(type(number) in kinds and low <= number <= high for number in numbers)
-
-
-_VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 
 
 def named(words: Sequence[str], places: Sequence[str]) -> list[str]:

@@ -155,6 +155,5 @@ def _percent(number: float) -> str:
 
 
 def _overall(result: dict[str, Any]) -> str:
-    subsets = [key for key in result if key.startswith("mIoU_")]
-    keys = ("mIoU", *subsets, "pixel_accuracy", "mean_accuracy", "fw_IoU")
+    keys = [*(key for key in result if key.startswith("mIoU")), "pixel_accuracy", "mean_accuracy", "fw_IoU"]
     return " · ".join(f"{key} {_percent(result[key])} %" for key in keys)

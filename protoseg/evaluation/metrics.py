@@ -40,8 +40,7 @@ def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Tensor:
     counts = torch.bincount(cell.flatten(), minlength=ignored_cell + 1)
     # An unknown id makes the histogram one cell longer: seen from its shape, so the check waits for no device.
     if len(counts) > ignored_cell + 1:
-        wrong = ~known & counted
-        ids = [sorted(set(x[wrong].unique().tolist()) - set(range(num_classes))) for x in (label, pred)]
+        ids = [sorted(set(x[counted & ~known].unique().tolist()) - {*range(num_classes)}) for x in (label, pred)]
         text = f"confusion matrix: expected ids 0 to {num_classes - 1} (ignored labels: {IGNORE_INDEX})"
         got = f"labels {ids[0]} and predictions {ids[1]}"
         raise ProtosegError(f"{text}, got {got}; check that the model and the data have this label space")

@@ -70,8 +70,7 @@ def target_pixels(target: Target, mixed: Mixed) -> Target:
 
 def class_rows(valid: Tensor) -> Tensor:
     """The class of every slot of a ``c p`` table, flattened to ``c*p``; ``IGNORE_INDEX`` in empty slots."""
-    classes = torch.arange(len(valid), device=valid.device).unsqueeze(1)
-    return classes.where(valid, IGNORE_INDEX).flatten()
+    return torch.arange(len(valid), device=valid.device).unsqueeze(1).where(valid, IGNORE_INDEX).flatten()
 
 
 def embed(projection: nn.Module, rows: Tensor) -> Tensor:
@@ -118,8 +117,7 @@ class PixelToPixelContrast(PixelContrast):
     def _resize(self, x: Tensor) -> Tensor:
         """The value at the centre of every cell; ids up to 255 are exact in fp32."""
         exact = x if x.is_floating_point() else x.float()
-        resized = F.interpolate(exact.unsqueeze(1), self.size, mode="nearest-exact")
-        return resized.squeeze(1).to(x.dtype)
+        return F.interpolate(exact.unsqueeze(1), self.size, mode="nearest-exact").squeeze(1).to(x.dtype)
 
 
 class ProjectedContrast(PixelContrast):

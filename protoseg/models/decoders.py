@@ -226,8 +226,7 @@ class SETRMLADecoder(nn.Module):
         self.levels = nn.ModuleList(levels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        embedded = [embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]
-        sums = accumulate(reversed(embedded))
+        sums = accumulate(reversed([embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]))
         return torch.cat([level(total) for level, total in zip(self.levels, sums, strict=True)], dim=1)
 
 

@@ -166,7 +166,8 @@ class Model:
         if not card.exists():  # one may have been written by hand
             space, template = self.label_space, Path(__file__).with_name("card.md").read_text("utf-8")
             name, classes = markdown_text(space.name), ", ".join(map(markdown_text, space.classes))
-            write_text(card, template.format(name=name, parts=self._parts(), number=space.num_classes, classes=classes))
+            text = template.format(name=name, parts=self._parts(), number=space.num_classes, classes=classes)
+            write_text(card, text)
         return path
 
     @classmethod

@@ -277,7 +277,8 @@ def _check_directory(file: BinaryIO, found: int) -> None:
     head = file.seek(0) or file.read(len(_ZIP_START))
     length = file.seek(0, os.SEEK_END)
     file.seek(max(0, length - _ZIP_TAIL.size))
-    record, place, locator, record_at, end, short_place = _ZIP_TAIL.unpack(file.read().rjust(_ZIP_TAIL.size, b"\0"))
+    tail = file.read().rjust(_ZIP_TAIL.size, b"\0")
+    record, place, locator, record_at, end, short_place = _ZIP_TAIL.unpack(tail)
     large = locator == b"PK\6\7"
     good = not large or (record == b"PK\6\6" and record_at == length - _ZIP_TAIL.size)
     if head != _ZIP_START or end != b"PK\5\6" or not good or (place if large else short_place) != found:

@@ -206,7 +206,8 @@ def score_figure(comparison: Comparison) -> "Figure":
     x = max(varied, key=lambda key: (key.numeric, len(key.values)), default=_Key())
     line = max((key for key in varied if key != x), key=lambda key: len(key.values), default=_Key())
     width = 4.5 if x.numeric else 1.5 + 0.45 * len(x.values) + 0.2 * len(x.values) * len(line.values)
-    figure, panels = _panels(settings, [key for key in varied if key not in (x, line)], width, legend=line != _Key())
+    rest = [key for key in varied if key not in (x, line)]
+    figure, panels = _panels(settings, rest, width, legend=line != _Key())
     for axes, members in panels.items():
         for i, value in enumerate(line.values):
             drawn = sorted((setting for setting in members if line.of(setting) == value), key=x.place)

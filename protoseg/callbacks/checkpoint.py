@@ -78,7 +78,8 @@ def own_state(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any
 
     def own(path: object, number: int = 0) -> str:
         name = os.path.basename(str(path))
-        return str(folder / (name if re.fullmatch(rf"{pattern}(-v\d+)?\.ckpt", name) else f".earlier-{number}.ckpt"))
+        named_so = re.fullmatch(rf"{pattern}(-v\d+)?\.ckpt", name)
+        return str(folder / (name if named_so else f".earlier-{number}.ckpt"))
 
     scores = {own(path, i): _score(score) for i, (path, score) in enumerate(state["best_k_models"].items())}
     ranked = sorted(scores, key=lambda path: float(scores[path]), reverse=callback.mode == "max")

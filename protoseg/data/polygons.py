@@ -131,8 +131,8 @@ def whole(path: Path, values: NDArray[Any], size: Size) -> Pixels:
 
 def parts_of(name: str) -> list[str]:
     """Folders and name of a path, without those that lead upwards, and those that only tell images and labels apart."""
-    parts = normalize("NFC", name).replace("\\", "/").split("/")
-    *folders, last = [part for part in parts if part.strip(".")] or [""]
+    parts = [part for part in normalize("NFC", name).replace("\\", "/").split("/") if part.strip(".")]
+    *folders, last = parts or [""]
     return [*(folder for folder in folders if folder not in ("images", "labels", "img", "ann")), last]
 
 
@@ -216,7 +216,8 @@ def _yolo(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:
 
 
 def _fill_yolo(line: str, size: Size) -> Pixels:
-    return polygon("opencv", "polygon", [np.array(line.split(), np.float64).reshape(-1, 2) * size[::-1]], size)
+    points = np.array(line.split(), np.float64).reshape(-1, 2) * size[::-1]
+    return polygon("opencv", "polygon", [points], size)
 
 
 def _supervisely(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:

@@ -196,7 +196,8 @@ class _Kept:
         self._keys = [(name, *stamp(mask)) for name, (_, mask) in zip(self.names, dataset.samples, strict=True)]
         inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
         # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
-        self.places = [] if inside or not folder.stat().st_mode & 0o222 else [folder / _file_name(dataset, self.names)]
+        kept_out = inside or not folder.stat().st_mode & 0o222
+        self.places = [] if kept_out else [folder / _file_name(dataset, self.names)]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
         # There, data sets of many folders may meet.
         self.places.append(cache / _file_name(dataset, (str(folder), *self.names)))

@@ -28,7 +28,8 @@ def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, igno
         present = present.any(0).repeat(b, 1)
     present[:, num_classes] &= ignored
     # A random rank among the classes present: absent ones come last.
-    rank = torch.rand(b, num_classes + 1, device=label.device).where(present, 2.0).argsort(1).argsort(1)
+    key = torch.rand(b, num_classes + 1, device=label.device).where(present, 2.0)
+    rank = key.argsort(1).argsort(1)
     chosen = present & (rank < (present.sum(1, keepdim=True) + 1) // 2)
     return chosen.gather(1, ids).view_as(label)
 
@@ -124,7 +125,8 @@ def random_patch_mask(batch: int, size: Size, block_size: int = 64, ratio: float
         wanted = "a ratio in [0, 1] and a block size of at least 1 pixel"
         raise ProtosegError(f"masking: expected {wanted}, got {ratio=}, {block_size=}")
     visible = torch.rand(batch, 1, *grid_size(size, block_size), device=device) >= ratio
-    return visible.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)[..., : size[0], : size[1]]
+    pixels = visible.repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
+    return pixels[..., : size[0], : size[1]]
 
 
 def mask_image(image: Tensor, visible: Tensor, mean: Tensor) -> Tensor:

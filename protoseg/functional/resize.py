@@ -77,6 +77,7 @@ def majority_label(label: Tensor, stride: int, min_ratio: float, num_classes: in
     DAFormer (arXiv 2111.14887, Sec. 3.3): source labels on the grid of the feature distance. ``IGNORE_INDEX`` where it
     covers less than ``min_ratio`` of the pixels (a cell cut by the border: of those it has); ignored ones are a class.
     """
-    one_hot = F.one_hot(label.where(label != IGNORE_INDEX, num_classes), num_classes + 1).permute(0, 3, 1, 2).float()
+    ids = label.where(label != IGNORE_INDEX, num_classes)
+    one_hot = F.one_hot(ids, num_classes + 1).permute(0, 3, 1, 2).float()
     share, winner = F.avg_pool2d(one_hot, stride, ceil_mode=True, count_include_pad=False).max(1)
     return winner.where((share >= min_ratio) & (winner < num_classes), IGNORE_INDEX)

@@ -226,7 +226,8 @@ class SETRMLADecoder(nn.Module):
         self.levels = nn.ModuleList(levels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        sums = accumulate(reversed([embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]))
+        embedded = [embed(feature) for embed, feature in zip(self.embeddings, features, strict=True)]
+        sums = accumulate(reversed(embedded))
         return torch.cat([level(total) for level, total in zip(self.levels, sums, strict=True)], dim=1)
 
 

@@ -165,6 +165,7 @@ class LogitsHead(Head):
         self.own = None if of == [*range(num_classes)] else of_each  # None: the channels are the classes
 
     def forward(self, features: Tensor) -> SegOutput:
+        """``b in_channels h w`` to logits ``b c h w``."""
         logits = at_least_fp32(features)
         if self.own is not None:
             nothing = torch.full_like(logits[:, 0], NO_CHANNEL)

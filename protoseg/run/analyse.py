@@ -141,7 +141,8 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
         for seen in compared(models, loader, student.predictor):
             collector.update(seen)
             if seen.number in drawn:
-                write_file(out / "panels" / picture_name(seen.number, seen.name), jpeg(comparison_panel(seen, space)))
+                place = out / "panels" / picture_name(seen.number, seen.name)
+                write_file(place, jpeg(comparison_panel(seen, space)))
     found = collector.scores()
     titles = {f"{name}: mIoU {100 * entry['mIoU']:.1f} %": entry["confusion"] for name, entry in found.items()}
     write_file(out / "confusion.png", confusions_figure(titles, space).savefig)

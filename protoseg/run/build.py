@@ -132,7 +132,8 @@ def method_terms(cfg: DictConfig) -> dict[str, dict[str, Term]]:
     """The groups of terms in ``cfg.method``, built, ``cfg.contrast`` among them."""
     built: dict[str, dict[str, Term]] = {}
     for group in [group for group in ("source_terms", "terms") if group in cfg.method]:
-        built[group] = {name: instantiate(term) for name, term in (cfg.method[group] or {}).items() if term is not None}
+        terms = (cfg.method[group] or {}).items()
+        built[group] = {name: instantiate(term) for name, term in terms if term is not None}
     if "_target_" in (cfg.get("contrast") or {}):
         if "terms" not in built:
             text = "contrast: expected a method with terms to add it to, got one without (source_only)"

@@ -58,7 +58,8 @@ def apply(file: TrainedFile, change: Path) -> ClassEdit:
 def add(
     file: TrainedFile, images: Path, masks: Path, names: list[str], colors: Any, ids: Any, seed: int, device: str | None
 ) -> ClassEdit:
-    return _taught(add_classes, file, ClassMasks(images, masks, names, colors, ids), names, seed, choose_device(device))
+    dataset = ClassMasks(images, masks, names, colors, ids)
+    return _taught(add_classes, file, dataset, names, seed, choose_device(device))
 
 
 @_changing
@@ -85,7 +86,8 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
 def tune(checkpoint: Path, trust: Sequence[str], out: Path, seed: int, device: str | None, **labelled: Any) -> None:
     """Write the checkpoint with classes that :func:`protoseg.teach.tune_classes` gave it; the rest is of its masks."""
     file, dataset = open_file(checkpoint, trust), ClassMasks(**labelled)
-    save_checkpoint(_taught(tune_classes, file, dataset, labelled["names"], seed, choose_device(device)).content, out)
+    tuned = _taught(tune_classes, file, dataset, labelled["names"], seed, choose_device(device))
+    save_checkpoint(tuned.content, out)
     say(f"Evaluate it: {program('evaluate', override('ckpt_path', out))}")
 
 

@@ -77,5 +77,6 @@ def adapt_normalisation(
 
 
 def _logits(model: nn.Module, dataset: SegmentationDataset, index: int) -> Tensor:
-    output: SegOutput = model(dataset[index].image[None, :, :MAX_SIDE, :MAX_SIDE].to(next(model.parameters()).device))
+    image = dataset[index].image[None, :, :MAX_SIDE, :MAX_SIDE]
+    output: SegOutput = model(image.to(next(model.parameters()).device))
     return output.logits.float()

@@ -81,7 +81,7 @@ class Student(nn.Module):
 
 def term(**options: Any) -> StrongViews:
     made = StrongViews(CutMix(jitter=0, blur=False), threshold=0.5, **options)
-    made.prepare(None, SimpleNamespace(num_classes=3))  # type: ignore[arg-type]
+    made.prepare(None, SimpleNamespace(num_classes=3, parents=()))  # type: ignore[arg-type]
     return made
 
 

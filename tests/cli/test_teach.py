@@ -208,6 +208,7 @@ def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["images"][1] == 4
 
 
+@pytest.mark.slow
 def test_trial_scores_are_those_of_evaluation(
     base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:

@@ -170,6 +170,7 @@ def test_packed_copy(ade20k_full: Path, tmp_path_factory: pytest.TempPathFactory
     assert np.array_equal(ADE20KFull(copy).read(0)[1], ADE20KFull(ade20k_full).read(0)[1])
 
 
+@pytest.mark.slow
 def test_tools_show_what_fits_on_a_screen(ade20k_full: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = f"data.root={ade20k_full}", str(ade20k_full / "out")
     run_tool("data", ["stats", "ade20k_full", root])

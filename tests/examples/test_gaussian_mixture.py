@@ -188,6 +188,7 @@ def on_rank(rank: int) -> Tensor:
     return run([slice(0, 50), slice(50, 130)] if rank == 0 else [slice(130, 190), slice(190, N)])
 
 
+@pytest.mark.slow
 def test_two_ranks_with_micro_batches_equal_one_process(two_ranks: TwoRanks) -> None:
     one = run([slice(None)])
     assert math.isfinite(float(one.sum()))

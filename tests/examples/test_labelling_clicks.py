@@ -279,6 +279,7 @@ def test_a_killed_program_loses_no_action_that_was_answered(base: Path, patches:
     again.close()
 
 
+@pytest.mark.slow
 def test_the_same_clicks_make_the_same_model(base: Path, patches: Folders, tmp_path: Path) -> None:
     session = Session(open_file(base), patches[0], tmp_path / "out")
     teach_green(session)

@@ -57,6 +57,7 @@ def test_page_and_replay(base: Path, patches: tuple[Path, Path], served: list, t
     assert checkpoint_label_space(read_checkpoint(out)).classes[-2:] == ("weed", "soil")
 
 
+@pytest.mark.slow
 def test_page_of_an_encoder(patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:
     main([*PAGE, "--encoder", "tf_efficientnet_lite0", str(patches[0]), "--out", str(tmp_path / "o")])
     assert served[0][0].space.classes == ("weed", "soil")

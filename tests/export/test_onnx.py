@@ -70,6 +70,7 @@ def test_other_channels_are_given_in_0_to_1(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(logits), model(image).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     before = {name: value.clone() for name, value in model.state_dict().items()}

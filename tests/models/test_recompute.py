@@ -93,6 +93,7 @@ def test_statistics_held_still_stay_so_in_the_backward_pass(dtype: torch.dtype |
     assert differing(*states) == []
 
 
+@pytest.mark.slow
 def test_one_graph_under_compile() -> None:
     plain, recomputing = both("resnet")
     recomputing.compile(backend="aot_eager", fullgraph=True, dynamic=False)

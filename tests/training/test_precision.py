@@ -100,6 +100,7 @@ def test_losses_and_prototypes_are_near_those_of_fp32(
         assert low_state[prototypes].dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -137,7 +137,7 @@ class CrossEntropy(Term):
     ) -> None:
         super().__init__(weight)
         self.ignore_rest, self.options = ignore_rest, options
-        signature(cross_entropy).bind_partial(**options)  # refuses what it does not know now, not at the first step
+        signature(cross_entropy).bind(None, None, None, rest=None, parents=(), **options)  # refuses others at once
         self.needs_frequencies = class_weights == "balanced"
         given = None if self.needs_frequencies or class_weights is None else class_weights
         if isinstance(given, str):

@@ -145,8 +145,8 @@ def _fitted(state: State, wanted: State, left: Sequence[str], where: str) -> Sta
     shapes, missing = [], [name for name in wanted if name not in state and name not in fitted]
     for name in [name for name in state if name in wanted]:
         tensor, like = state[name], wanted[name]
-        linear = tensor.shape[:2] == like.shape[:2] and tensor.numel() == like.numel() == like.shape[:2].numel()
-        if linear or tensor.shape == like.shape:
+        plain, wished = (x.shape[:2] if x.shape[2:] == (1, 1) else x.shape for x in (tensor, like))
+        if plain == wished:
             fitted[name] = tensor.reshape(like.shape).to(like.dtype)
         else:
             shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(like.shape)}")

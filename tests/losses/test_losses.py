@@ -187,3 +187,9 @@ def test_the_rest_has_the_sum_of_its_probabilities() -> None:
     found = [CrossEntropy(ignore_rest=ignored)(Step(torch.nn.Identity(), seen)) for ignored in (True, False)]
     torch.testing.assert_close(found[0], cross_entropy(plain, label))
     torch.testing.assert_close(found[1], cross_entropy(plain, label, rest=rest))
+
+
+@pytest.mark.parametrize("option", ["nothing", "rest", "parents", "label"])
+def test_options_that_are_not_the_configs_are_refused_when_made(option: str) -> None:
+    with pytest.raises(TypeError, match=option):
+        CrossEntropy(**{option: None})

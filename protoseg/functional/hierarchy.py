@@ -21,9 +21,10 @@ def lines(node: Tensor, parents: Sequence[int]) -> Tensor:
     """Nodes, int64 ``n``, then their groups, the groups of these, … (``IGNORE_INDEX`` above the top): ``levels n``."""
     if not parents:
         return node.unsqueeze(0)  # without a copy to the device in every step
-    up, found = torch.tensor([*parents, IGNORE_INDEX], device=node.device), [node]
-    while len(found) < max(ancestors(parents).sum(1).tolist()):
+    up, found, groups = torch.tensor([*parents, IGNORE_INDEX], device=node.device), [node], {*parents} - {-1}
+    while groups:
         found.append(up[found[-1]])
+        groups = {parents[group] for group in groups} - {-1}
     return torch.stack(found)
 
 

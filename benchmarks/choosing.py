@@ -30,7 +30,6 @@ from torch import Tensor
 
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.evaluation.predictor import Predictor
-from protoseg.functional.resize import upsample_logits
 from protoseg.trained import open_file
 
 SIGNS = ("source", "certainty", "information", "agreement", "reliable", "last")
@@ -38,7 +37,7 @@ SIGNS = ("source", "certainty", "information", "agreement", "reliable", "last")
 
 def entropy(probability: Tensor) -> Tensor:
     """Of ``c …``, as a share of the largest that c classes can have."""
-    return -torch.special.xlogy(probability, probability).sum(0) / torch.tensor(float(len(probability))).log()
+    return torch.special.entr(probability).sum(0) / torch.tensor(float(len(probability))).log()
 
 
 @torch.inference_mode()
@@ -50,17 +49,19 @@ def state_signs(checkpoint: Path) -> dict[str, float]:
     threshold = file.content["protoseg"]["config"]["method"]["threshold"]
     target, source = data.target.dataset(data.target.val_split), data.source.dataset(data.source.train_split)
     by_labels, of_source = SegmentationMetrics(file.label_space), SegmentationMetrics(file.label_space)
-    seen, mixed = [], []
+    seen, mixed, predictor = [], [], Predictor()
     for index in range(len(target)):
         image, label, _ = target[index]
-        mine, theirs = (_probability(model, image) for model in (student, teacher))
-        by_labels.update(theirs.argmax(0), label)
-        agreed, sure = mine.argmax(0) == theirs.argmax(0), theirs.amax(0) >= threshold
-        seen.append(torch.stack([1 - entropy(theirs).mean(), agreed.float().mean(), sure.float().mean()]))
-        mixed.append(theirs.mean((1, 2)))
+        size = torch.tensor([label.shape])
+        (mine,), (said,) = (predictor.doubt(model, image[None], size, True) for model in (student, teacher))
+        assert said.probabilities is not None
+        by_labels.update(said.label, label)
+        agreed, sure = mine.label == said.label, said.confidence >= threshold
+        seen.append(torch.stack([1 - entropy(said.probabilities).mean(), agreed.float().mean(), sure.float().mean()]))
+        mixed.append(said.probabilities.mean((1, 2)))
     for index in range(0, len(source), 10):
         image, label, _ = source[index]
-        of_source.update(Predictor().predict(student, image[None], torch.tensor([label.shape]))[0], label)
+        of_source.update(predictor.predict(student, image[None], torch.tensor([label.shape]))[0], label)
     certainty, agreement, reliable = torch.stack(seen).mean(0).tolist()
     return {
         "certainty": certainty,
@@ -71,12 +72,6 @@ def state_signs(checkpoint: Path) -> dict[str, float]:
         "mIoU": 100 * float(by_labels.compute()["mIoU"]),
         "last": float(checkpoint.stem.partition("=")[2]),
     }
-
-
-def _probability(model: Any, image: Tensor) -> Tensor:
-    output = model(image[None])
-    size = (image.shape[1], image.shape[2])
-    return upsample_logits(output.logits.float(), size, model.stride, output.align_corners)[0].softmax(0)
 
 
 def table(runs: Sequence[Sequence[dict[str, float]]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -37,4 +38,4 @@ class CowMix(ClassMix):
             smooth.append(gaussian_blur(noise, [2 * reach + 1] * 2, [sigma, sigma]))
         field = torch.cat(smooth)
         mean, deviation = field.mean((1, 2), keepdim=True), field.std((1, 2), keepdim=True)
-        return field > mean + deviation * math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * self.share))
+        return field > mean + deviation * NormalDist().inv_cdf(1 - self.share)

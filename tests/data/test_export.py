@@ -60,7 +60,8 @@ def our_scores(root: Path) -> tuple[dict, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_numbers_of_cityscapes_own_evaluation(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    scripts = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
+    official = pytest.importorskip(scripts, reason="pip install cityscapesscripts")
     export_predictions(predicted / "labels", predicted / "submission", "cityscapes")
     monkeypatch.setenv("CITYSCAPES_RESULTS", str(predicted / "submission"))
     args = official.args

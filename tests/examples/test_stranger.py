@@ -65,7 +65,7 @@ def scenes(first: int, last: int, without: str | None = None, split: str = "trai
 def as_onnx(network: Tiny, path: Path, size: tuple[int, int] | None = None) -> Path:
     """The same network, written by hand: an exporter takes seconds."""
     onnx = pytest.importorskip("onnx", reason="pip install 'protoseg[onnx]'")
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="pip install 'protoseg[onnx]'")
     make, of = onnx.helper, onnx.numpy_helper.from_array
     weights, nodes = [], []
 
@@ -252,7 +252,7 @@ def test_the_file_is_data(tmp_path: Path) -> None:
     assert protoseg.load(tmp_path / "whole.ckpt", "cpu").predict(PHOTO).labels.shape == (50, 70)
     with pytest.raises(ProtosegError, match="an ONNX file that holds its weights, one float32"):
         protoseg.load(tmp_path / "empty.ckpt", "cpu").predict(PHOTO)
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="pip install 'protoseg[onnx]'")
     onnx.save(onnx.load(path), tmp_path / "two.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     with pytest.raises(ProtosegError, match="an ONNX file that holds its weights, one float32"):
         protoseg.wrap(tmp_path / "two.onnx", CAMVID.classes)

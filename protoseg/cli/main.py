@@ -22,6 +22,7 @@ from protoseg.types import ProtosegError
 
 COMMANDS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf-8"))
 """By name; what the keys mean is written in that file."""
+_CODES = "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,11 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         lines = ["usage: protoseg COMMAND …", "", "Semantic segmentation with class prototypes.", "", "commands:"]
         lines += [f"  {known:<11}{COMMANDS[known]['summary']}" for known in COMMANDS]
-        codes = (
-            "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
-        )
         example = command("protoseg", "evaluate", "RUN/checkpoints/best.ckpt", "split=val")
-        print(*lines, "", "protoseg COMMAND --help says more.", codes, f"example: {example}", sep="\n")
+        print(*lines, "", "protoseg COMMAND --help says more.", _CODES, f"example: {example}", sep="\n")
     elif name == "--version":
         print(f"protoseg {__version__}")
     elif "settings" in entry:

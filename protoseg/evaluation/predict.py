@@ -206,8 +206,8 @@ def _video(writer: Writer, path: Path) -> None:
                 known = labels.is_file() and not writer.overwrite
                 writer.skipped += known
                 if not known or show is not None:
-                    read = np.asarray(open_picture(labels)) if known else None
-                    prediction = writer.predict(image) if read is None else torch.from_numpy(read.astype(np.int64))
+                    kept = np.asarray(open_picture(labels), np.int64) if known else None  # read, it is closed
+                    prediction = writer.predict(image) if kept is None else torch.from_numpy(kept)
                     writer.predicted += not known
                     if not known and "labels" in writer.save:
                         writer.write_labels(labels, prediction)

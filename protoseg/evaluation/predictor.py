@@ -156,10 +156,7 @@ class Predictor:
 
     @torch.no_grad()
     def _per_image(self, model: Model, image: Tensor, size: Tensor, reduce: Reduce) -> list[Reduced]:
-        """Run the images group by group; ``reduce`` turns scores ``n c h w`` of a part of them into what is wanted.
-
-        Strip by strip: full-size scores of many classes are large.
-        """
+        """Images by size, strip by strip, for scores ``n c h w`` are large: ``reduce`` turns those of a strip."""
         groups: dict[Size, list[int]] = defaultdict(list)
         for i, (height, width) in enumerate(size.tolist()):
             groups[height, width].append(i)

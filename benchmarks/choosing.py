@@ -29,7 +29,7 @@ from rich.progress import track
 from torch import Tensor
 
 from protoseg.evaluation.metrics import SegmentationMetrics
-from protoseg.evaluation.predictor import Predictor
+from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.trained import open_file
 
 SIGNS = ("source", "certainty", "information", "agreement", "reliable", "last")
@@ -45,7 +45,8 @@ def state_signs(checkpoint: Path) -> dict[str, float]:
     """All signs of a state, its step as ``last``, and ``mIoU`` in %."""
     file = open_file(checkpoint)
     data: Any = file.datamodule(num_workers=0)
-    student, teacher = file.model("student"), file.model("teacher")
+    device = choose_device(None)
+    student, teacher = (file.model(network).to(device) for network in ("student", "teacher"))
     threshold = file.content["protoseg"]["config"]["method"]["threshold"]
     target, source = data.target.dataset(data.target.val_split), data.source.dataset(data.source.train_split)
     by_labels, of_source = SegmentationMetrics(file.label_space), SegmentationMetrics(file.label_space)
@@ -53,15 +54,16 @@ def state_signs(checkpoint: Path) -> dict[str, float]:
     for index in range(len(target)):
         image, label, _ = target[index]
         size = torch.tensor([label.shape])
-        (mine,), (said,) = (predictor.doubt(model, image[None], size, True) for model in (student, teacher))
+        (mine,), (said,) = (predictor.doubt(model, image[None].to(device), size, True) for model in (student, teacher))
         assert said.probabilities is not None
-        by_labels.update(said.label, label)
+        by_labels.update(said.label.cpu(), label)
         agreed, sure = mine.label == said.label, said.confidence >= threshold
         seen.append(torch.stack([1 - entropy(said.probabilities).mean(), agreed.float().mean(), sure.float().mean()]))
         mixed.append(said.probabilities.mean((1, 2)))
     for index in range(0, len(source), 10):
         image, label, _ = source[index]
-        of_source.update(predictor.predict(student, image[None], torch.tensor([label.shape]))[0], label)
+        size = torch.tensor([label.shape])
+        of_source.update(predictor.predict(student, image[None].to(device), size)[0].cpu(), label)
     certainty, agreement, reliable = torch.stack(seen).mean(0).tolist()
     return {
         "certainty": certainty,

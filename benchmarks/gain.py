@@ -28,7 +28,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from protoseg.evaluation.metrics import SegmentationMetrics
-from protoseg.evaluation.predictor import Predictor
+from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_json
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
@@ -122,14 +122,16 @@ def judge(checkpoint: Path) -> dict[str, dict[str, dict[str, float]]]:
     data: Any = file.datamodule(num_workers=0)
     data = getattr(data, "target", data)
     predictor, space, dataset = Predictor(**PLAN["inference"]), file.label_space, data.dataset(data.val_split)
+    device = choose_device(None)
     middle = len(dataset) // 2
     found: dict[str, dict[str, dict[str, float]]] = {}
     for network in file.networks:
-        model, found[network] = file.model(network), {}
+        model, found[network] = file.model(network).to(device), {}
         for half, part in zip(HALVES, (range(middle), range(middle, len(dataset))), strict=True):
             metric = SegmentationMetrics(space)
             for image, label, _ in map(dataset.__getitem__, part):
-                metric.update(predictor.predict(model, image[None], torch.tensor([label.shape]))[0], label)
+                size = torch.tensor([label.shape])
+                metric.update(predictor.predict(model, image[None].to(device), size)[0].cpu(), label)
             iou = zip(space.classes, metric.compute()["IoU"].tolist(), strict=True)
             found[network][half] = {name: round(100 * value, 2) for name, value in iou if value == value}
     return found

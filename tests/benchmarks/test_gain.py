@@ -36,7 +36,7 @@ def test_runs_of_the_plan_compose(tmp_path: Path) -> None:
     assert len(list(planned([*PLAN["arms"]], ["streets"], [0]))) == len(PLAN["arms"])
     for run in planned(["oracle", "mic", "rare_anchors", "prototype_head_pgpc"], ["streets"], [0]):
         cfg = composed("train", run.words(tmp_path))
-        assert cfg.data.batch_size == 2
+        assert cfg.data.batch_size == 4
         assert (cfg.init_from is None) == (run.arm == "oracle")
         assert (run.arm in CHANGED) == str(cfg.contrast.get("_target_", "")).endswith("VariantContrast")
     with pytest.raises(ProtosegError, match="expected one of"):

@@ -1,4 +1,4 @@
-"""Pixel contrast as pure mathematics: draw a pixel to its class and away from others, in the forms of six papers.
+"""Pixel contrast as pure mathematics: draw a pixel to its class and away from others, in the forms of seven papers.
 
 Shapes: ``n`` pixels, ``d`` channels, ``c`` classes, ``k`` prototypes and ``a`` anchors per class, ``m`` negatives.
 Embeddings are unit vectors, so products are cosines. What is absent is masked: shapes are static, and nothing absent
@@ -161,6 +161,31 @@ def tree_triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: Ten
     """Mean over ``valid`` triplets of max(0, D(a, p) - D(a, n) + margin), D = (1 - cosine) / 2: ``n d``, and ``n``."""
     losses = F.relu((anchor * (negative - positive)).sum(1) / 2 + margin)
     return mean_over_ranks((losses * valid).sum(), valid.sum())
+
+
+def cycle_association(source: Tensor, label: Tensor, target: Tensor, shown: Tensor) -> Tensor:
+    """From a source pixel to its nearest target pixel, and on to the source pixel nearest to that: -log of the shares.
+
+    PLCA (Kang et al., NeurIPS 2020, arXiv 2011.00147), on embeddings: mean over the source pixels whose way ends at
+    their class. Target pixels are first averaged, half and half, with those like them. Unit embeddings ``b n d`` and
+    ``b m d`` of pairs of images; of labels int64 ``b n`` and ``b m`` the latter say only which pixels are ignored.
+    """
+    known, here = ((x != IGNORE_INDEX).unsqueeze(1) for x in (label, shown))
+    target = F.normalize(target + _standard_shares(target @ target.mT, here).exp() @ target, dim=2)
+    cosine = source @ target.mT
+    there, near = _standard_shares(cosine, here).max(2)
+    back, home = _standard_shares(cosine.mT, known).max(2)
+    closed = (label.gather(1, home).gather(1, near) == label) & known.squeeze(1) & here.any(2)
+    return mean_over_ranks(-((there + back.gather(1, near)) * closed).sum(), closed.sum())
+
+
+def _standard_shares(cosine: Tensor, valid: Tensor) -> Tensor:
+    """Log-softmax over the valid columns of cosines that are given their mean 0 and deviation 1, without a gradient."""
+    with torch.no_grad():
+        count = valid.sum(2, keepdim=True)
+        mean = (cosine * valid).sum(2, keepdim=True) / count.clamp_min(1)
+        deviation = ((cosine - mean).square() * valid).sum(2, keepdim=True) / (count - 1).clamp_min(1)
+    return hide((cosine - mean) / deviation.sqrt().clamp_min(1e-3), ~valid).log_softmax(2)
 
 
 def pixel_to_pixel(

@@ -24,7 +24,7 @@ from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 
 
 class PixelContrast(Term):
-    """Draws pixels to their class and away from others in an embedding space; the base of the five presets.
+    """Draws pixels to their class and away from others in an embedding space; the base of the presets.
 
     ``conf/contrast`` holds the presets, each a subclass with its paper's values. Whatever a subclass adds (projection,
     queues, prototypes) lives in the term, not in the model: inference has the same cost with and without it. Raises
@@ -118,6 +118,35 @@ class PixelToPixelContrast(PixelContrast):
         """The value at the centre of every cell; ids up to 255 are exact in fp32."""
         exact = x if x.is_floating_point() else x.float()
         return F.interpolate(exact.unsqueeze(1), self.size, mode="nearest-exact").squeeze(1).to(x.dtype)
+
+
+class CycleAssociation(PixelContrast):
+    """PLCA (Kang et al., NeurIPS 2020, arXiv 2011.00147): pixels on a way from source to target and back to the class.
+
+    Of each source image and the mixed one of the same number, where it shows the target, ``pixels`` cells drawn at
+    random; what they are taken for is not asked. In the head's own space. Not here are the paper's second association,
+    of class probabilities by their divergence, and its Lovász loss on the source.
+    """
+
+    needs = ("mixed", "target")
+
+    def __init__(self, weight: float = 0.1, pixels: int = 1024) -> None:
+        super().__init__(weight, 1.0)
+        expect(pixels >= 1, "pixels >= 1", pixels)
+        self.pixels = pixels
+
+    def contrast(self, step: Step) -> Tensor:
+        shown = on_grid(target_label(step.target, step.mixed), step.mixed)
+        source, label = self._drawn(step.labelled, on_grid(step.labelled.label, step.labelled))
+        return formulas.cycle_association(source, label, *self._drawn(step.mixed, shown))
+
+    def _drawn(self, seen: Seen, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings ``b p d`` and labels ``b p`` of random cells: ignored ones only if there are no others."""
+        rows, label = seen.output.embeddings.flatten(2).mT, label.view(len(seen.output.embeddings), -1)
+        key = torch.rand(label.shape, device=label.device) + (label == IGNORE_INDEX)
+        index = key.argsort(1)[:, : self.pixels]
+        rows = rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2]))
+        return F.normalize(at_least_fp32(rows), dim=2), label.gather(1, index)
 
 
 class ProjectedContrast(PixelContrast):

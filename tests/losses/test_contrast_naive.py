@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from protoseg.losses import contrast_target
-from protoseg.losses.contrast import ClassMeanContrast, PixelToPixelContrast, SupervisedPixelContrast
+from protoseg.losses.contrast import ClassMeanContrast, CycleAssociation, PixelToPixelContrast, SupervisedPixelContrast
 from protoseg.losses.contrast_target import PrototypeGuidedContrast, UnreliablePixelContrast
 from protoseg.losses.term import Step
 from protoseg.types import IGNORE_INDEX
@@ -146,8 +146,38 @@ def naive_pixel_contrast(term: SupervisedPixelContrast, case: Case, batch: Step,
     return pairs(vectors, labels, [1.0] * len(labels), anchors, term.temperature)
 
 
+def standard_shares(cosines: list[Tensor]) -> list[Tensor]:
+    fixed = torch.stack([x.detach() for x in cosines])
+    scores = [((x - fixed.mean()) / fixed.std()).exp() for x in cosines]
+    return [x / sum(scores) for x in scores]
+
+
+def naive_cycle(term: CycleAssociation, case: Case, batch: Step, drawn: Any) -> Tensor:
+    losses, same = [], nn.Identity()
+    for image in range(2):
+        label = {(y, x): int(case.label[b, v, u]) for b, y, x, v, u in cells(case) if b == image}
+        label = {at: c for at, c in label.items() if c != IGNORE_INDEX}
+        source = {at: vector(same, batch.labelled.output, image, *at) for at in label}
+        shown = [(y, x) for b, y, x, *_ in target_cells(case) if b == image]
+        plain = [vector(same, batch.mixed.output, image, *at) for at in shown]
+        target = []
+        for one in plain:
+            alike = standard_shares([one @ other for other in plain])
+            mean = sum(share * other for share, other in zip(alike, plain, strict=True))
+            target.append(F.normalize(one + mean, dim=0))
+        for at, one in source.items():
+            there = standard_shares([one @ t for t in target])
+            near = max(range(len(target)), key=lambda j, s=there: float(s[j]))
+            back = dict(zip(source, standard_shares([target[near] @ s for s in source.values()]), strict=True))
+            home = max(back, key=lambda k, s=back: float(s[k]))
+            if label[home] == label[at]:
+                losses.append(-torch.log(there[near] * back[home]))
+    return torch.stack(losses).mean()
+
+
 NAIVE: dict[str, Callable[..., Tensor]] = {
     "pgpc": naive_pgpc,
+    "cycle_association": naive_cycle,
     "pixel_to_pixel": naive_pixel_to_pixel,
     "u2pl": naive_u2pl,
     "sepico_proto": naive_sepico,

@@ -69,6 +69,7 @@ def test_a_run_logs_and_writes_what_it_says(head: str, configure: Configure, tmp
         pytest.param(("trainer.precision=bf16-mixed", "head=prototype"), marks=pytest.mark.slow),
         pytest.param(("contrast=u2pl",), marks=pytest.mark.slow),
         pytest.param(("contrast=sepico_proto",), marks=pytest.mark.slow),
+        pytest.param(("contrast=cycle_association",), marks=pytest.mark.slow),
         pytest.param(("contrast=pixel_contrast",), marks=pytest.mark.slow),
         pytest.param(("contrast=pixel_to_pixel", "contrast.size=[8,8]"), marks=pytest.mark.slow),
         pytest.param(("head=linear",), marks=pytest.mark.slow),

@@ -153,7 +153,7 @@ def write_results(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Pa
     return [folder / name for name in ("table.csv", "table.md", "jobs.csv", *figures)]
 
 
-def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> None:
+def print_settings(comparison: Comparison, terminal: Terminal) -> None:
     """Print the table of the settings."""
     left = range(len(comparison.names))
     terminal.table("Mean ± sample standard deviation over n runs", *table(comparison), left=left)

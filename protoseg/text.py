@@ -1,7 +1,4 @@
-"""Names of files, folders and classes where they are shown, written or typed again: data, never markup or code.
-
-Each function is for one place that gives some characters a meaning.
-"""
+"""Names of files, folders and classes where they are shown, written or typed again: data, never markup or code."""
 
 import csv
 import json

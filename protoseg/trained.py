@@ -84,10 +84,7 @@ class TrainedFile:
         return model.eval()
 
     def statistics(self, network: str = "student") -> Statistics | None:
-        """What is known of its maps for classes taught after the training, if ``protoseg teach statistics`` made it.
-
-        Raises ProtosegError: parts that do not fit together.
-        """
+        """What ``protoseg teach statistics`` found in its maps, if it did; ProtosegError: parts that do not fit."""
         if (kept := self.content["protoseg"].get("statistics")) is None:
             return None
         with _refused(self.path, "statistics"):
@@ -122,14 +119,11 @@ class TrainedFile:
 
     @property
     def reader(self) -> ImageReader:
-        """How images were read in training (of adaptation, the target's).
-
-        Raises ProtosegError: data sets that were put together were read in several ways.
-        """
+        """How images were read in training (of adaptation, the target's); raises as :meth:`image_options`."""
         return ImageReader(**self.image_options(*OPTIONS))
 
     def image_options(self, *keys: str) -> dict[str, Any]:
-        """Settings of the data set that say how images are read; raises as ``reader``."""
+        """Settings of the data set that say how images are read; ProtosegError: parts were read in several ways."""
 
         def part(of: Any, key: str) -> Any:  # plain values: nothing of the section is built
             return of.get(key) if isinstance(of, dict) else None
@@ -176,11 +170,7 @@ class TrainedFile:
 
 
 def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
-    """Read a checkpoint; nothing of it is run. Raises as ``read_checkpoint`` and :meth:`TrainedFile.whole`.
-
-    ``trust`` names modules whose classes it may build besides those of :data:`protoseg.trusted.SLOTS`, e.g.
-    ``["mypackage.heads"]``: your own, or such as you have read.
-    """
+    """Read a checkpoint, running none of it; ``trust`` as of ``api.load``. Raises as ``read_checkpoint``, ``whole``."""
     return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust)).whole()
 
 

@@ -30,10 +30,7 @@ class Compared(NamedTuple):
 
 
 def compared(models: Mapping[str, Segmentor], loader: Loader, predictor: Predictor | None = None) -> Iterator[Compared]:
-    """Every image of a loader with the predictions of every ``Segmentor``, under a progress bar.
-
-    All are on one device; without a ``predictor`` each image is seen whole, once.
-    """
+    """Every image of a loader with the predictions of every ``Segmentor``, all of them on one device."""
     predictor = predictor or Predictor()
     device = next(next(iter(models.values())).parameters()).device
     with evaluating(*models.values()):

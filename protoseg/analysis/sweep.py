@@ -13,7 +13,7 @@ import numpy as np
 from rich.text import Text
 
 from protoseg.evaluation.curves import read_log
-from protoseg.files import write_file, write_text
+from protoseg.files import without_nan, write_file, write_text
 from protoseg.job_records import Job, Sweep, short_names, short_value
 from protoseg.text import Terminal, figure_text, markdown_table, markdown_text, number_in, write_csv
 from protoseg.types import ProtosegError
@@ -116,7 +116,7 @@ def exact_table(comparison: Comparison) -> list[list[object]]:
     for setting in comparison.settings:
         seconds = [job.seconds for job in setting.jobs if job.state == "done"]
         mean_seconds = round(statistics.fmean(seconds), 1) if seconds else ""
-        numbers = (*map(_cell, (setting.mean, setting.std)), len(setting.scores), len(setting.jobs), mean_seconds)
+        numbers = (*map(without_nan, (setting.mean, setting.std)), len(setting.scores), len(setting.jobs), mean_seconds)
         rows.append([*setting.values, comparison.metric, *numbers])
     return rows
 
@@ -127,12 +127,8 @@ def jobs_table(sweep: Sweep) -> list[list[object]]:
     rows: list[list[object]] = [["job", *names.values(), "state", BEST, "seconds", "error"]]
     for job in sweep.jobs:
         values = (job.values.get(key, "") for key in names)
-        rows.append([job.number, *values, job.state, _cell(job.score), round(job.seconds, 1), job.error])
+        rows.append([job.number, *values, job.state, without_nan(job.score), round(job.seconds, 1), job.error])
     return rows
-
-
-def _cell(value: float) -> float | str:
-    return "" if math.isnan(value) else value
 
 
 def markdown(sweep: Sweep, comparison: Comparison) -> str:
@@ -157,7 +153,7 @@ def write_results(sweep: Sweep, comparison: Comparison, folder: Path) -> list[Pa
     return [folder / name for name in ("table.csv", "table.md", "jobs.csv", *figures)]
 
 
-def print_settings(sweep: Sweep, comparison: Comparison, terminal: Terminal) -> None:
+def print_settings(comparison: Comparison, terminal: Terminal) -> None:
     """Print the table of the settings."""
     left = range(len(comparison.names))
     terminal.table("Mean ± sample standard deviation over n runs", *table(comparison), left=left)

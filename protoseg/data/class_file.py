@@ -1,7 +1,4 @@
-"""The YAML file that names the classes of one's own data, and what the pixels of one's own masks mean by it.
-
-Masks hold ids, or the colours of the classes: decided once for a whole folder.
-"""
+"""The YAML file that names the classes of one's own data, and what the pixels of one's own masks mean by it."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

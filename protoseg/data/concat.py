@@ -19,10 +19,7 @@ _OF_PARTS |= {"train_list", "listed"}
 
 
 class Concatenation(SegmentationDataset):
-    """The samples of the parts of a ``ConcatDataModule``, one after the other, each read as its own data set does.
-
-    ``train`` and ``val`` are what each part calls so.
-    """
+    """The samples of all parts, one after the other, each read as its own data set does and split as that calls it."""
 
     def __init__(
         self, parts: Sequence[SegmentationDataModule], weights: Sequence[float], split: str, labels: bool = True

@@ -37,7 +37,7 @@ FORMATS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("ex
 _COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 _KEPT_MODES = ("P", "1", "LA")  # small and unfiltered already; OpenCV would turn ids into colours, as it scales 2 bits
 Places = dict[str, list[str]]  # images by the reason for which they, or shapes in them, are left out
-_progress = partial(track, transient=True, console=Console(stderr=True))
+progress = partial(track, transient=True, console=Console(stderr=True))
 
 
 def wanted_ids(name: str) -> Ids:
@@ -69,7 +69,7 @@ def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
     sources, known = by_key(found, name_wanted), id_table({i: i for i in range(len(ids_wanted))})
     # Predictions hold no ignored pixels; a label file of a ground truth would.
     known[FILE_IGNORED] = UNKNOWN_ID
-    for target, source in _progress(sources.items(), f"exporting for {name}"):
+    for target, source in progress(sources.items(), f"exporting for {name}"):
         _write_png(output / target, ids_wanted[read_label(source, known)])
     return [output / target for target in sources]
 
@@ -161,7 +161,7 @@ def convert(
         for key in _ends(path.relative_to(where).as_posix()):
             index[key].append(path)
     left_out, done = defaultdict[str, list[str]](list), set()
-    for drawing in _progress([drawing for _, each in found for drawing in each], "converting"):
+    for drawing in progress([drawing for _, each in found for drawing in each], "converting"):
         try:
             matches = next((index[key] for key in _ends(str(drawing.image)) if key in index), [])
             if len(matches) != 1:
@@ -236,7 +236,7 @@ def write_form(folder: Path, out: Path, form: str, classes: Path | None = None) 
     reading, beside = MaskReading([*masks.values()], file), folder / "images"
     photos = by_stem(beside, list_images(beside, recursive=True)) if beside.is_dir() else {}
     names = {stem: stem + (photos[stem].suffix if stem in photos else ".jpg") for stem in masks}
-    shown = _progress([*masks], "converting")
+    shown = progress([*masks], "converting")
     labels = ((names[stem], reading.label(masks[stem], file.table, file.colors)) for stem in shown)
     WRITERS[form](labels, file.label_space, out)
     return len(masks)

@@ -202,8 +202,7 @@ class Loader(DataLoader[Batch]):
     """A DataLoader that leaves the global random state alone and raises a worker's ProtosegError as its bare message.
 
     ``seed`` is the base seed of the workers, ``timeout`` the seconds that a batch of theirs is waited for, ``options``
-    are torch's. Raises ProtosegError, while it runs: what a worker raised, or a worker that was killed or gives nothing
-    any more.
+    are torch's. Raises ProtosegError, while it runs: what a worker raised, or one that was killed or gives nothing now.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""Predict plain images, georeferenced ones by windows, videos, and folders that images are still coming into.
-
-What is written already is kept.
-"""
+"""Predict plain images, georeferenced ones by windows, videos, and folders that images are still coming into."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,12 +86,11 @@ def predict(
     ``labels/NAME.tif`` in the same place; for a video, ``labels/NAME/000000.png``, … and ``overlays/NAME.mp4``.
     Images that cannot be read are named at the end; what is there is left out, so that a stopped run goes on.
 
-    The model is moved to ``device``, run in eval mode, then left in the mode it was in. What is written is out of
-    ``SAVES`` and, of images, ``probabilities``; with ``overwrite`` what is there is predicted again; with ``follow`` it
-    goes on with the images that come into a folder, until for so many seconds none came. ``reader`` is of the training.
-    Returns the writer, which says what it has ``written``, and how many images or frames were ``skipped``. Raises
-    ProtosegError: nothing to predict, a file that cannot be written, or settings that do not fit; after all others are
-    predicted, images that could not be read.
+    The model is used as by ``evaluate``. What is written is out of ``SAVES`` and, of images, ``probabilities``; with
+    ``overwrite`` what is there is predicted again; with ``follow`` it goes on with the images that come into a folder,
+    until for so many seconds none came. ``reader`` is of the training. Returns the writer, which says what it has
+    ``written``, and how many images or frames were ``skipped``. Raises ProtosegError: nothing to predict, a file that
+    cannot be written, or settings that do not fit; after all others are predicted, images that could not be read.
     """
     check_model(model, label_space)
     place = Path(images)
@@ -238,10 +234,7 @@ def _tensor(picture: np.ndarray) -> Tensor:
 
 @contextmanager
 def opened(path: Path, reader: ImageReader) -> Iterator["GeoImage | None"]:
-    """The image as it is read by windows; None where it is not georeferenced.
-
-    Raises ProtosegError: other channels than the model's; a file that cannot be read.
-    """
+    """The image as it is read by windows, None where it is not georeferenced; raises as ``ImageReader.read``."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         yield None
         return

@@ -1,7 +1,4 @@
-"""Where the pictures of an image go, under which name, and what every loop over images shows and checks.
-
-Every file is written beside its place and then renamed, so that an interrupted run leaves only whole files.
-"""
+"""Where the pictures of an image go, under which name, and what every loop over images shows and checks."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -85,10 +85,7 @@ class Statistics(NamedTuple):
         return torch.linalg.solve_triangular(self.lower(), (features.double() / self.scale).T, upper=False).T
 
     def with_taught(self, means: Sequence[Tensor], classes: Sequence[int], num_classes: int) -> "Statistics":
-        """With further means, each ``d``, of classes that are taught, of ``num_classes`` from now on.
-
-        A class that comes to them has the mean bias, and is in every label set.
-        """
+        """With further means, each ``d``, of taught classes; a new one has the mean bias, and is in every label set."""
         more = num_classes - len(self.bias)
         return self._replace(
             means=torch.cat([self.means, *(mean[None] for mean in means)]),

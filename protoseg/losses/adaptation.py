@@ -85,10 +85,7 @@ class FeatureDistance(Term):
 
 
 def on_detail(output: SegOutput, *maps: Tensor) -> list[Tensor]:
-    """Logits of the detail crop, and of maps ``b H W`` of the whole image what lies under it.
-
-    Raises ProtosegError: the model has no detail crop, or is not in training.
-    """
+    """Logits of the detail crop, and of maps ``b H W`` what lies under it; ProtosegError: no crop, or not training."""
     if output.detail is None:
         raise ProtosegError("detail: expected a model with a detail crop, got none; set segmentor=hrda, or drop it")
     logits, (top, left, height, width) = output.detail

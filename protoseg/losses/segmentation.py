@@ -103,8 +103,7 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Mean over labelled pixels (of all ranks) of weight times cross-entropy: a small weight makes a small loss.
 
-    Logits ``b c h w`` are on a grid of ``stride``, labels and weights are ``b H W``; the rest as in
-    :func:`cross_entropy`.
+    Logits ``b c h w`` are on a grid of ``stride``, labels and weights are ``b H W``; else as ``cross_entropy``.
     """
     full = upsample_logits(at_least_fp32(logits), (label.shape[1], label.shape[2]), stride, align_corners)
     losses = F.cross_entropy(full, label, reduction="none", ignore_index=IGNORE_INDEX)

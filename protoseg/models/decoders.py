@@ -234,8 +234,7 @@ class SETRMLADecoder(nn.Module):
 class HRNetDecoder(nn.Module):
     """All maps at the finest resolution, concatenated (720 channels for HRNet-W48), then one 3 x 3 convolution.
 
-    The released ProtoSeg ``cls_head``. It resizes with ``align_corners=True``; False keeps the grids aligned, whatever
-    the image's size.
+    The released ProtoSeg ``cls_head``. It resizes with ``align_corners=True``; False keeps grids aligned at any size.
     """
 
     def __init__(self, channels: Ints, strides: Ints, dropout: float = 0.1, align_corners: bool = False) -> None:

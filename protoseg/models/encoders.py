@@ -116,8 +116,7 @@ class TimmEncoder(Encoder):
             original code and the released ProtoSeg; timm takes the nearest cell.
         mean, std: of red, green and blue in [0, 1], where they are not those that timm states.
         in_chans: channels of the image; pretrained weights of RGB are adapted to others as timm does.
-        timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...); not what would fetch or
-            read weights there.
+        timm_kwargs: passed to the timm model (``drop_path_rate``, ``output_stride``, ...); nothing about its weights.
 
     Raises ProtosegError: unknown name; a model without the four maps or for one image size only; options timm refuses;
     weights that do not fit; ``grad_checkpointing`` of a model that is not made of blocks.

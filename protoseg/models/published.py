@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml  # type: ignore[import-untyped]
-from torch import Tensor
 
-State = dict[str, Tensor]
+from protoseg.models.weights import State
 
 _BENCHMARKS = {19: "cityscapes", 150: "ade20k", 171: "coco_stuff"}  # ``data=`` of published networks, by their classes
 _MIT = {(32, 2): "b0", (64, 2): "b1", (64, 6): "b2", (64, 18): "b3", (64, 27): "b4", (64, 40): "b5"}

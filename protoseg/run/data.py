@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 
 from protoseg.analysis.stream import look
 from protoseg.analysis.wrong_labels import judged_regions, region_picture
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
 from protoseg.data.concat import ConcatDataModule
-from protoseg.data.export import convert, export_predictions, pack, write_form
+from protoseg.data.export import convert, export_predictions, pack, progress, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
 from protoseg.evaluation.predictor import choose_device
@@ -92,7 +90,7 @@ def _doubt(file: TrainedFile, datasets: dict[str, SegmentationDataset], out: Pat
     model, classes, found = file.model().to(choose_device(None)), file.label_space.classes, []
     for title, dataset in datasets.items():
         dataset.reader = file.reader
-        for index in track(range(len(dataset)), escape(title), console=Console(stderr=True)):
+        for index in progress(range(len(dataset)), escape(title), transient=False):
             found += [(title, x) for x in judged_regions(look(model, *dataset[index][:2], index)) if x.score > 0]
     rows: list[list[Any]] = []
     for rank, (title, region) in enumerate(sorted(found, key=lambda pair: -pair[1].score), 1):
@@ -114,9 +112,8 @@ def _check(splits: dict[str, Callable[[], SegmentationDataset]]) -> int:
     datasets = {title: dataset for title, (dataset, _) in made.items() if dataset is not None}
     found = [fault for _, faults in made.values() for fault in faults] + checking.repeated_images(datasets)
     counted = {title: np.zeros(dataset.label_space.num_classes + 1, np.int64) for title, dataset in datasets.items()}
-    bar = partial(track, console=Console(stderr=True), transient=True)
     for title, dataset in datasets.items():
-        for checked in bar(checking.check_samples(dataset), f"checking {escape(title)}", len(dataset)):
+        for checked in progress(checking.check_samples(dataset), f"checking {escape(title)}", len(dataset)):
             found += checked.faults
             counted[title] += checked.pixels
     found += [str(checking.nothing_labelled(datasets[t])) for t, n in counted.items() if n.any() and not n[:-1].any()]
@@ -148,7 +145,7 @@ def _sheet(dataset: SegmentationDataset, count: int) -> pictures.Picture:
     space, paper = dataset.label_space, pictures.PAPER[0]
     tiles: list[pictures.Picture] = []
     classes: set[int] = set()
-    for index in track(spread(len(dataset), count), "drawing", transient=True, console=Console(stderr=True)):
+    for index in progress(spread(len(dataset), count), "drawing"):
         image, label, _ = dataset[index]
         classes |= set(label.unique().tolist())
         for picture in (pictures.as_picture(image, space.shown), pictures.overlay(image, label, space)):

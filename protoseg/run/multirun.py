@@ -297,7 +297,7 @@ def report(ended: bool) -> int:
     comparison = compare_settings(sweep)
     done = sum(job.state == "done" for job in sweep.jobs)
     if ended and done and len(sweep.jobs) > len(comparison.settings):
-        print_settings(sweep, comparison, terminal)
+        print_settings(comparison, terminal)
     if not ended:
         again = command(override("hydra.sweep.dir", sweep.folder))
         terminal.say(f"Stopped with {done} jobs done. Go on: the same command and {again}")
@@ -320,7 +320,7 @@ def compare(folder: Path, out: Path | None, metric: str | None) -> None:
         states = _states(sweep.jobs) or "none begun"
         raise ProtosegError(f"{folder}: expected at least one job with a score, got none ({states})")
     terminal = Terminal()
-    tables.print_settings(sweep, comparison, terminal)
+    tables.print_settings(comparison, terminal)
     title, without = tables.missing(sweep)
     if without:
         terminal.print(title, style="yellow")

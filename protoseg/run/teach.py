@@ -11,7 +11,6 @@ from typing import Any
 from rich.text import Text
 
 from protoseg.checkpoint import save_checkpoint
-from protoseg.data import AdaptationDataModule
 from protoseg.data.class_masks import ClassMasks
 from protoseg.data.own import ImageFolder
 from protoseg.evaluation.predictor import choose_device
@@ -73,8 +72,7 @@ def refresh(
 def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | None, device: str | None) -> None:
     """Write the checkpoint with :func:`protoseg.teach.statistics.with_statistics` of its run's training images."""
     file = open_file(checkpoint, trust)
-    data = file.datamodule(root, num_workers=0)
-    part = data.source if isinstance(data, AdaptationDataModule) else data
+    part = file.datamodule(root, num_workers=0).source
     match_classes(part, file.label_space, file.content["protoseg"].get("relabel", {}))
     dataset, held_out = part.dataset(part.train_split), None
     if part.val_split not in (None, part.train_split):

@@ -13,7 +13,7 @@ from hydra._internal.grammar.utils import escape_special_characters
 from torch import nn
 
 from protoseg.analysis.stream import Loader, scenes
-from protoseg.data import AdaptationDataModule, SegmentationDataset
+from protoseg.data import SegmentationDataset
 from protoseg.data.statistics import class_statistics
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.models.segmentor import Segmentor
@@ -90,8 +90,7 @@ def trial(
 
 def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[Any, LabelSpace]:
     """The data that the checkpoint is judged on, read as its classes and, last, the new one."""
-    datamodule = file.datamodule(root, lambda data: reading_again(data, [name]), num_workers=0)
-    target = datamodule.target if isinstance(datamodule, AdaptationDataModule) else datamodule
+    target = file.datamodule(root, lambda data: reading_again(data, [name]), num_workers=0).target
     there, space = target.label_space, file.label_space
     if name in space.classes or name not in there.classes:
         text = f"trial: expected a class that the data has and {file.path} was not trained with, got {name!r}"

@@ -1,7 +1,4 @@
-"""Label spaces (classes, colours, things) and the tables from the ids stored in mask files to train ids.
-
-The tables are the .tsv files beside this file; each opens with its source.
-"""
+"""Label spaces (classes, colours, things) and tables from ids in mask files to train ids, of the .tsv files beside."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,10 +46,7 @@ def rest_in(label: Ids) -> int:
 
 
 def id_table(train_ids: Mapping[int, int], dtype: Any = np.uint8) -> NDArray[Any]:
-    """The table ``file id -> train id``, of 256 entries or as many as the ids need.
-
-    Ids not in ``train_ids`` are unknown (``unknown_id``); 255 is ignored unless it is one.
-    """
+    """The table ``file id -> train id``, of 256 entries or more; of ids not given 255 is ignored, the rest unknown."""
     ignored = np.iinfo(dtype).max
     table: NDArray[Any] = np.full(max([FILE_IGNORED, *train_ids]) + 1, ignored - 1, dtype)
     table[FILE_IGNORED] = ignored
@@ -61,10 +55,7 @@ def id_table(train_ids: Mapping[int, int], dtype: Any = np.uint8) -> NDArray[Any
 
 
 def file_ids(table: Ids, num_classes: int) -> Ids:
-    """The way back: the id that stands for each train id in mask files, ``c``.
-
-    Where several ids are one class, the smallest; 255 (or 65535) for a class that no id stands for.
-    """
+    """The way back: the smallest id of each class in mask files, ``c``; 255 (or 65535) where no id stands for it."""
     ids: Ids = np.full(num_classes, np.iinfo(table.dtype).max, dtype=table.dtype)
     for file_id in np.flatnonzero(table < num_classes)[::-1]:
         ids[table[file_id]] = file_id
@@ -162,10 +153,7 @@ def read_classes(name: str) -> LabelSpace:
 
 
 def read_ids(name: str, title: str = "id") -> NDArray[Any]:
-    """The table ``file id -> train id`` of a column of ``NAME.tsv``, whose cells are numbers and ranges (``2 5-7``).
-
-    Ids that no cell has are unknown; 255 is ignored.
-    """
+    """The :func:`id_table` of a column of ``NAME.tsv``, whose cells are numbers and ranges (``2 5-7``)."""
     dtype = np.uint8 if read_classes(name).num_classes < UNKNOWN_ID else np.uint16
     labels: dict[int, int] = {}
     for label, row in _rows(name):

@@ -123,7 +123,9 @@ def draw(path: Path) -> None:
         title = ", ".join(sorted(FLOORS[0])) if name == GROUND else name
         axes.text(at, number + 0.11, title, ha="center", va="center", fontsize=11 if name == GROUND else 12)
         axes.text(at, number - 0.16, f"{lines[name]:,} lines", ha="center", va="center", fontsize=9.5, color="#444")
-    axes.set(xlim=(min(x.values()) - 1, max(x.values()) + 1), ylim=(-0.4, len(FLOORS) - 0.6))
+    left, right = (at(x.values()) for at in (min, max))
+    wide = next(place for (_, name), place in x.items() if name == GROUND)
+    axes.set(xlim=(min(left - 1, wide - 4), max(right + 1, wide + 4)), ylim=(-0.4, len(FLOORS) - 0.6))
     axes.axis("off")
     figure.savefig(path, bbox_inches="tight")
     plt.close(figure)

@@ -141,12 +141,12 @@ class CycleAssociation(PixelContrast):
         return formulas.cycle_association(source, label, *self._drawn(step.mixed, shown))
 
     def _drawn(self, seen: Seen, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings ``b p d`` and labels ``b p`` of random cells: ignored ones only if there are no others."""
-        rows, label = seen.output.embeddings.flatten(2).mT, label.view(len(seen.output.embeddings), -1)
-        key = torch.rand(label.shape, device=label.device) + (label == IGNORE_INDEX)
-        index = key.argsort(1)[:, : self.pixels]
-        rows = rows.gather(1, index.unsqueeze(2).expand(-1, -1, rows.shape[2]))
-        return F.normalize(at_least_fp32(rows), dim=2), label.gather(1, index)
+        """Unit embeddings ``b p d`` and labels ``b p`` of random cells, ``IGNORE_INDEX`` in slots without one."""
+        images = len(seen.output.embeddings)
+        image = torch.arange(images, device=label.device).repeat_interleave(len(label) // images)
+        index, valid = sample_per_class(image.where(label != IGNORE_INDEX, IGNORE_INDEX), images, self.pixels)
+        rows = take_rows(seen.output.embeddings, index)
+        return embed(nn.Identity(), rows), label[index].where(valid, IGNORE_INDEX)
 
 
 class ProjectedContrast(PixelContrast):

@@ -119,8 +119,7 @@ def judge(checkpoint: Path) -> dict[str, dict[str, dict[str, float]]]:
     """IoU in % of each class that the images have, by network and half."""
     torch.set_num_threads(1)
     file = open_file(checkpoint)
-    data: Any = file.datamodule(num_workers=0)
-    data = getattr(data, "target", data)
+    data = file.datamodule(num_workers=0).target
     predictor, space, dataset = Predictor(**PLAN["inference"]), file.label_space, data.dataset(data.val_split)
     device = choose_device(None)
     middle = len(dataset) // 2

@@ -170,7 +170,11 @@ class TrainedFile:
 
 
 def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
-    """Read a checkpoint, running none of it; ``trust`` as of ``api.load``. Raises as ``read_checkpoint``, ``whole``."""
+    """Read a checkpoint; nothing of it is run. Raises as ``read_checkpoint`` and :meth:`TrainedFile.whole`.
+
+    ``trust`` names modules whose classes it may build besides those of :data:`protoseg.trusted.SLOTS`, e.g.
+    ``["mypackage.heads"]``: your own, or such as you have read.
+    """
     return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust)).whole()
 
 

@@ -132,15 +132,7 @@ class LabelledFolder(SegmentationDataset):
             text = f"{images}: expected folders of splits (train, val, test) or none to draw splits from, got {like}"
             remedy = "set data.train_split and data.val_split to folders there, or list images in train.txt and val.txt"
             raise ProtosegError(f"{text}: {remedy}")
-        num_val = max(1, round(val_share * len(samples)))
-        if split not in ("train", "val") or num_val >= len(samples):
-            text = f"{images}: expected split train or val and at least 2 images, to draw the splits by chance"
-            remedy = f"make subfolders images/{split}, masks/{split}, or a list {split}.txt"
-            raise ProtosegError(f"{text}, got {split!r} and {len(samples)} images: {remedy}")
-        # The images with the smallest hashes are val: adding images moves few of the others.
-        hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
-        val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}
-        return [sample for sample in samples if (sample[0] in val) == (split == "val")]
+        return _drawn(samples, images, split, val_share, seed)
 
     def _pairs(self, images: Path, masks: Path | None, lists: Files | None = None, split: str = "") -> list[FilePair]:
         """Images and masks by their paths in the folders; with ``lists`` only those of ``split``."""
@@ -238,6 +230,18 @@ def _keys(known: Files, images: Path, lists: Files, split: str, rest: bool) -> l
             seen[key] = where
             wanted += [key] if name == split else []
     return wanted if split in lists else [key for key in known if key not in seen]
+
+
+def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, seed: int) -> list[FilePair]:
+    """The images with the smallest hashes are ``val``: adding images moves few of the others."""
+    num_val = max(1, round(val_share * len(samples)))
+    if split not in ("train", "val") or num_val >= len(samples):
+        text = f"{images}: expected split train or val and at least 2 images, to draw the splits by chance"
+        remedy = f"make subfolders images/{split}, masks/{split}, or a list {split}.txt"
+        raise ProtosegError(f"{text}, got {split!r} and {len(samples)} images: {remedy}")
+    hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
+    val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}
+    return [sample for sample in samples if (sample[0] in val) == (split == "val")]
 
 
 class ImageFolder(SegmentationDataset):

@@ -76,7 +76,10 @@ def _input(session: Any, free: Sequence[int]) -> tuple[str, int, int]:
 def look_inside(
     network: nn.Module | str | Path, num_channels: int, features: Sequence[str] | None, **seen: Any
 ) -> tuple[NetworkEncoder, dict[str, Any] | None]:
-    """An encoder of a network's maps and, last, logits; of a file, what makes it again. As ``Model.from_network``."""
+    """An encoder of maps of a network and, last, its logits; of a file, what :class:`OnnxNetwork` is made of.
+
+    Arguments and errors as of :meth:`protoseg.Model.from_network`.
+    """
     size: Sequence[int] = TRIAL
     if isinstance(network, nn.Module):
         if "stride" in seen:

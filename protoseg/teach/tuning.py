@@ -32,8 +32,10 @@ def tune_classes(
 ) -> tuple[TrainedFile, list[NewClass]]:
     """Give a checkpoint new classes, and train its decoder and head for them, on nothing but the images given.
 
-    Arguments, errors and what was found as of :func:`protoseg.teach.add_classes`. Prototypes move as in any training.
-    The new checkpoint has no statistics (they were of the old weights) and needs none: classes can be given in turns.
+    Arguments, and what was found, as of :func:`protoseg.teach.add_classes`. Prototypes move as in any training. The new
+    checkpoint has no statistics, which belonged to the weights of before, and needs none: any number of classes can be
+    given in turns. Raises ProtosegError: classes that are there already or have no pixel; a head without prototypes, or
+    with learned weights for each class.
     """
     if not editable_memories(file):
         raise ProtosegError(f"tune: expected prototypes in {file.path}, got the channels of a wrapped network")

@@ -114,7 +114,14 @@ class AdaptationModule(SegmentationModule):
 
     @torch.no_grad()
     def ask_teacher(self, image: Tensor) -> Target:
-        """What the teacher says of target images ``b 3 H W``: its output on its grid, and labels at full resolution."""
+        """What the teacher says of target images ``b 3 H W``: its output on its grid, and labels at full resolution.
+
+        Raises ProtosegError for images without a row that counts.
+        """
+        if image.shape[2] <= self.ignore_top + self.ignore_bottom:
+            got = f"{image.shape[2]} rows of which {self.ignore_top} + {self.ignore_bottom} do not count"
+            text = "method.ignore_top, method.ignore_bottom: expected target crops with rows that count"
+            raise ProtosegError(f"{text}, got {got}; set both to 0, or data.crop_size higher")
         output: SegOutput = self.teacher(image)
         with no_autocast(output.logits):
             size = (image.shape[2], image.shape[3])

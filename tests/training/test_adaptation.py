@@ -288,3 +288,6 @@ def test_pixel_weights_and_quality(configure: Configure) -> None:
     assert not pseudo.teacher.logits.requires_grad
     assert (pseudo.label[:, 1:62] < 11).all()
     assert (pseudo.label[:, [0, 62, 63]] == -1).all()
+    module = module_of(configure, "method.ignore_top=30", "method.ignore_bottom=34")
+    with pytest.raises(ProtosegError, match=r"got 64 rows of which 30 \+ 34 do not count; set both to 0"):
+        module.ask_teacher(image)

@@ -129,6 +129,7 @@ class MaskedImageConsistency(Term):
     (``colours``, of :func:`protoseg.functional.mixing.strong_transform`). Every pixel weighs as much as the
     pseudo-labels' quality; those without a pseudo-label do not count. Of a model with a detail crop (HRDA), that has
     ``detail_weight``, and the fused logits the rest; ``all_pixels`` as of :class:`protoseg.losses.CrossEntropy`.
+    BatchNorm's running statistics do not move, for no masked image is ever judged (there they do).
 
     Raises ProtosegError: a ratio outside [0, 1] or a block size below 1.
     """
@@ -155,7 +156,7 @@ class MaskedImageConsistency(Term):
         student, image, label = step.model, step.target.image, step.target.label
         height, width = image.shape[-2:]
         visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
-        output: SegOutput = student(mask_image(strong_transform(image, **self.colours), visible, student.mean))
+        output = student.perturbed(mask_image(strong_transform(image, **self.colours), visible, student.mean))
         weight = step.target.quality.expand(label.shape)
         how = (student.stride, output.align_corners, self.all_pixels)
         loss = weighted_cross_entropy(output.logits, label, weight, *how)

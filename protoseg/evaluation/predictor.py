@@ -13,7 +13,7 @@ from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
 from protoseg.functional.similarity import unknown
-from protoseg.types import ProtosegError, SegOutput, Size, first_line
+from protoseg.types import ProtosegError, SegOutput, Size, first_line, told
 
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
@@ -302,9 +302,8 @@ def _pair(name: str, value: int | Sequence[int]) -> Size:
 
 def choose_device(name: str | None) -> torch.device:
     """The named device, or the best there is; raises ProtosegError if it is not here."""
-    try:
+    text = f"device: cannot use {name!r} here"
+    with told(lambda error: f"{text} ({first_line(error)}); try device=cpu", RuntimeError, AssertionError):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ProtosegError(f"device: cannot use {name!r} here ({first_line(error)}); try device=cpu") from error
     return device

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
-from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
+from protoseg.models.weights import adapt_first_layer, check_match, downloading, load_timm_weights, read_weights
 from protoseg.types import ProtosegError, first_line, told
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -228,12 +228,10 @@ class TimmEncoder(Encoder):
 @torch.no_grad()
 def _check_any_size(name: str, model: nn.Module, channels: int) -> None:
     # timm's flag for one input size only is also set on models that take any: so try, where it is set
-    try:
+    text = f"encoder {name!r} takes images of one size only"
+    remedy = "choose another encoder, or give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32)"
+    with told(lambda error: f"{text} ({first_line(error)}); {remedy} and feed no other", AssertionError, RuntimeError):
         model.eval()(torch.zeros(1, channels, 64, 96))
-    except (AssertionError, RuntimeError) as error:
-        text = f"encoder {name!r} takes images of one size only ({first_line(error)}); choose another encoder"
-        other = "give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
-        raise ProtosegError(f"{text}, or {other}") from error
     model.train()
 
 
@@ -268,11 +266,8 @@ class MiTEncoder(Encoder):
             raise ProtosegError(f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}")
         self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_chans)
         name, published = f"mit_{variant}", "imagenet" if pretrained and weights is None else None
-        try:
-            with _NumbersReadable():
-                self.model = get_encoder(name, in_channels=in_chans, weights=published)
-        except Exception as error:  # the hub's clients raise whatever their transport raises
-            raise no_download(name, error) from error
+        with downloading(name), _NumbersReadable():
+            self.model = get_encoder(name, in_channels=in_chans, weights=published)
         if weights is not None:
             state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier

@@ -24,7 +24,7 @@ from protoseg.models.weights import State, listed_keys, unwrapped
 from protoseg.run.build import plain
 from protoseg.run.config import composed
 from protoseg.text import Terminal, override, program
-from protoseg.types import LabelSpace, ProtosegError, Size, require
+from protoseg.types import LabelSpace, ProtosegError, Size, require, told
 
 _TEACHER, _FROZEN = "ema_model.", "imnet_model."
 TOLERANCE = 1e-3  # by which logits around 10 may differ: another order of sums, not another network
@@ -57,11 +57,11 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         _write_encoder(state, overrides, file, out)
         return None
     where = f"convert: {file}, {kind.name}"
-    try:
+    text = f"{where}: expected all of that network, got a part or another form"
+    lacking = (KeyError, IndexError, RuntimeError, TypeError, ValueError)  # of tensors that the kind must have
+    with told(lambda error: f"{text} ({error})", *lacking):
         renamed, left = kind.renamed(state)
         settings = kind.settings(renamed)
-    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # tensors that the kind must have
-        raise ProtosegError(f"{where}: expected all of that network, got a part or another form ({error})") from error
     settings = [*settings, *overrides]
     if kind.encoder_only:
         encoder = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}

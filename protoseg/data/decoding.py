@@ -242,11 +242,9 @@ def orientation(source: Path | bytes) -> int:
     """How EXIF says that an image is to be turned, 1 (not at all) to 8; 1 where it says nothing that can be read."""
     if isinstance(source, bytes) and not _may_be_turned(source):
         return 1
-    try:
-        with open_picture(source) as file:
-            return _orientation(file)
-    except Exception:  # whatever Pillow stumbles over in there
-        return 1
+    with suppress(Exception), open_picture(source) as file:  # whatever Pillow stumbles over in there
+        return _orientation(file)
+    return 1
 
 
 def _may_be_turned(data: bytes) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from protoseg.text import visible
 
@@ -32,13 +32,13 @@ class ProtosegError(ValueError):
 
 
 @contextmanager
-def told(message: Callable[[Exception], str], *kinds: type[Exception]) -> Iterator[None]:
-    """Inside, errors of these kinds become a ProtosegError with ``message`` of the error; one that is one stays."""
+def told(message: Callable[[Any], str], *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds become a ProtosegError with ``message`` of it; one stays, unless it is a kind."""
     try:
         yield
-    except ProtosegError:
-        raise
     except kinds as error:
+        if isinstance(error, ProtosegError) and ProtosegError not in kinds:
+            raise
         raise ProtosegError(message(error)) from error
 
 

@@ -163,10 +163,8 @@ def _write_encoder(state: dict[str, Tensor], settings: Sequence[str], file: Path
 
     def save(partial: Path) -> None:
         torch.save(state, partial)
-        try:
+        with told(lambda error: str(error.__cause__).replace(str(partial), str(file)), InstantiationException):
             instantiate(encoder, weights=str(partial))
-        except InstantiationException as error:
-            raise ProtosegError(str(error.__cause__).replace(str(partial), str(file))) from error.__cause__
 
     write_file(out, save)
 

@@ -32,14 +32,18 @@ class ProtosegError(ValueError):
 
 
 @contextmanager
-def told(message: Callable[[Any], str], *kinds: type[Exception]) -> Iterator[None]:
-    """Inside, errors of these kinds become a ProtosegError with ``message`` of it; one stays, unless it is a kind."""
+def told(message: Callable[[Any], str | None], *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds become a ProtosegError with ``message`` of it; one stays, unless it is a kind.
+
+    So does an error of which the message is None.
+    """
     try:
         yield
     except kinds as error:
-        if isinstance(error, ProtosegError) and ProtosegError not in kinds:
+        ours = isinstance(error, ProtosegError) and ProtosegError not in kinds
+        if ours or (text := message(error)) is None:
             raise
-        raise ProtosegError(message(error)) from error
+        raise ProtosegError(text) from error
 
 
 def require(extra: str, *modules: str) -> None:

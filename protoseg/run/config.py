@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from protoseg.files import disk_refusal
 from protoseg.text import command, override, say, visible
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the configs lie inside the package, in a checkout beside it.
@@ -141,15 +141,9 @@ def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
         sys.exit(130)
 
 
-@contextmanager
-def explained(config_name: str = "train") -> Iterator[None]:
+def explained(config_name: str = "train") -> AbstractContextManager[None]:
     """Raise ProtosegError with the message of :func:`explain` for an error that the user can mend."""
-    try:
-        yield
-    except Exception as error:
-        if (message := explain(error, config_name)) is None:
-            raise
-        raise ProtosegError(message) from error
+    return told(lambda error: explain(error, config_name), Exception)
 
 
 def explain(error: BaseException, config_name: str) -> str | None:

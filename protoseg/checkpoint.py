@@ -133,6 +133,5 @@ def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) 
     """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
         one, other = (f"{s.num_classes} classes ({s.name}: {', '.join(s.classes[:4])}, …)" for s in (trained, data))
-        text = f"the checkpoint {path} was trained on {one}, the data has {other}"
         remedy = "choose the data that it was trained on, or predict without labels: evaluate.py mode=predict"
-        raise ProtosegError(f"{text}; {remedy}")
+        raise ProtosegError(f"the checkpoint {path} was trained on {one}, the data has {other}; {remedy}")

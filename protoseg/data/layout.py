@@ -113,9 +113,8 @@ class LayoutDataset(SegmentationDataset):
             return super().read_label(index)
         found = read_mask(mask)
         if found.kind not in ("colour", "palette"):
-            text = f"mask {mask}: expected the colours of the classes, got {found.kind} values"
             remedy = "choose the masks of the release, or set data.dataset.ids to the ids that these hold"
-            raise ProtosegError(f"{text}: {remedy}")
+            raise ProtosegError(f"mask {mask}: expected the colours of the classes, got {found.kind} values: {remedy}")
         return labels_of_colors(mask, found._replace(clear=None), self.colors, self.id_table.dtype)
 
     def _pairs(

@@ -57,9 +57,8 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         _write_encoder(state, overrides, file, out)
         return None
     where = f"convert: {file}, {kind.name}"
-    text = f"{where}: expected all of that network, got a part or another form"
     lacking = (KeyError, IndexError, RuntimeError, TypeError, ValueError)  # of tensors that the kind must have
-    with told(lambda error: f"{text} ({error})", *lacking):
+    with told(lambda error: f"{where}: expected all of that network, got a part or another form ({error})", *lacking):
         renamed, left = kind.renamed(state)
         settings = kind.settings(renamed)
     settings = [*settings, *overrides]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -44,6 +44,12 @@ def told(message: Callable[[Any], str | None], *kinds: type[Exception]) -> Itera
         if ours or (text := message(error)) is None:
             raise
         raise ProtosegError(text) from error
+
+
+def check_choice(setting: str, value: object, choices: Collection[object]) -> None:
+    """Raise ProtosegError unless the value of a setting is one of the choices."""
+    if value not in choices:
+        raise ProtosegError(f"{setting}: expected one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def require(extra: str, *modules: str) -> None:

@@ -13,7 +13,7 @@ from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import upsample_rows, window_starts
 from protoseg.functional.similarity import unknown
-from protoseg.types import ProtosegError, SegOutput, Size, first_line, told
+from protoseg.types import ProtosegError, SegOutput, Size, check_choice, first_line, told
 
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
@@ -84,8 +84,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
     ) -> None:
-        if mode not in MODES:
-            raise ProtosegError(f"inference.mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        check_choice("inference.mode", mode, MODES)
         if mode != "slide" and (crop_size is not None or stride is not None):
             text = f"inference: expected no crop_size and no stride with mode={mode}, got {crop_size=} and {stride=}"
             raise ProtosegError(f"{text}; set mode=slide, or leave them out")

@@ -18,7 +18,7 @@ from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, downloading, load_timm_weights, read_weights
-from protoseg.types import ProtosegError, first_line, told
+from protoseg.types import ProtosegError, check_choice, first_line, told
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -262,8 +262,7 @@ class MiTEncoder(Encoder):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        if variant not in MIT_VARIANTS:
-            raise ProtosegError(f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}")
+        check_choice("encoder.variant", variant, MIT_VARIANTS)
         self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_chans)
         name, published = f"mit_{variant}", "imagenet" if pretrained and weights is None else None
         with downloading(name), _NumbersReadable():

@@ -24,7 +24,7 @@ from protoseg.models.weights import State, listed_keys, unwrapped
 from protoseg.run.build import plain
 from protoseg.run.config import composed
 from protoseg.text import Terminal, override, program
-from protoseg.types import LabelSpace, ProtosegError, Size, require, told
+from protoseg.types import LabelSpace, ProtosegError, Size, check_choice, require, told
 
 _TEACHER, _FROZEN = "ema_model.", "imnet_model."
 TOLERANCE = 1e-3  # by which logits around 10 may differ: another order of sums, not another network
@@ -41,8 +41,7 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
     code, or is of no known kind; that lacks the network; or whose names or classes do not fit.
     """
     file, out = Path(file), Path(out)
-    if network not in NETWORKS:
-        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+    check_choice("network", network, NETWORKS)
     if not file.is_file():
         raise ProtosegError(f"convert: expected a file of published weights, got none at {file}")
     if out.exists() and out.samefile(file):

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import yaml  # type: ignore[import-untyped]
+
 from protoseg.text import visible
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ def require(extra: str, *modules: str) -> None:
     """Raise ProtosegError where one of the optional packages is missing, which the ``extra`` of ours installs."""
     if missing := [module for module in modules if find_spec(module) is None]:
         raise ProtosegError(f"expected {', '.join(missing)} to be installed, got none: pip install 'protoseg[{extra}]'")
+
+
+def yaml_beside(module: str, name: str) -> Any:
+    """What a YAML file of ours says that lies beside a module, whose ``__file__`` is given."""
+    return yaml.safe_load(Path(module).with_name(name).read_bytes())
 
 
 def first_line(error: Exception) -> str:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from protoseg.data.label_spaces import ADE20K_FULL, WIDE_FILE_IGNORED
 from protoseg.data.layout import LayoutDataset, described_classes
-from protoseg.types import LabelSpace, Names, StrPath, check_choice
+from protoseg.types import LabelSpace, Names, StrPath, check_choice, yaml_beside
 
-LAYOUTS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_bytes())
+LAYOUTS: dict[str, dict[str, Any]] = yaml_beside(__file__, "layouts.yaml")
 NUM_CLASSES = (847, 700, 500, 300)
 
 

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml  # type: ignore[import-untyped]
+from protoseg.types import yaml_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES = 40
-CHARTS: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+CHARTS: dict[str, str] = yaml_beside(__file__, "curves.yaml")
 
 
 def read_log(run: Path) -> list[dict[str, str]]:

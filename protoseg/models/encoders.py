@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml  # type: ignore[import-untyped]
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -18,13 +17,13 @@ from protoseg.functional.resize import grid_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, downloading, load_timm_weights, read_weights
-from protoseg.types import ProtosegError, check_choice, first_line, told
+from protoseg.types import ProtosegError, check_choice, first_line, told, yaml_beside
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
-_FAMILIES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_FAMILIES: dict[str, Any] = yaml_beside(__file__, "encoders.yaml")
 
 
 class Encoder(nn.Module):

@@ -8,14 +8,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from protoseg.types import ProtosegError, told
+from protoseg.types import ProtosegError, told, yaml_beside
 
 SAID, SILENT = "said", "silent"
 _SAME_ENCODER = ("_target_", "name", "variant")
-_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_TABLES = yaml_beside(__file__, "resuming.yaml")
 RULES: list[tuple[str, str]] = _TABLES["changes"]
 """Patterns of keys, first match first, and what becomes of a change; :data:`SAID`, :data:`SILENT`, or why it is not."""
 WRITTEN: dict[str, str] = _TABLES["written"]

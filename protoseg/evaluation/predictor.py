@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.resize import upsample_rows, window_starts
+from protoseg.functional.resize import image_size, upsample_rows, window_starts
 from protoseg.functional.similarity import unknown
 from protoseg.types import ProtosegError, SegOutput, Size, check_choice, first_line, told
 
@@ -212,7 +212,7 @@ class Predictor:
 
     def _rows(self, model: Model, image: Tensor) -> Iterator[Tensor]:
         """Logits at the image's own size, at least fp32, some rows at a time."""
-        size = (image.shape[2], image.shape[3])
+        size = image_size(image)
         return slide_rows(model, image, self.crop_size or size, self.stride or size)
 
 

@@ -13,7 +13,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.functional.resize import grid_size, image_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
 from protoseg.models.weights import adapt_first_layer, check_match, downloading, load_timm_weights, read_weights
@@ -212,7 +212,7 @@ class TimmEncoder(Encoder):
 
     def _on_grid(self, image: Tensor) -> list[Tensor]:
         """Maps of the image, padded to whole patches, on cells of ``patch_stride`` pixels instead of ``patch``."""
-        given, cells = (grid_size((image.shape[-2], image.shape[-1]), side) for side in (self.patch, self.patch_stride))
+        given, cells = (grid_size(image_size(image), side) for side in (self.patch, self.patch_stride))
         rows, columns = (self._weights(new, old, image) for new, old in zip(cells, given, strict=True))
         maps = self.model(pad_to_multiple(image, self.patch))
         return [rows.to(feature.dtype) @ feature @ columns.T.to(feature.dtype) for feature in maps]

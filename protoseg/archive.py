@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from protoseg.types import first_line, told
+from protoseg.types import first_line, told, yaml_beside
 
 MAX_NODES = 1_000_000
 """Values in a file; a training of HRNet-W48 keeps 40 000. Lists that hold one another many times count each time."""
@@ -30,7 +29,7 @@ MAX_PICKLE = 8 << 20  # bytes of plain values; a training of HRNet-W48 with a te
 MAX_READS = 1_500_000  # instructions of a pickle, and their numbers and texts; that training needs 500 000
 MAX_DIMENSIONS = 64
 
-_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_TABLES = yaml_beside(__file__, "archive.yaml")
 _STORAGES = {name: getattr(torch, dtype) for name, dtype in _TABLES["storages"].items()}
 
 _ZIP_START = b"PK\3\4"

@@ -12,7 +12,7 @@ from torch import Tensor
 from protoseg import __version__
 from protoseg.archive import read_archive
 from protoseg.files import existing_checkpoint, write_file
-from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, told
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}  # what the names of a network's weights begin with
 
@@ -45,21 +45,17 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     own = checkpoint.get("protoseg")
     if not isinstance(own, dict) or not {"config", "label_space"} <= own.keys() or "state_dict" not in checkpoint:
         raise ProtosegError(f"checkpoint {path}: expected one written by protoseg's train.py, got another file")
-    try:
+    with told(lambda error: f"checkpoint {path}: {error}", ProtosegError):
         check_class_names(own)
         _check_state(checkpoint["state_dict"], 2 * Path(path).stat().st_size, values=not mmap)
-    except ProtosegError as error:
-        raise ProtosegError(f"checkpoint {path}: {error}") from error
     return checkpoint
 
 
 def read_tensors(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A dictionary of tensors and plain values; raises ProtosegError for a file that is not there or not to be read."""
     existing_checkpoint(path)
-    try:
+    with told(lambda error: f"checkpoint {error}", ProtosegError):
         content = read_archive(path, map_location, mmap)
-    except ProtosegError as error:
-        raise ProtosegError(f"checkpoint {error}") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -137,6 +133,5 @@ def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) 
     """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
         one, other = (f"{s.num_classes} classes ({s.name}: {', '.join(s.classes[:4])}, …)" for s in (trained, data))
-        text = f"the checkpoint {path} was trained on {one}, the data has {other}"
         remedy = "choose the data that it was trained on, or predict without labels: evaluate.py mode=predict"
-        raise ProtosegError(f"{text}; {remedy}")
+        raise ProtosegError(f"the checkpoint {path} was trained on {one}, the data has {other}; {remedy}")

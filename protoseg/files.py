@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 _PARTIAL = ".partial"
 _LONGEST = 255  # bytes of a file's name, on all common disks
@@ -58,16 +58,14 @@ def write_file(path: Path, save: Callable[[Path], object], size: int = 0) -> Non
     """
     # The suffix stays last: NumPy and matplotlib go by it.
     partial = with_ending(path.with_name(f".{path.stem}"), f".{os.getpid()}{_PARTIAL}{path.suffix}")
-    try:
+    more = "What was written before is kept; free space or choose another folder"
+    with told(lambda error: f"{disk_refusal(error, path, size)}. {more}", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save(partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        text = f"{disk_refusal(error, path, size)}. What was written before is kept"
-        raise ProtosegError(f"{text}; free space or choose another folder") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from protoseg.files import write_json
 from protoseg.text import number_in
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 try:
     import fcntl
@@ -118,11 +118,9 @@ def read_sweep(folder: Path) -> Sweep:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Lock a folder until this process ends; ProtosegError: another process trains there, or it cannot be written."""
-    try:
+    with told(lambda error: f"cannot write {folder}: {error}; choose another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "job.lock", "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise ProtosegError(f"cannot write {folder}: {error}; choose another folder") from error
     with file:
         try:
             # Not flock: forked workers would hold that on, for some seconds after the process itself was killed.
@@ -152,7 +150,6 @@ def _job(entry: Any, folder: Path) -> Job:
 @contextmanager
 def _content(path: Path) -> Iterator[Any]:
     """What a file of ours says, to be read in the block; ProtosegError where it, or a part of it, is not there."""
-    try:
+    text = f"{path} is damaged: expected what train.py -m writes; delete it to begin anew"
+    with told(lambda _: text, KeyError, TypeError, ValueError):
         yield json.loads(path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProtosegError(f"{path} is damaged: expected what train.py -m writes; delete it to begin anew") from error

@@ -24,7 +24,7 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import mismatch, read_weights, weights_at_hand
 from protoseg.nn import Discriminant
 from protoseg.trusted import NETWORK, checked_sections
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, check_choice
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
@@ -66,8 +66,7 @@ class TrainedFile:
         It is built without memory first: a config that declares another network than the weights are of, or a
         larger one, costs nothing. Raises ProtosegError: no such network; a config that is not allowed, or does not fit.
         """
-        if network not in NETWORKS:
-            raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+        check_choice("network", network, NETWORKS)
         state = self._state(network)
         if not state:
             raise ProtosegError(f"network: expected a file with a {network}, got one without; use network=student")

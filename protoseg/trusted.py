@@ -8,13 +8,11 @@ names its module (``trust``).
 import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
 from hydra.utils import get_class
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, yaml_beside
 
 LARGEST = 65_536  # bound on every number in the section of a network: widths, depths, sizes in pixels
 MAX_VALUES = 10_000  # bound on those of a section
@@ -35,7 +33,7 @@ def _slot(row: Mapping[str, Any]) -> Slot:
     return Slot(**{**row, "classes": tuple(row["classes"]), "base": get_class(row["base"]), "parts": parts})
 
 
-SLOTS = {key: _slot(row) for key, row in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8")).items()}
+SLOTS = {key: _slot(row) for key, row in yaml_beside(__file__, "trusted.yaml").items()}
 """By section of the config. What is not here, a checkpoint never builds."""
 
 NETWORK = ("encoder", "decoder", "segmentor", "head", "auxiliary")  # the sections that make the model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import yaml  # type: ignore[import-untyped]
 
 from protoseg.text import visible
 
@@ -32,20 +34,35 @@ class ProtosegError(ValueError):
 
 
 @contextmanager
-def told(message: Callable[[Exception], str], *kinds: type[Exception]) -> Iterator[None]:
-    """Inside, errors of these kinds become a ProtosegError with ``message`` of the error; one that is one stays."""
+def told(message: Callable[[Any], str | None], *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds become a ProtosegError with ``message`` of it; one stays, unless it is a kind.
+
+    So does an error of which the message is None.
+    """
     try:
         yield
-    except ProtosegError:
-        raise
     except kinds as error:
-        raise ProtosegError(message(error)) from error
+        ours = isinstance(error, ProtosegError) and ProtosegError not in kinds
+        if ours or (text := message(error)) is None:
+            raise
+        raise ProtosegError(text) from error
+
+
+def check_choice(setting: str, value: object, choices: Collection[object]) -> None:
+    """Raise ProtosegError unless the value of a setting is one of the choices."""
+    if value not in choices:
+        raise ProtosegError(f"{setting}: expected one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def require(extra: str, *modules: str) -> None:
     """Raise ProtosegError where one of the optional packages is missing, which the ``extra`` of ours installs."""
     if missing := [module for module in modules if find_spec(module) is None]:
         raise ProtosegError(f"expected {', '.join(missing)} to be installed, got none: pip install 'protoseg[{extra}]'")
+
+
+def yaml_beside(module: str, name: str) -> Any:
+    """What a YAML file of ours says that lies beside a module, whose ``__file__`` is given."""
+    return yaml.safe_load(Path(module).with_name(name).read_bytes())
 
 
 def first_line(error: Exception) -> str:

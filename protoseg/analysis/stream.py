@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from protoseg.evaluation.pictures import rgb
 from protoseg.evaluation.predictor import evaluating
-from protoseg.functional.resize import downsample_label, upsample_logits
+from protoseg.functional.resize import downsample_label, image_size, upsample_logits
 from protoseg.nn import PrototypeMemory
 from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Similarities
 
@@ -40,12 +40,12 @@ class Scene(NamedTuple):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.label.shape[0], self.label.shape[1]
+        return image_size(self.label)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width in cells."""
-        return self.output.logits.shape[2], self.output.logits.shape[3]
+        return image_size(self.output.logits)
 
     @property
     def cell_label(self) -> Tensor:

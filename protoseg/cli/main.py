@@ -12,15 +12,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from protoseg import __version__, cli
 from protoseg.files import existing_checkpoint
 from protoseg.run.config import check_ranges, composed, named, run_with_clear_errors
 from protoseg.text import command, say, tables_as_json
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, yaml_beside
 
-COMMANDS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text("utf-8"))
+COMMANDS: dict[str, dict[str, Any]] = yaml_beside(__file__, "commands.yaml")
 """By name; what the keys mean is written in that file."""
 _CODES = "exit codes: 0 done, 1 wrong input or a job that failed, 2 words that are no command or option, 130 Ctrl-C."
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from protoseg.data.files import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, read_mask, used_values
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, WIDE_UNKNOWN_ID, Ids, ignored_in, unknown_id
 from protoseg.data.statistics import in_threads, spread, stamp
-from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, told
 
 _KEYS = ("name", "classes", "ids", "void", "things")
 _TRANSPARENT = "transparent"
@@ -107,10 +107,8 @@ def class_file(content: Any, path: Path) -> ClassFile:
             raise _wrong(path, "void ids from 0 to 65535 that no class has", repr(entry))
     things = tuple(map(str, _list(path, "things", content.get("things"))))
     name = str(content.get("name") or path.absolute().parent.name)
-    try:
+    with told(lambda error: str(_wrong(path, "things that are classes", error)), ProtosegError):
         space = LabelSpace(name, tuple(colors), with_made_colors(colors.values(), labels), things=things)
-    except ProtosegError as error:
-        raise _wrong(path, "things that are classes", error) from error
     return ClassFile(space, table, labels, frozenset(said), bool(content.get("ids")), _TRANSPARENT in entries)
 
 

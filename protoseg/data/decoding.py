@@ -20,7 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 Range = tuple[float, float]
 PNG_DEPTH = 24  # where the header has the bits per channel
@@ -149,11 +149,9 @@ def _open_array(data: bytes) -> Image.Image:
 @contextmanager
 def geotiff(path: Path) -> Iterator[Any]:
     """A TIFF as rasterio opens it; raises ProtosegError where that is not installed, or the image is too large."""
-    try:
+    text = f"image {path}: expected rasterio for such a TIFF, got none: pip install 'protoseg[geo]'"
+    with told(lambda _: text, ImportError):
         import rasterio
-    except ImportError as error:
-        text = f"image {path}: expected rasterio for such a TIFF, got none"
-        raise ProtosegError(f"{text}: pip install 'protoseg[geo]'") from error
     # One driver: others would follow what is written in a file to further files.
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, driver="GTiff") as file:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -244,11 +242,9 @@ def orientation(source: Path | bytes) -> int:
     """How EXIF says that an image is to be turned, 1 (not at all) to 8; 1 where it says nothing that can be read."""
     if isinstance(source, bytes) and not _may_be_turned(source):
         return 1
-    try:
-        with open_picture(source) as file:
-            return _orientation(file)
-    except Exception:  # whatever Pillow stumbles over in there
-        return 1
+    with suppress(Exception), open_picture(source) as file:  # whatever Pillow stumbles over in there
+        return _orientation(file)
+    return 1
 
 
 def _may_be_turned(data: bytes) -> bool:

@@ -31,9 +31,9 @@ from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, by_stem, list_images
 from protoseg.data.polygons import FOREIGN, FORMS, Drawing, Form, LeftOut, parts_of, read, recognise
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file, write_text
-from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, require
+from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, require, yaml_beside
 
-FORMATS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("export.yaml").read_bytes())
+FORMATS: dict[str, dict[str, Any]] = yaml_beside(__file__, "export.yaml")
 _COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 _KEPT_MODES = ("P", "1", "LA")  # small and unfiltered already; OpenCV would turn ids into colours, as it scales 2 bits
 Places = dict[str, list[str]]  # images by the reason for which they, or shapes in them, are left out

@@ -153,9 +153,8 @@ def _ends_properly(data: bytes) -> bool:
 
 def doubtful_mask(path: Path, doubt: str) -> ProtosegError:
     """The error of a mask whose numbers may not be the ids that were drawn; ``doubt`` as of ``mask_doubt``."""
-    text = f"mask {path}: expected ids as they were drawn, got {doubt}"
     remedy = "export the mask again as PNG from where it was drawn (converted to PNG it stays damaged)"
-    return ProtosegError(f"{text}: {remedy}")
+    return ProtosegError(f"mask {path}: expected ids as they were drawn, got {doubt}: {remedy}")
 
 
 def reading(path: Path, kind: str) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from protoseg.data.decoding import check_pixels, check_regular
 from protoseg.data.files import Color, labels_of_colors, labels_of_ids, read_mask
 from protoseg.data.label_spaces import Ids, read_classes, read_colors, read_ids
 from protoseg.data.pairing import IMAGE_SUFFIXES, FilePair, by_key, fault, list_images, pair, read_lines
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, told
 
 Patterns = str | Sequence[str]
 Classes = str | Mapping[str, Any]
@@ -113,9 +113,8 @@ class LayoutDataset(SegmentationDataset):
             return super().read_label(index)
         found = read_mask(mask)
         if found.kind not in ("colour", "palette"):
-            text = f"mask {mask}: expected the colours of the classes, got {found.kind} values"
             remedy = "choose the masks of the release, or set data.dataset.ids to the ids that these hold"
-            raise ProtosegError(f"{text}: {remedy}")
+            raise ProtosegError(f"mask {mask}: expected the colours of the classes, got {found.kind} values: {remedy}")
         return labels_of_colors(mask, found._replace(clear=None), self.colors, self.id_table.dtype)
 
     def _pairs(
@@ -183,10 +182,8 @@ def described_classes(
     known = sorted(path.stem for path in _TABLES.glob("*.tsv"))
     if classes not in known:
         raise ProtosegError(f"{setting}: expected one of {', '.join(known)}, or a file FILE.yaml, got {classes!r}")
-    try:
+    with told(lambda _: f"ids: expected a column of {classes!r} with ids, or color, got {ids!r}", KeyError, ValueError):
         return read_classes(classes), read_ids(classes, "id" if ids == "color" else ids), read_colors(classes)
-    except (KeyError, ValueError):
-        raise ProtosegError(f"ids: expected a column of {classes!r} with ids, or color, got {ids!r}") from None
 
 
 def matching(folder: Path, pattern: str, skip: str | None = None) -> dict[str, Path]:
@@ -236,7 +233,9 @@ def read_matlab(path: Path, variable: str) -> NDArray[Any]:
     """Ids ``h w`` of a MATLAB file (to version 7.2); raises ProtosegError where there are none."""
     from scipy.io import loadmat  # which albumentations needs, too
 
-    try:
+    text = f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}"
+    # Whatever scipy meets in a file that is none.
+    with told(lambda error: f"{text}, got {error}: unpack it again", Exception):
         check_regular(path)
         found: Any = loadmat(path, simplify_cells=True)
         for field in variable.split("."):
@@ -244,8 +243,5 @@ def read_matlab(path: Path, variable: str) -> NDArray[Any]:
         ids = np.asarray(found)
         if ids.ndim != 2 or ids.dtype.kind not in "ui":
             raise ValueError(f"it is {ids.dtype} of {ids.ndim} dimensions")
-    except Exception as error:  # whatever scipy meets in a file that is none
-        text = f"mask {path}: expected a MATLAB file with whole numbers h w in {variable}, got {error}"
-        raise ProtosegError(f"{text}: unpack it again") from error
     check_pixels(f"mask {path}", ids.shape[1], ids.shape[0])
     return ids

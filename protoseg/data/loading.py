@@ -14,7 +14,6 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -25,12 +24,12 @@ from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.label_spaces import rest_in
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
-from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest
+from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest, yaml_beside
 
 TIMEOUT = 600.0  # seconds that a batch of the workers is waited for
 PREFETCH = 2  # batches that each worker makes ahead, torch's own number
 SHARED_MEMORY = Path("/dev/shm")  # by which workers hand over their batches, on Linux
-_TOLD: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("loading.yaml").read_bytes())
+_TOLD: dict[str, Any] = yaml_beside(__file__, "loading.yaml")
 
 
 def sample_seed(seed: int, position: int) -> int:

@@ -12,16 +12,14 @@ from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
-
 from protoseg.data.decoding import LOSSY
 from protoseg.data.files import doubtful_mask
 from protoseg.text import command, override
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told, yaml_beside
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 IMAGE_SUFFIXES = (".png", *_JPEG_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy")
-NAMES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("names.yaml").read_bytes())
+NAMES: dict[str, Any] = yaml_beside(__file__, "names.yaml")
 _WANTED = f"images ({', '.join(IMAGE_SUFFIXES)})"
 _PROBES, _ENDS = 16, 32  # images looked at, and names compared with each, to find how masks are called
 _BORDER = re.compile(r"[^0-9A-Za-z]|(?<=[0-9])(?=[A-Za-z])")
@@ -233,11 +231,9 @@ def stem_in(folder: Path, path: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a list of a split's images; raises ProtosegError where there is no such file, or it is no text."""
-    try:
+    text = f"{path}: expected the list of a split's images, a text file in UTF-8"
+    with told(lambda error: f"{text}, got none that can be read ({error})", OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"{path}: expected the list of a split's images, a text file in UTF-8"
-        raise ProtosegError(f"{text}, got none that can be read ({error})") from error
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("faults", default=None)

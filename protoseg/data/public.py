@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from protoseg.data.label_spaces import ADE20K_FULL, WIDE_FILE_IGNORED
 from protoseg.data.layout import LayoutDataset, described_classes
-from protoseg.types import LabelSpace, Names, ProtosegError, StrPath
+from protoseg.types import LabelSpace, Names, StrPath, check_choice, yaml_beside
 
-LAYOUTS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_bytes())
+LAYOUTS: dict[str, dict[str, Any]] = yaml_beside(__file__, "layouts.yaml")
 NUM_CLASSES = (847, 700, 500, 300)
 
 
@@ -112,9 +111,7 @@ class ADE20KFull(PublicDataset):
     @classmethod
     def space(cls, **options: Any) -> LabelSpace:
         num_classes = options.get("num_classes", ADE20K_FULL.num_classes)
-        if num_classes not in NUM_CLASSES:
-            text = f"data.dataset.num_classes: expected one of {str(NUM_CLASSES)[1:-1]}"
-            raise ProtosegError(f"{text}, got {num_classes}")
+        check_choice("data.dataset.num_classes", num_classes, NUM_CLASSES)
         if num_classes == ADE20K_FULL.num_classes:
             return ADE20K_FULL
         name = f"{ADE20K_FULL.name}_{num_classes}"

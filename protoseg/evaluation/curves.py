@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml  # type: ignore[import-untyped]
+from protoseg.types import yaml_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES = 40
-CHARTS: dict[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+CHARTS: dict[str, str] = yaml_beside(__file__, "curves.yaml")
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
@@ -51,19 +51,17 @@ def curves_figure(run: Path) -> "Figure":
             title += f", the {_MOST_LINES} lowest"
         for number, column in enumerate(columns):
             points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
-            if points:
-                marker = "o" if len(points) < 40 else None
-                label = figure_name(column.split("/", 1 + ("by class" in title))[-1])
-                style = ("-", "--", ":", "-.")[number // 10]  # ten colours can be told apart, and four styles
-                axes.plot(*zip(*points, strict=True), style, c=f"C{number % 10}", label=label, marker=marker, ms=3)
+            marker = "o" if len(points) < 40 else None
+            label = figure_name(column.split("/", 1 + ("by class" in title))[-1])
+            style = ("-", "--", ":", "-.")[number // 10]  # ten colours can be told apart, and four styles
+            axes.plot(*zip(*points, strict=True), style, c=f"C{number % 10}", label=label, marker=marker, ms=3)
         if title == "training losses":
-            axes.set_yscale("log" if axes.lines else "linear")  # terms differ by orders of magnitude
+            axes.set_yscale("log")  # terms differ by orders of magnitude
         elif not title.startswith("queue"):
             axes.set_ylim(0, 1)  # shares: the whole range, where chance does not look like a trend
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("step")
         tidy(axes)
-        if axes.lines:
-            many = -(-len(columns) // 20)
-            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=many)
+        many = -(-len(columns) // 20)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=many)
     return figure

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -239,10 +239,9 @@ def opened(path: Path, reader: ImageReader) -> Iterator["GeoImage | None"]:
         yield None
         return
     with ExitStack() as stack:
-        try:
+        files: list[Any] = []
+        with suppress(*FAILURES):  # no rasterio, or perhaps of a kind that Pillow knows; else that says why
             files = [stack.enter_context(geotiff(file)) for file in reader.files(path)]
-        except FAILURES:  # no rasterio, or perhaps of a kind that Pillow knows; else that says why
-            files = []
         placed = files and (files[0].crs is not None or not files[0].transform.is_identity)
         yield GeoImage(path, reader, files) if placed else None
 

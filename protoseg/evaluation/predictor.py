@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from protoseg.allocator import give_back_freed_memory
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.resize import upsample_rows, window_starts
+from protoseg.functional.resize import image_size, upsample_rows, window_starts
 from protoseg.functional.similarity import unknown
-from protoseg.types import ProtosegError, SegOutput, Size, first_line
+from protoseg.types import ProtosegError, SegOutput, Size, check_choice, first_line, told
 
 MODES = ("auto", "whole", "slide")
 MAX_SCALE = 8  # of an image in memory 64 times as many pixels
@@ -84,8 +84,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
     ) -> None:
-        if mode not in MODES:
-            raise ProtosegError(f"inference.mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        check_choice("inference.mode", mode, MODES)
         if mode != "slide" and (crop_size is not None or stride is not None):
             text = f"inference: expected no crop_size and no stride with mode={mode}, got {crop_size=} and {stride=}"
             raise ProtosegError(f"{text}; set mode=slide, or leave them out")
@@ -213,7 +212,7 @@ class Predictor:
 
     def _rows(self, model: Model, image: Tensor) -> Iterator[Tensor]:
         """Logits at the image's own size, at least fp32, some rows at a time."""
-        size = (image.shape[2], image.shape[3])
+        size = image_size(image)
         return slide_rows(model, image, self.crop_size or size, self.stride or size)
 
 
@@ -302,9 +301,8 @@ def _pair(name: str, value: int | Sequence[int]) -> Size:
 
 def choose_device(name: str | None) -> torch.device:
     """The named device, or the best there is; raises ProtosegError if it is not here."""
-    try:
+    text = f"device: cannot use {name!r} here"
+    with told(lambda error: f"{text} ({first_line(error)}); try device=cpu", RuntimeError, AssertionError):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ProtosegError(f"device: cannot use {name!r} here ({first_line(error)}); try device=cpu") from error
     return device

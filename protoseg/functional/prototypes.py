@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protoseg.distributed import all_reduce_, mean_over_ranks
 from protoseg.functional.precision import at_least_fp32
-from protoseg.types import IGNORE_INDEX, ProtosegError, Similarities
+from protoseg.types import IGNORE_INDEX, ProtosegError, Similarities, check_choice
 
 ASSIGNMENTS: tuple[str, ...] = ("argmax", "gumbel", "released")
 MAX_ITERATIONS = 100
@@ -37,8 +37,7 @@ def cluster(
     sample (Gumbel noise on *log*-probabilities). ``released``: the public code's draw, the noise on *probabilities*,
     nearly uniform; only for comparison with published checkpoints. Raises ProtosegError: another one.
     """
-    if assignment not in ASSIGNMENTS:
-        raise ProtosegError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
+    check_choice("assignment", assignment, ASSIGNMENTS)
     k, valid = own.shape[1], label != IGNORE_INDEX
     plan = sinkhorn(own, label, num_classes, valid, epsilon, rounds)
     chosen = drawn = plan.argmax(1)

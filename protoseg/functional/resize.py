@@ -7,6 +7,11 @@ from torch import Tensor
 from protoseg.types import IGNORE_INDEX, ProtosegError, Size
 
 
+def image_size(image: Tensor) -> Size:
+    """Height and width of ``… h w``."""
+    return image.shape[-2], image.shape[-1]
+
+
 def grid_size(size: Size, stride: int) -> Size:
     """Height and width of the grid of ``stride`` whose cells cover an image of ``size`` pixels."""
     return (size[0] + stride - 1) // stride, (size[1] + stride - 1) // stride  # as an exporter can follow
@@ -14,7 +19,7 @@ def grid_size(size: Size, stride: int) -> Size:
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right of ``b c h w`` until height and width are multiples of ``multiple``."""
-    height, width = grid_size((image.shape[-2], image.shape[-1]), multiple)
+    height, width = grid_size(image_size(image), multiple)
     return F.pad(image, (0, width * multiple - image.shape[-1], 0, height * multiple - image.shape[-2]))
 
 

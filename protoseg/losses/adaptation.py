@@ -11,7 +11,7 @@ from torch import Tensor
 from protoseg.distributed import mean_over_ranks
 from protoseg.functional.mixing import check_colours, mask_image, random_patch_mask, strong_transform
 from protoseg.functional.precision import at_least_fp32
-from protoseg.functional.resize import majority_label
+from protoseg.functional.resize import image_size, majority_label
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
 from protoseg.losses.term import Step, Term
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError, SegOutput
@@ -154,8 +154,7 @@ class MaskedImageConsistency(Term):
 
     def forward(self, step: Step) -> Tensor:
         student, image, label = step.model, step.target.image, step.target.label
-        height, width = image.shape[-2:]
-        visible = random_patch_mask(len(image), (height, width), self.block_size, self.ratio, image.device)
+        visible = random_patch_mask(len(image), image_size(image), self.block_size, self.ratio, image.device)
         output = student.perturbed(mask_image(strong_transform(image, **self.colours), visible, student.mean))
         weight = step.target.quality.expand(label.shape)
         how = (student.stride, output.align_corners, self.all_pixels)

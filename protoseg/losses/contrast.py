@@ -16,7 +16,7 @@ from protoseg.functional import contrast as formulas
 from protoseg.functional.hierarchy import ancestors
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.prototypes import prototype_sums
-from protoseg.functional.resize import downsample_label, majority_label
+from protoseg.functional.resize import downsample_label, image_size, majority_label
 from protoseg.functional.sampling import pixel_rows, sample_hard_and_easy, sample_per_class, take_rows
 from protoseg.losses.term import Mixed, Seen, Step, Target, Term
 from protoseg.nn import ClassQueues, PrototypeMemory
@@ -58,8 +58,7 @@ def target_label(target: Target, mixed: Mixed) -> Tensor:
 
 def on_grid(x: Tensor, seen: Seen) -> Tensor:
     """A full-size map ``b H W`` at the centres of the cells of a model's output, flattened to ``n``."""
-    height, width = seen.output.logits.shape[2:]
-    return downsample_label(x, (height, width), seen.stride).flatten()
+    return downsample_label(x, image_size(seen.output.logits), seen.stride).flatten()
 
 
 def target_pixels(target: Target, mixed: Mixed) -> Target:

@@ -154,8 +154,7 @@ class PrototypeGuidedContrast(TargetContrast):
         self, memory: PrototypeMemory, source: Seen, mixed: Seen, anchors: Tensor, index: Tensor, valid: Tensor
     ) -> Observation:
         """The anchors, and as many labelled source pixels, for the term's own memory."""
-        source_label = on_grid(source.label, source)
-        source_index, source_valid = sample_per_class(source_label, self.num_classes, self.anchors)
+        source_index, source_valid = sample_per_class(on_grid(source.label, source), self.num_classes, self.anchors)
         on_source = embed(self.projection, take_rows(source.output.embeddings, source_index))
         embeddings = torch.cat([on_source.flatten(0, 1), anchors.flatten(0, 1)])
         label = torch.cat([class_rows(source_valid), class_rows(valid)])

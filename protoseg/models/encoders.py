@@ -8,23 +8,22 @@ from typing import Any
 
 import timm
 import torch
-import yaml  # type: ignore[import-untyped]
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.functional.resize import grid_size, image_size, pad_to_multiple
 from protoseg.models.adapters import adapt, refine
 from protoseg.models.recompute import recompute_blocks
-from protoseg.models.weights import adapt_first_layer, check_match, load_timm_weights, no_download, read_weights
-from protoseg.types import ProtosegError, first_line, told
+from protoseg.models.weights import adapt_first_layer, check_match, downloading, load_timm_weights, read_weights
+from protoseg.types import ProtosegError, check_choice, first_line, told, yaml_beside
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIT_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
-_FAMILIES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_FAMILIES: dict[str, Any] = yaml_beside(__file__, "encoders.yaml")
 
 
 class Encoder(nn.Module):
@@ -213,7 +212,7 @@ class TimmEncoder(Encoder):
 
     def _on_grid(self, image: Tensor) -> list[Tensor]:
         """Maps of the image, padded to whole patches, on cells of ``patch_stride`` pixels instead of ``patch``."""
-        given, cells = (grid_size((image.shape[-2], image.shape[-1]), side) for side in (self.patch, self.patch_stride))
+        given, cells = (grid_size(image_size(image), side) for side in (self.patch, self.patch_stride))
         rows, columns = (self._weights(new, old, image) for new, old in zip(cells, given, strict=True))
         maps = self.model(pad_to_multiple(image, self.patch))
         return [rows.to(feature.dtype) @ feature @ columns.T.to(feature.dtype) for feature in maps]
@@ -228,12 +227,10 @@ class TimmEncoder(Encoder):
 @torch.no_grad()
 def _check_any_size(name: str, model: nn.Module, channels: int) -> None:
     # timm's flag for one input size only is also set on models that take any: so try, where it is set
-    try:
+    text = f"encoder {name!r} takes images of one size only"
+    remedy = "choose another encoder, or give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32)"
+    with told(lambda error: f"{text} ({first_line(error)}); {remedy} and feed no other", AssertionError, RuntimeError):
         model.eval()(torch.zeros(1, channels, 64, 96))
-    except (AssertionError, RuntimeError) as error:
-        text = f"encoder {name!r} takes images of one size only ({first_line(error)}); choose another encoder"
-        other = "give that size as encoder.img_size=[HEIGHT,WIDTH] (multiples of 32) and feed no other"
-        raise ProtosegError(f"{text}, or {other}") from error
     model.train()
 
 
@@ -264,15 +261,11 @@ class MiTEncoder(Encoder):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        if variant not in MIT_VARIANTS:
-            raise ProtosegError(f"encoder.variant: expected one of {', '.join(MIT_VARIANTS)}, got {variant!r}")
+        check_choice("encoder.variant", variant, MIT_VARIANTS)
         self.set_input(mean or IMAGENET_MEAN, std or IMAGENET_STD, in_chans)
         name, published = f"mit_{variant}", "imagenet" if pretrained and weights is None else None
-        try:
-            with _NumbersReadable():
-                self.model = get_encoder(name, in_channels=in_chans, weights=published)
-        except Exception as error:  # the hub's clients raise whatever their transport raises
-            raise no_download(name, error) from error
+        with downloading(name), _NumbersReadable():
+            self.model = get_encoder(name, in_channels=in_chans, weights=published)
         if weights is not None:
             state, expected = read_weights(weights, mean=self.mean, std=self.std), self.model.state_dict()
             state = {key: value for key, value in state.items() if not key.startswith("head.")}  # the classifier

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.resize import grid_size, pad_to_multiple, window_starts
+from protoseg.functional.resize import grid_size, image_size, pad_to_multiple, window_starts
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
-from protoseg.models.segmentor import Segmentor, crop_to_grid, image_size
+from protoseg.models.segmentor import Segmentor, crop_to_grid
 from protoseg.nn import Head
 from protoseg.types import Detail, ProtosegError, SegOutput, Size
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.functional.resize import grid_size, image_size, pad_to_multiple
 from protoseg.models.encoders import Encoder
-from protoseg.models.segmentor import crop_to_grid, image_size
+from protoseg.models.segmentor import crop_to_grid
 from protoseg.models.weights import mismatch
 from protoseg.types import ProtosegError
 

@@ -3,14 +3,13 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml  # type: ignore[import-untyped]
 
 from protoseg.models.weights import State
+from protoseg.types import yaml_beside
 
 _BENCHMARKS = {19: "cityscapes", 150: "ade20k", 171: "coco_stuff"}  # ``data=`` of published networks, by their classes
 _MIT = {(32, 2): "b0", (64, 2): "b1", (64, 6): "b2", (64, 18): "b3", (64, 27): "b4", (64, 40): "b5"}
@@ -103,5 +102,5 @@ MENDS: dict[str, Callable[[State], State]] = {
 }
 """By kind, what changes in its tensors beside their names."""
 
-_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_TABLE = yaml_beside(__file__, "published.yaml")
 KINDS = tuple(Kind(name, **entry) for name, entry in _TABLE.items())

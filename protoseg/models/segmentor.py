@@ -8,16 +8,11 @@ from torch import Tensor, nn
 
 from protoseg.functional.hierarchy import path_scores
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.resize import grid_size, pad_to_multiple
+from protoseg.functional.resize import grid_size, image_size, pad_to_multiple
 from protoseg.models.encoders import Encoder
 from protoseg.models.recompute import unmoved_statistics
 from protoseg.nn import Discriminant, Head
 from protoseg.types import ProtosegError, SegOutput, Size
-
-
-def image_size(image: Tensor) -> Size:
-    """Height and width of ``b c h w``."""
-    return image.shape[-2], image.shape[-1]
 
 
 def crop_to_grid(feature: Tensor, size: Size, stride: int) -> Tensor:

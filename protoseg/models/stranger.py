@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protoseg.models.own import NetworkEncoder, inside
-from protoseg.types import ProtosegError, first_line, require
+from protoseg.types import ProtosegError, first_line, require, told
 
 BLOCK = 2**16  # bytes of a file are counted in blocks: no number in a checkpoint's config is larger
 TRIAL = (256, 320)  # pixels of the image that a network is tried with, unless its file is for another size
@@ -50,7 +50,9 @@ def onnx_session(file: bytes, outputs: Sequence[str] = ()) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    try:
+    text = "expected an ONNX file that holds its weights, one float32 input b 3 h w and the tensors that are named"
+    # protobuf, onnx and onnxruntime raise what they like
+    with told(lambda error: f"{text}, got another ({first_line(error)[:300]})", Exception):
         model = onnx.load_from_string(file)
         onnx.external_data_helper.convert_model_from_external_data(model)  # a checkpoint opens no other file
         names = outputs or [name for node in model.graph.node for name in node.output if name]
@@ -58,9 +60,6 @@ def onnx_session(file: bytes, outputs: Sequence[str] = ()) -> Any:
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         _input(session, TRIAL)
-    except Exception as error:  # protobuf, onnx and onnxruntime raise what they like
-        text = "expected an ONNX file that holds its weights, one float32 input b 3 h w and the tensors that are named"
-        raise ProtosegError(f"{text}, got another ({first_line(error)[:300]})") from error
     return session
 
 

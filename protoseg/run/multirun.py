@@ -30,7 +30,7 @@ from protoseg.run.config import check_ranges, explain, explained
 from protoseg.run.launch import first_process, launch
 from protoseg.run.resuming import check_folder, reserve
 from protoseg.text import Terminal, command, override, say, visible
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 log = logging.getLogger(__name__)
 _folder: Path | None = None  # of the multirun that this process started
@@ -147,20 +147,17 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
 
 def compose_job(config: DictConfig, loader: ConfigLoader, sweep: Sweep, job: Job) -> str:
     """Compose a job and resolve all its values; returns its folder below the sweep's."""
-    try:
-        with explained():
-            composed = loader.load_sweep_config(config, list(job.overrides))
-            with open_dict(composed):
-                composed.hydra.job.num, composed.hydra.job.id = job.number, str(job.number)
-                composed.hydra.runtime.output_dir = str(sweep.folder)
-            with hydra_config(composed):
-                own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-                OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-                check_ranges(own)
-                return str(composed.hydra.sweep.subdir)
-    except ProtosegError as error:
-        text = f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose"
-        raise ProtosegError(f"{text}: {' '.join(error.args[0].split())}") from error
+    text = f"no job was started: job {job.number} of the sweep ({sweep.name(job)}) does not compose"
+    with told(lambda error: f"{text}: {' '.join(error.args[0].split())}", ProtosegError), explained():
+        composed = loader.load_sweep_config(config, list(job.overrides))
+        with open_dict(composed):
+            composed.hydra.job.num, composed.hydra.job.id = job.number, str(job.number)
+            composed.hydra.runtime.output_dir = str(sweep.folder)
+        with hydra_config(composed):
+            own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+            OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+            check_ranges(own)
+            return str(composed.hydra.sweep.subdir)
 
 
 def go_on(old: Sweep, new: Sweep, unsaid: Mapping[str, str]) -> Sweep:

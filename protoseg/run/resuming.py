@@ -8,14 +8,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told, yaml_beside
 
 SAID, SILENT = "said", "silent"
 _SAME_ENCODER = ("_target_", "name", "variant")
-_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_TABLES = yaml_beside(__file__, "resuming.yaml")
 RULES: list[tuple[str, str]] = _TABLES["changes"]
 """Patterns of keys, first match first, and what becomes of a change; :data:`SAID`, :data:`SILENT`, or why it is not."""
 WRITTEN: dict[str, str] = _TABLES["written"]
@@ -58,14 +57,12 @@ def changed_settings(path: str, checkpoint: dict[str, Any], config: dict[str, An
     before = checkpoint["protoseg"]["config"]
     if not isinstance(before, dict):
         raise ProtosegError(f"resume: checkpoint {path}: expected the run's config inside, got none")
-    try:
+    with told(lambda _: f"resume: checkpoint {path}: its config is nested too deeply", RecursionError):
         now, old = dict(_leaves(config)), dict(_leaves(before))
         # What follows from the folder is no change where only the folder changed.
         folder, to = old.get("paths.output", ""), now["paths.output"]
         moved = (key for key, value in old.items() if folder and value.startswith(folder))
         old |= {key: to + old[key].removeprefix(folder) for key in moved}
-    except RecursionError as error:
-        raise ProtosegError(f"resume: checkpoint {path}: its config is nested too deeply") from error
     said, refused = [], []
     for key in dict.fromkeys([*now, *old]):
         is_now = now.get(key, "null")

@@ -152,8 +152,7 @@ def _taught(teach: Callable[..., Any], file: TrainedFile, dataset: ClassMasks, *
     for new in found:
         copies = "" if new.distinct != 1 else " (one direction: too few pixels to tell more apart)"
         seen = f"{new.pixels} cells in {len(dataset)} images, {new.distinct} different prototypes{copies}"
-        before = f"before, the model called {new.share:.0%} of the cells {new.called}"
-        say(f"{new.name} ({new.network}): {seen}; {before}")
+        say(f"{new.name} ({new.network}): {seen}; before, the model called {new.share:.0%} of the cells {new.called}")
         if new.share > 0.95 and new.called != new.name:
             say(f"Is it {new.called}, by another name? Then `protoseg teach refresh` is for it", stderr=True)
     return made

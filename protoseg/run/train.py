@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml  # type: ignore[import-untyped]
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
@@ -37,7 +36,7 @@ from protoseg.trained import TrainedFile, open_file, unmoved
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, yaml_beside
 
 
 def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
@@ -238,7 +237,7 @@ def quiet_known_warnings() -> None:
     """Silence what Lightning says of choices made on purpose."""
     for name in ("pytorch_lightning", "lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in yaml.safe_load(Path(__file__).with_name("quiet.yaml").read_text("utf-8")):
+    for pattern in yaml_beside(__file__, "quiet.yaml"):
         warnings.filterwarnings("ignore", pattern)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from protoseg.checkpoint import NETWORKS, check_class_names, read_tensors, save_checkpoint
 from protoseg.functional.discriminant import Statistics
 from protoseg.trained import TrainedFile, digest
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 _MEMORY = "head.memory."
 _AUXILIARY = tuple(f"{prefix}auxiliary." for prefix in NETWORKS.values())
@@ -168,7 +168,8 @@ def read_edit(path: str | Path) -> ClassEdit:
     content = read_tensors(path).get("protoseg_classes")
     if not isinstance(content, dict):
         raise ProtosegError(f"{path}: expected a change of classes (protoseg.teach … --delta), got another file")
-    try:
+    damage = (AssertionError, AttributeError, KeyError, TypeError, ProtosegError)
+    with told(lambda error: f"{path}: expected a change of classes, got a damaged one ({error})", *damage):
         new = {network: Memory(**memory) for network, memory in content["new"].items()}
         edit = ClassEdit(**content | {"new": new})
         assert isinstance(edit.base, str)
@@ -178,6 +179,4 @@ def read_edit(path: str | Path) -> ClassEdit:
         assert all(isinstance(part, Tensor) and part.ndim > 0 for memory in new.values() for part in memory)
         space = {"name": "edit", "classes": edit.classes, "colors": edit.colors}
         check_class_names({"label_space": space, "relabel": edit.relabel, "config": None})
-    except (AssertionError, AttributeError, KeyError, TypeError, ProtosegError) as error:
-        raise ProtosegError(f"{path}: expected a change of classes, got a damaged one ({error})") from error
     return edit

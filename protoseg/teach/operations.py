@@ -210,8 +210,7 @@ def _looked_at(
     share = max(1, MAX_CELLS // len(dataset))
     found = {i: _Seen([], [], [], [], []) for i in ids}
     for index in track(range(len(dataset)), title, disable=not title):
-        image, label, _ = dataset[index]
-        scene = look(model, image, label)
+        scene = look(model, *dataset[index][:2])
         embeddings = pixel_rows(scene.output.embeddings)
         for i, seen in found.items():
             own = (scene.cell_label == i).nonzero().flatten()

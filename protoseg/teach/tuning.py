@@ -16,7 +16,7 @@ from torch import Tensor
 from protoseg.analysis.stream import prototype_memory
 from protoseg.checkpoint import NETWORKS
 from protoseg.data import SegmentationDataset
-from protoseg.functional.resize import downsample_label
+from protoseg.functional.resize import downsample_label, image_size
 from protoseg.models.segmentor import Segmentor
 from protoseg.teach.edit import apply_edit, editable_memories
 from protoseg.teach.operations import CPU, Device, NewClass, placed_classes
@@ -87,7 +87,7 @@ def distillation(model: Segmentor, old: Segmentor, new: Sequence[int], image: Te
     with torch.no_grad():
         target = F.pad(old(image).logits.softmax(1), (0, 0, 0, 0, 0, len(new)))
     output, memory = model.segment(image), prototype_memory(model)
-    cells = downsample_label(label, (target.shape[2], target.shape[3]), model.stride)
+    cells = downsample_label(label, image_size(target), model.stride)
     for row, label_id in enumerate(new, target.shape[1] - len(new)):
         there = (cells == label_id)[:, None]
         target = target.masked_fill(there, 0)

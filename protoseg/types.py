@@ -35,9 +35,9 @@ class ProtosegError(ValueError):
 
 @contextmanager
 def told(message: Callable[[Any], str | None], *kinds: type[Exception]) -> Iterator[None]:
-    """Inside, errors of these kinds become a ProtosegError with ``message`` of it; one stays, unless it is a kind.
+    """Inside, errors of these kinds become a ProtosegError with ``message`` of it.
 
-    So does an error of which the message is None.
+    A ProtosegError stays as it is, unless that is among the kinds, and so does an error of which the message is None.
     """
     try:
         yield

@@ -129,7 +129,7 @@ class MaskedImageConsistency(Term):
     (``colours``, of :func:`protoseg.functional.mixing.strong_transform`). Every pixel weighs as much as the
     pseudo-labels' quality; those without a pseudo-label do not count. Of a model with a detail crop (HRDA), that has
     ``detail_weight``, and the fused logits the rest; ``all_pixels`` as of :class:`protoseg.losses.CrossEntropy`.
-    BatchNorm's running statistics do not move, for no masked image is ever judged (there they do).
+    BatchNorm's running statistics do not move, for no masked image is ever judged; in the released code they do.
 
     Raises ProtosegError: a ratio outside [0, 1] or a block size below 1.
     """

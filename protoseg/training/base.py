@@ -20,9 +20,10 @@ from protoseg.checkpoint import own_part, save_checkpoint
 from protoseg.distributed import all_reduce_, rank
 from protoseg.evaluation.metrics import Scores, SegmentationMetrics, scores, subset_means
 from protoseg.evaluation.predictor import Predictor
+from protoseg.functional.resize import image_size
 from protoseg.lightning import batches_begun
 from protoseg.losses import CrossEntropy, LogitsLoss, PixelPrototypeContrast, Seen, Step, Term
-from protoseg.models.segmentor import Segmentor, image_size
+from protoseg.models.segmentor import Segmentor
 from protoseg.nn import Observation, PrototypeMemory
 from protoseg.text import visible
 from protoseg.trained import without

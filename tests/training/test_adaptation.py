@@ -180,19 +180,24 @@ def test_source_only_never_looks_at_the_target(configure: Configure, monkeypatch
 def test_running_statistics_are_those_of_mixed_images(
     words: tuple[str, ...], moving: list[bool], configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[torch.Tensor] = []
+    kept: list[list[torch.Tensor]] = []
     moved = []
     see = AdaptationModule.see
 
-    def means(self: AdaptationModule) -> torch.Tensor:
-        return torch.cat([m.running_mean for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm2d)])  # type: ignore[misc]
+    def means(self: AdaptationModule) -> list[torch.Tensor]:
+        return [m.running_mean.clone() for m in self.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # type: ignore[union-attr]
+
+    def changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
+        of_each = {not torch.equal(*pair) for pair in zip(before, after, strict=True)}
+        assert len(of_each) == 1
+        return of_each.pop()
 
     def watch(self: AdaptationModule, *args: object) -> object:
         before = means(self)
-        assert not kept or torch.equal(before, kept.pop())
+        assert not kept or not changed(kept.pop(), before)
         seen = see(self, *args)  # type: ignore[arg-type]
         kept.append(means(self))
-        moved.append(not torch.equal(kept[0], before))
+        moved.append(changed(before, kept[0]))
         return seen
 
     monkeypatch.setattr(AdaptationModule, "see", watch)

@@ -49,7 +49,9 @@ class Target:
 class Step:
     """A training step after its forward passes. Parts that a method does not have are None; no term needs those."""
 
-    model: Any  # the ``Segmentor`` that is trained (for terms with a forward pass of their own)
+    # The ``Segmentor`` that is trained. A term with a forward pass of its own takes ``perturbed``, which moves no
+    # running statistics: they are what it is judged by.
+    model: Any
     labelled: Seen  # its output on labelled images: of adaptation, the source's
     mixed: Mixed = None  # type: ignore[assignment]  # its output on mixed images
     target: Target = None  # type: ignore[assignment]  # the unlabelled images

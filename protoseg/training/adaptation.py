@@ -12,7 +12,7 @@ from torch import Tensor
 from protoseg.distributed import all_reduce_, world_size
 from protoseg.evaluation.metrics import SegmentationMetrics, scores
 from protoseg.functional.precision import at_least_fp32, no_autocast
-from protoseg.functional.resize import upsample_logits
+from protoseg.functional.resize import image_size, upsample_logits
 from protoseg.losses import Mixed, Step, Target, Term
 from protoseg.models.recompute import unmoved_statistics
 from protoseg.nn import EMATeacher, Observation
@@ -118,13 +118,13 @@ class AdaptationModule(SegmentationModule):
 
         Raises ProtosegError for images without a row that counts.
         """
-        if image.shape[2] <= self.ignore_top + self.ignore_bottom:
-            got = f"{image.shape[2]} rows of which {self.ignore_top} + {self.ignore_bottom} do not count"
+        size = image_size(image)
+        if size[0] <= self.ignore_top + self.ignore_bottom:
+            got = f"{size[0]} rows of which {self.ignore_top} + {self.ignore_bottom} do not count"
             text = "method.ignore_top, method.ignore_bottom: expected target crops with rows that count"
             raise ProtosegError(f"{text}, got {got}; set both to 0, or data.crop_size higher")
         output: SegOutput = self.teacher(image)
         with no_autocast(output.logits):
-            size = (image.shape[2], image.shape[3])
             logits = upsample_logits(at_least_fp32(output.logits), size, self.model.stride, output.align_corners)
             confidence, label = logits.softmax(1).max(1)
         sure = (confidence >= self.threshold).to(confidence.dtype).mean()

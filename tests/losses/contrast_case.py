@@ -83,8 +83,14 @@ def make(preset: str, case: Case, **changes: Any) -> PixelContrast:
     """A preset as its YAML says, with room for every pixel of the toy batch."""
     with initialize_config_dir(str(CONF / "contrast"), version_base="1.3"):
         cfg = compose(preset)
-    options: dict[str, Any] = {"dim": 5, "queue_length": 4 * MANY, "per_step": MANY, "anchors": MANY, "size": [5, 7]}
-    options.update(pixels=MANY)
+    options: dict[str, Any] = {
+        "dim": 5,
+        "queue_length": 4 * MANY,
+        "per_step": MANY,
+        "anchors": MANY,
+        "pixels": MANY,
+        "size": [5, 7],
+    }
     options.update(
         temperature=0.5, reliable=0.6, confident=0.2, entropy_share=0.4, negatives=20, low_rank=2, keys=20, alpha=0.9
     )

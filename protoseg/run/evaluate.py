@@ -83,6 +83,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
         worst = WorstImages(trained.label_space, unlabelled=unlabelled)
     observe = worst.update if worst else None
     facts = {"checkpoint": str(Path(cfg.ckpt_path).absolute()), "network": cfg.network}
+    if trained.label_space.parents:
+        facts["fall_back"] = cfg.get("fall_back")
     to = (trained.predictor, trained.label_space, output, choose_device(cfg.device), tuple(cfg.save), cfg.max_overlays)
     result = evaluate(trained.model, loader, *to, subsets, observe, unlabelled, facts)
     if worst:

@@ -328,6 +328,7 @@ def test_train_evaluate_predict(recipe: str, camvid: Path, configure: Configure,
         run_evaluation(cfg)
         found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
         assert len(found[name]["classes"]) == 13
+        assert found[name]["fall_back"] == (1.0 if words else None)
         assert {*found[name]["classes_in_means"]} <= {*CAMVID.classes}
         assert "mIoU_level_1" in (tmp_path / name / "table.md").read_text()
         ids = np.unique(np.stack([np.asarray(Image.open(file)) for file in (tmp_path / name).glob("labels/*.png")]))

@@ -13,7 +13,7 @@ from protoseg.distributed import all_reduce_, world_size
 from protoseg.evaluation.metrics import SegmentationMetrics, scores
 from protoseg.functional.precision import at_least_fp32, no_autocast
 from protoseg.functional.resize import image_size, upsample_logits
-from protoseg.losses import Mixed, Step, Target, Term
+from protoseg.losses import CrossEntropy, Mixed, Step, Target, Term
 from protoseg.models.recompute import unmoved_statistics
 from protoseg.nn import EMATeacher, Observation
 from protoseg.training.base import SegmentationModule
@@ -39,6 +39,9 @@ class AdaptationModule(SegmentationModule):
         source_terms: further terms on the source images, by name (feature distance).
         alpha: largest momentum of the teacher.
         threshold: confidence from which a pseudo-label is reliable.
+        unweighted: the teacher's probabilities are divided by the class weights of the cross-entropy on source images
+            (then by their sum). A network that learns with weights w says w p, not p (Elkan, IJCAI 2001), and where it
+            doubts it calls too much rare; labels learned from such ones add to it.
         ignore_top, ignore_bottom: rows of the target images without pseudo-label (the car's bonnet, the border of a
             rectified image; 15 and 120 of Cityscapes' 512 in DAFormer, which gives them the weight 0 instead, so that
             they still count in the mean's number of pixels).
@@ -59,6 +62,7 @@ class AdaptationModule(SegmentationModule):
         mix: Callable[[Batch, Target, int, float], Mixture] | None = None,
         alpha: float = 0.999,
         threshold: float = 0.968,
+        unweighted: bool = False,
         ignore_top: int = 0,
         ignore_bottom: int = 0,
         separate_backward: bool = False,
@@ -75,6 +79,12 @@ class AdaptationModule(SegmentationModule):
             remedy = "set auxiliary=null, or separate_backward=false"
             raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
+        crosses = [name for name, term in losses.items() if isinstance(term, CrossEntropy)]
+        self.weighted = crosses[0] if unweighted and crosses else None  # the term whose class weights are divided out
+        if unweighted and (self.weighted is None or self.class_weights.min() <= 0):
+            text = "method.unweighted: expected a cross-entropy on the source images, with class_weights above 0"
+            got = self.class_weights.tolist() if self.weighted else ", ".join(losses)
+            raise ProtosegError(f"{text}, got {got}; set it to false")
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold, self.separate_backward = threshold, separate_backward
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom
@@ -124,6 +134,8 @@ class AdaptationModule(SegmentationModule):
             text = "method.ignore_top, method.ignore_bottom: expected target crops with rows that count"
             raise ProtosegError(f"{text}, got {got}; set both to 0, or data.crop_size higher")
         output: SegOutput = self.teacher(image)
+        if self.weighted:
+            output = output._replace(logits=output.logits - self.class_weights.log().view(-1, 1, 1))
         with no_autocast(output.logits):
             logits = upsample_logits(at_least_fp32(output.logits), size, self.model.stride, output.align_corners)
             confidence, label = logits.softmax(1).max(1)
@@ -132,6 +144,12 @@ class AdaptationModule(SegmentationModule):
         rows = torch.arange(size[0], device=label.device).view(1, -1, 1)
         outside = (rows < self.ignore_top) | (rows >= size[0] - self.ignore_bottom)
         return Target(image, label.masked_fill(outside, IGNORE_INDEX), confidence, quality, output)
+
+    @property
+    def class_weights(self) -> Tensor:
+        """Those that ``unweighted`` divides by, ``c``."""
+        term: Any = self.losses[self.weighted]
+        return term.class_weights
 
     def see_mixed(self, mixture: Mixture) -> tuple[Mixed, list[Observation]]:
         """The student's output on the mixed images; sure labels alone move its prototypes."""
@@ -168,9 +186,13 @@ class AdaptationModule(SegmentationModule):
             self._judge(self.source_metrics, self.predictor.predict(self.model, batch.image, batch.size), batch)
             return {}
         outputs = super().validation_step(batch, batch_idx)
-        said = self.predictor.predict_with_confidence(self.teacher.module, batch.image, batch.size)
-        self._judge(self.teacher_metrics, [label for label, _ in said], batch)
-        for (prediction, confidence), label, (h, w) in zip(said, batch.label, batch.size.tolist(), strict=True):
+        said = self.predictor.doubt(self.teacher.module, batch.image, batch.size, probabilities=bool(self.weighted))
+        self._judge(self.teacher_metrics, [each.label for each in said], batch)
+        for each, label, (h, w) in zip(said, batch.label, batch.size.tolist(), strict=True):
+            prediction, confidence = each.label, each.confidence
+            if each.probabilities is not None:  # judged as pseudo-labels are made
+                parts = each.probabilities / self.class_weights.view(-1, 1, 1)
+                confidence, prediction = (parts / parts.sum(0)).max(0)
             self.reliable_metrics.update(prediction, label[:h, :w].where(confidence >= self.threshold, IGNORE_INDEX))
         return outputs
 

@@ -12,11 +12,12 @@ import torch
 from omegaconf import DictConfig
 
 from protoseg.checkpoint import read_checkpoint
+from protoseg.functional.resize import upsample_logits
 from protoseg.run.build import build_datamodule, build_module
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.training import AdaptationModule, adaptation
-from protoseg.types import ProtosegError
+from protoseg.types import Batch, ProtosegError
 from tests.conftest import TINY
 from tests.training.test_resume import assert_resumes
 
@@ -26,6 +27,10 @@ DAFORMER = ("experiment=small_daformer", *ADAPT)
 SURE = ("method.threshold=0.1",)
 PGPC = ("experiment=small_pgpc", *ADAPT, "contrast.reliable=0.1")
 HRDA = ("segmentor=hrda", "segmentor.detail_size=64", "segmentor.attention.width=16", "data.crop_size=[128,128]")
+NO_CE = (
+    "loss=[parametric,dice]", "~loss.ce", "contrast=none",
+    "method.terms.mixed.class_weights=null", "method.terms.mixed.all_pixels=false",
+)  # fmt: skip
 Configure = Callable[..., DictConfig]
 
 
@@ -237,6 +242,8 @@ def module_of(configure: Configure, *overrides: str) -> AdaptationModule:
     [
         (("method.threshold=0", "contrast=none"), "threshold"),
         (("method.ignore_top=-1",), "ignore_top"),
+        (("method.unweighted=true", f"loss.ce.class_weights={[0, *[1] * 10]}"), r"above 0, got \[0.0, 1.0"),
+        ((*NO_CE, "method.unweighted=true"), "cross-entropy on the source images.*got dice; set"),
         (("method.alpha=1",), "alpha"),
         (("method.source_terms.feature_distance.classes=[dragon]",), "dragon"),
         (("+method.subsets.few=[Car,dragon]",), "dragon"),
@@ -306,3 +313,22 @@ def test_pixel_weights_and_quality(configure: Configure) -> None:
     module = module_of(configure, "method.ignore_top=30", "method.ignore_bottom=34")
     with pytest.raises(ProtosegError, match=r"got 64 rows of which 30 \+ 34 do not count; set both to 0"):
         module.ask_teacher(image)
+
+
+def test_class_weights_are_divided_out_of_pseudo_labels(configure: Configure) -> None:
+    """Also in the metrics of pseudo-labels; the teacher itself is judged as it predicts."""
+    module = module_of(configure, "method.unweighted=true", f"loss.ce.class_weights={[*range(1, 12)]}")
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        weighted = upsample_logits(module.teacher(image).logits, (64, 64), module.model.stride).softmax(1)
+    parts = weighted / torch.arange(1.0, 12).view(-1, 1, 1)
+    expected = (parts / parts.sum(1, keepdim=True)).max(1)
+    said = module.ask_teacher(image)
+    torch.testing.assert_close(said.confidence, expected.values)
+    assert torch.equal(said.label, expected.indices)
+    assert not torch.equal(said.label, weighted.argmax(1))
+
+    module.threshold = 1e-6  # all pixels count
+    module.validation_step(Batch(image, said.label, torch.tensor([[64, 64]] * 2), name=("a", "b")), 0)
+    assert module.reliable_metrics.compute()["pixel_accuracy"] == 1
+    assert module.teacher_metrics.compute()["pixel_accuracy"] < 1

@@ -41,7 +41,7 @@ class ClassConfidence(AdaptationModule):
     @torch.no_grad()
     def fit(self, source: Batch) -> None:
         """On what the teacher says of labelled images."""
-        logits = self.teacher(source.image).logits.float()
+        logits = self._without_weights(self.teacher(source.image).logits.float())
         size = (logits.shape[2], logits.shape[3])
         label = downsample_label(source.label, size, self.model.stride).flatten()
         (best, predicted), rows = logits.max(1), logits.permute(0, 2, 3, 1).flatten(0, 2)

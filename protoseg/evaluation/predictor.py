@@ -119,7 +119,11 @@ class Predictor:
 
         Images are uint8 (or float in 0 to 1) ``b 3 h w``, their sizes before padding int64 ``b 2``.
         """
-        return [scores for (scores,) in self._per_image(model, image, size, lambda x: (self._probability(x),))]
+        return [scores for (scores,) in self.reduced(model, image, size, lambda x: (x,))]
+
+    def reduced(self, model: Model, image: Tensor, size: Tensor, of: Reduce) -> list[Reduced]:
+        """Per image what ``of`` makes of class probabilities ``n c h w``, some rows at a time, put together."""
+        return self._per_image(model, image, size, lambda scores: of(self._probability(scores)))
 
     def predict(self, model: Model, image: Tensor, size: Tensor) -> list[Tensor]:
         """The likeliest class of each pixel, ``h w`` per image, int16 (int32 of 2**15 classes); arguments as above."""

@@ -36,7 +36,7 @@ class Mixed(Seen):
 
 @dataclass(frozen=True)
 class Target:
-    """Unlabelled images and what the teacher says of them."""
+    """Unlabelled images and what the teacher says of them (with ``unweighted`` without the class weights)."""
 
     image: Tensor  # as the teacher saw them, uint8 ``b 3 H W``
     label: Tensor  # its likeliest class, int64 ``b H W``; ``IGNORE_INDEX`` in rows that are left out

@@ -39,9 +39,9 @@ class AdaptationModule(SegmentationModule):
         source_terms: further terms on the source images, by name (feature distance).
         alpha: largest momentum of the teacher.
         threshold: confidence from which a pseudo-label is reliable.
-        unweighted: the teacher's probabilities are divided by the class weights of the cross-entropy on source images
-            (then by their sum). A network that learns with weights w says w p, not p (Elkan, IJCAI 2001), and where it
-            doubts it calls too much rare; labels learned from such ones add to it.
+        unweighted: what the teacher says as a target is divided by the class weights of the cross-entropy on source
+            images (then by its sum). All of whose terms have weights w says what is proportional to w p, not p (Elkan,
+            IJCAI 2001): where it doubts it calls too much rare, and labels made of that add to it.
         ignore_top, ignore_bottom: rows of the target images without pseudo-label (the car's bonnet, the border of a
             rectified image; 15 and 120 of Cityscapes' 512 in DAFormer, which gives them the weight 0 instead, so that
             they still count in the mean's number of pixels).
@@ -79,11 +79,11 @@ class AdaptationModule(SegmentationModule):
             remedy = "set auxiliary=null, or separate_backward=false"
             raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
-        crosses = [name for name, term in losses.items() if isinstance(term, CrossEntropy)]
-        self.weighted = crosses[0] if unweighted and crosses else None  # the term whose class weights are divided out
-        if unweighted and (self.weighted is None or self.class_weights.min() <= 0):
+        crosses = [name for name, term in losses.items() if type(term) is CrossEntropy]
+        self._divided_by = crosses[0] if unweighted and crosses else None  # the term of these weights
+        if unweighted and (self._divided_by is None or self.losses[self._divided_by].class_weights.min() <= 0):
             text = "method.unweighted: expected a cross-entropy on the source images, with class_weights above 0"
-            got = self.class_weights.tolist() if self.weighted else ", ".join(losses)
+            got = self.losses[self._divided_by].class_weights.tolist() if self._divided_by else ", ".join(losses)
             raise ProtosegError(f"{text}, got {got}; set it to false")
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold, self.separate_backward = threshold, separate_backward
@@ -134,8 +134,7 @@ class AdaptationModule(SegmentationModule):
             text = "method.ignore_top, method.ignore_bottom: expected target crops with rows that count"
             raise ProtosegError(f"{text}, got {got}; set both to 0, or data.crop_size higher")
         output: SegOutput = self.teacher(image)
-        if self.weighted:
-            output = output._replace(logits=output.logits - self.class_weights.log().view(-1, 1, 1))
+        output = output._replace(logits=self._without_weights(output.logits))
         with no_autocast(output.logits):
             logits = upsample_logits(at_least_fp32(output.logits), size, self.model.stride, output.align_corners)
             confidence, label = logits.softmax(1).max(1)
@@ -145,11 +144,12 @@ class AdaptationModule(SegmentationModule):
         outside = (rows < self.ignore_top) | (rows >= size[0] - self.ignore_bottom)
         return Target(image, label.masked_fill(outside, IGNORE_INDEX), confidence, quality, output)
 
-    @property
-    def class_weights(self) -> Tensor:
-        """Those that ``unweighted`` divides by, ``c``."""
-        term: Any = self.losses[self.weighted]
-        return term.class_weights
+    def _without_weights(self, logits: Tensor) -> Tensor:
+        """Of the teacher, ``b c h w``, as ``unweighted`` has them."""
+        if self._divided_by is None:
+            return logits
+        term: Any = self.losses[self._divided_by]
+        return logits - term.class_weights.log().view(-1, 1, 1)
 
     def see_mixed(self, mixture: Mixture) -> tuple[Mixed, list[Observation]]:
         """The student's output on the mixed images; sure labels alone move its prototypes."""
@@ -186,15 +186,19 @@ class AdaptationModule(SegmentationModule):
             self._judge(self.source_metrics, self.predictor.predict(self.model, batch.image, batch.size), batch)
             return {}
         outputs = super().validation_step(batch, batch_idx)
-        said = self.predictor.doubt(self.teacher.module, batch.image, batch.size, probabilities=bool(self.weighted))
-        self._judge(self.teacher_metrics, [each.label for each in said], batch)
-        for each, label, (h, w) in zip(said, batch.label, batch.size.tolist(), strict=True):
-            prediction, confidence = each.label, each.confidence
-            if each.probabilities is not None:  # judged as pseudo-labels are made
-                parts = each.probabilities / self.class_weights.view(-1, 1, 1)
-                confidence, prediction = (parts / parts.sum(0)).max(0)
-            self.reliable_metrics.update(prediction, label[:h, :w].where(confidence >= self.threshold, IGNORE_INDEX))
+        said = self.predictor.reduced(self.teacher.module, batch.image, batch.size, self._labels_of)
+        self._judge(self.teacher_metrics, [label for label, _, _ in said], batch)
+        for (_, pseudo_label, confidence), label, (h, w) in zip(said, batch.label, batch.size.tolist(), strict=True):
+            self.reliable_metrics.update(pseudo_label, label[:h, :w].where(confidence >= self.threshold, IGNORE_INDEX))
         return outputs
+
+    def _labels_of(self, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the teacher's ``b c h w``: what it predicts, the pseudo-label, and how sure that is."""
+        confidence, label = probabilities.max(1)
+        if self._divided_by is None:
+            return label, label, confidence
+        confidence, pseudo_label = self._without_weights(probabilities.log()).softmax(1).max(1)
+        return label, pseudo_label, confidence
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
@@ -219,6 +223,6 @@ class AdaptationModule(SegmentationModule):
             self._told_of_one_class = True
             name = self.label_space.classes[int(winner)]
             text = f"the teacher calls {float(share):.1%} of the {pixels} {name!r} at step {self.global_step}"
-            remedy = "lower optimizer.lr or method.alpha, or set loss.ce.class_weights=balanced"
+            remedy = "lower optimizer.lr or method.alpha, or set loss.ce.class_weights=balanced, unweighted=false"
             text += ": its pseudo-labels teach nothing. Train longer on the source"
             warnings.warn(f"{text}, {remedy}", stacklevel=2)

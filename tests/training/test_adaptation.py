@@ -17,7 +17,7 @@ from protoseg.run.build import build_datamodule, build_module
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.training import AdaptationModule, adaptation
-from protoseg.types import Batch, ProtosegError
+from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput
 from tests.conftest import TINY
 from tests.training.test_resume import assert_resumes
 
@@ -318,17 +318,23 @@ def test_pixel_weights_and_quality(configure: Configure) -> None:
 def test_class_weights_are_divided_out_of_pseudo_labels(configure: Configure) -> None:
     """Also in the metrics of pseudo-labels; the teacher itself is judged as it predicts."""
     module = module_of(configure, "method.unweighted=true", f"loss.ce.class_weights={[*range(1, 12)]}")
-    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    with torch.no_grad():
-        weighted = upsample_logits(module.teacher(image).logits, (64, 64), module.model.stride).softmax(1)
+    image, size = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2, 11, 64 // module.model.stride, 64 // module.model.stride)
+    module.teacher.module.forward = lambda _: SegOutput(logits, logits)
+    weighted = upsample_logits(logits, (64, 64), module.model.stride).softmax(1)
     parts = weighted / torch.arange(1.0, 12).view(-1, 1, 1)
-    expected = (parts / parts.sum(1, keepdim=True)).max(1)
+    confidence, label = (parts / parts.sum(1, keepdim=True)).max(1)
     said = module.ask_teacher(image)
-    torch.testing.assert_close(said.confidence, expected.values)
-    assert torch.equal(said.label, expected.indices)
-    assert not torch.equal(said.label, weighted.argmax(1))
+    torch.testing.assert_close(said.confidence, confidence)
+    assert torch.equal(said.label, label)
+    assert len(label.unique()) > 5
+    assert 0.1 < (label != weighted.argmax(1)).float().mean() < 0.9
+    torch.testing.assert_close(said.teacher.logits, logits - torch.arange(1.0, 12).log().view(-1, 1, 1))
 
-    module.threshold = 1e-6  # all pixels count
-    module.validation_step(Batch(image, said.label, torch.tensor([[64, 64]] * 2), name=("a", "b")), 0)
-    assert module.reliable_metrics.compute()["pixel_accuracy"] == 1
+    module.threshold = float(confidence.median()) + 1e-5  # which no pixel has
+    sure = label.where(confidence >= module.threshold, IGNORE_INDEX)
+    module.validation_step(Batch(image, sure, size, name=["a", "b"]), 0)
+    assert module.reliable_metrics.compute()["pixel_accuracy"] == 1  # of all that are labelled
+    assert int(module.reliable_metrics.compute()["confusion"].sum()) == int((sure != IGNORE_INDEX).sum())
     assert module.teacher_metrics.compute()["pixel_accuracy"] < 1

@@ -40,8 +40,8 @@ class AdaptationModule(SegmentationModule):
         alpha: largest momentum of the teacher.
         threshold: confidence from which a pseudo-label is reliable.
         unweighted: what the teacher says as a target is divided by the class weights of the cross-entropy on source
-            images (then by its sum). All of whose terms have weights w says what is proportional to w p, not p (Elkan,
-            IJCAI 2001): where it doubts it calls too much rare, and labels made of that add to it.
+            images (then by its sum). A network that learns with weights w says what is proportional to w p, not to p
+            (Elkan, IJCAI 2001): where it doubts it calls too much rare, and labels made of that add to it.
         ignore_top, ignore_bottom: rows of the target images without pseudo-label (the car's bonnet, the border of a
             rectified image; 15 and 120 of Cityscapes' 512 in DAFormer, which gives them the weight 0 instead, so that
             they still count in the mean's number of pixels).

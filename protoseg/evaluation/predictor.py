@@ -40,7 +40,7 @@ class Doubt(NamedTuple):
     """What is said of each pixel of an image."""
 
     label: Tensor  # the likeliest class, int64 ``h w``
-    confidence: Tensor  # see :meth:`Predictor.predict_with_confidence`, ``h w``
+    confidence: Tensor  # its probability, ``h w``; by ``protoseg teach statistics`` that it is right, class by class
     unknown: Tensor  # see :func:`protoseg.functional.similarity.unknown`, ``h w``
     probabilities: Tensor | None = None  # of all classes, ``c h w``, where they were asked for
 
@@ -133,13 +133,6 @@ class Predictor:
             return (label.to(torch.int16 if scores.shape[1] < 2**15 else torch.int32),)
 
         return [label for (label,) in self._per_image(model, image, size, reduce)]
-
-    def predict_with_confidence(self, model: Model, image: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per image the likeliest class, int64 ``h w``, and its probability, ``h w``; arguments as of the call.
-
-        By a model with statistics (``protoseg teach statistics``) the probability that it is right, class by class.
-        """
-        return [(found.label, found.confidence) for found in self.doubt(model, image, size)]
 
     def doubt(self, model: Model, image: Tensor, size: Tensor, probabilities: bool = False) -> list[Doubt]:
         """All that a model says of each image, in one pass; arguments as of the call."""

@@ -79,12 +79,12 @@ class AdaptationModule(SegmentationModule):
             remedy = "set auxiliary=null, or separate_backward=false"
             raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
-        crosses = [name for name, term in losses.items() if type(term) is CrossEntropy]
-        self._divided_by = crosses[0] if unweighted and crosses else None  # the term of these weights
-        if unweighted and (self._divided_by is None or self.losses[self._divided_by].class_weights.min() <= 0):
+        plain = {name: term.class_weights.tolist() for name, term in losses.items() if type(term) is CrossEntropy}
+        name, weights = next(iter(plain.items()), (None, []))
+        if unweighted and min(weights, default=0) <= 0:
             text = "method.unweighted: expected a cross-entropy on the source images, with class_weights above 0"
-            got = self.losses[self._divided_by].class_weights.tolist() if self._divided_by else ", ".join(losses)
-            raise ProtosegError(f"{text}, got {got}; set it to false")
+            raise ProtosegError(f"{text}, got {weights or ', '.join(losses)}; set it to false")
+        self._divided_by = name if unweighted else None  # the term whose weights these are
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold, self.separate_backward = threshold, separate_backward
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom

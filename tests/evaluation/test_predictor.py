@@ -94,9 +94,7 @@ def test_images_of_one_size_run_together() -> None:
 def test_probabilities_sum_to_one_and_agree_with_confidence(predictor: Predictor) -> None:
     image, size = batch(SIZES)
     probabilities = predictor(Net(), image, size)
-    for p, (label, confidence) in zip(
-        probabilities, predictor.predict_with_confidence(Net(), image, size), strict=True
-    ):
+    for p, (label, confidence, *_) in zip(probabilities, predictor.doubt(Net(), image, size), strict=True):
         torch.testing.assert_close(p.sum(0), torch.ones_like(p[0]))
         torch.testing.assert_close(confidence, p.amax(0))
         assert torch.equal(label, p.argmax(0))
@@ -274,8 +272,8 @@ def test_auto_takes_windows_of_large_images_alone(small_windows: None) -> None:
 
 def test_averages_of_a_large_image_are_joined_from_windows(small_windows: None) -> None:
     image, size = batch([(40, 57)])
-    found = Predictor(flip=True).predict_with_confidence(Pixelwise(), image, size)[0]
-    label, confidence = Predictor("whole", flip=True).predict_with_confidence(Pixelwise(), image, size)[0]
+    found = Predictor(flip=True).doubt(Pixelwise(), image, size)[0]
+    label, confidence, *_ = Predictor("whole", flip=True).doubt(Pixelwise(), image, size)[0]
     assert torch.equal(found[0], label)
     torch.testing.assert_close(found[1], confidence)
 

@@ -8,7 +8,8 @@ Each folder holds several states of one adaptation (``step=50.ckpt``, …). Of e
 - information: the entropy of the mean probability less the mean entropy (Shi and Sha, ICML 2012, arXiv 1206.6438): sure
   of each pixel, and not of one class everywhere;
 - agreement: the share of pixels that student and teacher give the same class;
-- reliable: the share of pixels whose confidence reaches the method's threshold.
+- reliable: the share of pixels whose confidence reaches the method's threshold (class weights in it, whatever
+  ``method.unweighted`` was).
 
 Printed is, for each of them and for the last state, how many points of mIoU its choice is below the best of the
 folder's states, mean and most over the folders, how often by no more than one, and the same of all folders' states.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, open_dict
 
 import protoseg
@@ -42,12 +44,19 @@ TINY = (
 )
 """A whole training run in about two seconds: random weights, the built-in data, no panels."""
 DRAWN = TINY[:-1]
-"""The same with its panels, whose drawing takes half of the time."""
+"""The same with its panels and curves, whose drawing takes half of the time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Trainings, whose files take longest, come first: at the end one would keep a core waiting."""
     items.sort(key=lambda item: item.path.parent.name != "training")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python need not look again and again whether it is still wanted; of the rest, seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +105,15 @@ def two_ranks(pair_of_ranks: list[TwoRanks], tmp_path: Path) -> TwoRanks:
 
 
 @pytest.fixture
-def configure(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
-    """``configure(config_name, *overrides)``: the composed config, with its output folder in ``tmp_path``."""
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DictConfig]]:
+    """``configure(config_name, *overrides)``: the composed config, with its output folder in ``tmp_path``.
+
+    Curves of a run that draws no panels are an empty picture.
+    """
 
     def make(name: str = "train", *overrides: str, output: Path = tmp_path / "run") -> DictConfig:
+        if TINY[-1] in overrides:
+            monkeypatch.setattr("protoseg.run.train.curves_figure", lambda run: Figure(figsize=(1, 1)))
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(name, [*overrides, f"paths.output={output}"], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)

@@ -81,8 +81,8 @@ class AdaptationModule(SegmentationModule):
         self.mix = mix or ClassMix()
         plain = {name: term.class_weights.tolist() for name, term in losses.items() if type(term) is CrossEntropy}
         name, weights = next(iter(plain.items()), (None, []))
-        if unweighted and min(weights, default=0) <= 0:
-            text = "method.unweighted: expected a cross-entropy on the source images, with class_weights above 0"
+        if unweighted and (min(weights, default=0) <= 0 or len({*weights}) == 1):
+            text = "method.unweighted: expected a cross-entropy on the source, with class_weights above 0, not all one"
             raise ProtosegError(f"{text}, got {weights or ', '.join(losses)}; set it to false")
         self._divided_by = name if unweighted else None  # the term whose weights these are
         self.teacher = EMATeacher(self.model, alpha)

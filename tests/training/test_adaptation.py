@@ -242,8 +242,9 @@ def module_of(configure: Configure, *overrides: str) -> AdaptationModule:
     [
         (("method.threshold=0", "contrast=none"), "threshold"),
         (("method.ignore_top=-1",), "ignore_top"),
-        (("method.unweighted=true", f"loss.ce.class_weights={[0, *[1] * 10]}"), r"above 0, got \[0.0, 1.0"),
-        ((*NO_CE, "method.unweighted=true"), "cross-entropy on the source images.*got dice; set"),
+        (("method.unweighted=true", f"loss.ce.class_weights={[0, *[1] * 10]}"), r"above 0, not .*, got \[0.0, 1.0"),
+        (("method.unweighted=true", "loss.ce.class_weights=null"), r"not all one, got \[1.0, 1.0"),
+        ((*NO_CE, "method.unweighted=true"), "cross-entropy on the source, .*got dice; set"),
         (("method.alpha=1",), "alpha"),
         (("method.source_terms.feature_distance.classes=[dragon]",), "dragon"),
         (("+method.subsets.few=[Car,dragon]",), "dragon"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 
 from protoseg.callbacks.loggers import PrototypeMemoryCallback
 from protoseg.checkpoint import read_checkpoint
@@ -50,6 +51,7 @@ def test_a_run_learns_and_writes_what_it_says(configure: Callable[..., DictConfi
         "panels/occupancy_000020.png",
     ):
         assert (run / name).stat().st_size > 0
+    assert Image.open(run / "curves.png").width > 1000
     printed = capsys.readouterr().out
     assert "best val mIoU" in printed
     assert "best.ckpt" in printed

@@ -48,8 +48,8 @@ DRAWN = TINY[:-1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trainings, whose files take longest, come first: at the end one would keep a core waiting."""
-    items.sort(key=lambda item: item.path.parent.name != "training")
+    """Files that take longest, trainings and whole commands, come first: at the end one would keep a core waiting."""
+    items.sort(key=lambda item: item.path.parent.name not in ("training", "tests"))
 
 
 def pytest_collection_finish() -> None:

@@ -79,9 +79,10 @@ class AdaptationModule(SegmentationModule):
             remedy = "set auxiliary=null, or separate_backward=false"
             raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
-        plain = {name: term.class_weights.tolist() for name, term in losses.items() if type(term) is CrossEntropy}
-        name, weights = next(iter(plain.items()), (None, []))
-        if unweighted and (min(weights, default=0) <= 0 or len({*weights}) == 1):
+        name, plain = next(((name, x) for name, x in losses.items() if type(x) is CrossEntropy), ("", None))
+        weights = plain.class_weights.tolist() if plain else []
+        alike = len({*weights}) == 1 and not (plain and plain.needs_frequencies)  # which are known later
+        if unweighted and (min(weights, default=0) <= 0 or alike):
             text = "method.unweighted: expected a cross-entropy on the source, with class_weights above 0, not all one"
             raise ProtosegError(f"{text}, got {weights or ', '.join(losses)}; set it to false")
         self._divided_by = name if unweighted else None  # the term whose weights these are

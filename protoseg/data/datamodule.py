@@ -27,7 +27,7 @@ from protoseg.data.loading import TIMEOUT, Augmented, Loader, RareClasses
 from protoseg.data.statistics import ClassStatistics, class_statistics, image_size, spread
 from protoseg.data.transforms import TrainTransform
 from protoseg.lightning import batches_seen, replaces_samplers
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, check_choice
 
 BYTES_PER_PIXEL = 3 + 8  # of a Batch: the image, and the label as int64
 
@@ -87,8 +87,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         hierarchy: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if exif not in ("apply", "ignore"):
-            raise ProtosegError(f"exif: expected apply or ignore, got {exif!r}")
+        check_choice("exif", exif, ("apply", "ignore"))
         if timeout <= 0:
             raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
         if min(batch_size - 1, val_batch_size - 1, num_workers, seed) < 0:

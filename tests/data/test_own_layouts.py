@@ -295,7 +295,7 @@ def test_images_that_exif_turns(tmp_path: Path, capsys: pytest.CaptureFixture[st
         image = datamodule(root, exif=exif).dataset("train", labels=False).read(0)[0]
         assert image.shape[:2] == (SIZE if exif == "ignore" or orientation == 3 else SIZE[::-1])
         assert image[corner].min() > 200
-    with pytest.raises(ProtosegError, match="exif: expected apply or ignore, got 'maybe'"):
+    with pytest.raises(ProtosegError, match="exif: expected one of apply, ignore, got 'maybe'"):
         datamodule(root, exif="maybe")
 
 

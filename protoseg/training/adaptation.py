@@ -1,7 +1,7 @@
 """Teacher-student domain adaptation: DACS, DAFormer, HRDA, MIC and PGPC differ in their terms, not in this step."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -200,6 +200,20 @@ class AdaptationModule(SegmentationModule):
             return label, label, confidence
         confidence, pseudo_label = self._without_weights(probabilities.log()).softmax(1).max(1)
         return label, pseudo_label, confidence
+
+    @torch.inference_mode()
+    def agreement(self, images: Iterable[Tensor]) -> float:
+        """Share of the pixels of target images ``3 h w`` to which student and teacher give the same class, 0 to 1.
+
+        A sign without labels of which of several settings adapts best; not of which state of one training
+        (``docs/results.md``). The module stays in eval mode.
+        """
+        same, pixels, networks = 0, 0, (self.eval().model, self.teacher.module)
+        for image in images:
+            batch, size = image[None].to(self.device), torch.tensor([image.shape[1:]])
+            student, teacher = (self.predictor.predict(network, batch, size)[0] for network in networks)
+            same, pixels = same + int((student == teacher).sum()), pixels + student.numel()
+        return same / pixels
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

@@ -119,21 +119,19 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         rank_zero_only(say)("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
     elif trainer.is_global_zero:
         steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
-        more = facts(module.to(trainer.strategy.root_device), datamodule, metrics)
-        score = summarise(steps, best_of(callbacks), metrics, output, more)
+        agreement = agreement_of(module.to(trainer.strategy.root_device), datamodule, metrics)
+        score = summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module), agreement)
         log_score(trainer, module.config, score)
         return score
     return metrics.get("val/mIoU", math.nan)
 
 
-def facts(module: SegmentationModule, datamodule: Any, metrics: dict[str, float]) -> dict[str, str]:
-    """The model's size; of an adaptation that nothing judges, how far student and teacher agree on the target."""
-    found = {"learned parameters": f"{learned_parameters(module) / 1e6:.2f} M"}
-    if "val/mIoU" not in metrics and isinstance(module, AdaptationModule) and module.terms:
-        dataset = datamodule.target.train_dataset()
-        share = module.agreement(dataset[i].image for i in spread(len(dataset), 20))
-        found["student and teacher agree"] = f"{share:.4f} of the target's pixels"
-    return found
+def agreement_of(module: SegmentationModule, datamodule: Any, metrics: dict[str, float]) -> float | None:
+    """Of student and teacher on images of the target that nothing else judges, if there is a teacher to learn from."""
+    if "val/mIoU" in metrics or not isinstance(module, AdaptationModule) or not module.terms:
+        return None
+    dataset = datamodule.target.train_dataset()
+    return module.agreement(dataset[i].image for i in spread(len(dataset), 20))
 
 
 def leave_out_frozen(module: SegmentationModule, last: Path) -> None:
@@ -254,7 +252,12 @@ def quiet_known_warnings() -> None:
 
 
 def summarise(
-    steps: str, best: Checkpoint | None, metrics: dict[str, float], output: Path, more: dict[str, str] | None = None
+    steps: str,
+    best: Checkpoint | None,
+    metrics: dict[str, float],
+    output: Path,
+    parameters: int | None = None,
+    agreement: float | None = None,
 ) -> float:
     """Print the outcome and the paths of what was written, draw the curves; returns the best score."""
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
@@ -271,8 +274,9 @@ def summarise(
         "best val mIoU" if monitor == "val/mIoU" else f"best {monitor}": in_words(score, validated),
         "last val mIoU": in_words(last_score, validated),
         "last val mIoU of the teacher": None if teacher is None else f"{teacher:.4f}",
+        "student and teacher agree": None if agreement is None else f"{agreement:.4f} of the target's pixels",
         "prototype diversity (mean cosine)": None if diversity is None else f"{diversity:.3f}",
-        **(more or {}),  # of a training that was done before nothing more is known
+        "learned parameters": None if parameters is None else f"{parameters / 1e6:.2f} M",  # else trained before
         "best checkpoint": best_file or elsewhere,
         "last checkpoint": output / "checkpoints" / "last.ckpt",
         "metrics": logs[-1] if logs else None,
@@ -281,7 +285,7 @@ def summarise(
     }
     rows = [(what, str(value)) for what, value in found.items() if value is not None]
     Terminal().table("Training finished", ("", ""), rows, left=(0, 1))
-    if more:
+    if parameters is not None:
         explain_folder(output, rows)
     if best_file is not None:
         network = ["network=teacher"] if "teacher" in monitor else []

@@ -1,7 +1,9 @@
-"""Which checkpoint, without a label of the target: ``python -m benchmarks.choosing RUN/checkpoints …``.
+"""Which state or which setting, without a label of the target: ``python -m benchmarks.choosing WHERE …``.
 
-Each folder holds several states of one adaptation (``step=50.ckpt``, …). Of every state the teacher is judged by labels
-(mIoU on the target's judged images), and by what can be known without them, on the same images:
+Each WHERE is a folder of states of one adaptation (RUN/checkpoints with ``step=50.ckpt``, …), or a checkpoint; the
+checkpoints together are trainings that differ in a setting. Of every state the teacher is judged by labels (mIoU on
+the target's judged images, if there are any), and by what can be known without them, on the same images, or, where
+none is judged, on those of training:
 
 - source: mIoU of the student on every tenth of the source's training images, whose labels it was taught;
 - certainty: 1 - the mean entropy of the teacher's class probabilities, as a share of the largest;
@@ -11,8 +13,9 @@ Each folder holds several states of one adaptation (``step=50.ckpt``, …). Of e
 - reliable: the share of pixels whose confidence reaches the method's threshold (class weights in it, whatever
   ``method.unweighted`` was).
 
-Printed is, for each of them and for the last state, how many points of mIoU its choice is below the best of the
-folder's states, mean and most over the folders, how often by no more than one, and the same of all folders' states.
+Printed is what was found of every state; and, for each sign and for the last state, how many points of mIoU its choice
+is below the best of the folder's states, mean and most over the folders, how often by no more than one, and the same of
+all folders' states. Needs a teacher that is an average: where it is the student itself, they always agree.
 """
 
 from __future__ import annotations
@@ -43,13 +46,15 @@ def entropy(probability: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def state_signs(checkpoint: Path) -> dict[str, float]:
-    """All signs of a state, its step as ``last``, and ``mIoU`` in %."""
+    """All signs of a state, its step as ``last``, and, where the target has labels, ``mIoU`` in %."""
     file = open_file(checkpoint)
     data: Any = file.datamodule(num_workers=0)
     device = choose_device(None)
     student, teacher = (file.model(network).to(device) for network in ("student", "teacher"))
     threshold = file.content["protoseg"]["config"]["method"]["threshold"]
-    target, source = data.target.dataset(data.target.val_split), data.source.dataset(data.source.train_split)
+    judged = data.target.val_split is not None
+    target = data.target.dataset(data.target.val_split) if judged else data.target.train_dataset()
+    source = data.source.dataset(data.source.train_split)
     by_labels, of_source = SegmentationMetrics(file.label_space), SegmentationMetrics(file.label_space)
     seen, mixed, predictor = [], [], Predictor()
     for index in range(len(target)):
@@ -72,19 +77,27 @@ def state_signs(checkpoint: Path) -> dict[str, float]:
         "reliable": reliable,
         "information": float(entropy(torch.stack(mixed).mean(0))) + certainty - 1,
         "source": 100 * float(of_source.compute()["mIoU"]),
-        "mIoU": 100 * float(by_labels.compute()["mIoU"]),
-        "last": float(checkpoint.stem.partition("=")[2]),
+        "last": float(file.content["global_step"]),
+        **({"mIoU": 100 * float(by_labels.compute()["mIoU"])} if judged else {}),
     }
 
 
-def table(runs: Sequence[Sequence[dict[str, float]]]) -> str:
+def listing(states: dict[str, dict[str, float]]) -> str:
+    """Markdown: what was found of each state, by its name."""
+    columns = [*next(iter(states.values()))]
+    head, line = ["state", *columns], ["---"] * (1 + len(columns))
+    rows = [head, line, *([name, *map("{:.4g}".format, state.values())] for name, state in states.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def table(runs: Sequence[Sequence[dict[str, float]]], signs: Sequence[str] = SIGNS) -> str:
     """Markdown: how far the choice of each sign is from the best, in points of mIoU."""
     lines = [
         "| chosen by | below the best, mean | at most | within 1 point | of all runs' states |",
         "|---|---|---|---|---|",
     ]
     best = max(state["mIoU"] for run in runs for state in run)
-    for sign in SIGNS:
+    for sign in signs:
         lost = [max(s["mIoU"] for s in run) - max(run, key=lambda s: s[sign])["mIoU"] for run in runs]
         overall = best - max((state for run in runs for state in run), key=lambda s: s[sign])["mIoU"]
         cells = (sign, f"{mean(lost):.1f}", f"{max(lost):.1f}", f"{sum(x <= 1 for x in lost)} of {len(lost)}")
@@ -95,20 +108,29 @@ def table(runs: Sequence[Sequence[dict[str, float]]]) -> str:
 def main() -> None:
     """Entry of ``python -m benchmarks.choosing``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="of states, each of one training: RUN/checkpoints")
+    parser.add_argument("where", nargs="+", type=Path, help="folders RUN/checkpoints of states; or checkpoints")
     parser.add_argument("--out", type=Path, help="JSON of all that is found")
     parser.add_argument("--threads", type=int, default=2, help="2")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    runs = []
-    for folder in options.folders:
-        states = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
-        if not states:
-            sys.exit(f"{folder}: expected states step=N.ckpt, got none")
-        runs.append([state_signs(state) for state in track(states, str(folder), disable=not sys.stderr.isatty())])
+    states = {str(place): sorted(place.glob("step=*.ckpt"), key=_step) for place in options.where if place.is_dir()}
+    states |= {"settings": settings} if (settings := [p for p in options.where if not p.is_dir()]) else {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for run, paths in states.items():
+        if not paths:
+            sys.exit(f"{run}: expected states step=N.ckpt, got none")
+        shown = track(paths, run, disable=not sys.stderr.isatty())
+        found[run] = {str(path): state_signs(path) for path in shown}
         if options.out:
-            options.out.write_text(json.dumps(dict(zip(map(str, options.folders), runs, strict=False)), indent=1))
-    print(table(runs))
+            options.out.write_text(json.dumps(found, indent=1))
+        print(listing(found[run]))
+    runs = [[*run.values()] for run in found.values()]
+    if all("mIoU" in state for run in runs for state in run):
+        print(table(runs, SIGNS[:-1] if settings else SIGNS))
+
+
+def _step(state: Path) -> int:
+    return int(state.stem.partition("=")[2])
 
 
 if __name__ == "__main__":

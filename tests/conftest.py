@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, open_dict
 
 import protoseg
+from protoseg.evaluation.curves import curves_figure
 from tests.two_ranks import TwoRanks
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -112,8 +113,8 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     """
 
     def make(name: str = "train", *overrides: str, output: Path = tmp_path / "run") -> DictConfig:
-        if TINY[-1] in overrides:
-            monkeypatch.setattr("protoseg.run.train.curves_figure", lambda run: Figure(figsize=(1, 1)))
+        curves = (lambda run: Figure(figsize=(1, 1))) if TINY[-1] in overrides else curves_figure
+        monkeypatch.setattr("protoseg.run.train.curves_figure", curves)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(name, [*overrides, f"paths.output={output}"], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)

@@ -23,7 +23,6 @@ from protoseg.callbacks.checkpoint import STOP_SIGNALS, AtomicCheckpointIO, Chec
 from protoseg.callbacks.loggers import StepLog, finish_wandb, log_score
 from protoseg.checkpoint import check_same_classes, checkpoint_label_space, read_checkpoint
 from protoseg.data import AdaptationDataModule
-from protoseg.data.statistics import spread
 from protoseg.evaluation.curves import curves_figure, read_log
 from protoseg.files import remove_partial_files, write_text
 from protoseg.job_records import read_job
@@ -119,19 +118,10 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
         rank_zero_only(say)("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
     elif trainer.is_global_zero:
         steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
-        agreement = agreement_of(module.to(trainer.strategy.root_device), datamodule, metrics)
-        score = summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module), agreement)
+        score = summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
         log_score(trainer, module.config, score)
         return score
     return metrics.get("val/mIoU", math.nan)
-
-
-def agreement_of(module: SegmentationModule, datamodule: Any, metrics: dict[str, float]) -> float | None:
-    """Of student and teacher on images of the target that nothing else judges, if there is a teacher to learn from."""
-    if "val/mIoU" in metrics or not isinstance(module, AdaptationModule) or not module.terms:
-        return None
-    dataset = datamodule.target.train_dataset()
-    return module.agreement(dataset[i].image for i in spread(len(dataset), 20))
 
 
 def leave_out_frozen(module: SegmentationModule, last: Path) -> None:
@@ -252,12 +242,7 @@ def quiet_known_warnings() -> None:
 
 
 def summarise(
-    steps: str,
-    best: Checkpoint | None,
-    metrics: dict[str, float],
-    output: Path,
-    parameters: int | None = None,
-    agreement: float | None = None,
+    steps: str, best: Checkpoint | None, metrics: dict[str, float], output: Path, parameters: int | None = None
 ) -> float:
     """Print the outcome and the paths of what was written, draw the curves; returns the best score."""
     best_score = best.best_model_score if best is not None else metrics.get("val/mIoU")
@@ -274,7 +259,6 @@ def summarise(
         "best val mIoU" if monitor == "val/mIoU" else f"best {monitor}": in_words(score, validated),
         "last val mIoU": in_words(last_score, validated),
         "last val mIoU of the teacher": None if teacher is None else f"{teacher:.4f}",
-        "student and teacher agree": None if agreement is None else f"{agreement:.4f} of the target's pixels",
         "prototype diversity (mean cosine)": None if diversity is None else f"{diversity:.3f}",
         "learned parameters": None if parameters is None else f"{parameters / 1e6:.2f} M",  # else trained before
         "best checkpoint": best_file or elsewhere,

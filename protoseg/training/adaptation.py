@@ -1,7 +1,7 @@
 """Teacher-student domain adaptation: DACS, DAFormer, HRDA, MIC and PGPC differ in their terms, not in this step."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -79,13 +79,7 @@ class AdaptationModule(SegmentationModule):
             remedy = "set auxiliary=null, or separate_backward=false"
             raise ProtosegError(f"method.separate_backward: expected {wanted}, got one; {remedy}")
         self.mix = mix or ClassMix()
-        name, plain = next(((name, x) for name, x in losses.items() if type(x) is CrossEntropy), ("", None))
-        weights = plain.class_weights.tolist() if plain else []
-        alike = len({*weights}) == 1 and not (plain and plain.needs_frequencies)  # which are known later
-        if unweighted and (min(weights, default=0) <= 0 or alike):
-            text = "method.unweighted: expected a cross-entropy on the source, with class_weights above 0, not all one"
-            raise ProtosegError(f"{text}, got {weights or ', '.join(losses)}; set it to false")
-        self._divided_by = name if unweighted else None  # the term whose weights these are
+        self._divided_by = _weighted_term(losses) if unweighted else None
         self.teacher = EMATeacher(self.model, alpha)
         self.threshold, self.separate_backward = threshold, separate_backward
         self.ignore_top, self.ignore_bottom = ignore_top, ignore_bottom
@@ -201,20 +195,6 @@ class AdaptationModule(SegmentationModule):
         confidence, pseudo_label = self._without_weights(probabilities.log()).softmax(1).max(1)
         return label, pseudo_label, confidence
 
-    @torch.inference_mode()
-    def agreement(self, images: Iterable[Tensor]) -> float:
-        """Share of the pixels of target images ``3 h w`` to which student and teacher give the same class, 0 to 1.
-
-        A sign without labels of which of several settings adapts best; not of which state of one training
-        (``docs/results.md``). The module stays in eval mode.
-        """
-        same, pixels, networks = 0, 0, (self.eval().model, self.teacher.module)
-        for image in images:
-            batch, size = image[None].to(self.device), torch.tensor([image.shape[1:]])
-            student, teacher = (self.predictor.predict(network, batch, size)[0] for network in networks)
-            same, pixels = same + int((student == teacher).sum()), pixels + student.numel()
-        return same / pixels
-
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         teacher, reliable = self.scores_of(self.teacher_metrics), self.reliable_metrics.compute()
@@ -241,3 +221,16 @@ class AdaptationModule(SegmentationModule):
             remedy = "lower optimizer.lr or method.alpha, or set loss.ce.class_weights=balanced, unweighted=false"
             text += ": its pseudo-labels teach nothing. Train longer on the source"
             warnings.warn(f"{text}, {remedy}", stacklevel=2)
+
+
+def _weighted_term(losses: dict[str, Term]) -> str:
+    """The cross-entropy by whose class weights the teacher's probabilities are divided; ProtosegError without one."""
+    got: Any = ", ".join(losses)
+    for name, term in losses.items():
+        if type(term) is CrossEntropy:
+            got = term.class_weights.tolist()
+            # Balanced ones are all 1 until the training data are counted.
+            if min(got) > 0 and (term.needs_frequencies or len({*got}) > 1):
+                return name
+    text = "method.unweighted: expected a cross-entropy on the source, with class_weights above 0, not all alike"
+    raise ProtosegError(f"{text}, got {got}; set it to false")

@@ -33,7 +33,7 @@ HEAD = ("Source", "Expected", "Hardware", "Run", "Pairs")
 
 @pytest.fixture(autouse=True)
 def _weights_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weight is looked at here, and to draw those of all networks would be a third of the time."""
+    """No weight is looked at here, and to draw those of all networks would be a sixth of the time."""
     for name in ("uniform_", "normal_", "erfinv_"):
         monkeypatch.setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor.fill_(0.1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
-from protoseg import load
 from protoseg.cli.main import run_tool
 from protoseg.data import ConcatDataModule, SegmentationDataModule
 from protoseg.data.loading import StepBatchSampler
@@ -73,12 +71,8 @@ def test_photos_without_masks(
     assert "none: nothing was validated" in said
     assert "Nothing is known of how right it is. Look at it: python evaluate.py ckpt_path=" in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    student, teacher = (load(last, device="cpu", network=network) for network in ("student", "teacher"))
-    images = sorted((tmp_path / "target").iterdir())
-    same = np.mean([student.predict(image).labels == teacher.predict(image).labels for image in images])
-    assert f"student and teacher agree {same:.4f} of the target" in re.sub(r"[ │]+", " ", said)
-    options = (f"ckpt_path={last}", "num_workers=0", "device=cpu")
+    checkpoint = f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
+    options = (checkpoint, "num_workers=0", "device=cpu")
     for report in ("false", "true"):
         with pytest.raises(
             ProtosegError, match=r"expected a split with masks to judge by, got none \(val_split=null\)"

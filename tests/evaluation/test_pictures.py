@@ -194,10 +194,13 @@ def test_curves_of_many_classes_can_be_told_apart(tmp_path: Path) -> None:
         assert box.y1 <= height
 
 
-@pytest.mark.parametrize("rows", ["", "1,0.5,,\n2,0.4,0.3,0.1\n"])
-def test_curves(rows: str, tmp_path: Path) -> None:
+JUDGED = "step,train/loss,val/mIoU,val/IoU/road\n"
+
+
+@pytest.mark.parametrize("log", [JUDGED, JUDGED + "1,0.5,,\n2,0.4,0.3,0.1\n", "step,train/loss\n1,0.5\n2,0.4\n"])
+def test_curves(log: str, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "metrics.csv").write_text("step,train/loss,val/mIoU,val/IoU/road\n" + rows)
+    (tmp_path / "logs" / "metrics.csv").write_text(log)
     curves_figure(tmp_path).savefig(tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width > 1000
 

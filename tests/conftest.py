@@ -57,7 +57,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: Python need not look again and again whether it is still wanted; of the rest, seldom."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000)
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)

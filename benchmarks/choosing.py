@@ -34,6 +34,7 @@ from torch import Tensor
 
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.evaluation.predictor import Predictor, choose_device
+from protoseg.text import markdown_table
 from protoseg.trained import open_file
 
 SIGNS = ("source", "certainty", "information", "agreement", "reliable", "last")
@@ -84,25 +85,21 @@ def state_signs(checkpoint: Path) -> dict[str, float]:
 
 def listing(states: dict[str, dict[str, float]]) -> str:
     """Markdown: what was found of each state, by its name."""
-    columns = [*next(iter(states.values()))]
-    head, line = ["state", *columns], ["---"] * (1 + len(columns))
-    rows = [head, line, *([name, *map("{:.4g}".format, state.values())] for name, state in states.items())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [(name, *map("{:.4g}".format, state.values())) for name, state in states.items()]
+    return markdown_table(("state", *next(iter(states.values()))), rows)
 
 
 def table(runs: Sequence[Sequence[dict[str, float]]], signs: Sequence[str] = SIGNS) -> str:
     """Markdown: how far the choice of each sign is from the best, in points of mIoU."""
-    lines = [
-        "| chosen by | below the best, mean | at most | within 1 point | of all runs' states |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     best = max(state["mIoU"] for run in runs for state in run)
     for sign in signs:
         lost = [max(s["mIoU"] for s in run) - max(run, key=lambda s: s[sign])["mIoU"] for run in runs]
         overall = best - max((state for run in runs for state in run), key=lambda s: s[sign])["mIoU"]
         cells = (sign, f"{mean(lost):.1f}", f"{max(lost):.1f}", f"{sum(x <= 1 for x in lost)} of {len(lost)}")
-        lines.append(f"| {' | '.join(cells)} | {'–' if sign == 'last' else f'{overall:.1f}'} |")
-    return "\n".join(lines)
+        rows.append((*cells, "–" if sign == "last" else f"{overall:.1f}"))
+    header = ("chosen by", "below the best, mean", "at most", "within 1 point", "of all runs' states")
+    return markdown_table(header, rows)
 
 
 def main() -> None:
@@ -114,7 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     states = {str(place): sorted(place.glob("step=*.ckpt"), key=_step) for place in options.where if place.is_dir()}
-    states |= {"settings": settings} if (settings := [p for p in options.where if not p.is_dir()]) else {}
+    if settings := [path for path in options.where if not path.is_dir()]:
+        states["settings"] = settings
     found: dict[str, dict[str, dict[str, float]]] = {}
     for run, paths in states.items():
         if not paths:

@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, open_dict
 
 import protoseg
 from protoseg.evaluation.curves import curves_figure
@@ -108,7 +108,7 @@ def two_ranks(pair_of_ranks: list[TwoRanks], tmp_path: Path) -> TwoRanks:
 
 @functools.cache
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    """What tests of one process compose again and again takes a fifth of a second each time."""
+    """A composed config, to be copied: composing takes a fifth of a second, and tests repeat the same words."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, [*overrides], return_hydra_config=True)
 
@@ -125,8 +125,7 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         monkeypatch.setattr("protoseg.run.train.curves_figure", curves)
         cfg = _composed(name, overrides).copy()
         cfg.paths.output = str(output)
-        with read_write(cfg):
-            cfg.hydra.overrides.task.append(f"paths.output={output}")
+        cfg.hydra.overrides.task.append(f"paths.output={output}")
         HydraConfig.instance().set_config(cfg)
         task = cfg.copy()
         with open_dict(task):

@@ -189,6 +189,16 @@ def test_every_contrast_learns_beside_them(method: str, contrast: str, configure
     )
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_recipes_keep_the_class_weights_out_of_pseudo_labels(method: str, configure: Configure) -> None:
+    """A long training of CutMix with them in fell apart (docs/results.md)."""
+    weights = f"loss.ce.class_weights={[*range(1, 12)]}"
+    module: Any = build_module(configure("train", f"experiment=small_semi_{method}", *SEMI, weights), CAMVID)
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    said, weighted = module.ask_teacher(image).teacher.logits, module.teacher(image).logits
+    torch.testing.assert_close(weighted - said, torch.arange(1.0, 12).log().view(1, -1, 1, 1).expand_as(said))
+
+
 def test_without_an_average_the_teacher_is_the_student(configure: Configure) -> None:
     module: Any = build_module(configure("train", "experiment=small_semi_unimatch", *SEMI), CAMVID)
     with torch.no_grad():

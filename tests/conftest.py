@@ -7,7 +7,9 @@ import gc
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,17 @@ TINY = (
 """A whole training run in about two seconds: random weights, the built-in data, no panels."""
 DRAWN = TINY[:-1]
 """The same with its panels and curves, whose drawing takes half of the time."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """So much work and no more, whoever else works on the machine: seconds of this process's threads, not the clock's.
+
+    For what a stranger's file must not make endless; how fast something is belongs to the benchmarks.
+    """
+    started = time.process_time()
+    yield
+    assert time.process_time() - started < seconds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS, Slot, checked_sections
 from protoseg.types import ProtosegError
-from tests.conftest import CONF
+from tests.conftest import CONF, at_most
 
 HEAD = {"_target_": "protoseg.nn.PrototypeHead", "num_prototypes": 2}
 EMPTY: dict[str, Any] = {
@@ -285,10 +284,8 @@ def test_complex_weights_and_two_million_classes(tmp_path: Path) -> None:
     names = [str(i) for i in range(2_000_000)]
     space = {"name": "a", "classes": names, "colors": [[0, 0, 0]] * len(names)}
     torch.save(EMPTY | {"protoseg": {"config": {}, "label_space": space}}, tmp_path / "bad.ckpt")
-    started = time.perf_counter()
-    with pytest.raises(ProtosegError, match=r"bad.ckpt"):
+    with at_most(20), pytest.raises(ProtosegError, match=r"bad.ckpt"):
         read_checkpoint(tmp_path / "bad.ckpt")
-    assert time.perf_counter() - started < 5
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,7 +30,7 @@ from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import run_training
 from protoseg.trained import open_file
 from protoseg.types import ProtosegError
-from tests.conftest import TINY
+from tests.conftest import TINY, at_most
 
 SMALL = (*(o for o in TINY if not o.startswith("encoder.name")), "encoder.name=test_resnet")
 _allowed: list[str] | None = None  # where files may be written while the guard is on
@@ -84,9 +83,10 @@ def test_the_guard_guards(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def content(configure: Callable[..., DictConfig]) -> dict[str, Any]:
+def content(configure: Callable[..., DictConfig], few_streets: Path) -> dict[str, Any]:
     """A checkpoint of adaptation, with a teacher."""
-    module = build_module(configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs"), CAMVID)
+    few = (f"data.source.root={few_streets}", f"data.target.root={few_streets}")
+    module = build_module(configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", *few), CAMVID)
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     return checkpoint
@@ -248,10 +248,9 @@ def test_no_door_builds_what_is_not_on_the_list(
 def test_configs_that_cannot_be(section: str, values: dict[str, Any], content: dict[str, Any], tmp_path: Path) -> None:
     own = content["protoseg"]["config"]
     own[section] = (own[section] if "_target_" not in values else {}) | values
-    started, memory = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with blocked(), pytest.raises(ProtosegError):
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with blocked(), at_most(20), pytest.raises(ProtosegError):
         open_everything(save_blocked(content, tmp_path))
-    assert time.perf_counter() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1e6  # kB
 
 
@@ -365,7 +364,7 @@ def test_fuzz(count: int, content: dict[str, Any], tmp_path: Path, monkeypatch: 
     rng, path, outcomes = random.Random(0), tmp_path / "fuzz.ckpt", {"refused": 0, "loaded": 0}
     whole = save(content, path).read_bytes()
     before = set(tmp_path.iterdir())
-    for number in range(count):
+    for _ in range(count):
         if rng.random() < 0.15:  # of the bytes
             data = bytearray(whole)
             for _ in range(rng.randint(1, 4)):
@@ -376,14 +375,12 @@ def test_fuzz(count: int, content: dict[str, Any], tmp_path: Path, monkeypatch: 
                 torch.save(mutated(content, rng), path)
             except Exception:  # not a file that could be written
                 continue
-        started = time.perf_counter()
-        with blocked():
+        with blocked(), at_most(20):
             try:
                 open_everything(path)
                 outcomes["loaded"] += 1
             except ProtosegError:
                 outcomes["refused"] += 1
-        assert time.perf_counter() - started < 5, number
     assert set(tmp_path.iterdir()) == before
     assert min(outcomes.values()) > count / 20, outcomes
     print(outcomes)

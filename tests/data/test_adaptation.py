@@ -196,7 +196,10 @@ def test_options_that_make_no_sense(camvid: Path, options: dict[str, int]) -> No
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("prefix", ["0006R0", "0001TP"])
-def test_a_bad_file_of_either_is_one_message_at_once(camvid: Path, num_workers: int, prefix: str) -> None:
+def test_a_bad_file_of_either_is_one_message_at_once(
+    camvid: Path, num_workers: int, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 60.0)  # so long for workers left alone
     for path in (camvid / "train").glob(f"{prefix}*"):
         path.write_bytes(path.read_bytes()[:100])
     data, before = module(camvid, num_workers=num_workers), {*active_children()}
@@ -206,7 +209,7 @@ def test_a_bad_file_of_either_is_one_message_at_once(camvid: Path, num_workers: 
     assert "Traceback" not in str(error.value)
     assert {*active_children()} <= before
     del data, error
-    assert time.perf_counter() - started < 4  # workers left alone would be waited for 5 s each
+    assert time.perf_counter() - started < 30
 
 
 # With Lightning

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from protoseg.data.files import read_image, read_label
 from protoseg.data.label_spaces import read_ids
 from protoseg.data.statistics import image_size
 from protoseg.types import ProtosegError
+from tests.conftest import at_most
 
 CAMVID_IDS = read_ids("camvid")
 
@@ -220,11 +220,10 @@ BOMBS = {
 def test_bombs_are_refused_by_their_header(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"bomb.{name[:4].strip()}"
     path.write_bytes(BOMBS[name])
-    started = time.perf_counter()
+    message = r"bomb\..*(at most 500000000 pixels|expected a complete image file)"
     for read in (read_image, lambda path: read_label(path, CAMVID_IDS)):
-        with pytest.raises(ProtosegError, match=r"bomb\..*(at most 500000000 pixels|expected a complete image file)"):
+        with at_most(2), pytest.raises(ProtosegError, match=message):
             read(path)
-    assert time.perf_counter() - started < 0.5
 
 
 @pytest.mark.parametrize("suffix", EXACT)

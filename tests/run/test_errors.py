@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,12 +130,10 @@ except SystemExit:
 finally:
     assert "torch" not in sys.modules, "torch was imported"
 """
-    started = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "Usage" in result.stdout
     assert "Available" not in result.stderr
-    assert time.perf_counter() - started < 5  # under 1 s where the machine is idle
 
 
 def spoilt_streets(tmp_path: Path, image: bytes | None = None, mask: Image.Image | None = None) -> Path:

@@ -33,6 +33,7 @@ from protoseg.types import ProtosegError
 from tests.conftest import TINY, at_most
 
 SMALL = (*(o for o in TINY if not o.startswith("encoder.name")), "encoder.name=test_resnet")
+_made: dict[Path, dict[str, Any]] = {}  # by the folder of its data: what 60 tests begin with takes a second to make
 _allowed: list[str] | None = None  # where files may be written while the guard is on
 
 
@@ -85,11 +86,13 @@ def test_the_guard_guards(tmp_path: Path) -> None:
 @pytest.fixture
 def content(configure: Callable[..., DictConfig], few_streets: Path) -> dict[str, Any]:
     """A checkpoint of adaptation, with a teacher."""
-    few = (f"data.source.root={few_streets}", f"data.target.root={few_streets}")
-    module = build_module(configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", *few), CAMVID)
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    return checkpoint
+    if few_streets not in _made:
+        few = (f"data.source.root={few_streets}", f"data.target.root={few_streets}")
+        module = build_module(configure("train", *SMALL, "data=streets_day_to_dusk", "method=dacs", *few), CAMVID)
+        checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(checkpoint)
+        _made[few_streets] = checkpoint
+    return copy.deepcopy(_made[few_streets])
 
 
 @pytest.fixture

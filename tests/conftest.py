@@ -52,14 +52,14 @@ DRAWN = TINY[:-1]
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
+def at_most(seconds: float, what: object = None) -> Iterator[None]:
     """So much work and no more, whoever else works on the machine: seconds of this process's threads, not the clock's.
 
     For what a stranger's file must not make endless; how fast something is belongs to the benchmarks.
     """
     started = time.process_time()
     yield
-    assert time.process_time() - started < seconds
+    assert time.process_time() - started < seconds, what
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -132,7 +132,7 @@ def test_the_command_line_refuses_before_torch_is_there(tmp_path: Path) -> None:
     code = "import sys; from protoseg.cli import train\ntry: train()\nfinally: assert 'torch' not in sys.modules"
     for words in (["seed=abc"], ["-m", "seed=0,abc"]):
         folder = f"hydra.{'sweep' if len(words) > 1 else 'run'}.dir={tmp_path}/run"
-        done = subprocess.run([sys.executable, "-c", code, *words, folder], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", code, *words, folder], capture_output=True, text=True, timeout=60)
         assert done.returncode == 1
         assert "seed: expected a whole number from 0 to 4294967295, got 'abc'; give seed=VALUE" in done.stderr
         assert "Traceback" not in done.stderr

@@ -79,6 +79,6 @@ def test_mit_b5_teacher_converts_in_a_minute_and_4_gb(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", make, str(file)], check=True, cwd=root)
     assert file.stat().st_size > 1e9, "student, teacher and the frozen encoder"
     command = [sys.executable, "-m", "protoseg", "convert", str(file), str(out), "--network", "teacher"]
-    subprocess.run(command, check=True, cwd=root, timeout=300)
+    subprocess.run(command, check=True, cwd=root, timeout=60)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4e6, "kilobytes"
     assert protoseg.load(out, device="cpu").network.encoder.channels == [64, 128, 320, 512]

@@ -80,7 +80,7 @@ def test_a_bomb_is_refused_at_once(tmp_path: Path, reader: str) -> None:
     path = tmp_path / "bomb.png"
     bomb(path, 30_000, 30_000)
     assert path.stat().st_size < 150_000
-    with at_most(2), pytest.raises(ProtosegError) as error:
+    with at_most(0.5), pytest.raises(ProtosegError) as error:
         READERS[reader](path)
     for part in (str(path), "at most 500000000 pixels, got 30000 x 30000", "set max_pixels=900000000"):
         assert part in str(error.value)
@@ -220,7 +220,7 @@ def test_a_jpeg_too_short_for_its_size_is_not_decoded(tmp_path: Path) -> None:
     at = data.index(b"\xff\xc2") + 5
     data[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
     (tmp_path / "a.jpg").write_bytes(data)
-    with at_most(2), pytest.raises(ProtosegError, match=r"a\.jpg: .*bytes cannot hold 20000 x 20000 pixels"):
+    with at_most(0.5), pytest.raises(ProtosegError, match=r"a\.jpg: .*bytes cannot hold 20000 x 20000 pixels"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -230,5 +230,5 @@ def test_a_png_chunk_that_promises_gigabytes(tmp_path: Path) -> None:
     at = data.index(b"IDAT") - 4
     data[at : at + 4] = struct.pack(">I", 0x7FFF_FFF0)
     (tmp_path / "a.png").write_bytes(data)
-    with at_most(2), pytest.raises(ProtosegError, match=r"a\.png: expected a complete image file, got .*cut short"):
+    with at_most(0.5), pytest.raises(ProtosegError, match=r"a\.png: expected a complete image file, got .*cut short"):
         read_image(tmp_path / "a.png")

@@ -221,9 +221,10 @@ def test_bombs_are_refused_by_their_header(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"bomb.{name[:4].strip()}"
     path.write_bytes(BOMBS[name])
     message = r"bomb\..*(at most 500000000 pixels|expected a complete image file)"
-    for read in (read_image, lambda path: read_label(path, CAMVID_IDS)):
-        with at_most(2), pytest.raises(ProtosegError, match=message):
-            read(path)
+    with at_most(0.5):
+        for read in (read_image, lambda path: read_label(path, CAMVID_IDS)):
+            with pytest.raises(ProtosegError, match=message):
+                read(path)
 
 
 @pytest.mark.parametrize("suffix", EXACT)

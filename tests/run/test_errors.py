@@ -121,7 +121,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_help_does_not_import_torch(script: str) -> None:
     code = f"""
-import runpy, sys
+import runpy, sys, time
 sys.argv = ["{script}", "--help"]
 try:
     runpy.run_path("{script}", run_name="__main__")
@@ -129,6 +129,7 @@ except SystemExit:
     pass
 finally:
     assert "torch" not in sys.modules, "torch was imported"
+    assert time.process_time() < 5  # under 1 s where the machine is idle
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

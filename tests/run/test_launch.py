@@ -218,7 +218,7 @@ def test_the_worker_that_failed_first_is_named(tmp_path: Path) -> None:
 def test_a_rank_that_dies_stops_the_others(long_run: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     process = long_run()
     os.kill(worker_of_rank(tmp_path / "run", 1), signal.SIGKILL)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.count("error: ") == 1
     assert "rank 1 of 2 was killed by SIGKILL" in err
@@ -238,7 +238,7 @@ def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(
     log = tmp_path / "run" / "logs_1" / "metrics.csv"
     wait_until(log.is_file)
     os.kill(worker_of_rank(tmp_path / "run", 1), signal.SIGKILL)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert "Restart 1 of 1" in err
     assert process.returncode == 1
     with open(log) as file:
@@ -256,7 +256,7 @@ def test_a_stop_saves_in_all_ranks_and_resumes_by_itself(signum: signal.Signals,
     process = start(*settings, f"hydra.run.dir={tmp_path}/run", **slurm)
     wait_until(lambda: (tmp_path / "run" / "logs" / "metrics.csv").is_file())
     process.send_signal(signum)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, err
     step = read_checkpoint(tmp_path / "run" / LAST)["global_step"]
     assert 0 < step < 40
@@ -275,7 +275,7 @@ def test_ctrl_c_and_a_killed_parent_leave_no_process(
 ) -> None:
     process = long_run()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert not processes_of(tmp_path / "run")

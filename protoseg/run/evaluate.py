@@ -41,7 +41,10 @@ def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str
     """What ``evaluate.yaml`` names, unless another checkpoint or network is given; ProtosegError if bad."""
     limit_pixels(cfg.max_pixels)
     file = open_file(ckpt_path or cfg.ckpt_path, cfg.trust)
-    predictor = instantiate(cfg.inference) if cfg.get("inference") is not None else file.predictor()
+    given = cfg.get("inference")
+    if given is not None and "_target_" not in given:
+        raise ProtosegError(f"inference: expected a choice, then what it changes (inference=auto …), got {given} alone")
+    predictor = instantiate(given) if given is not None else file.predictor()
     model = file.model(network or cfg.network).to(choose_device(cfg.device))
     if cfg.get("fall_back") is not None and not file.label_space.parents:
         raise ProtosegError("fall_back: expected a checkpoint trained with a hierarchy, got one without")

@@ -22,7 +22,7 @@ from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import in_words, run_training, validation_interval
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
-from tests.conftest import DRAWN, TINY
+from tests.conftest import DRAWN, SAVED, TINY
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -92,6 +92,8 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(
         output=tmp_path / "d",
     )
     assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)
+    with pytest.raises(ProtosegError, match="inference: expected a choice.*inference=auto.*'scales'.*alone"):
+        run_evaluation(configure("evaluate", f"ckpt_path={path}", "+inference.scales=[2.0]", "num_workers=0"))
 
 
 def test_predict_a_folder(
@@ -148,7 +150,7 @@ def test_nan_loss_stops_with_step_and_files_and_keeps_the_checkpoint(
 
     monkeypatch.setattr(CrossEntropy, "forward", broken)
     with pytest.raises(ProtosegError, match=r"not finite at step 2: ce=nan.*\.jpg"):
-        run_training(configure("train", *TINY))
+        run_training(configure("train", *TINY, SAVED))
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert checkpoint["global_step"] == 2
     assert all(t.isfinite().all() for t in checkpoint["state_dict"].values())

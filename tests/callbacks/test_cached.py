@@ -24,9 +24,9 @@ from protoseg.run.build import build_datamodule, build_module
 from protoseg.run.train import run_training
 from protoseg.training.base import SegmentationModule
 from protoseg.types import Batch, ProtosegError
-from tests.conftest import TINY
+from tests.conftest import SAVED, TINY
 
-CNN = ("encoder.name=mobilenetv3_small_050",)
+CNN = ("encoder.name=test_efficientnet",)
 VIT = ("encoder=vit_small", "encoder.name=test_vit", "encoder.pyramid_channels=8")
 ROOT = Path(__file__).parents[2]
 IMAGES = 8  # in training
@@ -105,7 +105,7 @@ def test_same_bits_after_a_fill_and_a_training_that_were_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(Throughput, "on_train_batch_end", stop)
         with pytest.raises(Stop):
-            run_training(configure("train", *words, output=tmp_path / "stopped"))
+            run_training(configure("train", *words, SAVED, output=tmp_path / "stopped"))
     with monkeypatch.context() as patch:
         patch.setattr(Augmented, "__getitem__", lambda *_: pytest.fail("a training image was opened"))
         run_training(configure("train", *words, "resume=auto", output=tmp_path / "stopped"))

@@ -37,7 +37,7 @@ make_checkpoint = made.make_checkpoint
 patches = made.patches
 
 
-ENCODER = {"_target_": "protoseg.models.encoders.TimmEncoder", "name": "mobilenetv3_small_050"}
+ENCODER = {"_target_": "protoseg.models.encoders.TimmEncoder", "name": "test_efficientnet"}
 Folders = tuple[Path, Path]
 
 
@@ -239,7 +239,7 @@ def test_clicks_of_another_network_are_refused(session: Session, patches: Folder
     teach_green(session, 1)
     session.close()
     torch.manual_seed(1)
-    other = blank_file("encoder", ENCODER, TimmEncoder("mobilenetv3_small_050"))
+    other = blank_file("encoder", ENCODER, TimmEncoder("test_efficientnet"))
     with pytest.raises(
         ProtosegError, match=r"expected clicks on .* that taught encoder, got others \(of encoder, another network\)"
     ):

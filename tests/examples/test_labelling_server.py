@@ -43,7 +43,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
     Image.new("RGB", (60, 40), "white").save(images / "d.jpg", exif=turned)
     (images / "e.png").write_text("no image")
     torch.manual_seed(0)
-    name = {"name": "mobilenetv3_small_050"}
+    name = {"name": "test_efficientnet"}
     file = blank_file("encoder", {"_target_": "protoseg.models.encoders.TimmEncoder", **name}, TimmEncoder(**name))
     found = Session(file, images, tmp_path / "out")
     yield found

@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
 TINY = [
-    "encoder.name=mobilenetv3_small_050",
+    "encoder.name=test_efficientnet",
     "encoder.pretrained=false",
     "decoder.pyramid_channels=16",
     "decoder.segmentation_channels=32",

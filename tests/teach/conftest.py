@@ -45,11 +45,19 @@ def with_scenes(path: Path) -> TrainedFile:
     return with_statistics(TrainedFile(path, read_checkpoint(path)), scenes, held_out=others)
 
 
+_base: list[bytes] = []  # the file of the fixture below, made once
+
+
 @pytest.fixture
-def base(make_checkpoint: MakeCheckpoint) -> Path:
+def base(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
     """An untrained run with statistics."""
-    path = make_checkpoint()
-    save_checkpoint(with_scenes(path).content, path)
+    if not _base:
+        path = make_checkpoint()
+        save_checkpoint(with_scenes(path).content, path)
+        _base.append(path.read_bytes())
+    torch.manual_seed(0)  # the test is the same whether the file was made for it or not
+    path = tmp_path / "base.ckpt"
+    path.write_bytes(_base[0])
     return path
 
 

@@ -24,7 +24,7 @@ from protoseg.evaluation.curves import read_log
 from protoseg.files import write_file
 from protoseg.run.train import checkpoint_to_resume, run_training
 from protoseg.types import ProtosegError
-from tests.conftest import TINY
+from tests.conftest import SAVED, TINY
 from tests.training.test_resume import assert_same_bits
 
 LAST = Path("checkpoints") / "last.ckpt"
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_the_training_and_works_again_after_it(
     configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with signalled_at(monkeypatch, signal.SIGINT, 1, "on_train_batch_start"):
-        run_training(configure("train", *TINY))
+        run_training(configure("train", *TINY, SAVED))
     assert "Stopped after step 1; last checkpoint" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     monkeypatch.setattr(Throughput, "on_train_batch_start", fill)
     try:
         with pytest.raises(ProtosegError, match=r"cannot write .*last\.ckpt.*written before is kept; free space"):
-            run_training(configure("train", *TINY))
+            run_training(configure("train", *TINY, SAVED))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_checkpoint(tmp_path / "run" / LAST)["global_step"] == 2

@@ -22,7 +22,7 @@ from protoseg.evaluation.metrics import scores
 from protoseg.run.train import run_training
 from protoseg.training.optim import poly_factor
 from protoseg.types import ProtosegError
-from tests.conftest import DRAWN, TINY
+from tests.conftest import DRAWN, SAVED, TINY
 
 
 def constant_schedule(optimizer: torch.optim.Optimizer, total_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -85,6 +85,7 @@ def assert_resumes(
     hook: str,
 ) -> None:
     """Train straight, then stop at ``step`` and resume: the same bits."""
+    settings = (*settings, SAVED)
     run_training(configure("train", *settings, output=tmp_path / "straight"))
     with stopped_at(monkeypatch, step, hook):
         run_training(configure("train", *settings, output=tmp_path / "stopped"))
@@ -159,7 +160,7 @@ def test_a_resumed_run_remembers_its_best_score(
 ) -> None:
     found = iter([0.5, 0.4, 0.3])  # the peak is before the stop
     monkeypatch.setattr("protoseg.training.base.scores", lambda *of: {**scores(*of), "mIoU": next(found)})
-    overrides = (*TINY, "trainer.val_check_interval=2")
+    overrides = (*TINY, SAVED, "trainer.val_check_interval=2")
     with stopped_at(monkeypatch, 3, "on_train_batch_start"):
         run_training(configure("train", *overrides, output=tmp_path / "stopped"))
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"

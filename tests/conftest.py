@@ -47,9 +47,9 @@ TINY = (
 )
 """A whole training run in about two seconds: random weights, the built-in data, no panels."""
 SAVED = "callbacks.last.every_n_train_steps=1"
-"""What a run must have beside it whose last.ckpt is wanted before its end: to write it takes a sixth of the time."""
+"""Added to TINY where last.ckpt is wanted before the end of the run; to write it after each step takes time."""
 DRAWN = TINY[:-1]
-"""The same with its panels and curves, whose drawing takes half of the time."""
+"""The same with its panels and curves, whose drawing takes half of the time or more."""
 
 
 @contextmanager

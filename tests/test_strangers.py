@@ -169,9 +169,7 @@ DOORS: dict[str, Door] = {
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("protoseg.run.convert.require", lambda *names: None)
-    # run.teach first: imported only now, it would else keep the lowered one.
-    for module in ("run.teach", "teach.statistics"):
-        monkeypatch.setattr(f"protoseg.{module}.MAX_IMAGES", 3)
+    monkeypatch.setattr("protoseg.teach.statistics.MAX_IMAGES", 3)
 
     def not_here(*arguments: object) -> None:
         raise ProtosegError("opened; the rest takes minutes")

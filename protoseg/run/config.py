@@ -170,7 +170,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
             return " ".join(str(cause).split())
         if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and _MEMORY.search(str(cause))):
             train = "a smaller data.batch_size or data.crop_size, or trainer.precision=bf16-mixed"
-            to_predict = "to predict: inference.mode=slide inference.crop_size=[512,512]"
+            to_predict = "to predict: inference=slide inference.crop_size=[512,512]"
             return f"out of memory ({visible(str(cause))[:150]}): set {train} ({to_predict})"
         if type(cause).__name__ == "DistNetworkError":  # torch's
             address, port = (os.environ.get(f"MASTER_{name}") for name in ("ADDR", "PORT"))

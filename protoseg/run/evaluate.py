@@ -43,7 +43,8 @@ def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str
     file = open_file(ckpt_path or cfg.ckpt_path, cfg.trust)
     given = cfg.get("inference")
     if given is not None and "_target_" not in given:
-        raise ProtosegError(f"inference: expected a choice, then what it changes (inference=auto …), got {given} alone")
+        text = f"inference: expected a choice before its settings, got {given} alone"
+        raise ProtosegError(f"{text}; add inference=auto, whole, slide or multiscale")
     predictor = instantiate(given) if given is not None else file.predictor()
     model = file.model(network or cfg.network).to(choose_device(cfg.device))
     if cfg.get("fall_back") is not None and not file.label_space.parents:

@@ -17,10 +17,11 @@ from protoseg.evaluation.predictor import choose_device
 from protoseg.files import write_json
 from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.run.evaluate import match_classes
+from protoseg.teach import statistics as teach_statistics
 from protoseg.teach.edit import ClassEdit, apply_edit, editable_memories, memories, read_edit, write_edit
 from protoseg.teach.normalisation import adapt_normalisation
 from protoseg.teach.operations import add_classes, merge_classes, refresh_class, remove_classes
-from protoseg.teach.statistics import MAX_IMAGES, with_statistics
+from protoseg.teach.statistics import with_statistics
 from protoseg.teach.trial import trial
 from protoseg.teach.tuning import tune_classes
 from protoseg.text import Terminal, override, program, say
@@ -78,7 +79,8 @@ def statistics(checkpoint: Path, trust: Sequence[str], out: Path, root: str | No
     if part.val_split not in (None, part.train_split):
         held_out = part.dataset(part.val_split)
     save_checkpoint(with_statistics(file, dataset, choose_device(device), "training images", held_out).content, out)
-    say(f"Statistics of {min(len(dataset), MAX_IMAGES)} images: {out}; teach add, given it, adds classes by them")
+    count = min(len(dataset), teach_statistics.MAX_IMAGES)
+    say(f"Statistics of {count} images: {out}; teach add, given it, adds classes by them")
 
 
 def tune(checkpoint: Path, trust: Sequence[str], out: Path, seed: int, device: str | None, **labelled: Any) -> None:

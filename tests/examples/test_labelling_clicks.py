@@ -34,24 +34,12 @@ from protoseg.types import ProtosegError
 from tests.teach import conftest as made
 
 make_checkpoint = made.make_checkpoint
+base = made.base
 patches = made.patches
 
 
 ENCODER = {"_target_": "protoseg.models.encoders.TimmEncoder", "name": "test_efficientnet"}
 Folders = tuple[Path, Path]
-
-
-MADE: list[bytes] = []  # the file of an untrained run with statistics, made once
-
-
-@pytest.fixture
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if not MADE:
-        path = request.getfixturevalue("make_checkpoint")()
-        save_checkpoint(made.with_scenes(path).content, path)
-        MADE.append(path.read_bytes())
-    (tmp_path / "base.ckpt").write_bytes(MADE[0])
-    return tmp_path / "base.ckpt"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 from tests.models.test_encoders import SMALL_SWIN
-from tests.training.test_resume import assert_same_bits
+from tests.training.test_resume import DROPS_PATHS, assert_same_bits
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "lite0": partial(TimmEncoder, "tf_efficientnet_lite0", drop_path_rate=0.2),
@@ -140,7 +140,7 @@ def test_an_encoder_without_blocks_is_refused() -> None:
 def test_a_whole_training_has_the_same_bits(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     tiny = [x for x in TINY if not x.startswith("head.")]
     for value in ("false", "true"):
-        settings = ("trainer.max_steps=2", f"encoder.grad_checkpointing={value}", "+encoder.drop_path_rate=0.2")
+        settings = ("trainer.max_steps=2", f"encoder.grad_checkpointing={value}", *DROPS_PATHS)
         experiment = "experiment=small_daformer"
         run_training(configure("train", experiment, *tiny, *settings, output=tmp_path / value))
     last = Path("checkpoints") / "last.ckpt"

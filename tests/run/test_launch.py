@@ -25,12 +25,12 @@ from protoseg.checkpoint import read_checkpoint
 from protoseg.run.launch import check_started, launch, requested_devices, requeue, run_name, started_processes
 from protoseg.run.workers import describe
 from protoseg.types import ProtosegError
-from tests.conftest import TINY
+from tests.conftest import SAVED, TINY
 from tests.training.test_resume import assert_same_bits
 
 ROOT = Path(__file__).parents[2]
 LAST = Path("checkpoints") / "last.ckpt"
-LONG = (*TINY, "trainer.max_steps=100000", "trainer.devices=2")
+LONG = (*TINY, SAVED, "trainer.max_steps=100000", "trainer.devices=2")
 """Two workers that train until they are stopped."""
 
 
@@ -248,7 +248,7 @@ def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_saves_in_all_ranks_and_resumes_by_itself(signum: signal.Signals, tmp_path: Path) -> None:
-    settings = (*TINY, "trainer.devices=2", "trainer.max_steps=40", "callbacks.last.every_n_train_steps=1000")
+    settings = (*TINY, "trainer.devices=2", "trainer.max_steps=40")
     straight = run(*settings, f"hydra.run.dir={tmp_path}/straight")
     assert straight.returncode == 0, straight.stderr
     log = fake_scontrol(tmp_path)

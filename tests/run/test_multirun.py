@@ -27,7 +27,7 @@ from protoseg.job_records import Job, Sweep, read_sweep, write_job
 from protoseg.run import multirun as engine
 from protoseg.run.config import CONFIG_DIR, explain
 from protoseg.types import ProtosegError
-from tests.conftest import TINY
+from tests.conftest import SAVED, TINY
 
 ROOT = Path(__file__).parents[2]
 SHORT = (*TINY, "trainer.max_steps=2", "trainer.val_check_interval=2", "threads=1")
@@ -218,7 +218,7 @@ def assert_same_jobs(folder: Path, other: Path) -> None:
         assert all(torch.equal(ours[name], others[name]) for name in ours | others)
 
 
-LONG = ("head.num_prototypes=1,3,5", "trainer.max_steps=30", "trainer.val_check_interval=10")
+LONG = (SAVED, "head.num_prototypes=1,3,5", "trainer.max_steps=30", "trainer.val_check_interval=10")
 
 
 def end_in_job(number: int, arguments: tuple[str, ...], folder: Path, signum: signal.Signals) -> int:

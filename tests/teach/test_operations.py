@@ -168,7 +168,7 @@ def test_remove_and_merge(base: Path) -> None:
     parts = less["state_dict"][PROTOTYPES][-2:].flatten(0, 1)
     whole = merged["state_dict"][PROTOTYPES][-1]
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(2))
-    nearest = (parts @ whole.T).argmax(1)  # each of the two is the direction of those of the four nearest to it
+    nearest = (parts @ whole.T).argmax(1)  # each of the two is the mean direction of the ones nearest to it
     for k, prototype in enumerate(whole):
         torch.testing.assert_close(prototype, F.normalize(parts[nearest == k].sum(0), dim=0))
 

@@ -30,7 +30,10 @@ ADAPT = (
     "method.threshold=0.1",  # a random teacher is never sure
 )
 PGPC = (*ADAPT, "contrast=pgpc", "contrast.reliable=0.1", "contrast.num_prototypes=1")
-LARGER = ("data.crop_size=[128,192]", "data.batch_size=4", "trainer.max_steps=2", "trainer.val_check_interval=2")
+LARGER = (
+    *("encoder.name=mobilenetv3_small_050", "data.crop_size=[128,192]", "data.batch_size=4"),
+    *("trainer.max_steps=2", "trainer.val_check_interval=2"),
+)
 
 
 def use_fp16(monkeypatch: pytest.MonkeyPatch, init_scale: float = 128.0, growth_interval: int = 2000) -> None:

@@ -28,7 +28,6 @@ from tests.conftest import SAVED, TINY
 from tests.training.test_resume import assert_same_bits
 
 LAST = Path("checkpoints") / "last.ckpt"
-RARE = (*TINY, "callbacks.last.every_n_train_steps=100")  # nothing is saved unless a stop is requested
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def test_stopped_in_training_and_in_validation_and_resumed_is_never_stopped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = (*RARE, "resume=auto", "trainer.limit_val_batches=3", "head.assignment=gumbel")
+    settings = (*TINY, "resume=auto", "trainer.limit_val_batches=3", "head.assignment=gumbel")
     stopped = configure("train", *settings, output=tmp_path / "stopped")
     best = run_training(configure("train", *settings, output=tmp_path / "straight"))
     for signum, step, hook, saved in (
@@ -80,7 +79,7 @@ def test_stopped_in_training_and_in_validation_and_resumed_is_never_stopped(
 def test_a_stop_waits_for_the_whole_gradient(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (*RARE, "trainer.accumulate_grad_batches=2", "trainer.max_steps=2", "trainer.val_check_interval=4")
+    settings = (*TINY, "trainer.accumulate_grad_batches=2", "trainer.max_steps=2", "trainer.val_check_interval=4")
     with signalled_at(monkeypatch, signal.SIGTERM, 0, "on_train_batch_start"):
         run_training(configure("train", *settings, output=tmp_path / "stopped"))
     checkpoint = read_checkpoint(tmp_path / "stopped" / LAST)
@@ -91,7 +90,7 @@ def test_a_stop_before_the_first_step_saves_nothing(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with signalled_at(monkeypatch, signal.SIGTERM, 0, "setup"):
-        run_training(configure("train", *RARE))
+        run_training(configure("train", *TINY))
     assert not (tmp_path / "run" / LAST).exists()
 
 

@@ -92,7 +92,7 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(
         output=tmp_path / "d",
     )
     assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)
-    with pytest.raises(ProtosegError, match="inference: expected a choice.*inference=auto.*'scales'.*alone"):
+    with pytest.raises(ProtosegError, match=r"inference: expected a choice.*'scales'.*; add inference=auto"):
         run_evaluation(configure("evaluate", f"ckpt_path={path}", "+inference.scales=[2.0]", "num_workers=0"))
 
 

@@ -99,6 +99,13 @@ def test_what_the_system_refuses_is_told_in_one_line(error: Exception, message: 
         assert "\n" not in said
 
 
+def test_what_is_advised_where_memory_is_short_composes(configure: Callable[..., DictConfig]) -> None:
+    advised = re.search(r"to predict: (.+)\)$", explain(MemoryError("no room"), "evaluate") or "")
+    assert advised is not None
+    cfg = configure("evaluate", "ckpt_path=x.ckpt", *advised[1].split())
+    assert (cfg.inference.mode, list(cfg.inference.crop_size)) == ("slide", [512, 512])
+
+
 def test_missing_data_names_the_source(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     with pytest.raises(ProtosegError, match=f"{re.escape(str(tmp_path / 'camvid'))}.*SegNet"):
         run_training(configure("train", *TINY, "data=camvid", f"paths.data={tmp_path}"))

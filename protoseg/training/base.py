@@ -119,6 +119,7 @@ class SegmentationModule(pl.LightningModule):
         if self._resumed:
             (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
             renew(optimizer, schedule.scheduler, self._settings, self.trainer.global_step)  # type: ignore[arg-type]
+            self._resumed = False
 
     def on_fit_start(self) -> None:
         balanced = [m for m in self.modules() if isinstance(m, CrossEntropy) and m.needs_frequencies]
@@ -216,7 +217,11 @@ class SegmentationModule(pl.LightningModule):
             remedy = "lower optimizer.lr, set trainer.gradient_clip_val, or check the files"
             raise ProtosegError(f"{text}. The last checkpoint is kept; {remedy}")
 
-    on_validation_start = on_train_end = judge_loss
+    on_train_end = judge_loss
+
+    def on_validation_start(self) -> None:
+        self.judge_loss()
+        self.on_train_start()  # after a resume it may come first, and what it saves is to have the schedule too
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here and not in a hook, so that a checkpoint of this step holds what moved with it.

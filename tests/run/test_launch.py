@@ -280,7 +280,7 @@ def test_ctrl_c_and_a_killed_parent_leave_no_process(
     assert "Traceback" not in err
     assert not processes_of(tmp_path / "run")
     (tmp_path / "run" / LAST).unlink()
-    process = long_run("data.num_workers=1")
+    process = long_run("data.num_workers=1", "overwrite=true")
     process.kill()
     wait_until(lambda: not processes_of(tmp_path / "run"), 20)
 
@@ -288,7 +288,7 @@ def test_ctrl_c_and_a_killed_parent_leave_no_process(
 @pytest.mark.slow
 def test_wrong_input_of_a_worker_is_said_once(tmp_path: Path) -> None:
     result = run(
-        *TINY, "trainer.devices=2", "optimizer.lr=1e30", "trainer.max_steps=50", f"hydra.run.dir={tmp_path}/run"
+        *TINY, "trainer.devices=2", "optimizer.lr=1e6", "trainer.max_steps=50", f"hydra.run.dir={tmp_path}/run"
     )
     assert result.returncode == 1
     assert result.stderr.count("loss is not finite") == 1

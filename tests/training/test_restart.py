@@ -27,7 +27,7 @@ from protoseg.types import ProtosegError
 from tests.conftest import SAVED, TINY
 from tests.training.test_resume import assert_same_bits
 
-LAST = Path("checkpoints") / "last.ckpt"
+LAST, BEST = (Path("checkpoints") / f"{name}.ckpt" for name in ("last", "best"))
 
 
 @contextmanager
@@ -71,7 +71,8 @@ def test_stopped_in_training_and_in_validation_and_resumed_is_never_stopped(
         assert f"Stopped after step {saved}" in capsys.readouterr().err
         assert read_checkpoint(tmp_path / "stopped" / LAST)["global_step"] == saved
     assert run_training(stopped) == pytest.approx(best, abs=0)
-    assert_same_bits(tmp_path / "straight" / LAST, tmp_path / "stopped" / LAST)
+    for name in (LAST, BEST):  # the best was judged after a resume, before any step
+        assert_same_bits(tmp_path / "straight" / name, tmp_path / "stopped" / name)
     assert logged(tmp_path / "straight") == logged(tmp_path / "stopped")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

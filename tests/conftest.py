@@ -49,7 +49,7 @@ TINY = (
 SAVED = "callbacks.last.every_n_train_steps=1"
 """Added to TINY where last.ckpt is wanted before the end of the run; to write it after each step takes time."""
 DRAWN = TINY[:-1]
-"""The same with its panels and curves, whose drawing takes half of the time or more."""
+"""The same with its panels and curves, whose drawing takes time."""
 
 
 @contextmanager

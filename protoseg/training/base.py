@@ -115,11 +115,14 @@ class SegmentationModule(pl.LightningModule):
             prepare(checkpoint, self.trainer)
             self._resumed = True
 
-    def on_train_start(self) -> None:
+    def follow_settings(self) -> None:
+        """Once after a resume, before any step or validation, for what that saves is to have the schedule too."""
         if self._resumed:
             (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
             renew(optimizer, schedule.scheduler, self._settings, self.trainer.global_step)  # type: ignore[arg-type]
             self._resumed = False
+
+    on_train_start = follow_settings
 
     def on_fit_start(self) -> None:
         balanced = [m for m in self.modules() if isinstance(m, CrossEntropy) and m.needs_frequencies]
@@ -221,7 +224,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         self.judge_loss()
-        self.on_train_start()  # after a resume it may come first, and what it saves is to have the schedule too
+        self.follow_settings()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # Here and not in a hook, so that a checkpoint of this step holds what moved with it.

@@ -146,7 +146,7 @@ def judge(model: Any, dataset: SegmentationDataset, chosen: Any, place: Path) ->
         for seed in chosen.seeds:
             random = np.random.default_rng([seed, index * chosen.step])  # as of the whole split, which may be written
             label, pixels = swap(scene.label.cpu(), classes, chosen.share, random)
-            judged = judged_regions(scene._replace(label=label))
+            judged = judged_regions(scene._replace(label=label), dataset.label_space.leaves)
             scores[seed, "data check --model"] += [region.score for region in judged]
             swapped[seed] += [pixels[mask].mean() > 0.5 for _, _, mask in regions(label)]
             labels[seed].append(label.numpy().astype(np.int16))

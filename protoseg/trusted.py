@@ -1,8 +1,7 @@
 """What the config inside a checkpoint may build: a closed list of classes for each of its sections, ``trusted.yaml``.
 
 A checkpoint is a stranger's file. Its config names classes and their arguments; nothing outside these lists is
-imported, functions are on none of them, and arguments are plain values. A class of one's own is built where the caller
-names its module (``trust``).
+imported, functions are on none of them, arguments are plain values. One's own class is built by ``trust=MODULE`` alone.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """What adaptation changed: several networks on the same target images, their confusions and their pictures."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protoseg.analysis.stream import Loader, images
 from protoseg.evaluation import pictures
-from protoseg.evaluation.metrics import Scores, SegmentationMetrics
+from protoseg.evaluation.metrics import Scores, SegmentationMetrics, scores
 from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.models.segmentor import Segmentor
 from protoseg.types import IGNORE_INDEX, LabelSpace
@@ -43,7 +43,8 @@ def compared(models: Mapping[str, Segmentor], loader: Loader, predictor: Predict
 class ConfusionCollector:
     """Scores of every network over a stream."""
 
-    def __init__(self, label_space: LabelSpace) -> None:
+    def __init__(self, label_space: LabelSpace, unlabelled: Sequence[int] = ()) -> None:
+        self.unlabelled = unlabelled  # see :func:`protoseg.evaluation.metrics.scores`
         self.metrics: dict[str, SegmentationMetrics] = defaultdict(lambda: SegmentationMetrics(label_space))
 
     def update(self, seen: Compared) -> None:
@@ -52,7 +53,7 @@ class ConfusionCollector:
 
     def scores(self) -> dict[str, Scores]:
         """By network."""
-        return {network: metrics.compute() for network, metrics in self.metrics.items()}
+        return {network: scores(it.confusion, self.unlabelled, it.parents) for network, it in self.metrics.items()}
 
 
 def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> pictures.Picture:

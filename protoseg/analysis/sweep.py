@@ -1,7 +1,4 @@
-"""What a sweep showed: scores by setting, mean and spread over seeds, what is missing, and pictures of it.
-
-What draws is imported in the functions that draw: a table needs neither torch nor matplotlib.
-"""
+"""What a sweep showed: scores by setting, mean, spread over seeds, gaps; what draws pictures is imported for these."""
 
 import math
 import statistics

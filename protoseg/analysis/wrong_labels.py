@@ -40,13 +40,18 @@ def regions(label: Tensor) -> Iterator[tuple[int, tuple[int, ...], NDArray[np.bo
 
 
 @torch.no_grad()
-def judged_regions(scene: Scene) -> Iterator[Region]:
-    """What a model says of each region of a scene's label, by cosines to its prototypes, else by log-probabilities."""
+def judged_regions(scene: Scene, leaves: int) -> Iterator[Region]:
+    """What a model says of each region of a scene's label, by cosines to its prototypes, else by log-probabilities.
+
+    Of the first ``leaves`` nodes of a tree alone, the classes: a group is right wherever one of its classes is.
+    """
     cells = scene.output.logits[0].float()  # whose differences are those of log-probabilities
     if scene.output.similarities is not None:
         cells = scene.cosines.scores.view(*scene.grid, -1).permute(2, 0, 1).float()
-    said = scene.at_pixels(cells).cpu()
+    said = scene.at_pixels(cells)[:leaves].cpu()
     for number, (given, box, mask) in enumerate(regions(scene.label)):
+        if given >= leaves:
+            continue
         means = said[:, torch.from_numpy(mask)].mean(1)
         others = means.index_fill(0, torch.tensor(given), -torch.inf)
         score, suggested = (others - means[given]).max(0)

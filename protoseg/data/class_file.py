@@ -144,6 +144,16 @@ def own_space(classes: Sequence[str] | Mapping[str, Color]) -> LabelSpace:
     return LabelSpace("own", tuple(classes), with_made_colors(colors, ()))
 
 
+def joined(spaces: Sequence[LabelSpace]) -> LabelSpace:
+    """All classes of some label spaces, by name; each has the colour of the first that has it, unless that is taken."""
+    colors: dict[str, Color | None] = {}
+    for name, color in chain.from_iterable(zip(space.classes, space.colors, strict=True) for space in spaces):
+        colors.setdefault(name, None if color in colors.values() else color)
+    made = with_made_colors(colors.values(), [color for space in spaces for color in space.colors])
+    things = tuple(dict.fromkeys(name for space in spaces for name in space.things))
+    return replace(spaces[0], classes=tuple(colors), colors=made, things=things)
+
+
 def in_tree(space: LabelSpace, tree: Mapping[str, Any]) -> LabelSpace:
     """The classes, and behind them the groups of ``{group: [class, …] or {group: …}}``, which may be classes already.
 

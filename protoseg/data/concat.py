@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from protoseg.data.class_file import joined
 from protoseg.data.datamodule import SegmentationDataModule
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.label_spaces import Ids, joined
+from protoseg.data.label_spaces import Ids
 from protoseg.data.transforms import TrainTransform
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -29,7 +30,7 @@ class Concatenation(SegmentationDataset):
         super().__init__([sample for part in self.parts for sample in part.samples], split)
         self.reader = self.parts[0].reader if self.parts else self.reader
         self._ends = np.cumsum([len(part) for part in self.parts])
-        if weights and len(self.parts) == len(parts):
+        if weights and split == "train":
             each = [np.full(len(part), weight / len(part)) for part, weight in zip(self.parts, weights, strict=True)]
             self.weights = np.concatenate(each)
 
@@ -52,13 +53,12 @@ class ConcatDataModule(SegmentationDataModule):
     Class counts, and with them rare-class sampling and class weights, are of all parts, with ``weights`` of images as
     they are drawn. Each part is split, read and scaled as it says itself; crops, batches, … are given here.
 
-    ``weights`` is how often an image is of each part, relative to the others; None: as often as it has images. The
+    ``weights`` is how often an image is of each part that is trained on; None: as often as it has images. The
     other options are those of ``SegmentationDataModule``, but for what parts have of their own.
 
     Parts of other classes are joined by name in a ``hierarchy``, or if one says (by ``relabel``) what is ``annotated``.
 
-    Raises ProtosegError: no part, parts of other classes, weights that are not those of the parts or not above 0; or as
-    ``SegmentationDataModule``.
+    Raises ProtosegError: no part, parts of other classes, weights of others or not above 0; what its parts raise.
     """
 
     def __init__(
@@ -75,10 +75,11 @@ class ConcatDataModule(SegmentationDataModule):
             raise ProtosegError("data.parts: expected data sets, got none: add e.g. +data@data.parts.NAME=camvid")
         given = {} if weights is None else dict(weights)
         good = all(isinstance(weight, (int, float)) and isfinite(weight) and weight > 0 for weight in given.values())
-        if not good or (weights is not None and given.keys() != parts.keys()):
+        drawn = [name for name, part in parts.items() if part.train_split]
+        if not good or (weights is not None and given.keys() != {*drawn}):
             got = ", ".join(f"{name}: {weight}" for name, weight in given.items()) or "none"
-            text = f"data.weights: expected a number above 0 for each of the parts {', '.join(parts)}, got {got}"
-            raise ProtosegError(f"{text}: to leave a part out, take it from data.parts")
+            text = f"data.weights: expected a number above 0 for each part with a train_split, {', '.join(drawn)}"
+            raise ProtosegError(f"{text}, got {got}: to leave a part out, take it from data.parts")
         self.parts = dict(parts)
         first, space = next((name, part.label_space) for name, part in parts.items())
         if joins := bool(options.get("hierarchy")) or any(part.annotated for part in parts.values()):
@@ -94,7 +95,7 @@ class ConcatDataModule(SegmentationDataModule):
                 part.map_classes(space, {c: c for c in part.label_space.classes})
             colours = {key: options[key] for key in ("aspect", "brightness", "augment") if key in options}
             part.transform = TrainTransform(crop_size, part.scale, photometric, part.max_class_share, **colours)
-        dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in parts if given])
+        dataset = partial(Concatenation, [*self.parts.values()], [float(given[name]) for name in drawn if given])
         options["val_split"] = "val" if any(part.val_split for part in self.parts.values()) else None
         super().__init__(dataset, crop_size=crop_size, photometric=photometric, **options | {"label_space": space})
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
     weights: NDArray[np.float64] | None = None  # how often training draws each, relative to the others; None: all alike
     rest: Sequence[int] | None = None  # train ids that pixels of ``rest_in`` may be of; None: all classes are annotated
     notes: Sequence[str] = ()  # about how the files were found, told by ``check`` and before a training
+    names_in: Path | None = None  # the folder that all images lay in when ``names`` were asked for first
     lists: Sequence[Path] = ()  # files that say which images are in the split
 
     def __init__(self, samples: Sequence[FilePair], split: str) -> None:
@@ -126,9 +128,9 @@ class SegmentationDataset(Dataset[Sample]):
 
     @property
     def names(self) -> list[str]:
-        """Each image's path without suffix, in the folder that all of them lie in."""
-        folder = Path(os.path.commonpath([image.parent for image, _ in self.samples]))
-        return [stem_in(folder, image) for image, _ in self.samples]
+        """Each image's path without suffix, in the folder that all of them lay in before :meth:`keep`."""
+        self.names_in = self.names_in or Path(os.path.commonpath([image.parent for image, _ in self.samples]))
+        return [stem_in(self.names_in, image) for image, _ in self.samples]
 
     def keep(self, given: str | Sequence[str], listed: bool) -> None:
         """Forget all images but those of these ``names``, or, not ``listed``, those.
@@ -137,7 +139,7 @@ class SegmentationDataset(Dataset[Sample]):
         ProtosegError: no name, those of all images, or a name that no image has.
         """
         lines = read_lines(Path(given)) if isinstance(given, str) else map(str, given)
-        names, known = {line.strip() for line in lines if line.strip() and line[0] != "#"}, self.names
+        names, known = {normalize("NFC", line.strip()) for line in lines if line.strip() and line[0] != "#"}, self.names
         missing = sorted(names.difference(known))
         if missing or not 0 < len(names) < len(known):
             lacking = f", of which {len(missing)} are not there ({', '.join(missing[:5])})" if missing else ""

@@ -84,8 +84,7 @@ def read_label(path: Path, table: Ids, channel: Channel | None = None) -> Ids:
     ``channel`` holds the ids of masks with several, 0 being the first in the file, or says how they follow from all;
     None: one channel of grey, or a palette.
 
-    Raises ProtosegError: the file cannot be read, is no PNG, has too many pixels, holds other channels, or holds an id
-    that ``table`` does not know.
+    Raises ProtosegError: the file cannot be read, is no PNG, has too many pixels, other channels, ids not in ``table``.
     """
     if channel is not None:
         return labels_of_ids(path, _decode_channel(path, _mask_bytes(path), channel), table)

@@ -21,8 +21,7 @@ NUM_CLASSES = (847, 700, 500, 300)
 class PublicDataset(LayoutDataset):
     """A subclass is the data set of its name in ``layouts.yaml``: a ``LayoutDataset`` of these settings.
 
-    Its ``root`` is the folder of the data, as it is unpacked; ``chosen`` are values of the layout's choices, and
-    settings that replace its own.
+    Its ``root`` is the folder of the data, as it is unpacked; ``chosen`` are the layout's choices, and other settings.
     """
 
     layout: ClassVar[dict[str, Any]]

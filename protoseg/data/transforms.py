@@ -35,9 +35,8 @@ class Wanted(NamedTuple):
 class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
     """Scaling by a random factor, then ``RandomCrop``; of the image, only what the crop shows is scaled.
 
-    Draws the crop again, up to ``MAX_CROPS`` times in all, while one class has more than ``max_class_share`` of the
-    labelled pixels of the crop; and all that up to ``MAX_CROPS`` times while the crop does not hold what is ``wanted``.
-    The last draw stands.
+    Draws the crop up to ``MAX_CROPS`` times while one class, or what is not annotated, has more than
+    ``max_class_share`` of its pixels that are not ignored; and all that as often while it lacks what is ``wanted``.
     """
 
     # Set after construction: albumentations 2 checks the arguments of __init__ against a schema of their own.
@@ -160,8 +159,7 @@ class TrainTransform:
     def __call__(self, image: Pixels, label: Ids, seed: int, wanted: Wanted | None = None) -> tuple[Pixels, Ids]:
         """Augment ``image`` (uint8 RGB ``h w 3``, or float32 ``h w c`` in [0, 1]) and ``label`` (``h w``).
 
-        The result depends on these arguments alone. With ``wanted``, the crop (not the scale) is drawn again until it
-        holds that, see ``ScaledCrop``.
+        The result depends on these arguments alone. The crop, not the scale, is drawn again for ``wanted`` and shares.
         """
         # One generator for all steps. Compose.set_random_seed gives every step the same seed, so that their draws agree
         # (a flip would go with a dark image), and takes seven times as long.

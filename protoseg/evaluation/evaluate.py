@@ -20,6 +20,7 @@ from protoseg.evaluation.pictures import CONFUSION, confusions_figure, frequent_
 from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.evaluation.writer import PictureWriter, check_model, output_names, progress_bar
 from protoseg.files import without_nan, write_file, write_json, write_text
+from protoseg.functional.hierarchy import ancestors
 from protoseg.text import Terminal, markdown_table, write_csv
 from protoseg.types import Batch, LabelSpace, ProtosegError
 
@@ -103,8 +104,8 @@ def evaluate(
 
 def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
     """The scores as plain values: four numbers, and one entry per class."""
-    confusion = scores["confusion"]
-    columns = (scores["IoU"], scores["accuracy"], confusion.sum(1), confusion.sum(0))
+    under = ancestors(label_space.parents or [-1] * label_space.num_classes).T.long()  # a group counts what is below
+    columns = (scores["IoU"], scores["accuracy"], *(under @ scores["confusion"].cpu().sum(dim) for dim in (1, 0)))
     names = ("name", "IoU", "accuracy", "true_pixels", "predicted_pixels")
     rows = zip(label_space.classes, *(column.tolist() for column in columns), strict=True)
     means = {name: value for name, value in scores.items() if isinstance(value, float)}

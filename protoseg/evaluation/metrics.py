@@ -52,19 +52,21 @@ def scores(confusion: Tensor, unlabelled: Sequence[int] = (), parents: Sequence[
     confusion = confusion.cpu()  # not every device has fp64
     counts = confusion.double()
     hit, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    leaves = len(counts) - len({*parents} - {-1})  # what is no group
     if parents:  # ``LabelSpace``'s: pixels are of groups, too, which are in no mean; those labelled so of no class
         under = ancestors(parents).T
         found, known = under @ counts.T, 1 - under.T + torch.eye(len(parents))
         hit, true, predicted = (found @ under.T).diagonal(), under @ true, (found * known).sum(1)
+        held = under[:, [leaf for leaf in range(leaves) if leaf not in unlabelled]].sum(1) + true
+        unlabelled = (held == 0).nonzero().flatten().tolist()  # groups of such classes alone, too
     iou, accuracy = hit / (true + predicted - hit), hit / true
     iou[list(unlabelled)] = torch.nan
-    leaves = slice(len(counts) - len({*parents} - {-1}))  # what is no group
-    hit, true = hit[leaves], true[leaves]
+    hit, true = hit[:leaves], true[:leaves]
     return Scores(
-        mIoU=iou[leaves].nanmean().item(),
+        mIoU=iou[:leaves].nanmean().item(),
         pixel_accuracy=(hit.sum() / true.sum()).item(),
-        mean_accuracy=accuracy[leaves].nanmean().item(),
-        fw_IoU=(true / true.sum() * iou[leaves].nan_to_num(0.0)).sum().item(),
+        mean_accuracy=accuracy[:leaves].nanmean().item(),
+        fw_IoU=(true / true.sum() * iou[:leaves].nan_to_num(0.0)).sum().item(),
         IoU=iou,
         accuracy=accuracy,
         confusion=confusion,

@@ -1,7 +1,4 @@
-"""Pictures of labels, predictions, errors and confusions. Tensors in; uint8 RGB arrays ``h w 3`` or files out.
-
-matplotlib is imported only where a figure is drawn, so that training does not pay for it.
-"""
+"""Pictures of labels, predictions, errors, confusions: uint8 RGB ``h w 3`` or files; matplotlib only where needed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Pixel contrast for adaptation, common parts and the terms on labelled and pseudo-labelled pixels alike.
-
-The two terms whose anchors are target pixels that the teacher is sure of stand in ``contrast_target``.
-"""
+"""Pixel contrast: common parts, and the terms on labelled and pseudo-labelled pixels alike; see ``contrast_target``."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -34,9 +31,15 @@ class PixelContrast(Term):
     def __init__(self, weight: float, temperature: float) -> None:
         super().__init__(weight)
         expect(temperature > 0, "temperature > 0", temperature)
-        self.temperature = temperature
+        self.temperature, self.classes = temperature, 0
+
+    def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        self.classes = label_space.leaves if label_space.parents else 0
 
     def forward(self, step: Step) -> Tensor:
+        if self.classes:  # of a group alone it is not known which class's rival a pixel is
+            label = step.labelled.label
+            step = replace(step, labelled=replace(step.labelled, label=label.where(label < self.classes, IGNORE_INDEX)))
         # fp32 for everything: exponentials of cosines over small temperatures, on few pixels.
         with no_autocast(step.labelled.output.embeddings):
             return self.contrast(step)
@@ -151,8 +154,7 @@ class CycleAssociation(PixelContrast):
 class ProjectedContrast(PixelContrast):
     """A contrast in a space of its own: the model's embeddings through two layers that exist in training only.
 
-    They have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be. The space has ``dim``
-    channels.
+    They have no BatchNorm: pixels are embedded one by one, so only the sampled ones need be, in ``dim`` channels.
     """
 
     def __init__(self, weight: float, temperature: float, dim: int) -> None:
@@ -161,6 +163,7 @@ class ProjectedContrast(PixelContrast):
         self.dim = dim
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
+        super().prepare(model, label_space)
         self.num_classes = label_space.num_classes
         channels = model.head.embedding_dim
         layers = (nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, self.dim))
@@ -234,6 +237,7 @@ class TreeTriplet(ProjectedContrast):
 
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         super().prepare(model, label_space)
+        self.classes = 0  # groups count, too
         above = ancestors(label_space.parents or (-1,) * self.num_classes).float()
         edges = above.sum(1) + above.sum(1, keepdim=True) - 2 * above @ above.T  # between nodes, under one root
         self.distance, self.scale = nn.Buffer(edges, persistent=False), 4 * float(above.sum(1).amax())  # of the height
@@ -294,7 +298,7 @@ class SupervisedPixelContrast(ProjectedContrast):
             sure = target.label.where(target.confidence >= self.reliable, IGNORE_INDEX)
             parts.append((step.mixed.output, sure))
         outputs, label = [output for output, _ in parts], torch.cat([label for _, label in parts])
-        predicted = torch.cat([output.logits.argmax(1).flatten() for output in outputs])
+        predicted = torch.cat([output.logits[:, : self.classes or None].argmax(1).flatten() for output in outputs])
         index, valid = sample_hard_and_easy(label, predicted != label, self.num_classes, self.anchors)
         rows = torch.cat([pixel_rows(output.embeddings) for output in outputs])
         anchors = embed(self.projection, rows.index_select(0, index.flatten()))

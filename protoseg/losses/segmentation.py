@@ -38,7 +38,7 @@ def hard_pixels(losses: Tensor, threshold: float, min_kept: int) -> Tensor:
     From the cross-entropy per pixel, of any shape (0 at ignored ones, which may fill up ``min_kept``), to a bool mask.
     """
     flat = losses.flatten()
-    kth_hardest = flat.topk(min(min_kept, flat.numel())).values[-1]
+    kth_hardest = flat.topk(min(max(min_kept, 1), flat.numel())).values[-1]
     return (losses >= kth_hardest) | (losses > -torch.log(losses.new_tensor(threshold)))
 
 
@@ -220,9 +220,10 @@ class RegionMutualInformation(nn.Module):
             truth = F.one_hot(label.clamp_min(0), logits.shape[1]).movedim(3, 1).to(probability) * valid
             p, y = _regions(probability), _regions(truth)
             noise, n = NOISE * torch.eye(SIDE**2, dtype=p.dtype, device=p.device), p.shape[3]
-            both, of_p = y @ p.mT / n, torch.linalg.cholesky(p @ p.mT / n + noise)
+            both, (of_p, odd) = y @ p.mT / n, torch.linalg.cholesky_ex(p @ p.mT / n + noise)
             unexplained = y @ y.mT / n - both @ torch.cholesky_solve(both.mT, of_p) + noise
-            deviation = torch.linalg.cholesky(unexplained).diagonal(dim1=2, dim2=3)
+            left, odder = torch.linalg.cholesky_ex(unexplained)  # NaN is said where all losses are looked at
+            deviation = left.diagonal(dim1=2, dim2=3).where((odd + odder == 0).unsqueeze(2), torch.nan)
             return (deviation / NOISE**0.5).log().sum(2).mean(0).sum() / SIDE**2
 
 

@@ -61,8 +61,7 @@ class Term(nn.Module, ABC):
     """A scalar loss with the weight that it has in the sum.
 
     Its life: made from its YAML; :meth:`prepare`-d once, before any weights are loaded; :meth:`forward` in every step;
-    :meth:`after_optimizer_step`. A new one is a subclass and a YAML that names it, under ``loss``, ``contrast`` or a
-    method's ``terms``.
+    :meth:`after_optimizer_step`. A new one is a subclass and a YAML under ``loss``, ``contrast`` or a method's terms.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("labelled",)  # parts of a step that it works on; a method must have them

@@ -12,7 +12,7 @@ from protoseg.functional.resize import grid_size, image_size, pad_to_multiple, w
 from protoseg.functional.sampling import pixel_rows
 from protoseg.models.decoders import SegFormerDecoder
 from protoseg.models.encoders import Encoder
-from protoseg.models.segmentor import Segmentor, crop_to_grid
+from protoseg.models.segmentor import Maps, Segmentor, crop_to_grid
 from protoseg.nn import Head
 from protoseg.types import Detail, ProtosegError, SegOutput, Size
 
@@ -124,14 +124,14 @@ class HRDASegmentor(Segmentor):
         context = self._context(self._encoder_input(image))
         return self._cropped(self._encode(context, encoder), image_size(context))
 
-    def segment(self, image: Tensor) -> SegOutput:
+    def segment(self, image: Tensor, encoder: Maps | None = None) -> SegOutput:
         """Segment a batch; arguments and result as of :meth:`Segmentor.segment`, in training with ``detail``."""
-        image = self._encoder_input(image)
+        image, encoder = self._encoder_input(image), encoder or self.encoder
         context = self._context(image)
         size, context_size = image_size(image), image_size(context)
-        features = self._encode(context, self.encoder)
+        features = self._encode(context, encoder)
         output = self._decode(features, context_size)
-        detail = self._random_detail(image) if self.training else Detail(self._sliding_detail(image), (0, 0, *size))
+        detail = self._random_detail(image, encoder) if self.training else self._sliding_detail(image)
         embeddings, similarities = self._upsampled(output.embeddings, size), None
         if self.head.memory is not None:
             with no_autocast(embeddings):
@@ -161,11 +161,11 @@ class HRDASegmentor(Segmentor):
         """From the context's grid to the output grid."""
         return crop_to_grid(_upsample(feature), size, self.stride)
 
-    def _random_detail(self, image: Tensor) -> Detail:
+    def _random_detail(self, image: Tensor, encoder: Maps) -> Detail:
         """Logits of a random crop of the normalised image."""
         top, left, height, width = box = self._random_box(image_size(image))
         crop = image[..., top : top + height, left : left + width]
-        return Detail(self._decode(self._encode(crop, self.encoder), (height, width)).logits, box)
+        return Detail(self._decode(self._encode(crop, encoder), (height, width)).logits, box)
 
     def _random_box(self, size: Size) -> tuple[int, int, int, int]:
         if any(detail > side for detail, side in zip(self.detail_size, size, strict=True)):
@@ -176,10 +176,10 @@ class HRDASegmentor(Segmentor):
         top, left = (step * int(torch.randint(number, ())) for number in places)  # on the CPU: no wait for the device
         return top, left, *self.detail_size
 
-    def _sliding_detail(self, image: Tensor) -> Tensor:
+    def _sliding_detail(self, image: Tensor) -> Detail:
         """Logits of the whole normalised image, averaged over overlapping windows that begin on cells of the grid."""
-        stride, batch = self.stride, len(image)
-        grid = grid_size(image_size(image), stride)
+        stride, batch, size = self.stride, len(image), image_size(image)
+        grid = grid_size(size, stride)
         cells = [min(side // stride, length) for side, length in zip(self.detail_size, grid, strict=True)]
         rows, columns = (window_starts(n, side, max(1, side // 2)) for n, side in zip(grid, cells, strict=True))
         total = at_least_fp32(image).new_zeros(batch, self.num_classes, *grid)
@@ -196,4 +196,4 @@ class HRDASegmentor(Segmentor):
                 place = (i, slice(None), slice(y, y + cells[0]), slice(x, x + cells[1]))
                 total[place] += part
                 count[place] += 1
-        return total / count
+        return Detail(total / count, (0, 0, *size))

@@ -14,6 +14,8 @@ from protoseg.models.recompute import unmoved_statistics
 from protoseg.nn import Discriminant, Head
 from protoseg.types import ProtosegError, SegOutput, Size
 
+Maps = Callable[[Tensor], list[Tensor]]  # an encoder, or what stands in its place
+
 
 def crop_to_grid(feature: Tensor, size: Size, stride: int) -> Tensor:
     """The cells of ``feature`` (``b d h w`` at ``stride``) that an image of ``size`` pixels touches."""
@@ -96,10 +98,10 @@ class Segmentor(nn.Module):
         output = self.segment(image)
         return output if self.discriminant is None else self.discriminant(output)
 
-    def segment(self, image: Tensor) -> SegOutput:
+    def segment(self, image: Tensor, encoder: Maps | None = None) -> SegOutput:
         """What the head says of the images, without classes that were taught after the training."""
         image = self._encoder_input(image)
-        return self._segmented(self._encode(image, self.encoder), image_size(image))
+        return self._segmented(self._encode(image, encoder or self.encoder), image_size(image))
 
     def frozen_maps(self, image: Tensor) -> list[Tensor]:
         """What a frozen encoder makes of images; of it :meth:`from_frozen` makes what :meth:`segment` would."""
@@ -111,9 +113,11 @@ class Segmentor(nn.Module):
 
     def perturbed(self, image: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> SegOutput:
         """The output for images of which ``drop`` changes the encoder's maps; no running statistics move."""
+        encoder = self.encoder
         with unmoved_statistics(self):
-            maps = None if drop is None else [drop(each) for each in self.frozen_maps(image)]
-            return self(image) if maps is None else self.from_frozen(maps, image_size(image))
+            if drop is None:
+                return self(image)
+            return self.segment(image, lambda x: encoder.from_frozen([drop(each) for each in encoder.frozen_maps(x)]))
 
     def _segmented(self, features: list[Tensor], size: Size) -> SegOutput:
         output = self._decode(features, size)
@@ -130,7 +134,7 @@ class Segmentor(nn.Module):
             raise ProtosegError(f"{text}; choose data and checkpoint that belong together")
         return self.normalize(image)
 
-    def _encode(self, image: Tensor, encoder: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+    def _encode(self, image: Tensor, encoder: Maps) -> list[Tensor]:
         """Maps of a normalised image, padding included: the decoder must see whole cells of every stride."""
         return encoder(pad_to_multiple(image, max(self.encoder.strides)))
 

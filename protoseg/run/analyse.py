@@ -24,7 +24,7 @@ from protoseg.files import with_ending, write_file, write_json
 from protoseg.functional.discriminant import COVERAGE
 from protoseg.models.segmentor import Segmentor
 from protoseg.page.page import PrototypeReport, WorstImage, figure_uri, pixel_view, prototype_report, write_page
-from protoseg.run.evaluate import Trained, image_loader, open_checkpoint
+from protoseg.run.evaluate import Trained, image_loader, open_checkpoint, open_data
 from protoseg.text import Terminal, say
 from protoseg.types import LabelSpace, Names, ProtosegError
 
@@ -135,7 +135,7 @@ def adaptation(cfg: DictConfig, out: Path, images: int | None, source_only: Path
     models = {"source only": _of_same_classes(cfg, source_only, space), "student": student.model}
     if "teacher" in student.file.networks:
         models["teacher"] = open_checkpoint(cfg, network="teacher").model
-    collector = ConfusionCollector(space)
+    collector = ConfusionCollector(space, open_data(cfg, student).target.unlabelled)
     with image_loader(cfg, student, images) as loader:
         drawn = spread(len(loader.dataset), max(panels, 0))
         for seen in compared(models, loader, student.predictor):

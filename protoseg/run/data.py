@@ -91,7 +91,8 @@ def _doubt(file: TrainedFile, datasets: dict[str, SegmentationDataset], out: Pat
     for title, dataset in datasets.items():
         dataset.reader = file.reader
         for index in progress(range(len(dataset)), escape(title), transient=False):
-            found += [(title, x) for x in judged_regions(look(model, *dataset[index][:2], index)) if x.score > 0]
+            scene = look(model, *dataset[index][:2], index)
+            found += [(title, x) for x in judged_regions(scene, file.label_space.leaves) if x.score > 0]
     rows: list[list[Any]] = []
     for rank, (title, region) in enumerate(sorted(found, key=lambda pair: -pair[1].score), 1):
         image, said = datasets[title].samples[region.scene][0], [classes[region.given], classes[region.suggested]]
@@ -182,6 +183,9 @@ def stats(cfg: DictConfig, data: str) -> None:
 def draw(cfg: DictConfig, data: str, share: Fraction, seed: int, out: Path) -> None:
     """Write the names of some training images, in which every class occurs, as ``train_list`` takes them."""
     part = build_datamodule(cfg).source
+    if isinstance(part, ConcatDataModule):
+        text = f"draw: expected one data set, got {data!r}, of several: draw of each of them"
+        raise ProtosegError(f"{text}, for its data.parts.NAME.train_list")
     names = part.train_dataset().names
     number = int(share) if share >= 1 else max(1, round(share * len(names)))
     chosen = [names[index] for index in part.class_statistics().draw(number, seed)]
@@ -234,8 +238,8 @@ def _splits(part: SegmentationDataModule, title: str, validated: bool) -> dict[s
     if isinstance(part, ConcatDataModule):
         found = [_splits(one, f"{title}{name} ", validated) for name, one in part.parts.items()]
         return {title: make for splits in found for title, make in splits.items()}
-    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated and part.val_split else {})
-    return {f"{title}{split}": partial(part.dataset, split, labels) for split, labels in labels.items()}
+    labels = {part.train_split: part.labels} | ({part.val_split: True} if validated else {})
+    return {f"{title}{split}": partial(part.dataset, split, labels) for split, labels in labels.items() if split}
 
 
 def _datasets(datamodule: SegmentationDataModule | AdaptationDataModule) -> dict[str, SegmentationDataset]:

@@ -22,6 +22,9 @@ def test_confusions_are_those_of_each_network() -> None:
             batch, size = image.unsqueeze(0), torch.tensor([label.shape])
             want += confusion_matrix(Predictor().predict(model.eval(), batch, size)[0], label, 3)
         assert torch.equal(found[network]["confusion"], want)
+    some = ConfusionCollector(SPACE, [1])
+    some.metrics = collector.metrics
+    assert all(entry["IoU"][1].isnan() for entry in some.scores().values())  # the data do not label it
     titles = {network: entry["confusion"] for network, entry in found.items()}
     assert len(confusions_figure(titles, SPACE).axes) == 3  # two and the colour bar
     assert iou_figure(found, SPACE).axes[0].get_title().endswith("after against before")

@@ -70,14 +70,14 @@ def scene_of(prototypes: bool) -> Scene:
 @pytest.mark.parametrize("prototypes", [True, False])
 def test_the_swapped_region_is_the_first(prototypes: bool) -> None:
     scene = scene_of(prototypes)
-    right = [*judged_regions(scene)]
+    right = [*judged_regions(scene, 3)]
     assert len(right) >= 4
     assert all(region.score < 0 for region in right)
     for chosen in right:
         mask = torch.from_numpy([*regions(scene.label)][chosen.number][2])
         wrong = (chosen.given + 1) % 3
         label = torch.where(mask, wrong, -1)
-        (found,) = judged_regions(scene._replace(label=label))
+        (found,) = judged_regions(scene._replace(label=label), 3)
         assert found[:6] == (7, 0, wrong, chosen.given, int(mask.sum()), found.score)
         assert found.box == chosen.box
         cells = scene.cosines.scores.T.view(3, *scene.grid) if prototypes else scene.output.logits[0].log_softmax(0)
@@ -88,14 +88,27 @@ def test_the_swapped_region_is_the_first(prototypes: bool) -> None:
 
 def test_a_label_that_is_ignored_has_no_region() -> None:
     scene = scene_of(True)
-    assert [*judged_regions(scene._replace(label=torch.full_like(scene.label, -1)))] == []
+    assert [*judged_regions(scene._replace(label=torch.full_like(scene.label, -1)), 3)] == []
 
 
 def test_a_picture_shows_the_outline_around_the_region() -> None:
     scene = scene_of(True)._replace(label=blocks())
-    car = next(region for region in judged_regions(scene) if region.given == 2)
+    car = next(region for region in judged_regions(scene, 3) if region.given == 2)
     picture = region_picture(scene.image, scene.label, car, SPACE)
     red = (picture == WRONG).all(2)
     # A tile shows 24 pixels around, cut at the border: 40 x 40, seven times enlarged, with 12 or 13 pixels a side.
     assert 2 * 4 * 12 * 7 * 7 <= red.sum() <= 2 * 4 * 14 * 7 * 7
     assert picture.shape[1] == 8 + 2 * (280 + 8)
+
+
+@pytest.mark.parametrize("prototypes", [True, False])
+def test_a_group_is_no_other_class(prototypes: bool) -> None:
+    """The third node is the group of the others: where it is said, or labelled, nothing is wrong."""
+    scene = scene_of(prototypes)
+    assert 2 in {region.suggested for region in judged_regions(scene, 3)}
+    found = [*judged_regions(scene, 2)]
+    assert found
+    assert all({region.given, region.suggested} == {0, 1} for region in found)
+    whole = [*judged_regions(scene, 3)]
+    of_classes = [region for region in whole if region.given < 2]
+    assert [region[:2] for region in found] == [region[:2] for region in of_classes]  # numbered as they are all

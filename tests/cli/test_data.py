@@ -58,6 +58,22 @@ def test_a_list_of_images_in_which_every_class_occurs(data: Path, capsys: pytest
     with pytest.raises(SystemExit) as refused:
         run_tool("data", ["draw", "camvid", f"paths.data={data}", "--share", "3", "--out", str(few)])
     assert "at most the 2 there are, got 3" in str(refused.value.code) + capsys.readouterr().err
+    with pytest.raises(SystemExit) as several:
+        run_tool("data", ["draw", "concat", *PARTS, f"paths.data={data}", "--share", "1", "--out", str(few)])
+    assert "got 'concat', of several: draw of each of them" in str(several.value.code) + capsys.readouterr().err
+
+
+PARTS = ("+data@data.parts.few=camvid", "+data@data.parts.judge=camvid")
+
+
+def test_parts_that_are_not_trained_on_or_not_judged_by(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    halves = ("data.parts.few.val_split=null", "data.parts.judge.train_split=null", f"paths.data={data}")
+    run_tool("data", ["check", "concat", *PARTS, *halves])
+    shown = capsys.readouterr().out
+    assert "no faults" in shown
+    assert "few train" in shown
+    assert "judge val" in shown
+    assert "None" not in shown
 
 
 def test_statistics_of_a_data_set(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

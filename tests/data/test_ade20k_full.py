@@ -159,7 +159,7 @@ def test_statistics(ade20k_full: Path) -> None:
 def test_no_mapping(ade20k_full: Path) -> None:
     for pair in ((ADE20K_FULL, CAMVID), (CAMVID, ADE20K_FULL), (ADE20K_FULL, ADE20K_FULL)):
         with pytest.raises(
-            ProtosegError, match="mapping: expected label spaces of at most 255 classes, got 'ade20k_full'"
+            ProtosegError, match="mapping: expected label spaces of at most 253 classes, got 'ade20k_full'"
         ):
             mapping_table(*pair, None)
 

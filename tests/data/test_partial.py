@@ -74,6 +74,17 @@ def test_everything_but_the_loss_takes_the_rest_as_ignored(camvid: Path) -> None
     assert (halves(camvid).class_statistics().counts.sum(0) > 0).all()
 
 
+def test_parts_are_drawn_by_weight_beside_one_that_is_only_judged_by(camvid: Path) -> None:
+    data = halves(camvid, weights={"objects": 9, "scene": 1})
+    weights, number = data.train_dataset().weights, len(data.parts["objects"].train_dataset())
+    assert weights is not None
+    assert (weights[:number].sum(), weights[number:].sum()) == (pytest.approx(9), pytest.approx(1))
+    assert data.dataset("val").weights is None
+    for wrong in ({"objects": 9}, {"objects": 9, "scene": 1, "judge": 1}):
+        with pytest.raises(ProtosegError, match="for each part with a train_split, objects, scene, got objects: 9"):
+            halves(camvid, weights=wrong)
+
+
 def test_a_mapping_that_merges_what_is_annotated_with_what_is_not(camvid: Path) -> None:
     """A pixel of the rest may be a bicyclist, which is read as a car here: so it may be a car."""
     names = tuple(name for name in CAMVID.classes if name != "Bicyclist")
@@ -104,6 +115,7 @@ def test_label_spaces_are_joined_by_name(tmp_path: Path) -> None:
     data = instantiate(composed("concat", *parts, *roots, *relabel, "data.num_workers=0", "data.crop_size=[32,32]"))
     assert data.label_space.classes == ("road", "car", "tree")
     assert data.label_space.things == ("car",)
+    assert len({*data.label_space.colors}) == 3  # tree and road had the same
     rest = {"a": [2], "b": [1]}
     for batch in batches(data, 2):
         for label, pixels, classes, name in zip(batch.label, *batch.rest, batch.name, strict=True):
@@ -133,10 +145,11 @@ def test_a_class_that_nothing_annotates(camvid: Path) -> None:
 
 
 def test_a_class_is_never_taken_for_the_rest() -> None:
+    """Not even where another data set beside it has classes that it does not annotate."""
     space = LabelSpace("many", tuple(map(str, range(254))), ((1, 2, 3),) * 254)
-    with pytest.raises(ProtosegError, match="at most 253 classes, got 'many' of 254"):
-        mapping_table(space, space, {name: name if name != "3" else NOT_ANNOTATED for name in space.classes})
-    assert mapping_table(space, space, {name: name for name in space.classes})[253] == 253
+    for other in (NOT_ANNOTATED, "3"):
+        with pytest.raises(ProtosegError, match="at most 253 classes, got 'many' of 254"):
+            mapping_table(space, space, {name: name if name != "3" else other for name in space.classes})
 
 
 @pytest.mark.parametrize("head", ["parametric", "prototype"])

@@ -80,7 +80,23 @@ def test_subfolders_are_part_of_a_name(tmp_path: Path) -> None:
     data = SegmentationDataset([(tmp_path / town / "0.png", None) for town in ("aachen", "ulm")], "train")
     assert data.names == ["aachen/0", "ulm/0"]
     data.keep(["ulm/0"], listed=False)
-    assert data.names == ["0"]
+    assert data.names == ["aachen/0"]
+
+
+def test_lists_of_folders_with_the_same_names_are_not_the_same(tmp_path: Path) -> None:
+    def state(*names: str) -> Any:
+        pairs = [(tmp_path / town / f"{i}.png", None) for town in ("aachen", "ulm") for i in range(2)]
+        dataset: Any = lambda split: SegmentationDataset(pairs, split)  # noqa: E731
+        data = SegmentationDataModule(dataset, 1, [8, 8], labels=False, label_space=CAMVID, train_list=names)
+        return data.state_dict()["train_list"]
+
+    assert state("ulm/0", "ulm/1") == state("ulm/1", "ulm/0") != state("aachen/0", "aachen/1")
+
+
+def test_a_name_is_the_same_however_its_accents_are_written(tmp_path: Path) -> None:
+    data = SegmentationDataset([(tmp_path / f"{name}.png", None) for name in ("Z\u00fcrich", "ulm")], "train")
+    data.keep(["Zu\u0308rich"], listed=True)
+    assert data.names == ["Z\u00fcrich"]
 
 
 def test_a_part_of_several_has_a_list_of_its_own(camvid: Path) -> None:

@@ -209,7 +209,10 @@ def test_trains_alone(two: dict[str, str], configure: Configure, tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.weights={a: 1}", r"expected a number above 0 for each of the parts a, b, got a: 1: to leave"),
+        (
+            "data.weights={a: 1}",
+            r"expected a number above 0 for each part with a train_split, a, b, got a: 1: to leave",
+        ),
         ("data.weights={a: 1, b: 0}", r"got a: 1, b: 0"),
         ("data.weights={a: 1, b: -2}", r"got a: 1, b: -2"),
         ("data.weights={a: 1, b: 1, c: 1}", r"got a: 1, b: 1, c: 1"),

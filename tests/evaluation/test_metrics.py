@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from protoseg.evaluation import metrics
-from protoseg.evaluation.metrics import SegmentationMetrics
+from protoseg.evaluation.evaluate import summary
+from protoseg.evaluation.metrics import SegmentationMetrics, scores, subset_means
 from protoseg.types import LabelSpace, ProtosegError
 
 
@@ -167,3 +168,21 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
         confusion, miou = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert torch.equal(confusion, want["confusion"])
         assert miou == want["mIoU"]
+
+
+def test_a_group_of_which_the_data_label_nothing_has_no_iou() -> None:
+    """Classes 0 and 1 are in group 3, class 2 is at the top; of the first two the data can hold no pixel."""
+    tree = LabelSpace("tree", ("a", "b", "c", "group"), ((0, 0, 0),) * 4, parents=(3, 3, -1, -1))
+    confusion = torch.zeros(4, 4, dtype=torch.int64)
+    confusion[2, 2], confusion[2, 0] = 99, 1
+    found = scores(confusion, [0, 1], tree.parents)
+    assert found["IoU"].isnan().tolist() == [True, True, False, True]
+    assert subset_means(found["IoU"], tree, {})["mIoU_level_1"] == found["mIoU"] == pytest.approx(0.99)
+    assert scores(confusion, [0], tree.parents)["IoU"][3] == 0  # it can be labelled b
+    confusion[3, 0] = 5  # labelled as the group
+    found = scores(confusion, [0, 1], tree.parents)
+    assert found["IoU"][3] == pytest.approx(5 / 6)
+    assert [row["true_pixels"] for row in summary(found, tree)["classes"]] == [0, 0, 100, 5]
+    confusion[1, 0] = 7
+    found = scores(confusion, [], tree.parents)
+    assert [row["true_pixels"] for row in summary(found, tree)["classes"]] == [0, 7, 100, 12]

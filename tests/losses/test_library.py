@@ -166,6 +166,15 @@ def test_region_mutual_information_in_half_precision_of_the_right_and_of_nothing
     assert (gradient == 0).all()
 
 
+def test_region_mutual_information_of_a_training_that_diverged_is_not_finite() -> None:
+    """So that the training ends with its own message, of which loss it is, and not with the library's."""
+    logits, label = large_case()
+    for value in (math.nan, math.inf):
+        diverged = logits.detach().clone()
+        diverged[0, 1, 20, 20] = value
+        assert not RegionMutualInformation()(diverged, label).isfinite()
+
+
 def test_logits_are_upsampled_to_the_label() -> None:
     label = case()[1]
     coarse = torch.randn(2, 4, 3, 3, dtype=torch.float64)

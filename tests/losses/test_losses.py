@@ -87,6 +87,8 @@ def test_ohem_is_the_mean_over_hard_pixels() -> None:
     hard = each[(label != -1) & (each > -torch.log(torch.tensor(0.3)))]
     value = cross_entropy(logits, label, ohem_threshold=0.3, ohem_min_kept=1)
     torch.testing.assert_close(value, hard.mean())
+    torch.testing.assert_close(cross_entropy(logits, label, ohem_threshold=0.3, ohem_min_kept=0), value)
+    assert cross_entropy(logits, label, ohem_threshold=1e-9, ohem_min_kept=0) == each.max()  # one is kept
 
 
 def test_balanced_weights() -> None:

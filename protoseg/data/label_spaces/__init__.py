@@ -67,12 +67,11 @@ def mapping_table(source: LabelSpace, target: LabelSpace, mapping: Changes | Non
 
     ``mapping`` is of the name of each source class to that of a target class, to ``NOT_ANNOTATED``, or None for
     ignored; without one the classes are the same already. Raises ProtosegError: classes that differ without a mapping,
-    a mapping that does not fit them, more than 255 classes, or 253 where some are not annotated.
+    a mapping that does not fit them, or more than 253 classes.
     """
-    most = FILE_REST if mapping is not None and NOT_ANNOTATED in mapping.values() else FILE_IGNORED
     for space in (source, target):
-        if space.num_classes > most:
-            text = f"mapping: expected label spaces of at most {most} classes"
+        if space.num_classes > FILE_REST:
+            text = f"mapping: expected label spaces of at most {FILE_REST} classes"
             raise ProtosegError(f"{text}, got {space.name!r} of {space.num_classes}: choose other data")
     if mapping is None:
         if source.classes != target.classes:
@@ -115,15 +114,6 @@ def relabelled(space: LabelSpace, changes: Changes) -> tuple[LabelSpace, Changes
         raise ProtosegError(f"{text} that it becomes or null to ignore it, got {got}")
     things = tuple(dict.fromkeys(new for old in space.things if (new := mapping[old]) not in gone))
     return replace(space, classes=tuple(colors), colors=tuple(colors.values()), things=things), mapping
-
-
-def joined(spaces: Sequence[LabelSpace]) -> LabelSpace:
-    """All classes of some label spaces, by name; a class has the colour of the first that has it."""
-    colors: dict[str, tuple[int, int, int]] = {}
-    for space in spaces:
-        colors = colors | dict(zip(space.classes, space.colors, strict=True)) | colors
-    things = tuple(dict.fromkeys(name for space in spaces for name in space.things))
-    return replace(spaces[0], classes=tuple(colors), colors=tuple(colors.values()), things=things)
 
 
 def _names(names: Iterable[object]) -> str:

@@ -124,7 +124,7 @@ class Model:
         ``probabilities`` keeps those of all classes. Raises ProtosegError: anything else, or a file not to be read.
         """
         if isinstance(image, (str, Path)) and os.path.isdir(image):
-            image = [path for path, _ in ImageFolder(image, self.label_space).samples]
+            image = [path for path, _ in ImageFolder(image, self.label_space, self.reader).samples]
         if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
             return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
         pixels = as_tensor(image, self.reader)  # type: ignore[arg-type]
@@ -268,15 +268,18 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     channels = (reader and reader.channels) or 3
     if isinstance(image, (str, Path)):
         given = (reader or ImageReader()).read(Path(image))
-    elif isinstance(image, Image.Image):
+    elif isinstance(image, Image.Image) and image.mode[:1] not in "IF":  # of more than 8 bits, which PIL cuts off
         given = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     elif isinstance(given, np.ndarray) and given.ndim == 3 and reader and given.shape[2] == reader.channels:
         given = reader.scaled(given, "predict")
     if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == channels:
         given = torch.from_numpy(np.ascontiguousarray(given.transpose(2, 0, 1)))
     good = isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == channels and given.numel() > 0
-    if not good or not (given.dtype == torch.uint8 or given.is_floating_point()):
-        got = f"{type(image).__name__} of {getattr(image, 'dtype', '?')}, {tuple(getattr(image, 'shape', ()))}"
+    if good and given.dtype != torch.uint8:  # resized floats may be a little beyond; NaN is nowhere
+        good = given.is_floating_point() and bool(-0.5 < given.min() <= given.max() < 1.5)
+    if not good:
+        kind = getattr(image, "dtype", getattr(image, "mode", "?"))
+        got = f"{type(image).__name__} of {kind}, {tuple(getattr(image, 'shape', ()))}"
         wanted = f"the path of an image, PIL image, array h w {channels} or tensor {channels} h w"
         raise ProtosegError(f"predict: expected {wanted}, of uint8 or of float in [0, 1], got {got}")
     return given

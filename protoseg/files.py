@@ -28,8 +28,7 @@ def with_ending(path: Path, ending: str) -> Path:
     room = _LONGEST - len(os.fsencode(ending))
     if len(name) <= room:
         return path.with_name(path.name + ending)
-    short = f"{name[: room - 9].decode(errors='ignore')}~{sha256(name).hexdigest()[:8]}"
-    return path.with_name(short + ending)
+    return path.with_name(f"{name[: room - 9].decode(errors='ignore')}~{sha256(name).hexdigest()[:8]}" + ending)
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 import protoseg
 from protoseg.checkpoint import read_checkpoint, save_checkpoint
 from protoseg.data import CAMVID
+from protoseg.data.channels import ImageReader
 from protoseg.evaluation.predictor import Predictor
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
@@ -76,8 +77,20 @@ def test_an_image_in_whatever_form(run: Path, picture: Image.Image, tmp_path: Pa
     turned, straight = model.predict(tmp_path)  # a folder
     assert np.array_equal(straight.labels, want.labels)
     assert np.array_equal(turned.image.flip(1, 2), straight.image)
+    for band in range(6):  # of two images
+        np.save(tmp_path / "more" / f"{band // 3}_{'RGB'[band % 3]}.npy", array[..., band % 3])
+    (tmp_path / "more" / "turned.png").unlink()
+    model.reader = ImageReader(bands=["_R", "_G", "_B"], channels=3)
+    assert all(np.array_equal(found.labels, want.labels) for found in model.predict(tmp_path / "more"))
+    model.reader = ImageReader()
     floats = model.predict(tensor.float() / 255)
     np.testing.assert_allclose(floats.confidence, want.confidence, atol=1e-4)
+    for wrong in (tensor.float(), tensor.float() / 255 - 1, torch.full_like(tensor, torch.nan, dtype=torch.float)):
+        with pytest.raises(ProtosegError, match=r"of uint8 or of float in \[0, 1\], got Tensor of torch.float32"):
+            model.predict(wrong)
+    deep = Image.fromarray(array[..., 0].astype(np.uint16) * 257)
+    with pytest.raises(ProtosegError, match=r"expected the path of an image, .* got Image of I;16"):
+        model.predict(deep)  # PIL would make all of it white
     grey = Image.fromarray(array[..., 0])
     assert np.array_equal(model.predict(grey).labels, model.predict(grey.convert("RGB")).labels)
 

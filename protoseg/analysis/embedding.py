@@ -44,8 +44,7 @@ class EmbeddingCollector:
     def _lowest(self, number: Tensor, ids: Tensor) -> Tensor:
         """Indices of the ``per_class`` lowest numbers of each class."""
         key, order = (ids.double() + number.double()).sort()
-        place = torch.arange(len(key)) - torch.searchsorted(key, key.floor())
-        return order[place < self.per_class]
+        return order[torch.arange(len(key)) - torch.searchsorted(key, key.floor()) < self.per_class]
 
     def compute(self) -> EmbeddingSample:
         """The sample so far; raises ProtosegError if no image was seen."""

@@ -264,8 +264,7 @@ def uncertainty_figure(found: Mapping[str, ErrorDetection], title: str = "") -> 
         shares = np.diff(np.interp(edges, passed, np.cumsum([0, *entry.right]))) / np.diff(edges)
         accuracy.plot((np.arange(50) + 0.5) / 50, shares, color=color, linewidth=1.6, label=name)
         if entry.calibration is not None:
-            held = entry.calibration.pixels > 0
-            pixels, *points = (values[held] for values in entry.calibration)
+            pixels, *points = (values[entry.calibration.pixels > 0] for values in entry.calibration)
             ece = f"{name}: ECE {100 * entry.calibration.ece:.1f} %"
             reliability.plot(*points, color=color, linewidth=1.2, label=ece)
             reliability.scatter(*points, s=8 + 120 * np.sqrt(pixels / pixels.sum()), color=color)

@@ -50,12 +50,11 @@ def judged_regions(scene: Scene, leaves: int) -> Iterator[Region]:
         cells = scene.cosines.scores.view(*scene.grid, -1).permute(2, 0, 1).float()
     said = scene.at_pixels(cells)[:leaves].cpu()
     for number, (given, box, mask) in enumerate(regions(scene.label)):
-        if given >= leaves:
-            continue
-        means = said[:, torch.from_numpy(mask)].mean(1)
-        others = means.index_fill(0, torch.tensor(given), -torch.inf)
-        score, suggested = (others - means[given]).max(0)
-        yield Region(scene.number, number, given, int(suggested), int(mask.sum()), float(score), box)
+        if given < leaves:
+            means = said[:, torch.from_numpy(mask)].mean(1)
+            others = means.index_fill(0, torch.tensor(given), -torch.inf)
+            score, suggested = (others - means[given]).max(0)
+            yield Region(scene.number, number, given, int(suggested), int(mask.sum()), float(score), box)
 
 
 def region_picture(image: Tensor, label: Tensor, region: Region, space: LabelSpace) -> Picture:

@@ -250,13 +250,13 @@ class ImageFolder(SegmentationDataset):
     ``label_space`` has the classes of the model that will see them. Raises ProtosegError: no image there.
     """
 
-    def __init__(self, root: str | Path, label_space: LabelSpace, split: str = "predict") -> None:
+    def __init__(self, root: str | Path, label_space: LabelSpace, reader: ImageReader | None = None) -> None:
+        self.label_space, self.reader = label_space, reader or self.reader
         place = Path(root)
         paths = [place] if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES else []
-        paths += list_images(place, recursive=True) if place.is_dir() else []
+        paths = self.reader.first([*paths, *(list_images(place, recursive=True) if place.is_dir() else [])])
         if not paths:
             state = "no such file in it" if place.is_dir() else "not an image" if place.is_file() else "no such folder"
             text = f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}"
             raise ProtosegError(f"{text}: {pairing.other_formats(place) or state}")
-        self.label_space = label_space
-        super().__init__([(path, None) for path in paths], split)
+        super().__init__([(path, None) for path in paths], "predict")

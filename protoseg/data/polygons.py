@@ -216,8 +216,7 @@ def _yolo(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:
 
 
 def _fill_yolo(line: str, size: Size) -> Pixels:
-    points = np.array(line.split(), np.float64).reshape(-1, 2) * size[::-1]
-    return polygon("opencv", "polygon", [points], size)
+    return polygon("opencv", "polygon", [np.array(line.split(), np.float64).reshape(-1, 2) * size[::-1]], size)
 
 
 def _supervisely(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:

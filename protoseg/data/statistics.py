@@ -196,10 +196,11 @@ class _Kept:
         inside = folder == _PACKAGE or _PACKAGE in folder.parents or bool(dataset.parts)
         # Asked of the mode, because root could write anyway: a folder made read-only is meant to stay as it is.
         kept_out = inside or not folder.stat().st_mode & 0o222
-        self.places = [] if kept_out else [folder / _file_name(dataset, self.names)]
+        files = (*self.names, *(path.absolute().relative_to(folder).as_posix() for _, path in dataset.samples if path))
+        self.places = [] if kept_out else [folder / _file_name(dataset, files)]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "protoseg"
         # There, data sets of many folders may meet.
-        self.places.append(cache / _file_name(dataset, (str(folder), *self.names)))
+        self.places.append(cache / _file_name(dataset, (str(folder), *files)))
         self.path: Path | None
         self.rows, self.path = max(((self._load(path), path) for path in self.places), key=lambda found: len(found[0]))
         self.reason = ""  # why none of the places takes the counts
@@ -246,7 +247,7 @@ def stamp(mask: Path | None) -> tuple[int, int]:
 
 
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
-    """A name that is apart for every split, choice of images, label space and mapping."""
+    """A name that is apart for every split, choice of images and masks, label space and mapping."""
     space, parts = dataset.label_space, dataset.parts or [dataset]
     what = [type(dataset).__qualname__, space.classes, *(part.id_table.tolist() for part in parts), names]
     what += [[str(part.mask_reading), *part.colors.items()] for part in parts if part.mask_reading is not None]

@@ -109,7 +109,8 @@ def summary(scores: Scores, label_space: LabelSpace) -> dict[str, Any]:
     names = ("name", "IoU", "accuracy", "true_pixels", "predicted_pixels")
     rows = zip(label_space.classes, *(column.tolist() for column in columns), strict=True)
     means = {name: value for name, value in scores.items() if isinstance(value, float)}
-    return means | {"classes": [dict(zip(names, row, strict=True)) for row in rows]}
+    classes = [dict(zip(names, row, strict=True)) for row in rows]
+    return means | {"pixels": int(scores["confusion"].sum()), "classes": classes}
 
 
 def write_report(output: Path, result: dict[str, Any], confusion: Tensor, label_space: LabelSpace) -> None:
@@ -144,7 +145,7 @@ def print_report(result: dict[str, Any], output: Path) -> None:
 
 def _percent_rows(result: dict[str, Any]) -> list[list[str]]:
     """Class, IoU, accuracy and share of the true pixels, in percent, the means last."""
-    pixels = sum(entry["true_pixels"] for entry in result["classes"]) or math.nan
+    pixels = result["pixels"] or math.nan
     rows = [[e["name"], e["IoU"], e["accuracy"], e["true_pixels"] / pixels] for e in result["classes"]]
     rows.append([f"mean of {len(result['classes_in_means'])}", result["mIoU"], result["mean_accuracy"], math.nan])
     shown = [[name, *map(_percent, numbers)] for name, *numbers in rows]

@@ -1,6 +1,7 @@
 """Where the pictures of an image go, under which name, and what every loop over images shows and checks."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +23,18 @@ _JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 def output_names(paths: Sequence[str], folder: Path | None = None) -> dict[str, Path]:
     """A name for the outputs of each image: its path relative to ``folder``, without suffix; None: the one all share.
 
-    Images that would get the same name (``a.jpg`` and ``a.png``, or ``A.jpg`` on some disks) get ``_2``, ``_3``, ….
+    Images that would get the same name keep their suffixes (``a.jpg`` and ``a.png``), whichever came first; what is
+    still the same on some disks (``A.jpg`` and ``a.jpg``) gets ``_2``, ``_3``, ….
     """
     absolute = {path: Path(path).absolute() for path in paths}
     shared = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""
     root = folder.absolute() if folder is not None else shared
+    often = Counter(str(place.with_suffix("")).lower() for place in absolute.values())
     names: dict[str, Path] = {}
     taken: set[str] = set()
     for path, place in sorted(absolute.items()):
-        plain = place.relative_to(root).with_suffix("")
+        short = place.with_suffix("")
+        plain = (short if often[str(short).lower()] == 1 else place).relative_to(root)
         name, copy = plain, 2
         while str(name).lower() in taken:
             name, copy = plain.with_name(f"{plain.name}_{copy}"), copy + 1

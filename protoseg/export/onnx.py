@@ -132,8 +132,7 @@ class _Network(nn.Module):
         rows, columns = grid_size((height, width), model.stride)
         if self.free:  # as the model does
             padded = pad_to_multiple(model.normalize(image), max(model.encoder.strides))
-            features = model.decoder(model.encoder(padded))
-            output = model.head(_cropped(features, rows, columns))
+            output = model.head(_cropped(model.decoder(model.encoder(padded)), rows, columns))
             output = output._replace(logits=model.decided(output.logits))
         else:
             output = model(image)

@@ -28,8 +28,7 @@ def class_mix_mask(label: Tensor, num_classes: int, of_batch: bool = False, igno
         present = present.any(0).repeat(b, 1)
     present[:, num_classes] &= ignored
     # A random rank among the classes present: absent ones come last.
-    key = torch.rand(b, num_classes + 1, device=label.device).where(present, 2.0)
-    rank = key.argsort(1).argsort(1)
+    rank = torch.rand(b, num_classes + 1, device=label.device).where(present, 2.0).argsort(1).argsort(1)
     chosen = present & (rank < (present.sum(1, keepdim=True) + 1) // 2)
     return chosen.gather(1, ids).view_as(label)
 
@@ -134,5 +133,4 @@ def mask_image(image: Tensor, visible: Tensor, mean: Tensor) -> Tensor:
 
     Of uint8, or float in [0, 1], ``b 3 H W``, ``visible`` ``b 1 H W`` and the mean ``1 3 1 1``, to [0, 1] in its dtype.
     """
-    scale = 255 if image.dtype == torch.uint8 else 1
-    return torch.where(visible, image.to(mean.dtype) / scale, mean)
+    return torch.where(visible, image.to(mean.dtype) / (255 if image.dtype == torch.uint8 else 1), mean)

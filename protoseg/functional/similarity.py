@@ -77,8 +77,7 @@ class FusedSimilarities:
             # Cosines that are computed again may differ in a bit from those before.
             highest = best[rows] if kept else cosines.amax(1)
             nearest = torch.eq(cosines, highest.unsqueeze(1), out=torch.empty_like(cosines))
-            share = gradient[rows] / nearest.sum(1)
-            return _added(total, nearest, share.unsqueeze(1))
+            return _added(total, nearest, (gradient[rows] / nearest.sum(1)).unsqueeze(1))
 
         return self._reading(best, add)
 
@@ -126,8 +125,7 @@ class _Store:
     def __init__(self, embeddings: Tensor, prototypes: Tensor, keep: bool) -> None:
         self.embeddings = embeddings
         # Columns by prototype, then class: the best of every class is found for many at once.
-        by_prototype = prototypes.detach().transpose(0, 1)
-        self.table = by_prototype.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+        self.table = prototypes.detach().transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(0, 1)
         size = PIECE_CPU if embeddings.device.type == "cpu" else PIECE_GPU
         size = max(MIN_ROWS, size // len(self.table))
         self.rows = [slice(start, start + size) for start in range(0, len(embeddings), size)]

@@ -295,8 +295,7 @@ class SupervisedPixelContrast(ProjectedContrast):
         parts = [(step.labelled.output, on_grid(step.labelled.label, step.labelled))]
         if step.mixed is not None and step.target is not None:
             target = target_pixels(step.target, step.mixed)
-            sure = target.label.where(target.confidence >= self.reliable, IGNORE_INDEX)
-            parts.append((step.mixed.output, sure))
+            parts.append((step.mixed.output, target.label.where(target.confidence >= self.reliable, IGNORE_INDEX)))
         outputs, label = [output for output, _ in parts], torch.cat([label for _, label in parts])
         predicted = torch.cat([output.logits[:, : self.classes or None].argmax(1).flatten() for output in outputs])
         index, valid = sample_hard_and_easy(label, predicted != label, self.num_classes, self.anchors)

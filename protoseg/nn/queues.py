@@ -63,8 +63,7 @@ class ClassQueues(nn.Module):
         running = other.cumsum(1)
         total = running[:, -1:]
         j = (torch.rand(classes, size, device=self.fill.device) * total).long().clamp_max((total - 1).clamp_min(0))
-        row = torch.searchsorted(running, j + 1).clamp_max(classes - 1)
-        return self._pick(row), (total > 0).expand(-1, size)
+        return self._pick(torch.searchsorted(running, j + 1).clamp_max(classes - 1)), (total > 0).expand(-1, size)
 
     def _pick(self, row: Tensor) -> Tensor:
         """One embedding at random from the queue of each class in ``row``."""

@@ -12,6 +12,7 @@ from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pi
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import Term
+from protoseg.losses.adaptation import FeatureDistance
 from protoseg.models.adapters import ORIGINAL
 from protoseg.models.build import build_model, compile_networks
 from protoseg.models.segmentor import Segmentor
@@ -122,6 +123,8 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
     for part in module.modules():
         if isinstance(part, Segmentor):
             part.load_state_dict(taken, strict=False)
+        elif isinstance(part, FeatureDistance) and not (cfg.encoder.pretrained or cfg.encoder.get("weights")):
+            part.reference.load_state_dict(module.model.encoder.state_dict())  # what it knew was nothing
     if old == new:
         return said
     others = {"classes of the same name": same, "new classes": [name for name in new if name not in old]}

@@ -103,15 +103,18 @@ def open_data(cfg: DictConfig, trained: Trained) -> "SegmentationDataModule | Ad
         changes["val_batch_size"] = cfg.batch_size
     if cfg.get("data") is not None:
         with open_dict(cfg.data):
+            judged = cfg.data.get("target", cfg.data)
             if cfg.root is not None:
-                cfg.data.get("target", cfg.data).root = cfg.root
-            own: Any = cfg.data.get("target", cfg.data).get("dataset") or {}
-            missing = [key for key in OPTIONS if own.get(key, 0) is None]  # it has this setting, and none is given
-            own.update(trained.file.image_options(*missing))
+                judged.root = cfg.root
+            for part in (judged.get("parts") or {"": judged}).values():
+                own: Any = part.get("dataset") or {}
+                missing = [key for key in OPTIONS if own.get(key, 0) is None]  # it has this setting, and none is given
+                own.update(trained.file.image_options(*missing))
         datamodule = instantiate(cfg.data, **changes)
     else:
         datamodule = trained.file.datamodule(cfg.root, **changes)
-    match_classes(datamodule.target, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
+    for side in {datamodule.source, datamodule.target}:
+        match_classes(side, trained.label_space, trained.file.content["protoseg"].get("relabel", {}))
     check_same_classes(cfg.ckpt_path, trained.label_space, datamodule.label_space)
     return datamodule
 

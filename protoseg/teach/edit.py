@@ -104,7 +104,8 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     # Two changes, one after the other, as one.
     before = own.get("relabel", {}).items()
     after = {first: edit.relabel.get(last, last) if last is not None else None for first, last in before} | edit.relabel
-    own["relabel"] = {first: last for first, last in after.items() if last is not None or first not in edit.classes}
+    old_names = {*names, *edit.relabel.values()}  # others in the classes are new
+    own["relabel"] = {old: new for old, new in after.items() if old not in edit.classes or (new and old in old_names)}
     own["config"] = _config_for(own["config"], edit, names)
     if kept := own.get("statistics"):
         own["statistics"] = {n: _placed(Statistics(**kept[n]), names, edit, edit.means.get(n, {})) for n in kept}
@@ -113,10 +114,11 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
 
 def _placed(known: Statistics, names: list[str], edit: ClassEdit, taught: dict[str, Tensor]) -> dict[str, Tensor]:
     """Statistics with the classes after an edit: of merged ones all means stay, each a rival of its own."""
-    after = [None if name in taught else edit.relabel.get(name, name) for name in names]
+    after = [edit.relabel.get(name, name) for name in names]
     if not set(taught) <= set(edit.classes) or any(mean.shape != known.scale.shape for mean in taught.values()):
         raise ProtosegError("classes: expected a change whose means fit the checkpoint's statistics, got others")
-    rows = [row for row, of in enumerate(known.classes.tolist()) if after[of] is not None]
+    old = enumerate(zip(known.classes.tolist(), known.taught.tolist(), strict=True))
+    rows = [row for row, (of, was) in old if after[of] is not None and not (was and names[of] in taught)]
     if known.taught[rows].all():
         text = "classes: expected one that the network was trained for to be left, got only taught ones"
         raise ProtosegError(f"{text}: keep one of them")
@@ -152,6 +154,8 @@ def reading_again(data: Any, classes: list[str]) -> Any:
     if not isinstance(data, dict):
         return data
     data = data | {part: reading_again(data[part], classes) for part in ("source", "target") if part in data}
+    if data.get("parts"):
+        data["parts"] = {name: reading_again(part, classes) for name, part in data["parts"].items()}
     if data.get("relabel"):
         data["relabel"] = {old: new for old, new in data["relabel"].items() if new is not None or old not in classes}
     return data

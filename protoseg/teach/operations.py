@@ -104,8 +104,8 @@ def refresh_class(
     for network, of in means.items():
         known = file.statistics(network)
         assert known is not None
-        own = known.classes == row
-        if not known.taught[own].any():  # the head's own class: what the training images say of it stays
+        own = (known.classes == row) & known.taught
+        if not own.any():  # the head's own class: what the training images say of it stays
             means[network] = {}
         elif keep:
             of[name] = keep * known.means[own].mean(0) + (1 - keep) * of[name]
@@ -237,5 +237,4 @@ def _clustered(seen: _Seen, memory: Memory, row: int, keep: float, seed: int) ->
     if not seen.others:
         return found
     # All pixels share much of their direction: training drives classes apart, averaging does not.
-    turned = found.prototypes - AWAY * torch.stack(seen.others).mean(0)
-    return found._replace(prototypes=F.normalize(turned, dim=1))
+    return found._replace(prototypes=F.normalize(found.prototypes - AWAY * torch.stack(seen.others).mean(0), dim=1))

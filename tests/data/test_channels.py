@@ -22,6 +22,7 @@ from protoseg.cli.main import run_tool
 from protoseg.data import LabelledFolder, SegmentationDataModule
 from protoseg.data.channels import ImageReader
 from protoseg.data.files import read_image
+from protoseg.data.own import ImageFolder
 from protoseg.data.statistics import channel_statistics, image_size
 from protoseg.data.transforms import TrainTransform, scaled_part
 from protoseg.evaluation.pictures import overlay
@@ -106,6 +107,7 @@ def test_bands_in_files_of_their_own(tmp_path: Path) -> None:
     dataset = LabelledFolder(root, root / "classes.yaml", bands=names, image_range=[[0, 500], [1000, 1500]])
     np.testing.assert_allclose(dataset.read(0)[0] * 500 + [0, 1000], pixels, atol=1e-3)
     assert len({image for image, _ in dataset.samples}) == 5
+    assert len(ImageFolder(root / "images", dataset.label_space, dataset.reader).samples) == 6
     (missing := dataset.reader.files(dataset.samples[0][0])[1]).unlink()
     with pytest.raises(ProtosegError, match=rf"image {missing}: .*expected a file, got none"):
         dataset.read(0)

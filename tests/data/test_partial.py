@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,13 @@ from omegaconf import OmegaConf
 
 from protoseg.data import CAMVID, CamVid, ConcatDataModule, SegmentationDataModule
 from protoseg.data.label_spaces import NOT_ANNOTATED, mapping_table
+from protoseg.run.build import build_datamodule, build_module
+from protoseg.run.evaluate import open_checkpoint, open_data
 from protoseg.run.train import run_training
 from protoseg.types import IGNORE_INDEX, LabelSpace, ProtosegError
 from tests.conftest import TINY
 from tests.data.helpers import batches
+from tests.data.test_channels import folder, numbers
 from tests.data.test_data_conf import composed
 from tests.data.test_sources import Configure, scenes
 
@@ -174,3 +178,17 @@ def test_a_training(
     run.overwrite = True
     with pytest.raises(ProtosegError, match="all classes annotated, got adaptation, "):
         run_training(run)
+
+
+def test_several_data_sets_are_judged_as_the_network_saw_them(tmp_path: Path, configure: Configure) -> None:
+    root = folder(tmp_path / "d", 1, ".png")
+    for file in (root / "images").iterdir():  # of 16 bits
+        assert cv2.imwrite(str(file), numbers(3))
+    of_one = ("data=folder", f"data.root={root}", "data.dataset.image_range=[0,4095]")
+    cfg = configure("train", *TINY, *of_one)
+    build_module(cfg, build_datamodule(cfg).label_space).save(tmp_path / "a.ckpt")
+    seen = []
+    for words in (of_one[:2], ("data=concat", "+data@data.parts.x=folder", f"data.parts.x.root={root}")):
+        again = configure("evaluate", f"ckpt_path={tmp_path / 'a.ckpt'}", "num_workers=0", "device=cpu", *words)
+        seen.append(open_data(again, open_checkpoint(again)).target.dataset("val")[0].image)
+    assert torch.equal(*seen)

@@ -121,6 +121,22 @@ def test_another_image_is_counted(camvid: Path) -> None:
     assert len(class_statistics(CamVid(camvid, "train")).names) == len(first.names) - 1
 
 
+def test_masks_of_another_folder_are_counted(camvid: Path) -> None:
+    """Also where they have the size and the time of the first."""
+    first, files = CamVid(camvid, "train"), []
+    class_statistics(first)
+    for image, mask in first.samples:
+        assert mask is not None
+        other = camvid / "fine" / mask.name
+        other.parent.mkdir(exist_ok=True)
+        shutil.copy2(mask, other)
+        files.append((image, other))
+    second = CamVid(camvid, "train")
+    second.samples = files
+    with np.errstate(all="raise"):
+        assert class_statistics(second).path != class_statistics(first).path
+
+
 def test_a_changed_mask_is_counted_anew_and_no_other(camvid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = CamVid(camvid, "train")
     before = class_statistics(data).counts

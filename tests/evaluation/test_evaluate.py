@@ -293,6 +293,11 @@ def test_output_names() -> None:
     assert names["/d/b/x.jpg"] == Path("b/x")
     assert names["/d/a/y.z.png"] == Path("a/y.z")
     assert len({str(name).lower() for name in names.values()}) == len(paths)
+    assert (names["/d/a/x.jpg"], names["/d/a/x_2.png"]) == (Path("a/x.jpg"), Path("a/x_2"))
+    late = output_names(["/d/a.png"]), output_names(["/d/a.jpg", "/d/a.png"])
+    assert late[0]["/d/a.png"] not in {*late[1].values()}  # what was written of the one is never taken for another's
+    same = output_names(["/d/a.jpg", "/d/A.jpg"])  # one file on some disks
+    assert {*map(str, same.values())} == {"A.jpg", "a.jpg_2"}
     assert output_names(["/d/a/x.jpg"]) == {"/d/a/x.jpg": Path("x")}
     assert output_names(["/d/a/x.jpg"], Path("/d")) == {"/d/a/x.jpg": Path("a/x")}
     assert output_names(["a/x.jpg", "b/x.jpg"]) == {"a/x.jpg": Path("a/x"), "b/x.jpg": Path("b/x")}

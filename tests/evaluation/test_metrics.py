@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from protoseg.evaluation import metrics
-from protoseg.evaluation.evaluate import summary
+from protoseg.evaluation.evaluate import _percent_rows, summary
 from protoseg.evaluation.metrics import SegmentationMetrics, scores, subset_means
 from protoseg.types import LabelSpace, ProtosegError
 
@@ -186,3 +186,5 @@ def test_a_group_of_which_the_data_label_nothing_has_no_iou() -> None:
     confusion[1, 0] = 7
     found = scores(confusion, [], tree.parents)
     assert [row["true_pixels"] for row in summary(found, tree)["classes"]] == [0, 7, 100, 12]
+    rows = _percent_rows(summary(found, tree) | {"classes_in_means": [], "classes_not_labelled": []})
+    assert [row[3] for row in rows[:4]] == ["0.00", "6.25", "89.29", "10.71"]  # of 112 pixels

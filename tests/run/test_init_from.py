@@ -104,3 +104,17 @@ def test_images_are_seen_as_the_same_encoder_was_trained(
         take_input(configure("train", "encoder=mit_b0"), checkpoint)
     with pytest.raises(ProtosegError, match="got weights alone; start a new training from them with init_from=a"):
         changed_settings("a.ckpt", checkpoint, {})
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_feature_distance_is_from_an_encoder_that_knows_something(make: Make, tmp_path: Path, known: bool) -> None:
+    """From ImageNet's where the run has it; else from the file's, not from the random one in whose place that is."""
+    make("a b")[1].save(tmp_path / "a.ckpt")
+    things = "method.source_terms.feature_distance.classes=[a]"
+    cfg, second = make("a b", "method=daformer", "data=streets_day_to_dusk", "seed=1", things)
+    cfg.encoder.pretrained = known
+    reference = second.losses.feature_distance.reference.state_dict()
+    before = {name: value.clone() for name, value in reference.items()}
+    start_from(second, read_checkpoint(tmp_path / "a.ckpt"), cfg)
+    now = second.model.encoder.state_dict()
+    assert all(torch.equal(reference[name], before[name] if known else now[name]) for name in now)

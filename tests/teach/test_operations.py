@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +18,9 @@ import protoseg
 from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_checkpoint
 from protoseg.data import CAMVID
 from protoseg.data.class_masks import ClassMasks
+from protoseg.run.evaluate import image_loader, open_checkpoint
 from protoseg.teach import add_classes, apply_edit, merge_classes, read_edit, refresh_class, remove_classes, write_edit
+from protoseg.teach.edit import reading_again
 from protoseg.trained import TrainedFile
 from protoseg.types import ProtosegError
 from tests.teach.conftest import MakeCheckpoint, with_scenes
@@ -187,6 +191,35 @@ def test_an_added_class_is_read_again_from_the_data(
     assert back["protoseg"]["relabel"] == {"Sky": None}
     assert back["protoseg"]["config"]["data"]["relabel"] == {"Sky": None}
     assert without["protoseg"]["config"]["data"]["relabel"] == {"Car": None, "Sky": None}
+    parts = {"parts": {"one": {"relabel": {"Car": None, "Sky": None}}, "two": {}}}
+    assert reading_again(parts, ["Car"]) == {"parts": {"one": {"relabel": {"Sky": None}}, "two": {}}}
+
+
+def test_a_class_that_was_merged_away_and_is_taught_again_is_read_as_itself(
+    base: Path, patches: tuple[Path, Path]
+) -> None:
+    old = read_checkpoint(base)
+    merged = apply_edit(old, merge_classes(TrainedFile(base, old), ["Road", "Car"], "Road"))
+    assert merged["protoseg"]["relabel"] == {"Car": "Road"}
+    back = apply_edit(merged, add_classes(TrainedFile(base, merged), green(patches, "Car"), ["Car"])[0])
+    assert back["protoseg"]["relabel"] == {}
+    assert back["protoseg"]["label_space"]["classes"][-1] == "Car"
+
+
+def test_both_sides_of_an_adaptation_are_read_as_the_classes_now(
+    make_checkpoint: MakeCheckpoint, configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    path = make_checkpoint("data=streets_day_to_dusk", "method=dacs")
+    old = read_checkpoint(path)
+    save_checkpoint(apply_edit(old, remove_classes(TrainedFile(path, old), ["Sky"])), tmp_path / "less.ckpt")
+    cfg = configure("evaluate", f"ckpt_path={tmp_path / 'less.ckpt'}", "num_workers=0", "device=cpu")
+    trained = open_checkpoint(cfg)
+    assert "Sky" not in trained.label_space.classes
+    for training in (False, True):
+        with image_loader(cfg, trained, 2, training) as loader:
+            dataset: Any = loader.dataset
+            assert dataset.dataset.label_space.classes == trained.label_space.classes
+            assert all(batch.label.max() < 10 for batch in loader)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,15 @@ def test_its_place_goes_through_every_change(taught: TrainedFile, tmp_path: Path
     kept = file_of(tmp_path / "b.ckpt", apply_edit(taught.content, edit)).statistics()
     assert kept is not None
     assert torch.equal(kept.means, known.means)
+    mixed = file_of(
+        tmp_path / "x.ckpt", apply_edit(taught.content, merge_classes(taught, ["Building", "Sky"], "Building"))
+    )
+    edit, _ = refresh_class(mixed, night, "Building", keep=0.5)  # what was taught of it, the network's own answer stays
+    both = file_of(tmp_path / "y.ckpt", apply_edit(mixed.content, edit)).statistics()
+    assert both is not None
+    assert both.taught.tolist() == known.taught.tolist()
+    assert torch.equal(both.means[:-1], known.means[:-1])
+    assert not torch.equal(both.means[-1], known.means[-1])
     with pytest.raises(ProtosegError, match="expected one that the network was trained for to be left"):
         apply_edit(taught.content, remove_classes(taught, names))
 

@@ -117,9 +117,7 @@ def test_hostile_names_everywhere(
         run_evaluation(configure("evaluate", *words, *predict, output=tmp_path / "predicted"))
         assert found in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "predicted" / "labels").iterdir()}
-    assert {name for name in names if "~" not in name} == set(
-        FILES[1:]
-    )  # the two keep their endings, which is too long
+    assert {name for name in names if "~" not in name} == set(FILES[1:])  # two with endings are too long
     assert len(names) == len(FILES) + 1
     assert picture_name(0, f"{LONG}.png") != picture_name(0, f"{LONG}_2.png")
 

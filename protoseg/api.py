@@ -124,7 +124,7 @@ class Model:
         ``probabilities`` keeps those of all classes. Raises ProtosegError: anything else, or a file not to be read.
         """
         if isinstance(image, (str, Path)) and os.path.isdir(image):
-            image = [path for path, _ in ImageFolder(image, self.label_space, self.reader).samples]
+            image = [path for path, _ in ImageFolder(image, self.label_space, reader=self.reader).samples]
         if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
             return [self.predict(one, probabilities) for one in image]  # type: ignore[arg-type, union-attr]
         pixels = as_tensor(image, self.reader)  # type: ignore[arg-type]
@@ -280,7 +280,7 @@ def as_tensor(image: Source, reader: ImageReader | None = None) -> Tensor:
     if not good:
         kind = getattr(image, "dtype", getattr(image, "mode", "?"))
         got = f"{type(image).__name__} of {kind}, {tuple(getattr(image, 'shape', ()))}"
-        wanted = f"the path of an image, PIL image, array h w {channels} or tensor {channels} h w"
+        wanted = f"the path of an image, PIL image of 8 bits, array h w {channels} or tensor {channels} h w"
         raise ProtosegError(f"predict: expected {wanted}, of uint8 or of float in [0, 1], got {got}")
     return given
 

@@ -35,7 +35,7 @@ class Photos:
     """
 
     def __init__(self, file: TrainedFile, images: str | Path, maps: Path, device: Any) -> None:
-        self.maps, self.device, self.dataset = maps, device, ImageFolder(images, file.label_space, file.reader)
+        self.maps, self.device, self.dataset = maps, device, ImageFolder(images, file.label_space, reader=file.reader)
         self.paths = [path for path, _ in self.dataset.samples]
         self.root = Path(images) if Path(images).is_dir() else Path(images).parent
         by_stem(self.root, self.paths)  # labels go by the images' names

@@ -53,7 +53,7 @@ class ConfusionCollector:
 
     def scores(self) -> dict[str, Scores]:
         """By network."""
-        return {network: scores(it.confusion, self.unlabelled, it.parents) for network, it in self.metrics.items()}
+        return {key: scores(it.compute()["confusion"], self.unlabelled, it.parents) for key, it in self.metrics.items()}
 
 
 def change_map(image: Tensor, truth: Tensor, before: Tensor, after: Tensor) -> pictures.Picture:

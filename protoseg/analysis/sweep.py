@@ -1,4 +1,4 @@
-"""What a sweep showed: scores by setting, mean, spread over seeds, gaps; what draws pictures is imported for these."""
+"""What a sweep showed: scores by setting, mean and spread over seeds, what is missing; needs no torch for tables."""
 
 import math
 import statistics

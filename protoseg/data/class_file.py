@@ -218,8 +218,7 @@ def evidence(used: Used, file: ClassFile) -> str | None:
     as ids, or the file of classes names these very grey levels as ids. Black and 0 alone say nothing.
     """
     ids_known = used.ids is not None and all(file.known(i) for i in used.ids)
-    colors_known = used.colors is not None and all(color in file.colors for color in used.colors)
-    if not colors_known:
+    if used.colors is None or any(color not in file.colors for color in used.colors):
         return IDS if ids_known and any(used.ids or ()) else None
     if used.ids is None:
         return COLORS

@@ -58,7 +58,7 @@ class ConcatDataModule(SegmentationDataModule):
 
     Parts of other classes are joined by name in a ``hierarchy``, or if one says (by ``relabel``) what is ``annotated``.
 
-    Raises ProtosegError: no part, parts of other classes, weights of others or not above 0; what its parts raise.
+    Raises ProtosegError: no part, parts of other classes, weights not of its parts or not above 0; what parts raise.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ConcatDataModule(SegmentationDataModule):
         given = {} if weights is None else dict(weights)
         good = all(isinstance(weight, (int, float)) and isfinite(weight) and weight > 0 for weight in given.values())
         drawn = [name for name, part in parts.items() if part.train_split]
-        if not good or (weights is not None and given.keys() != {*drawn}):
+        if not good or (weights is not None and not {*drawn} <= given.keys() <= parts.keys()):
             got = ", ".join(f"{name}: {weight}" for name, weight in given.items()) or "none"
             text = f"data.weights: expected a number above 0 for each part with a train_split, {', '.join(drawn)}"
             raise ProtosegError(f"{text}, got {got}: to leave a part out, take it from data.parts")

@@ -280,12 +280,13 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _stream(self) -> dict[str, Any]:
         dataset = self.train_dataset()
+        lists = [part.train_list for part in (self, *getattr(self, "parts", {}).values())]
         return {
             "batch_size": self.batch_size,
             "seed": self.seed,
             "world_size": distributed.world_size(),
             "num_samples": len(dataset),
-            "train_list": self.train_list and sha256("\n".join(dataset.names).encode()).hexdigest(),
+            "train_list": sha256("\n".join(dataset.names).encode()).hexdigest() if any(lists) else None,
             "weights": None if dataset.weights is None else np.unique(dataset.weights).tolist(),
             "rare_classes": None if self.rare_classes is None else asdict(self.rare_classes),
         }

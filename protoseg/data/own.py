@@ -15,7 +15,7 @@ from protoseg.data.class_file import ClassFile, MaskReading, read_class_file
 from protoseg.data.dataset import SegmentationDataset
 from protoseg.data.pairing import IMAGE_SUFFIXES, FilePair, Files, by_stem, list_images, stem_in
 from protoseg.text import command, override
-from protoseg.types import LabelSpace, ProtosegError
+from protoseg.types import LabelSpace, ProtosegError, StrPath
 
 _IMAGES, _MASKS = pairing.NAMES["images"], pairing.NAMES["masks"]
 _SPLIT = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:[-_]?(?:set|\d{4}))?", re.IGNORECASE)
@@ -247,10 +247,10 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
 class ImageFolder(SegmentationDataset):
     """All images under ``root``, subfolders included, of any size, or one; every label pixel reads as ignored.
 
-    ``label_space`` has the classes of the model that will see them. Raises ProtosegError: no image there.
+    ``label_space`` has the classes of the model that will see them, by ``reader``. Raises ProtosegError: no image.
     """
 
-    def __init__(self, root: str | Path, label_space: LabelSpace, reader: ImageReader | None = None) -> None:
+    def __init__(self, root: StrPath, label_space: LabelSpace, split: str = "predict", reader: Any = None) -> None:
         self.label_space, self.reader = label_space, reader or self.reader
         place = Path(root)
         paths = [place] if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES else []
@@ -259,4 +259,4 @@ class ImageFolder(SegmentationDataset):
             state = "no such file in it" if place.is_dir() else "not an image" if place.is_file() else "no such folder"
             text = f"expected a folder with images ({', '.join(IMAGE_SUFFIXES)}), or one image, got {place.absolute()}"
             raise ProtosegError(f"{text}: {pairing.other_formats(place) or state}")
-        super().__init__([(path, None) for path in paths], "predict")
+        super().__init__([(path, None) for path in paths], split)

@@ -52,7 +52,7 @@ class ClassStatistics:
         """The indices of so many of the images, drawn so that every class occurs that does at all; ascending.
 
         From the class that the fewest images show to the one that most do: where no image drawn so far shows it, one is
-        drawn of that half of its images that shows most of it. The rest is drawn of all. Raises ProtosegError: too few.
+        drawn of that half of its images that shows most of it. The rest is any. Raises ProtosegError: too few or many.
         """
         shown, chance = self.counts > 0, np.random.default_rng(seed)
         drawn: list[int] = []

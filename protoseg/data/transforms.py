@@ -36,7 +36,7 @@ class ScaledCrop(A.RandomCrop):  # type: ignore[misc]
     """Scaling by a random factor, then ``RandomCrop``; of the image, only what the crop shows is scaled.
 
     Draws the crop up to ``MAX_CROPS`` times while one class, or what is not annotated, has more than
-    ``max_class_share`` of its pixels that are not ignored; and all that as often while it lacks what is ``wanted``.
+    ``max_class_share`` of its pixels, not ignored ones; all that as often while it lacks ``wanted``; the last stands.
     """
 
     # Set after construction: albumentations 2 checks the arguments of __init__ against a schema of their own.

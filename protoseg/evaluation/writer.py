@@ -23,8 +23,8 @@ _JPEG_SIDE = 65_500  # pixels, libjpeg's limit
 def output_names(paths: Sequence[str], folder: Path | None = None) -> dict[str, Path]:
     """A name for the outputs of each image: its path relative to ``folder``, without suffix; None: the one all share.
 
-    Images that would get the same name keep their suffixes (``a.jpg`` and ``a.png``), whichever came first; what is
-    still the same on some disks (``A.jpg`` and ``a.jpg``) gets ``_2``, ``_3``, ….
+    Images that would get the same name keep their suffixes (``a.jpg`` and ``a.png``); what is still the same, or one
+    on some disks (``A.jpg`` and ``a.jpg``), gets ``_2``, ``_3``, ….
     """
     absolute = {path: Path(path).absolute() for path in paths}
     shared = os.path.commonpath([path.parent for path in absolute.values()]) if absolute else ""

@@ -120,7 +120,7 @@ def sinkhorn(
 
     From the cosines of each pixel to the K prototypes of its own class, ``n k``, and that class, int64 ``n``, to the
     plan, ``n k``, fp32 or fp64 as its input. Rows of pixels that take part (``valid``, bool ``n``; all by default) sum
-    to 1; the others are 0, and their label may be anything. ``epsilon`` weighs entropy; ``rounds`` of normalisation.
+    to 1; the others are 0, and their label may be anything. ``epsilon``: smaller is sharper; ``rounds`` normalise.
     """
     own = at_least_fp32(own)
     # Cosines are at most 1; the shift keeps exp in range (exp(1 / 0.05) overflows fp16) and cancels in the plan.

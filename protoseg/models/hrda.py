@@ -131,7 +131,7 @@ class HRDASegmentor(Segmentor):
         size, context_size = image_size(image), image_size(context)
         features = self._encode(context, encoder)
         output = self._decode(features, context_size)
-        detail = self._random_detail(image, encoder) if self.training else self._sliding_detail(image)
+        detail = self._random_detail(image, encoder) if self.training else self._sliding_detail(image, encoder)
         embeddings, similarities = self._upsampled(output.embeddings, size), None
         if self.head.memory is not None:
             with no_autocast(embeddings):
@@ -176,7 +176,7 @@ class HRDASegmentor(Segmentor):
         top, left = (step * int(torch.randint(number, ())) for number in places)  # on the CPU: no wait for the device
         return top, left, *self.detail_size
 
-    def _sliding_detail(self, image: Tensor) -> Detail:
+    def _sliding_detail(self, image: Tensor, encoder: Maps) -> Detail:
         """Logits of the whole normalised image, averaged over overlapping windows that begin on cells of the grid."""
         stride, batch, size = self.stride, len(image), image_size(image)
         grid = grid_size(size, stride)
@@ -191,7 +191,7 @@ class HRDASegmentor(Segmentor):
         for first in range(0, len(windows), WINDOWS_AT_ONCE):
             chunk = windows[first : first + WINDOWS_AT_ONCE]
             crops = [image[i, :, y * stride :, x * stride :][:, : window[0], : window[1]] for i, y, x in chunk]
-            logits = self._decode(self._encode(torch.stack(crops), self.encoder), window).logits
+            logits = self._decode(self._encode(torch.stack(crops), encoder), window).logits
             for (i, y, x), part in zip(chunk, logits, strict=True):
                 place = (i, slice(None), slice(y, y + cells[0]), slice(x, x + cells[1]))
                 total[place] += part

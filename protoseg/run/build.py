@@ -11,8 +11,7 @@ from protoseg.checkpoint import NETWORKS, checkpoint_label_space
 from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pixels
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
-from protoseg.losses import Term
-from protoseg.losses.adaptation import FeatureDistance
+from protoseg.losses import FeatureDistance, Term
 from protoseg.models.adapters import ORIGINAL
 from protoseg.models.build import build_model, compile_networks
 from protoseg.models.segmentor import Segmentor
@@ -120,10 +119,11 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
     said = listed_keys({"tensors taken": [*taken], "new": fresh, "of the file not used": left})
     if not taken:
         raise ProtosegError(f"init_from={cfg.init_from}: expected tensors of the network's names and shapes: {said}")
+    blank = cfg.encoder.get("pretrained") is False and not cfg.encoder.get("weights")
     for part in module.modules():
         if isinstance(part, Segmentor):
             part.load_state_dict(taken, strict=False)
-        elif isinstance(part, FeatureDistance) and not (cfg.encoder.pretrained or cfg.encoder.get("weights")):
+        elif isinstance(part, FeatureDistance) and blank:
             part.reference.load_state_dict(module.model.encoder.state_dict())  # what it knew was nothing
     if old == new:
         return said

@@ -103,11 +103,11 @@ def open_data(cfg: DictConfig, trained: Trained) -> "SegmentationDataModule | Ad
         changes["val_batch_size"] = cfg.batch_size
     if cfg.get("data") is not None:
         with open_dict(cfg.data):
-            judged = cfg.data.get("target", cfg.data)
+            sides = [cfg.data[side] for side in ("source", "target") if side in cfg.data] or [cfg.data]
             if cfg.root is not None:
-                judged.root = cfg.root
-            for part in (judged.get("parts") or {"": judged}).values():
-                own: Any = part.get("dataset") or {}
+                sides[-1].root = cfg.root
+            for part in [part for side in sides for part in (side.get("parts") or {"": side}).values()]:
+                own: Any = (part or {}).get("dataset") or {}
                 missing = [key for key in OPTIONS if own.get(key, 0) is None]  # it has this setting, and none is given
                 own.update(trained.file.image_options(*missing))
         datamodule = instantiate(cfg.data, **changes)

@@ -59,7 +59,7 @@ def evaluate(model: Model, pairs: Iterable[tuple[Source, Any]]) -> dict[str, Any
 
     Pairs are an image, as of :meth:`Model.predict`, and class ids ``h w`` or the path of a PNG of them, in which -1 and
     255 (of 255 classes and more, 65535) are ignored. Returns the means by name, as ``mIoU``, and ``classes``, rows of
-    ``name``, ``IoU``, ``accuracy``, ``true_pixels``, ``predicted_pixels``. Raises ProtosegError: files, sizes, ids.
+    ``name``, ``IoU``, ``accuracy``, ``true_pixels``, ``predicted_pixels``. Raises ProtosegError: what does not fit.
     """
     metrics, ids = SegmentationMetrics(model.label_space), np.arange(2**16, dtype=np.uint16)
     for image, truth in pairs:

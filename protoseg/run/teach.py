@@ -94,7 +94,7 @@ def tune(checkpoint: Path, trust: Sequence[str], out: Path, seed: int, device: s
 def adapt(checkpoint: Path, trust: Sequence[str], images: Path, out: Path, device: str | None) -> None:
     """Write the checkpoint with BatchNorm's statistics blended, see :func:`protoseg.teach.adapt_normalisation`."""
     file = open_file(checkpoint, trust)
-    dataset = ImageFolder(images, file.label_space, file.reader)
+    dataset = ImageFolder(images, file.label_space, reader=file.reader)
     adapted, found = adapt_normalisation(file, dataset, choose_device(device), "images")
     save_checkpoint(adapted.content, out)
     for network, weight, entropy in found:

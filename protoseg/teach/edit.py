@@ -154,9 +154,9 @@ def reading_again(data: Any, classes: list[str]) -> Any:
     if not isinstance(data, dict):
         return data
     data = data | {part: reading_again(data[part], classes) for part in ("source", "target") if part in data}
-    if data.get("parts"):
+    if isinstance(data.get("parts"), dict):
         data["parts"] = {name: reading_again(part, classes) for name, part in data["parts"].items()}
-    if data.get("relabel"):
+    if isinstance(data.get("relabel"), dict):
         data["relabel"] = {old: new for old, new in data["relabel"].items() if new is not None or old not in classes}
     return data
 

@@ -84,7 +84,9 @@ def test_parts_are_drawn_by_weight_beside_one_that_is_only_judged_by(camvid: Pat
     assert weights is not None
     assert (weights[:number].sum(), weights[number:].sum()) == (pytest.approx(9), pytest.approx(1))
     assert data.dataset("val").weights is None
-    for wrong in ({"objects": 9}, {"objects": 9, "scene": 1, "judge": 1}):
+    old = halves(camvid, weights={"objects": 9, "scene": 1, "judge": 1}).train_dataset().weights
+    assert np.array_equal(old, weights)
+    for wrong in ({"objects": 9}, {"objects": 9, "scene": 1, "other": 1}):
         with pytest.raises(ProtosegError, match="for each part with a train_split, objects, scene, got objects: 9"):
             halves(camvid, weights=wrong)
 
@@ -192,3 +194,7 @@ def test_several_data_sets_are_judged_as_the_network_saw_them(tmp_path: Path, co
         again = configure("evaluate", f"ckpt_path={tmp_path / 'a.ckpt'}", "num_workers=0", "device=cpu", *words)
         seen.append(open_data(again, open_checkpoint(again)).target.dataset("val")[0].image)
     assert torch.equal(*seen)
+    pair = [f"data.{side}.root={root}" for side in ("source", "target")]
+    cfg = configure("evaluate", f"ckpt_path={tmp_path / 'a.ckpt'}", "num_workers=0", "data=folder_to_folder", *pair)
+    both = open_data(cfg, open_checkpoint(cfg))
+    assert both.source.dataset("train").reader.ranges == both.target.dataset("val").reader.ranges == [(0, 4095)]

@@ -103,6 +103,10 @@ def test_a_part_of_several_has_a_list_of_its_own(camvid: Path) -> None:
     own = {"batch_size": 2, "crop_size": [16, 24], "num_workers": 0}
     parts = {"few": part(camvid, train_list=FEW)(**own), "all": part(camvid)(**own)}
     assert len(ConcatDataModule(parts, [16, 24], batch_size=2).train_dataset()) == 9
+    others = {"few": part(camvid, train_list=[FEW[0], "0001TP_000001"])(**own), "all": part(camvid)(**own)}
+    states = [ConcatDataModule(each, [16, 24], batch_size=2).state_dict()["train_list"] for each in (parts, others)]
+    assert states[0] != states[1]
+    assert ConcatDataModule({"all": part(camvid)(**own)}, [16, 24], batch_size=2).state_dict()["train_list"] is None
     with pytest.raises(ProtosegError, match="expected train_list of each part"):
         ConcatDataModule(parts, [16, 24], batch_size=2, train_list=FEW)
 

@@ -192,6 +192,7 @@ def test_an_added_class_is_read_again_from_the_data(
     assert back["protoseg"]["config"]["data"]["relabel"] == {"Sky": None}
     assert without["protoseg"]["config"]["data"]["relabel"] == {"Car": None, "Sky": None}
     parts = {"parts": {"one": {"relabel": {"Car": None, "Sky": None}}, "two": {}}}
+    assert reading_again({"parts": "x", "relabel": "y"}, ["Car"]) == {"parts": "x", "relabel": "y"}  # a stranger's
     assert reading_again(parts, ["Car"]) == {"parts": {"one": {"relabel": {"Sky": None}}, "two": {}}}
 
 

@@ -66,17 +66,18 @@ class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(6)
+        self.encoder: Any = SimpleNamespace(frozen_maps=self.frozen_maps, from_frozen=lambda maps: maps)
         self.seen: list[list[Tensor]] = []
 
     def frozen_maps(self, image: Tensor) -> list[Tensor]:
         return [self.norm(F.avg_pool2d(image.float() / 255, 4).repeat(1, 2, 1, 1))]
 
-    def from_frozen(self, maps: list[Tensor], size: tuple[int, int]) -> SegOutput:
-        self.seen.append(maps)
+    def segment(self, image: Tensor, encoder: Callable[[Tensor], list[Tensor]]) -> SegOutput:
+        self.seen.append(maps := encoder(image))
         return SegOutput(logits=maps[0][:, :3] + maps[0][:, 3:], embeddings=maps[0])
 
     def forward(self, image: Tensor) -> SegOutput:
-        return self.from_frozen(self.frozen_maps(image), (16, 16))
+        return self.segment(image, self.frozen_maps)
 
 
 def term(**options: Any) -> StrongViews:

@@ -107,7 +107,7 @@ def test_bands_in_files_of_their_own(tmp_path: Path) -> None:
     dataset = LabelledFolder(root, root / "classes.yaml", bands=names, image_range=[[0, 500], [1000, 1500]])
     np.testing.assert_allclose(dataset.read(0)[0] * 500 + [0, 1000], pixels, atol=1e-3)
     assert len({image for image, _ in dataset.samples}) == 5
-    assert len(ImageFolder(root / "images", dataset.label_space, dataset.reader).samples) == 6
+    assert len(ImageFolder(root / "images", dataset.label_space, reader=dataset.reader).samples) == 6
     (missing := dataset.reader.files(dataset.samples[0][0])[1]).unlink()
     with pytest.raises(ProtosegError, match=rf"image {missing}: .*expected a file, got none"):
         dataset.read(0)

@@ -58,7 +58,7 @@ def evaluate(model: Model, pairs: Iterable[tuple[Source, Any]]) -> dict[str, Any
     """Scores of a model over images with labels, in 0 to 1, and NaN where there is nothing to count.
 
     Pairs are an image, as of :meth:`Model.predict`, and class ids ``h w`` or the path of a PNG of them, in which -1 and
-    255 (of 255 classes and more, 65535) are ignored. Returns the means by name, as ``mIoU``, and ``classes``, rows of
+    255 (of 255 classes and more, 65535) are ignored. Returns means, as ``mIoU``, ``pixels``, and ``classes``, rows of
     ``name``, ``IoU``, ``accuracy``, ``true_pixels``, ``predicted_pixels``. Raises ProtosegError: what does not fit.
     """
     metrics, ids = SegmentationMetrics(model.label_space), np.arange(2**16, dtype=np.uint16)

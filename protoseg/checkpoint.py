@@ -98,8 +98,10 @@ def check_class_names(own: dict[str, Any]) -> None:
     head, data, method = ((config or {}).get(name) or {} for name in ("head", "data", "method"))
     if not all(isinstance(section, dict) for section in (head, data, method)):
         raise ProtosegError("config: expected head, data and method to be sections, got values")
-    parts = [own, data, *(data[part] for part in ("source", "target") if isinstance(data.get(part), dict))]
-    for relabel in [part.get("relabel") for part in parts]:
+    sections = [data]  # and, as the loop finds them, those of the data sets that it is put together from
+    for section in sections:
+        sections += [value for name, value in section.items() if isinstance(value, dict) and name != "relabel"]
+    for relabel in [section.get("relabel") for section in (own, *sections)]:
         good = isinstance(relabel, (dict, NoneType))
         pairs = (relabel or {}).items() if good else ()
         if not good or not all(isinstance(old, str) and isinstance(new, (str, NoneType)) for old, new in pairs):

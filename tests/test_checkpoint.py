@@ -263,7 +263,10 @@ BAD_PARTS: dict[str, Any] = {
         {"w": torch.tensor([float("nan")])},
         {"w": torch.tensor([float("inf")])},
     ],
-    "config": ["text", {"head": "text"}, {"data": 3}, {"data": {"relabel": "x"}}, {"method": {"subsets": {"a": "b"}}}],
+    "config": [
+        *["text", {"head": "text"}, {"data": 3}, {"method": {"subsets": {"a": "b"}}}],
+        *[{"data": where} for where in ({"relabel": "x"}, {"source": {"parts": {"one": {"relabel": {3: "a"}}}}})],
+    ],
     "relabel": ["x", {3: "a"}, {"a": 3}],
 }
 

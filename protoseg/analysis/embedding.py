@@ -44,7 +44,8 @@ class EmbeddingCollector:
     def _lowest(self, number: Tensor, ids: Tensor) -> Tensor:
         """Indices of the ``per_class`` lowest numbers of each class."""
         key, order = (ids.double() + number.double()).sort()
-        return order[torch.arange(len(key)) - torch.searchsorted(key, key.floor()) < self.per_class]
+        place = torch.arange(len(key)) - torch.searchsorted(key, key.floor())  # within the class
+        return order[place < self.per_class]
 
     def compute(self) -> EmbeddingSample:
         """The sample so far; raises ProtosegError if no image was seen."""
@@ -62,7 +63,7 @@ class EmbeddingMap(NamedTuple):
     stars: npt.NDArray[np.float32]
 
 
-def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) -> EmbeddingMap:
+def embedding_map(sample: EmbeddingSample, prototypes: Tensor) -> EmbeddingMap:
     """t-SNE (van der Maaten & Hinton, 2008) of pixels and prototypes ``c k d`` together, by scikit-learn.
 
     Of unit vectors, so that Euclidean neighbours are neighbours by cosine. A PCA is the start, so that the seed changes
@@ -74,7 +75,7 @@ def embedding_map(sample: EmbeddingSample, prototypes: Tensor, seed: int = 0) ->
     vectors = torch.cat([sample.embeddings, prototypes.detach().to(sample.embeddings).flatten(0, 1)])
     if len(vectors) < 4:
         raise ProtosegError(f"embedding map: expected at least 4 points, got {len(vectors)}; choose more images")
-    tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=seed)
+    tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=0)
     places = tsne.fit_transform(vectors.numpy()).astype(np.float32)
     n = len(sample.embeddings)
     return EmbeddingMap(places[:n], sample.label.numpy(), places[n:].reshape(*prototypes.shape[:2], 2))

@@ -45,8 +45,6 @@ class AdaptationDataModule(pl.LightningDataModule):
     ) -> None:
         self._parts: tuple[SegmentationDataModule, ...] = ()  # the trainer is passed on to them
         super().__init__()
-        if seed < 0:
-            raise ProtosegError(f"expected a seed of at least 0, got {seed}")
         self.seed, self.validate_source = seed, validate_source
         # Apart for every seed, and from one another.
         self.source = source(**shared, seed=2 * seed, rare_classes=rare_classes)

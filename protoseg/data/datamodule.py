@@ -58,6 +58,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     Raises ProtosegError: values that make no sense; later, data that is missing or bad.
     """
 
+    parts: Mapping[str, "SegmentationDataModule"] = {}  # the data sets that it is put together from
+
     def __init__(
         self,
         dataset: Callable[..., SegmentationDataset],
@@ -280,7 +282,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _stream(self) -> dict[str, Any]:
         dataset = self.train_dataset()
-        lists = [part.train_list for part in (self, *getattr(self, "parts", {}).values())]
+        lists = [part.train_list for part in (self, *self.parts.values())]
         return {
             "batch_size": self.batch_size,
             "seed": self.seed,

@@ -47,11 +47,9 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     With ``weights`` an epoch is drawn by systematic sampling: each sample as often as its weight says, up to one more
     or one less, and likewise all samples of one weight together.
-
-    Raises ProtosegError: no samples, or a batch size or seed that makes no sense.
     """
 
-    num_samples: int  # may be smaller than a batch
+    num_samples: int  # at least 1; may be smaller than a batch
     batch_size: int  # samples per batch and rank
     num_batches: int  # of the whole training; this is ``len``, also when ``start`` is not 0
     seed: int
@@ -59,11 +57,6 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     world: int = 1
     start: int = 0  # number of the first batch to give
     weights: NDArray[np.float64] | None = None  # ``num_samples``, relative to one another; None: all alike
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch_size < 1 or self.seed < 0:
-            got = f"{self.num_samples} samples, batch_size={self.batch_size} and seed={self.seed}"
-            raise ProtosegError(f"expected at least one sample, batch_size above 0 and a seed of at least 0, got {got}")
 
     def __len__(self) -> int:
         return self.num_batches

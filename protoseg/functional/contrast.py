@@ -89,7 +89,8 @@ def info_nce(
     ``negative_valid`` say which anchors, ``c a``, and negatives, ``c a m`` or ``c 1 m``, exist.
     """
     positive, negative = at_least_fp32(positive) / temperature, at_least_fp32(negative) / temperature
-    losses, count = against(positive, hide(negative, ~negative_valid).logsumexp(2)), valid.sum(1)
+    rivals = hide(negative, ~negative_valid).logsumexp(2)
+    losses, count = against(positive, rivals), valid.sum(1)
     present = (all_reduce_(count.clone()) > 0).sum()
     return mean_over_ranks((losses * valid).sum(1), count).sum() / present.clamp_min(1)
 
@@ -233,7 +234,8 @@ def mean_feature_uniformity(
     mean = sums / count.clamp_min(1)
     log_share = _mean_logits(mean, means, placed, temperature).log_softmax(1).squeeze(0)
     classes = placed.sum().clamp_min(1).to(log_share.dtype)
-    return -(log_share * placed).sum() / (classes * classes.log()).clamp_min(1e-6) * ((count > 0) & (classes > 1))
+    value = -(log_share * placed).sum() / (classes * classes.log()).clamp_min(1e-6)
+    return value * ((count > 0) & (classes > 1))
 
 
 def _has_mean(label: Tensor, placed: Tensor) -> Tensor:

@@ -61,22 +61,16 @@ class FeatureDistance(Term):
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         chosen = label_space.things if self.classes is None else self.classes
         things = label_space.ids(chosen, "feature distance, classes (else things: [NAME, …] of classes.yaml)")
-        self.reference = deepcopy(model.encoder).requires_grad_(False).eval()
+        self.reference = deepcopy(model.encoder).requires_grad_(False)
         # One more entry, never counted, for cells without a class.
         is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)
         is_thing[things] = True
         self.register_buffer("things", is_thing, persistent=False)
 
-    def train(self, mode: bool = True) -> "FeatureDistance":
-        super().train(mode)
-        if hasattr(self, "reference"):
-            self.reference.eval()
-        return self
-
     def forward(self, step: Step) -> Tensor:
         seen: Any = step.labelled
         with torch.no_grad():
-            theirs = step.model.encoder_maps(seen.image, self.reference)[-1]
+            theirs = step.model.encoder_maps(seen.image, self.reference.eval())[-1]
         distance = at_least_fp32(seen.output.features[-1] - theirs).norm(dim=1)
         classes = len(self.things) - 1
         cells = majority_label(seen.label, step.model.feature_strides[-1], self.min_ratio, classes)

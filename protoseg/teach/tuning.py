@@ -95,4 +95,5 @@ def distillation(model: Segmentor, old: Segmentor, new: Sequence[int], image: Te
     labelled = cells != IGNORE_INDEX
     _, seen = memory.assign(output, target.argmax(1).where(labelled, IGNORE_INDEX), 1)
     memory.observe_accumulated([seen])
-    return (-(target * output.logits.log_softmax(1)).sum(1) * labelled).sum() / labelled.sum().clamp_min(1)
+    wrong = -(target * output.logits.log_softmax(1)).sum(1)
+    return (wrong * labelled).sum() / labelled.sum().clamp_min(1)

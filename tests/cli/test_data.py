@@ -249,7 +249,7 @@ def test_wrong_input_is_one_message(arguments: list[str], message: str, capsys: 
 
 @pytest.mark.slow
 def test_it_runs_as_a_module(data: Path) -> None:
-    command = [sys.executable, "-m", "protoseg.data", "stats", "camvid", f"paths.data={data}"]
+    command = [sys.executable, "-m", "protoseg", "data", "stats", "camvid", f"paths.data={data}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "training masks" in result.stdout

@@ -62,13 +62,6 @@ def test_more_words_than_places_are_left_to_hydra() -> None:
     assert named(["a.ckpt", "b.ckpt"], ("ckpt_path",)) == ["ckpt_path=a.ckpt", "b.ckpt"]
 
 
-def test_an_earlier_door() -> None:
-    """``protoseg data`` was a module to call before."""
-    ran = subprocess.run([sys.executable, "-m", "protoseg.data", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "usage:" in ran.stdout
-
-
 TOOLS = [(name, entry, of) for name, entry in COMMANDS.items() for of in entry.get("commands", {"": entry}).items()]
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from protoseg.data.loading import StepBatchSampler, sample_seed
-from protoseg.types import ProtosegError
 
 
 def stream(**options: int) -> list[list[tuple[int, int]]]:
@@ -51,9 +50,3 @@ def test_data_set_smaller_than_a_batch() -> None:
     batches = stream(num_samples=3, batch_size=7, num_batches=3)
     assert [len(batch) for batch in batches] == [7, 7, 7]
     assert sorted(index for index, _ in batches[0][:3]) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("options", [{"num_samples": 0}, {"batch_size": 0}, {"seed": -1}])
-def test_options_that_make_no_sense(options: dict[str, int]) -> None:
-    with pytest.raises(ProtosegError, match="expected at least one sample"):
-        stream(**options)

@@ -102,8 +102,9 @@ def test_no_thing_in_the_batch_is_zero_and_finite() -> None:
 
 
 def test_the_reference_stays_in_eval_mode_and_in_the_state_dict() -> None:
-    term, _, _ = feature_distance(torch.zeros(1, 8, 8, dtype=torch.int64))
-    assert not term.train().reference.training
+    term, _, batch = feature_distance(torch.zeros(1, 8, 8, dtype=torch.int64))
+    term.train()(batch)
+    assert not term.reference.training
     assert "reference.weight" in term.state_dict()
 
 

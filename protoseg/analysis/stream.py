@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -92,12 +92,10 @@ class Scene(NamedTuple):
 
 def images(loader: Loader, title: str) -> Iterator[tuple[int, str, Tensor, Tensor]]:
     """Number, name, image and label, as of :class:`Scene`, of each image of a loader; a progress bar has the title."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     padded = (one for batch in loader for one in zip(batch.name, batch.image, batch.label, batch.size, strict=True))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        shown = progress.track(padded, total=len(cast(Any, loader.dataset)), description=title)
-        for number, (name, image, label, (height, width)) in enumerate(shown):
-            yield number, name, image[:, :height, :width], label[:height, :width]
+    shown = track(padded, title, len(cast(Any, loader.dataset)), console=Console(stderr=True))
+    for number, (name, image, label, (height, width)) in enumerate(shown):
+        yield number, name, image[:, :height, :width], label[:height, :width]
 
 
 def scenes(model: nn.Module, loader: Loader, title: str = "analysing") -> Iterator[Scene]:

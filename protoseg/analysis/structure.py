@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from protoseg.analysis.stream import Loader, Scene, collect, prototype_memory, scenes
+from protoseg.analysis.stream import Scene
 from protoseg.evaluation.pictures import MANY_CLASSES, class_tables, empty_figure, figure_name, name_bars
 from protoseg.functional.prototypes import nearest_class_cosine, within_class_cosine
 from protoseg.types import IGNORE_INDEX, LabelSpace
@@ -58,14 +58,6 @@ class OccupancyCollector:
     def compute(self) -> Occupancy:
         true, predicted = self.counts.view(2, *self.shape).clone()
         return Occupancy(true, predicted, self.most_cells.clone(), self.example.clone())
-
-
-def occupancy(model: nn.Module, loader: Loader) -> Occupancy:
-    """See :class:`Occupancy`; raises ProtosegError for a model without prototypes."""
-    c, k, _ = prototype_memory(model).prototypes.shape
-    collector = OccupancyCollector(c, k)
-    collect(scenes(model, loader, "occupancy"), collector)
-    return collector.compute()
 
 
 def describe(prototypes: Tensor, counts: Tensor, label_space: LabelSpace) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
     """Group the jobs of a sweep, which may be unfinished, by everything swept but the seed.
 
     The metric is :data:`BEST`, or a column of the runs' ``metrics.csv``, of which the last value counts; raises
-    ProtosegError where a run's log has none such.
+    ProtosegError where no run's log has one such.
     """
     keys = [key for key in sweep.swept if key != "seed"]
     names = short_names(sweep.swept)
@@ -72,20 +72,23 @@ def compare_settings(sweep: Sweep, metric: str = BEST) -> Comparison:
     for job in sweep.jobs:
         groups.setdefault(tuple(job.values.get(key, "") for key in keys), []).append(job)
     settings = []
+    last = {} if metric == BEST else last_logged([job for job in sweep.jobs if job.state == "done"], metric)
     for values, jobs in groups.items():
-        scores = [job.score if metric == BEST else last_logged(job, metric) for job in jobs if job.state == "done"]
+        scores = [job.score if metric == BEST else last[job.number] for job in jobs if job.state == "done"]
         settings.append(Setting(values, tuple(jobs), tuple(score for score in scores if not math.isnan(score))))
     return Comparison(metric, tuple(names[key] for key in keys), tuple(settings))
 
 
-def last_logged(job: Job, column: str) -> float:
-    """The last value of a column of the job's ``metrics.csv``; raises ProtosegError without such a column."""
-    rows = read_log(job.folder)
-    values = [row[column] for row in rows if row.get(column)]
-    if not values:
-        known = ", ".join(name for name in (rows[0] if rows else ()) if name.startswith("val/")) or "none"
-        raise ProtosegError(f"metric {column!r}: not in the log of {job.folder}; it has of validations: {known}")
-    return float(values[-1])
+def last_logged(jobs: Sequence[Job], column: str) -> dict[int, float]:
+    """The last value of a column of each job's ``metrics.csv``, or NaN; raises ProtosegError if no job has one."""
+    logs = {job.number: read_log(job.folder) for job in jobs}
+    found = {number: [row[column] for row in rows if row.get(column)] for number, rows in logs.items()}
+    if jobs and not any(found.values()):
+        known = ", ".join(
+            sorted({name for rows in logs.values() for row in rows for name in row if name.startswith("val/")})
+        )
+        raise ProtosegError(f"metric {column!r}: not in the log of any job; of validations there are {known or 'none'}")
+    return {number: float(values[-1]) if values else math.nan for number, values in found.items()}
 
 
 def missing(sweep: Sweep) -> tuple[str, list[str]]:

@@ -1,7 +1,7 @@
 """How well a model knows where it is wrong: by prototype margin, distance to the prototypes, softmax confidence.
 
-Everything is read from histograms over the pixels, of ``BINS`` cells for each measure, so any number of pixels fits.
-What that loses is computed with it: ``auroc_bound`` and ``aurc_bound`` say how far the exact number can be away.
+Everything is read from histograms over the pixels, of ``BINS`` cells for each measure, so any number of pixels fits;
+pixels of one cell count as equally certain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,16 +99,9 @@ class ErrorDetection(NamedTuple):
     @property
     def auroc(self) -> float:
         """Probability that a right pixel is surer than a wrong one, ties counting half; NaN where all are one kind."""
-        return self._share_of_pairs(self.right * (np.cumsum(self.wrong) - self.wrong / 2))
-
-    @property
-    def auroc_bound(self) -> float:
-        """The exact AUROC is at most this far away: half the pairs that share a bin."""
-        return self._share_of_pairs(self.right * self.wrong / 2)
-
-    def _share_of_pairs(self, pairs: Array) -> float:
         with np.errstate(invalid="ignore"):
-            return float(pairs.sum() / (self.right.sum() * self.wrong.sum()))
+            pairs = (self.right * (np.cumsum(self.wrong) - self.wrong / 2)).sum()
+            return float(pairs / (self.right.sum() * self.wrong.sum()))
 
     def risk_coverage(self) -> tuple[Array, Array]:
         """Share of pixels kept, and the share of wrong ones among them, as less and less certain ones are let in."""
@@ -126,14 +119,6 @@ class ErrorDetection(NamedTuple):
         return float((rate * pixels + (errors - rate * before) * growth).sum() / self.pixels)
 
     @property
-    def aurc_bound(self) -> float:
-        """The exact area is at most this far away, whatever the order within the bins."""
-        pixels, wrong, before = self._from_surest()
-        held = pixels > 0
-        sum_of_inverses = np.log((before + pixels)[held]) - np.log(np.maximum(before[held], 1)) + (before[held] == 0)
-        return float((np.minimum(wrong, pixels - wrong)[held] * sum_of_inverses).sum() / self.pixels)
-
-    @property
     def aurc_optimal(self) -> float:
         """The area if every right pixel were surer than every wrong one: what the error rate alone costs."""
         kept = 1 - self.error_rate
@@ -147,7 +132,7 @@ class ErrorDetection(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """The numbers as plain values; see the properties of the same names. ``ece`` is None where there is none."""
-        names = ("pixels", "error_rate", "auroc", "auroc_bound", "aurc", "aurc_bound", "aurc_optimal")
+        names = ("pixels", "error_rate", "auroc", "aurc", "aurc_optimal")
         ece = self.calibration.ece if self.calibration else None
         return {name: getattr(self, name) for name in names} | {"ece": ece}
 

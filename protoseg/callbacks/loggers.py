@@ -119,6 +119,11 @@ def log_score(trainer: pl.Trainer, config: Mapping[str, Any] | None, score: floa
 class ProgressBar(RichProgressBar):
     """Lightning's rich bar without epochs, of which a training by steps has but one."""
 
+    @property
+    def total_train_batches(self) -> int:
+        """Of the whole training, as the count that is shown: of one that goes on and with accumulation, too."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
 

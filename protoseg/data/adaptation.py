@@ -7,12 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
 
 from protoseg import distributed
 from protoseg.data.datamodule import SegmentationDataModule, check_same_stream
 from protoseg.data.loading import Loader, PairedLoader, RareClasses
-from protoseg.data.statistics import ClassStatistics
 from protoseg.types import LabelSpace, ProtosegError
 
 
@@ -62,10 +60,6 @@ class AdaptationDataModule(pl.LightningDataModule):
         return self.target.label_space
 
     @property
-    def val_split(self) -> str | None:
-        return self.target.val_split
-
-    @property
     def trainer(self) -> pl.Trainer | None:
         return self._trainer
 
@@ -96,18 +90,6 @@ class AdaptationDataModule(pl.LightningDataModule):
         """The target's, or with ``validate_source`` the target's and the source's."""
         loaders: list[Any] = [part.val_dataloader() for part in self._validated]
         return loaders if self.validate_source else loaders[0]
-
-    def eval_dataloader(self, split: str | None) -> Loader:
-        """The target's; see ``SegmentationDataModule.eval_dataloader``."""
-        return self.target.eval_dataloader(split)
-
-    def class_statistics(self) -> ClassStatistics:
-        """Of the source's training masks, in the target's classes."""
-        return self.source.class_statistics()
-
-    def class_frequencies(self) -> Tensor:
-        """Share of each of the target's classes among the labelled pixels of the source's training masks."""
-        return self.source.class_frequencies()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in both streams, and what their content depends on."""

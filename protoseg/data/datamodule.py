@@ -90,8 +90,6 @@ class SegmentationDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_choice("exif", exif, ("apply", "ignore"))
-        if timeout <= 0:
-            raise ProtosegError(f"timeout: expected a number of seconds above 0, got {timeout}")
         if min(batch_size - 1, val_batch_size - 1, num_workers, seed) < 0:
             text = "expected batch_size and val_batch_size of at least 1, num_workers and seed of at least 0"
             raise ProtosegError(f"{text}, got {batch_size}, {val_batch_size}, {num_workers} and {seed}")

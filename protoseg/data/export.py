@@ -3,14 +3,13 @@ annotation files painted into a folder that ``data=folder`` trains on, and such 
 """
 
 import json
+import os
 import re
 import shutil
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from struct import pack as pack_bytes
 from typing import Any
 
 import cv2
@@ -24,7 +23,7 @@ from rich.progress import track
 from protoseg.data import public
 from protoseg.data.class_file import MaskReading, read_class_file
 from protoseg.data.dataset import SegmentationDataset
-from protoseg.data.decoding import PNG_DEPTH, PNG_START, open_picture, orientation, picture_size, turned
+from protoseg.data.decoding import PNG_DEPTH, open_picture, orientation, picture_size, turned
 from protoseg.data.files import read_bounded, read_label, reading
 from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID, Ids, file_ids, file_ignored, id_table
 from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, by_stem, list_images
@@ -34,7 +33,6 @@ from protoseg.files import write_file, write_text
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, require, yaml_beside
 
 FORMATS: dict[str, dict[str, Any]] = yaml_beside(__file__, "export.yaml")
-_COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 _KEPT_MODES = ("P", "1", "LA")  # small and unfiltered already; OpenCV would turn ids into colours, as it scales 2 bits
 Places = dict[str, list[str]]  # images by the reason for which they, or shapes in them, are left out
 progress = partial(track, transient=True, console=Console(stderr=True))
@@ -116,23 +114,12 @@ def packed_png(path: Path, level: int) -> bytes | None:
     return packed if np.array_equal(seen[0], seen[1]) else None
 
 
-def encode_png(array: NDArray[np.generic], level: int) -> bytes:
-    """A PNG of ``h w`` (grey), ``h w 3`` (BGR) or ``h w 4`` (BGRA), of 8 or 16 bits, all rows unfiltered.
-
-    PNG specification, third edition, https://www.w3.org/TR/png-3; OpenCV before 4.12 cannot be told to leave out the
-    filters, and Pillow cannot either.
-    """
-    height, width = array.shape[:2]
-    channels = array.size // (height * width)
-    pixels = array if channels == 1 else array[..., [2, 1, 0, 3][:channels]]
-    rows = np.ascontiguousarray(pixels, dtype=">u2" if array.dtype == np.uint16 else np.uint8).view(np.uint8)
-    unfiltered = np.zeros((height, 1 + rows.size // height), np.uint8)
-    unfiltered[:, 1:] = rows.reshape(height, -1)
-    head = pack_bytes(">IIBBBBB", width, height, 8 * array.dtype.itemsize, _COLOR_TYPES[channels], 0, 0, 0)
-    packed = PNG_START
-    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(unfiltered.tobytes(), level)), (b"IEND", b"")):
-        packed += pack_bytes(">I", len(data)) + kind + data + pack_bytes(">I", zlib.crc32(kind + data))
-    return packed
+def encode_png(array: NDArray[Any], level: int) -> bytes:
+    """A PNG of ``h w`` (grey), ``h w 3`` (BGR) or ``h w 4`` (BGRA), of 8 or 16 bits, unfiltered by OpenCV 4.12 on."""
+    options = [cv2.IMWRITE_PNG_COMPRESSION, level]
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+        options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    return cv2.imencode(".png", array, options)[1].tobytes()
 
 
 def convert(
@@ -155,17 +142,27 @@ def convert(
     if not used or len(names) > MAX_CLASSES:
         raise ProtosegError(f"convert: expected 1 to {MAX_CLASSES} classes in {inputs[0]}, got {len(used)}")
     ids = {name: i for i, name in enumerate(names)} | {"void": file_ignored(len(names))}
-    where = images or (inputs[0] if inputs[0].is_dir() else inputs[0].parent)
+    base = inputs[0] if inputs[0].is_dir() else inputs[0].parent
+    where = images or base
+    root = base if where.absolute().is_relative_to(base.absolute()) else where
     index: dict[str, list[Path]] = defaultdict(list)
+    folder: dict[Any, str] = {}  # that an image lies in, or is said to; "" where that is the uppermost
     for path in list_images(where, recursive=True) if where.is_dir() else ():
-        for key in _ends(path.relative_to(where).as_posix()):
+        place = os.path.relpath(path, root)
+        folder[path] = _folder(place)
+        for key in _ends(place):
             index[key].append(path)
+    drawings, there = [drawing for _, each in found for drawing in each], {*folder.values()}
+    said = {_folder(str(drawing.image)) for drawing in drawings}
     left_out, done = defaultdict[str, list[str]](list), set()
-    for drawing in progress([drawing for _, each in found for drawing in each], "converting"):
+    for drawing in progress(drawings, "converting"):
         try:
             matches = next((index[key] for key in _ends(str(drawing.image)) if key in index), [])
             if len(matches) != 1:
                 raise LeftOut("images whose name several files have" if matches else "images that are missing")
+            one, other = folder[matches[0]], _folder(str(drawing.image))
+            if one and other and one != other and (other in there or one in said):
+                raise LeftOut("images that are missing, where another folder has one of the name")
             name = Path(*parts_of(matches[0].relative_to(where).as_posix()))
             if name.with_suffix("") in done:
                 raise LeftOut("images that are annotated twice, or of one name")
@@ -189,6 +186,10 @@ def _ends(name: str) -> list[str]:
     parts = ["", *parts_of(name)]
     ends = ["/".join(parts[start:]) for start in range(len(parts))]
     return ends + [end.rpartition(".")[0] for end in ends if end.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _folder(name: str) -> str:
+    return "".join(parts_of(name)[-2:-1])
 
 
 def _label(image: Path, drawing: Drawing, form: Form, ids: dict[str, int], rest: int, left_out: Places) -> Ids:

@@ -66,8 +66,6 @@ class LabelledFolder(SegmentationDataset):
         **reading: Any,
     ) -> None:
         self.reader = ImageReader(**reading)
-        if not 0 < val_share < 1:
-            raise ProtosegError(f"data.dataset.val_share: expected a share between 0 and 1, got {val_share}")
         root = Path(root)
         self.check_folder(root)
         if classes is not None:
@@ -221,9 +219,10 @@ def _keys(known: Files, images: Path, lists: Files, split: str, rest: bool) -> l
         for number, line in enumerate(pairing.read_lines(path), start=1):
             if not line.strip():
                 continue
-            where, written = f"{path}, line {number}", images / line.strip()
-            key = next((k for k in (line.strip(), stem_in(images, written)) if k in known), None)
-            if key is None:
+            where, key = f"{path}, line {number}", line.strip()
+            with suppress(ValueError):  # a path of elsewhere
+                key = key if key in known else stem_in(images.absolute(), images.absolute() / key)
+            if key not in known:
                 raise ProtosegError(f"{where}: expected the name of an image in {images}, got {line.strip()!r}")
             if key in seen:
                 raise ProtosegError(f"{where}: expected every image once, got {key!r}, as in {seen[key]}: remove one")

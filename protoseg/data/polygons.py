@@ -1,6 +1,7 @@
 """The forms of annotation files: how each is read, and its shapes filled as the program fills them whose form it is."""
 
 import json
+import posixpath
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
@@ -177,7 +178,9 @@ def _labelme(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:
     content, special = json.loads(file.read_bytes()), {"__ignore__": "void", "_background_": "background"}
     size = content.get("imageWidth"), content.get("imageHeight")
     shapes = [(special.get(each["label"], each["label"]), each) for each in content["shapes"]]
-    yield Drawing(content["imagePath"], size if any(size) else None, shapes)
+    folder = file.parent.relative_to(root).as_posix() if root.is_dir() else ""
+    place = posixpath.normpath(posixpath.join(folder, content["imagePath"].replace("\\", "/")))
+    yield Drawing(place, size if any(size) else None, shapes)
 
 
 def _fill_labelme(each: Any, size: Size) -> Pixels:
@@ -247,7 +250,9 @@ def _class_masks(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:
 def _fill_class_mask(path: Path, size: Size) -> Pixels:
     mask = read_mask(path)
     values = mask.values if mask.colors is None else mask.colors[mask.values]
-    values = values.reshape(*values.shape[:2], -1).max(axis=2)
+    values = values.reshape(*values.shape[:2], -1).astype(np.int64)
+    values = values @ (1 << 16 * np.arange(values.shape[2]))  # a number for each colour
+    values = values if mask.clear is None else np.where(mask.clear, 0, values)
     if len(np.unique(values[values > 0])) > 1:  # 255 around a class of 1, or smooth edges
         raise ProtosegError(f"mask {path}: expected one value beside 0 or black, got several: export it again")
     return whole(path, values, size)

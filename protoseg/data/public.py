@@ -42,11 +42,6 @@ class PublicDataset(LayoutDataset):
 class ACDC(PublicDataset):
     """ACDC, the 19 classes of Cityscapes; ``conditions``: of ``fog``, ``night``, ``rain``, ``snow``; None: all."""
 
-    def __init__(
-        self, root: StrPath, split: str = "train", conditions: Names | None = None, labels: bool = True
-    ) -> None:
-        super().__init__(root, split, labels=labels, conditions=conditions)
-
 
 class ADE20K(PublicDataset):
     """ADE20K's scene parsing benchmark, 150 classes."""

@@ -283,6 +283,8 @@ class GeoImage:
                 if target:
                     target.write(label.numpy().astype(kind), 1, window=piece.place)
                 thin: Any = tuple(slice(-part.start % step, None, step) for part in piece.place)
+                if not label[thin].numel():  # narrower than a step
+                    continue
                 shown = image[:, piece.inner[0], piece.inner[1]][:, thin[0], thin[1]]
                 tile = overlay(shown, label[thin], space)
                 y, x = (-(-part.start // step) for part in piece.place)

@@ -109,7 +109,9 @@ def compare_onnx(model: Segmentor, path: str | Path, sizes: Sequence[Size], scal
         there = [torch.from_numpy(output) for output in session.run(None, {"image": image.numpy()})]
         own[2:] = [values.where(own[0] == there[0], 0) for values in own[2:]]  # confidence is by class
         there[2:] = [values.where(own[0] == there[0], 0) for values in there[2:]]
-        logits = max(logits, *(float((a - b).abs().max()) for a, b in zip(own[1:], there[1:], strict=True)))
+        for a, b in zip(own[1:], there[1:], strict=True):
+            gap = (a - b).abs().where(a != b, 0).nan_to_num(torch.inf)  # ``max`` would pass NaN over
+            logits = max(logits, float(gap.max()))
         labels = max(labels, float((own[0] != there[0]).float().mean()))
     return Difference(logits, labels)
 

@@ -48,8 +48,6 @@ class DAFormerDecoder(nn.Module):
         if list(strides) != sorted(strides) or len(strides) != len(channels):
             got = f"strides {list(strides)} for channels {list(channels)}"
             raise ProtosegError(f"DAFormer decoder: expected one stride per map, finest map first, got {got}")
-        if not dilations or min(dilations) < 1:
-            raise ProtosegError(f"decoder.dilations: expected numbers from 1, got {list(dilations)}")
         self.embeddings = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.fusion = SeparableASPP(len(channels) * width, width, dilations)
         self.dropout = nn.Dropout2d(dropout)

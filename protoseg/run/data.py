@@ -160,7 +160,7 @@ def _sheet(dataset: SegmentationDataset, count: int) -> pictures.Picture:
 def stats(cfg: DictConfig, data: str) -> None:
     """Make (where missing) and print the class statistics that training reads."""
     datamodule = build_datamodule(cfg)
-    found, frequencies = datamodule.class_statistics(), datamodule.class_frequencies()
+    found, frequencies = datamodule.source.class_statistics(), datamodule.source.class_frequencies()
     temperature, pixels, total = RareClasses.temperature, found.pixels, found.pixels.sum()
     probability = rare_class_probability(frequencies.numpy(), temperature)
     weights = balanced_class_weights(frequencies)

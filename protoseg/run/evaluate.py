@@ -3,22 +3,26 @@
 What opens a checkpoint and predicts needs none of a training's packages, which take seconds and memory.
 """
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Subset
 
 from protoseg.checkpoint import check_same_classes
 from protoseg.data.channels import OPTIONS
 from protoseg.data.decoding import limit_pixels
 from protoseg.data.label_spaces import relabelled
-from protoseg.data.statistics import spread
+from protoseg.data.statistics import spread, stamp
+from protoseg.distributed import rank
 from protoseg.evaluation.predict import predict
 from protoseg.evaluation.predictor import Predictor, choose_device
+from protoseg.files import write_text
 from protoseg.models.build import compile_networks
 from protoseg.models.segmentor import Segmentor
 from protoseg.trained import TrainedFile, open_file
@@ -55,6 +59,29 @@ def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str
     return Trained(file, file.label_space, model, predictor)
 
 
+def claim_folder(cfg: DictConfig) -> None:
+    """Let no results of another command stand beside those of this one: an earlier evaluation's pictures are removed.
+
+    Raises ProtosegError where either command predicts, unless with ``overwrite``.
+    """
+    output, place = Path(cfg.paths.output), Path(cfg.images or "")
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    now = {key: settings.get(key) for key in ("mode", "network", "fall_back", "inference", "data", "root", "split")}
+    now["checkpoint"] = str(Path(cfg.ckpt_path).absolute()), *stamp(Path(cfg.ckpt_path))
+    now["images"] = cfg.images and str((place if place.is_dir() else place.parent).absolute())
+    record, text = output / "made_by.json", json.dumps(now, indent=2)
+    if record.is_file() and (before := record.read_text()) != text:
+        known, new = json.loads(before), json.loads(text)
+        if "predict" in (known.get("mode"), cfg.mode) and not cfg.overwrite:
+            others = ", ".join(key for key in new if known.get(key) != new[key])
+            got = f"{output}: expected no results of another command, got some of another {others}"
+            raise ProtosegError(f"{got}: choose another hydra.run.dir=FOLDER, or remove them with overwrite=true")
+        for kind in ("labels", "overlays", "panels", "probabilities"):
+            shutil.rmtree(output / kind, ignore_errors=True)
+        (output / "report.html").unlink(missing_ok=True)
+    write_text(record, text)
+
+
 def run_prediction(cfg: DictConfig) -> None:
     """Predict as configured; raises ProtosegError at wrong input."""
     if cfg.report:
@@ -62,6 +89,8 @@ def run_prediction(cfg: DictConfig) -> None:
     if cfg.images is None:
         raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
     trained = open_checkpoint(cfg)
+    if rank() == 0:
+        claim_folder(cfg)
     save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
     to = (trained.predictor, trained.label_space, cfg.paths.output, choose_device(cfg.device), save, cfg.overwrite)
     predict(trained.model, cfg.images, *to, cfg.follow, trained.file.reader)
@@ -77,7 +106,8 @@ def run_evaluation(cfg: DictConfig) -> float | None:
 
     trained = open_checkpoint(cfg)
     datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
-    loader = datamodule.eval_dataloader(cfg.split or datamodule.val_split)
+    loader = datamodule.target.eval_dataloader(cfg.split or datamodule.target.val_split)
+    claim_folder(cfg)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
     worst, unlabelled = None, datamodule.target.unlabelled
     if cfg.report:

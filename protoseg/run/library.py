@@ -16,7 +16,7 @@ from protoseg.evaluation.evaluate import summary
 from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.models.own import NetworkEncoder
 from protoseg.run.build import build_module
-from protoseg.run.config import composed, explained
+from protoseg.run.config import check_ranges, composed, explained
 from protoseg.training.base import SegmentationModule
 from protoseg.types import IGNORE_INDEX
 
@@ -46,6 +46,7 @@ def build(
     with explained():
         groups |= {} if network is None else {"decoder": "none"}
         cfg = composed("train", [*of_a_run, *(f"{group}={name}" for group, name in groups.items()), *overrides])
+        check_ranges(cfg)
         if network is None:
             return build_module(cfg, own_space(classes))
         cfg.encoder = OmegaConf.create(network.config(arguments or {}))

@@ -36,7 +36,7 @@ from protoseg.trained import TrainedFile, open_file, unmoved
 from protoseg.training import AdaptationModule
 from protoseg.training.base import SegmentationModule
 from protoseg.training.restoring import restoring
-from protoseg.types import ProtosegError, yaml_beside
+from protoseg.types import ProtosegError, check_choice, yaml_beside
 
 
 def run_training(cfg: DictConfig, stop_signals: tuple[Signals, ...] = STOP_SIGNALS) -> float:
@@ -87,6 +87,8 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     loggers = [StepLog(output, name="", version=logs, flush_logs_every_n_steps=1), *instances(cfg.get("logger"))]
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     numbered = LambdaCallback(on_train_batch_start=lambda trainer, *_: log_by_global_step(trainer))
+    precisions = ("32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64")
+    check_choice("trainer.precision", str(cfg.trainer.precision), precisions)  # what classes are made of stays fp32
     with wrong_input("trainer", ValueError, TypeError):
         trainer = instantiate(cfg.trainer, _partial_=True)(
             logger=loggers,
@@ -117,7 +119,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         rank_zero_only(say)("Dry run (trainer.fast_dev_run): training and validation work, and nothing was saved")
     elif trainer.is_global_zero:
-        steps = f"{trainer.global_step} in {(time.perf_counter() - started) / 60:.1f} min"
+        steps = f"{trainer.global_step} of {trainer.max_steps} in {(time.perf_counter() - started) / 60:.1f} min"
         score = summarise(steps, best_of(callbacks), metrics, output, learned_parameters(module))
         log_score(trainer, module.config, score)
         return score
@@ -227,8 +229,6 @@ def learned_parameters(module: SegmentationModule) -> int:
 def validation_interval(cfg: DictConfig) -> int:
     """Batches between validations: never more than there are, so that short trial runs validate too."""
     interval, accumulate = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
-    if not isinstance(interval, int) or interval < 1:  # fractions of an epoch mean nothing in a training by steps
-        raise ProtosegError(f"trainer.val_check_interval: expected a number of batches, at least 1, got {interval}")
     # A multiple of the accumulated batches: a checkpoint between two optimizer steps would lose half a gradient.
     return max(accumulate, min(interval, cfg.trainer.max_steps * accumulate) // accumulate * accumulate)
 
@@ -277,7 +277,11 @@ def summarise(
     elif not validated:
         again = program("evaluate", override("ckpt_path", output / "checkpoints" / "last.ckpt"))
         say(f"Nothing is known of how right it is. Look at it: {again} mode=predict images=FOLDER")
-    return score
+    if monitor == "val/mIoU":
+        return score
+    # What a sweep compares, and a search maximises, is mIoU, whatever chose the checkpoint.
+    logged = [float(row.get("val/mIoU") or math.nan) for row in read_log(output)]
+    return max(filter(math.isfinite, logged), default=math.nan)
 
 
 def explain_folder(output: Path, rows: list[tuple[str, str]]) -> None:

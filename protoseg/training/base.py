@@ -127,7 +127,7 @@ class SegmentationModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         balanced = [m for m in self.modules() if isinstance(m, CrossEntropy) and m.needs_frequencies]
         if balanced:
-            frequencies = self.trainer.datamodule.class_frequencies()  # type: ignore[attr-defined]
+            frequencies = self.trainer.datamodule.source.class_frequencies()  # type: ignore[attr-defined]
             for term in balanced:
                 term.set_frequencies(frequencies)
 

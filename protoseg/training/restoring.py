@@ -44,6 +44,7 @@ def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:
         raise _damaged(f"global_step {step!r}, and {done!r} steps of the optimizer")
     loops["state_dict"] = {}
     checkpoint["lr_schedulers"] = []
+    checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is of each start
     if (datamodule := trainer.datamodule) is not None:  # type: ignore[attr-defined]
         name = type(datamodule).__qualname__
         if name not in checkpoint:

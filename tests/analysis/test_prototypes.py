@@ -27,7 +27,6 @@ from protoseg.analysis.structure import (
     OccupancyCollector,
     between_figure,
     describe,
-    occupancy,
     occupancy_figure,
     within_figure,
 )
@@ -66,6 +65,12 @@ def test_a_stream_does_not_depend_on_the_batch_size_and_leaves_the_mode() -> Non
         assert a.name == b.name == name
 
 
+def occupancy(model: Toy, **options: bool) -> Occupancy:
+    collector = OccupancyCollector(3, PROTOTYPES)
+    collect(scenes(model, loader(**options)), collector)
+    return collector.compute()
+
+
 def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
     model, want = Toy(), torch.zeros(2, 3, PROTOTYPES, dtype=torch.int64)
     right = torch.zeros(5, 3)
@@ -75,7 +80,7 @@ def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
                 want[kind, i, cell["cosines"][i].argmax()] += 1
         if cell["label"] == cell["predicted"]:
             right[cell["image"], cell["label"]] += 1
-    found = occupancy(model, loader())
+    found = occupancy(model)
     assert torch.equal(found.true, want[0])
     assert torch.equal(found.predicted, want[1])
     assert torch.equal(found.most_cells, right.amax(0).long())
@@ -85,7 +90,7 @@ def test_occupancy_counts_the_nearest_prototype_of_the_class() -> None:
 
 
 def test_occupancy_of_images_without_labels_is_the_predicted_one() -> None:
-    found = occupancy(Toy(), loader(void=True))
+    found = occupancy(Toy(), void=True)
     assert not found.true.any()
     assert torch.equal(found.counted, found.predicted)
     assert (found.example[found.predicted.sum(1) > 0] >= 0).all()

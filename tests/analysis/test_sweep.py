@@ -71,8 +71,8 @@ def test_files_of_an_unfinished_sweep(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_another_metric_is_the_last_value_in_the_log(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, {"seed": [0, 1]}, [0.5, 0.6])
-    for job, value in zip(sweep.jobs, (0.25, 0.75), strict=True):
+    sweep = make_sweep(tmp_path, {"seed": [0, 1, 2]}, [0.5, 0.6, 0.7])  # the last one has no log
+    for job, value in zip(sweep.jobs, (0.25, 0.75), strict=False):
         (job.folder / "logs").mkdir(parents=True)
         (job.folder / "logs" / "metrics.csv").write_text(f"step,val/teacher_mIoU\n1,0.1\n2,{value}\n3,\n")
     (setting,) = compare_settings(sweep, "val/teacher_mIoU").settings

@@ -73,7 +73,7 @@ def test_hostile_names_everywhere(
 
     # The log, and the command to go on with.
     for name in CLASSES:
-        assert last_logged(Job(0, (), run), f"val/IoU/{visible(name)}") >= 0
+        assert last_logged([Job(0, (), run)], f"val/IoU/{visible(name)}")[0] >= 0
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert {f"val/IoU/{visible(name)}" for name in CLASSES} <= set(events.Tags()["scalars"])
     (line,) = re.findall("^Evaluate it: python evaluate.py (.*)$", capsys.readouterr().out, re.MULTILINE)

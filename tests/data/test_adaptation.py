@@ -105,8 +105,8 @@ def test_ranks_see_disjoint_parts_of_the_batch_of_one_process(
 def test_evaluation_is_the_targets(camvid: Path) -> None:
     data = module(camvid)
     assert data.label_space is CAMVID
-    assert data.val_split == "train"
-    seen = list(data.eval_dataloader(data.val_split))
+    assert data.target.val_split == "train"
+    seen = list(data.target.eval_dataloader("train"))
     assert [Path(name).name[:6] for batch in seen for name in batch.name] == ["0001TP"] * 3
     assert all((batch.label != IGNORE_INDEX).any() for batch in seen)
     assert equal(list(data.val_dataloader()), seen)  # type: ignore[arg-type]
@@ -131,8 +131,8 @@ def test_source_validation_data_need_not_be_there(camvid: Path) -> None:
 def test_statistics_and_rare_classes_are_the_sources(camvid: Path) -> None:
     data = module(camvid, rare_classes=RareClasses(min_pixels=40, temperature=0.1))
     own = part(camvid)(batch_size=1, crop_size=[4, 4])
-    assert torch.equal(data.class_frequencies(), own.class_frequencies())
-    assert data.class_statistics().names == own.class_statistics().names
+    assert torch.equal(data.source.class_frequencies(), own.class_frequencies())
+    assert data.source.class_statistics().names == own.class_statistics().names
     assert data.source.rare_classes is not None
     assert data.target.rare_classes is None
     assert len(batches(data)) == 6
@@ -162,7 +162,7 @@ def test_source_labels_are_mapped(camvid: Path, cities: partial[SegmentationData
             wanted[original.label == Cityscapes.label_space.classes.index(name)] = train_id
         assert torch.equal(batch.source.label, wanted)
         assert torch.equal(batch.source.image, original.image)
-    assert torch.nonzero(data.class_frequencies()).flatten().tolist() == sorted({*expected.values()})
+    assert torch.nonzero(data.source.class_frequencies()).flatten().tolist() == sorted({*expected.values()})
     assert plain.dataset("train").label_space.num_classes == 19  # nobody else is affected
 
 

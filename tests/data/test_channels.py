@@ -276,6 +276,17 @@ def test_a_geotiff_for_an_rgb_model_keeps_its_place(
     assert "1 images predicted" in told.out
 
 
+@needs_rasterio
+def test_windows_narrower_than_a_step_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_windows(monkeypatch)
+    monkeypatch.setattr("protoseg.evaluation.predict.SIDE", 13)
+    model, space = nn.Conv2d(3, 3, 1).eval(), LabelSpace("three", ("a", "b", "c"), ((0, 0, 0), (9, 9, 9), (99, 99, 99)))
+    for width in (57, 58):  # windows of one and two columns, every fifth of which is shown
+        write(tmp_path / "in" / f"{width}.tif", numbers(3)[:40, :width].astype(np.uint8))
+    predict(Labels(model), tmp_path / "in", Predictor(), space, tmp_path / "out", "cpu")
+    assert len([*(tmp_path / "out" / "overlays").iterdir()]) == 2
+
+
 class Labels(nn.Module):
     """A model that gives what another makes of the pixels."""
 

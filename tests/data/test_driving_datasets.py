@@ -60,7 +60,7 @@ def test_synthetic_data_has_one_split(kind: type[SegmentationDataset], tmp_path:
 )
 def test_acdc(acdc: Path, conditions: list[str] | None, found: list[str]) -> None:
     for split in ("train", "val"):
-        data = ACDC(acdc, split, conditions)
+        data = ACDC(acdc, split, conditions=conditions)
         assert [image.parts[-4] for image, _ in data.samples] == found
         for index in range(len(data)):
             mask = cv2.imread(str(data.samples[index][1]), cv2.IMREAD_UNCHANGED)
@@ -72,7 +72,7 @@ def test_acdc(acdc: Path, conditions: list[str] | None, found: list[str]) -> Non
 @pytest.mark.parametrize("conditions", [["mist"], []])
 def test_acdc_condition_that_is_none(acdc: Path, conditions: list[str]) -> None:
     with pytest.raises(ProtosegError, match=r"expected conditions out of fog, night, rain, snow, got (mist|none)"):
-        ACDC(acdc, "train", conditions)
+        ACDC(acdc, "train", conditions=conditions)
 
 
 def test_acdc_unpaired(acdc: Path) -> None:

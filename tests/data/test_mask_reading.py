@@ -100,12 +100,15 @@ TURNED = "classes: {cell: [255, 255, 255], rest: [0, 0, 0]}"
 THREE = "classes: {a: [0, 0, 0], b: [128, 128, 128], c: [255, 255, 255]}"
 ABC = "classes: {a: [255, 0, 0], b: [0, 255, 0], c: [0, 0, 255]}"
 
+GREY_PALETTE = [(i, i, i) for i in range(4)]
+
 # File of classes, masks, and the label that each value (of colours: the tuple) stands for.
 READ = {
     "0/255, black and white": (GREYS, [mask(0, 255)], {0: 0, 255: 1}),
     "0/255, colours in another order than ids": (TURNED, [mask(0, 255)], {0: 1, 255: 0}),
     "0/255, class colours of another kind": (COLORS, [mask(0, 255)], {0: 0, 255: 1}),
     "0/255, no colours": (NAMES, [mask(0, 255)], {0: 0, 255: 1}),
+    "0/255 in 16 bits": (NAMES, [mask(0, 255, depth=16)], {0: 0, 255: 1}),
     "0/65535": (NAMES, [mask(0, 65535, depth=16)], {0: 0, 65535: 1}),
     "0/255 and void": (f"{COLORS}\nvoid: [7]", [mask(0, 7, 255)], {0: 0, 7: V, 255: 1}),
     "0/128/255": (THREE, [mask(0, 128, 255)], {0: 0, 128: 1, 255: 2}),
@@ -157,6 +160,17 @@ READ = {
         f"{ABC}\nvoid: [transparent]",
         [mask((1, 255), (2, 255), (0, 0), kind=GREY_ALPHA)],
         {(1, 255): 1, (2, 255): 2, (0, 0): V},
+    ),
+    "a transparent grey level": (
+        f"{ABC}\nvoid: [transparent]",
+        [mask(0, 1, 2, alpha=b"\0\2"), mask(0, 1, 3, depth=2, alpha=b"\0\3"), mask(0, 1, 2, depth=16, alpha=b"\0\2")],
+        {0: 0, 1: 1, 2: V, 3: V},
+    ),
+    "a palette of grey levels as its numbers": ("classes: [a, b]", [palette(0, 1, palette=GREY_PALETTE)], {0: 0, 1: 1}),
+    "a palette of grey levels that are no ids": (
+        "classes: [a, b]",
+        [palette(0, 1, palette=[(i, i, i) for i in (0, 85, 170)])],
+        {0: 0, 1: 1},
     ),
 }
 
@@ -223,6 +237,12 @@ REFUSED = {
         COLORS,
         [mask((*RED, 255), (*BLACK, 0), kind=RGBA)],
         r"got 4 transparent ones.*: add transparent to void",
+    ),
+    "255 and 65535": (NAMES, [mask(0, 255, 65535, depth=16)], r"got 0, 255, 65535, of which 65535 .* is no class"),
+    "numbers and grey levels of a palette": (
+        "classes: [a, b, c, d]",
+        [palette(0, 1, 2, palette=[(0, 0, 0), (1, 1, 1), (3, 3, 3)])],
+        r"those of its grey levels, or levels that are no ids, got both",
     ),
     "colours of 16 bits": (ABC, [mask(RED, BLUE, kind=RGB, depth=16)], r"RGB colours of 8 bits, got RGB of other bits"),
 }

@@ -83,8 +83,6 @@ def test_drawn_split(folder: Path, write_image: Callable[..., None], write_mask:
         ProtosegError, match=r"expected split train or val and at least 2 images.*got 'test' and 5 images"
     ):
         load(folder, "test")
-    with pytest.raises(ProtosegError, match=r"val_share: expected a share between 0 and 1, got 1\.5"):
-        load(folder, val_share=1.5)
 
 
 def test_drawn_split_moves_little_when_images_are_added(folder: Path, write_image: Callable[..., None]) -> None:
@@ -143,6 +141,11 @@ def test_split_by_lists(folder: Path) -> None:
         ("photo 4\nphoto 4.png", r"val.txt, line 2: expected every image once, got 'photo 4', as in .*val.txt, line 1"),
         ("photo 0", r"val.txt, line 1: expected every image once, got 'photo 0', as in .*train.txt, line 1"),
         ("photo 4\nphoto 9.png", r"val.txt, line 2: expected the name of an image in .*images, got 'photo 9.png'"),
+        (
+            "/elsewhere/photo 4.png",
+            r"val.txt, line 1: expected the name of an image in .*images, got '/elsewhere/photo",
+        ),
+        (".", r"val.txt, line 1: expected the name of an image in .*images, got '.'"),
         (b"\xff\xfe\xff", r"val.txt: expected the list of a split's images, a text file in UTF-8"),
     ],
 )
@@ -151,6 +154,14 @@ def test_bad_lists(folder: Path, val: str | bytes, message: str) -> None:
     (folder / "val.txt").write_bytes(val.encode() if isinstance(val, str) else val)
     with pytest.raises(ProtosegError, match=message):
         load(folder)
+
+
+def test_lists_of_absolute_paths(folder: Path) -> None:
+    (folder / "train.txt").write_text(f"{(folder / 'images' / 'photo 0.png').absolute()}\n/elsewhere/photo 1")
+    with pytest.raises(ProtosegError, match=r"train.txt, line 2: expected the name of an image"):
+        load(folder)
+    (folder / "train.txt").write_text(f"{(folder / 'images' / 'photo 0.png').absolute()}")
+    assert names(load(folder)) == ["photo 0"]
 
 
 def test_lists_and_subfolders_at_once(folder: Path) -> None:

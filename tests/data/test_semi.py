@@ -38,7 +38,7 @@ def test_listed_images_have_labels_and_all_others_have_none(camvid: Path) -> Non
     assert not {*rest.names} & {*FEW}
     assert all(mask is not None for _, mask in labelled.samples)
     assert all(mask is None for _, mask in rest.samples)
-    assert data.class_statistics().counts.shape == (2, 11)
+    assert data.source.class_statistics().counts.shape == (2, 11)
     assert len(data.target.dataset("val")) == 3  # judged on all of it
 
 

@@ -102,6 +102,17 @@ def test_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare_onnx(model, path, [(64, 96)]).labels > 0.1
 
 
+def test_a_file_that_computes_nan_is_no_equal(tmp_path: Path) -> None:
+    path = export_onnx(tiny(), CAMVID, tmp_path / "model.onnx", (50, 70))
+    file = onnx.load(path)
+    for tensor in file.graph.initializer:
+        if len(tensor.dims) == 4:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), tensor.name))
+    onnx.save(file, path)
+    assert compare_onnx(tiny(), path, [(50, 70)]).logits == np.inf
+
+
 @pytest.mark.slow
 def test_one_size_of_any_kind(tmp_path: Path) -> None:
     path = export_onnx(tiny(), CAMVID, tmp_path / "model.onnx", (50, 70))

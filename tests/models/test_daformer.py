@@ -98,5 +98,3 @@ def test_wrong_maps_and_dilations() -> None:
         DAFormerDecoder(CHANNELS, STRIDES[::-1])
     with pytest.raises(ProtosegError, match=r"one stride per map.*got strides \[4, 8\]"):
         DAFormerDecoder(CHANNELS, [4, 8])
-    with pytest.raises(ProtosegError, match=r"decoder.dilations: expected numbers from 1, got \[0, 6\]"):
-        DAFormerDecoder(CHANNELS, STRIDES, dilations=(0, 6))

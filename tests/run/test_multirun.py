@@ -66,6 +66,12 @@ def test_every_combination_is_planned(multirun: Multirun, tmp_path: Path) -> Non
     assert {job.state for job in sweep.jobs} == {"waiting"}
 
 
+def test_a_combination_given_twice_is_refused(multirun: Multirun, tmp_path: Path) -> None:
+    with pytest.raises(ProtosegError, match=r"no job was started: the sweep has .*seed=0.* twice"):
+        engine.start(multirun("seed=0,1,0"))
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [("head=prototype,prototyp", "Did you mean 'prototype'"), ("optimizer.lrr=1,2", "'optimizer.lr'")],

@@ -14,10 +14,11 @@ import torch
 from omegaconf import DictConfig
 
 from protoseg import cli
-from protoseg.callbacks import Throughput
+from protoseg.callbacks import ProgressBar, Throughput
+from protoseg.evaluation.curves import read_log
 from protoseg.run.build import build_datamodule
-from protoseg.run.train import explain_folder, set_steps
-from protoseg.types import Batch
+from protoseg.run.train import explain_folder, run_training, set_steps
+from protoseg.types import Batch, ProtosegError
 from tests.conftest import TINY
 
 
@@ -101,3 +102,32 @@ def test_short_words_of_the_tests_are_left_alone(
     set_steps(cfg, None)
     assert cfg == before
     assert capsys.readouterr().out == ""
+
+
+def test_the_bar_counts_all_batches_of_the_training() -> None:
+    bar: Any = ProgressBar()
+    bar._trainer = SimpleNamespace(max_steps=6, accumulate_grad_batches=3, global_step=4)
+    assert bar.total_train_batches == 18
+
+
+def test_a_precision_without_fp32_is_refused(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(ProtosegError, match=r"trainer.precision: expected one of 32-true, bf16-mixed"):
+        run_training(configure("train", *TINY, "trainer.precision=bf16-true"))
+
+
+def test_the_score_is_miou_and_a_limit_of_time_is_of_each_start(
+    configure: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by = ("callbacks.best.monitor=val/pixel_accuracy", "trainer.val_check_interval=1", "+trainer.max_time=00:01:00:00")
+    score = run_training(configure("train", *TINY, *by, "trainer.max_steps=2"))
+    rows = read_log(tmp_path / "run")
+    assert score == max(float(row["val/mIoU"]) for row in rows if "val/mIoU" in row)
+    assert score != max(float(row["val/pixel_accuracy"]) for row in rows if "val/pixel_accuracy" in row)
+
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"] = 1e6
+    torch.save(checkpoint, last)
+    capsys.readouterr()
+    run_training(configure("train", *TINY, *by, "trainer.max_steps=3", "resume=auto"))
+    assert "3 of 3 in " in capsys.readouterr().out

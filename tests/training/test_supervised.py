@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +92,11 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(
         "save=[]",
         output=tmp_path / "d",
     )
+    (tmp_path / "d" / "labels").mkdir(parents=True)
     assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)
+    again = configure("evaluate", f"ckpt_path={path}", "num_workers=0", "save=[]", output=tmp_path / "d")
+    assert run_evaluation(again) == pytest.approx(best, abs=1e-6)
+    assert not (tmp_path / "d" / "labels").exists()  # of the numbers that were there before
     with pytest.raises(ProtosegError, match=r"inference: expected a choice.*'scales'.*; add inference=auto"):
         run_evaluation(configure("evaluate", f"ckpt_path={path}", "+inference.scales=[2.0]", "num_workers=0"))
 
@@ -109,15 +114,19 @@ def test_predict_a_folder(
     for i, size in enumerate(((30, 50), (61, 47))):
         cv2.imwrite(str(images / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8))
     output = tmp_path / "prediction"
-    cfg = configure("evaluate", f"ckpt_path={checkpoint}", "mode=predict", f"images={images}", output=output)
-    assert run_evaluation(cfg) is None
+    words = ("mode=predict", f"images={images}")
+    assert run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", *words, output=output)) is None
     label = cv2.imread(str(output / "labels" / "1.png"), cv2.IMREAD_COLOR)
     assert label.shape == (61, 47, 3)
 
+    other = shutil.copy(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ProtosegError, match="expected no results of another command, got some of another checkpoint"):
+        run_evaluation(configure("evaluate", f"ckpt_path={other}", *words, output=output))
+    run_evaluation(configure("evaluate", f"ckpt_path={other}", *words, "overwrite=true", output=output))
+
     compiled: list[dict[str, object]] = []
     monkeypatch.setattr(Segmentor, "compile", lambda self, **options: compiled.append(options))
-    again = ("mode=predict", f"images={images}", "compile=true")
-    run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", *again, output=tmp_path / "again"))
+    run_evaluation(configure("evaluate", f"ckpt_path={checkpoint}", *words, "compile=true", output=tmp_path / "again"))
     assert compiled == [{"dynamic": False}]
 
     with pytest.raises(ProtosegError, match="images=FOLDER"):

@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from protoseg.data.class_file import with_made_colors
 from protoseg.data.export import write_form
 from protoseg.data.label_spaces import FILE_IGNORED, UNKNOWN_ID
 from protoseg.data.statistics import spread
-from protoseg.files import disk_refusal
+from protoseg.files import disk_refusal, write_file
 from protoseg.functional.discriminant import Statistics, posterior_mean
 from protoseg.functional.resize import upsample_logits
 from protoseg.functional.sampling import pixel_rows
@@ -157,6 +158,8 @@ class Session(Photos):
     def accept(self, i: int, done: bool = True) -> None:
         """The label of an image stays as it is and goes to the labelled folder, or, not ``done``, no longer."""
         self.output(i)
+        if done and not self.space.classes:
+            raise ProtosegError("accept: expected a label with classes, got none: add a class first")
         self.act({"do": "done", "image": self.names[i], "done": done})
 
     def act(self, action: Action) -> None:
@@ -172,9 +175,12 @@ class Session(Photos):
             finally:
                 if moved["do"] in ("done", "correct"):
                     i = self.names.index(moved["image"])
-                    if action["do"] == "undo":
-                        self._mask(i).unlink(missing_ok=True)
+                    kept = self._accepted(i)
+                    if action["do"] == "done":
+                        kept.unlink(missing_ok=True)
                     label = self.labels(i) if self.names[i] in self.done else None
+                    if action["do"] == "done" and label is not None:
+                        write_file(kept, partial(Image.fromarray(label).save, format="PNG"))
                     files = self.dataset.reader.files(self.paths[i])
                     publish(self.out / "labelled", self.names[i], files, label, self.space)
 
@@ -241,8 +247,9 @@ class Session(Photos):
                 cells.flat[action["cells"]] = self.space.classes.index(action["class"])
         return self._evidence[i]
 
-    def _mask(self, i: int) -> Path:
-        return (self.out / "labelled/masks" / self.names[i]).with_suffix(".png")
+    def _accepted(self, i: int) -> Path:
+        """The label of an image as it was when its last ``done`` was said: what undoing a correction comes back to."""
+        return self.out / "accepted" / f"{self.names[i]}.{len(self.of(i, 'done'))}.png"
 
     def known(self) -> Statistics:
         """By what classes are taught: the checkpoint's statistics, or where it has none those of images here."""
@@ -317,8 +324,10 @@ class Session(Photos):
         """The label of an image, ``H W``, 255 where there is no class: as it was accepted, or is found now."""
         with self.lock:
             (height, width), stride = self.sizes[i], self.model.stride
-            if self.names[i] in self.done and self._mask(i).is_file():
-                label: Label = np.array(Image.open(self._mask(i)))
+            published = (self.out / "labelled/masks" / self.names[i]).with_suffix(".png")  # of an older session
+            kept = [path for path in (self._accepted(i), published) if path.is_file()]
+            if self.names[i] in self.done and kept:
+                label: Label = np.array(Image.open(kept[0]))
             else:
                 said = self.evidence(i).repeat(stride, 0).repeat(stride, 1)[:height, :width]
                 label = np.where(said == NONE, self.predicted(self.output(i), (height, width)), said)

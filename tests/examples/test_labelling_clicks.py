@@ -183,6 +183,27 @@ def test_undo_and_redo(session: Session) -> None:
         session.act({"do": "redo"})
 
 
+@pytest.mark.parametrize("what", ["a correction", "that it is no longer accepted"])
+def test_an_accepted_label_stays_when_something_is_undone(session: Session, what: str) -> None:
+    if session.blank:
+        with pytest.raises(ProtosegError, match="accept: expected a label with classes, got none"):
+            session.accept(1)
+    green = teach_green(session, 1)
+    session.accept(1)
+    before = session.labels(1)
+    session.stroke(0, [[5, 5], [90, 5]], 5, green)
+    if what == "a correction":
+        session.correct(1, [[3, 3], [60, 60]], 20, green)
+        assert (session.labels(1) != before).any()
+    else:
+        session.accept(1, done=False)
+        assert (session.labels(1) != before).any()  # what was taught counts
+    session.act({"do": "undo"})
+    assert (session.labels(1) == before).all()
+    mask = (session.out / "labelled" / "masks" / session.names[1]).with_suffix(".png")
+    assert (np.asarray(Image.open(mask)) == before).all()
+
+
 def test_a_stroke_teaches_what_it_covers(session: Session) -> None:
     green = session.add_class("green")
     stride = session.model.stride

@@ -178,6 +178,8 @@ class Session(Photos):
                     kept = self._accepted(i)
                     if action["do"] == "done":
                         kept.unlink(missing_ok=True)
+                    elif action["do"] == "undo" and not kept.is_file():  # of an older session: it is found anew
+                        self._published(i).unlink(missing_ok=True)
                     label = self.labels(i) if self.names[i] in self.done else None
                     if action["do"] == "done" and label is not None:
                         write_file(kept, partial(Image.fromarray(label).save, format="PNG"))
@@ -246,6 +248,9 @@ class Session(Photos):
             for action in self.of(i, "teach"):
                 cells.flat[action["cells"]] = self.space.classes.index(action["class"])
         return self._evidence[i]
+
+    def _published(self, i: int) -> Path:
+        return (self.out / "labelled/masks" / self.names[i]).with_suffix(".png")
 
     def _accepted(self, i: int) -> Path:
         """The label of an image as it was when its last ``done`` was said: what undoing a correction comes back to."""
@@ -324,8 +329,7 @@ class Session(Photos):
         """The label of an image, ``H W``, 255 where there is no class: as it was accepted, or is found now."""
         with self.lock:
             (height, width), stride = self.sizes[i], self.model.stride
-            published = (self.out / "labelled/masks" / self.names[i]).with_suffix(".png")  # of an older session
-            kept = [path for path in (self._accepted(i), published) if path.is_file()]
+            kept = [path for path in (self._accepted(i), self._published(i)) if path.is_file()]
             if self.names[i] in self.done and kept:
                 label: Label = np.array(Image.open(kept[0]))
             else:

@@ -242,30 +242,20 @@ def decide(used: UsedBy, file: ClassFile) -> dict[str, str]:
             remedy = "add colours that are missing to the file of classes (and void: [255] if 255 is no class)"
             raise ProtosegError(f"{text} and ids in {found[IDS]}: {remedy}, or keep the two sorts in two folders")
         readings[kind] = next(iter(found), COLORS if kind == "colour" else IDS)
-        if kind == "palette" and readings[kind] == IDS and _levels_are_ids(group, file):
-            text = f"masks: expected numbers in the palette of {group[0][0]} that are those of its grey levels"
-            raise ProtosegError(f"{text}, or levels that are no ids, got both: save as grey levels, or with colours")
         if readings[kind] == IDS and _is_binary(group, file):
             readings[kind] = BINARY
     return readings
 
 
-def _levels_are_ids(group: UsedBy, file: ClassFile) -> bool:
-    """Whether the grey levels of palettes could be ids, and other ones than their numbers."""
-    pairs = {(i, color) for _, used in group for i, color in zip(used.ids or (), used.colors or (), strict=True)}
-    grey = all(r == g == b and file.known(r) for _, (r, g, b) in pairs)
-    return grey and any(i != level for i, (level, *_) in pairs)
-
-
-def _tops(kind: str) -> tuple[int, ...]:
-    return (255, 65535) if kind == "16-bit" else (255,)
+def _tops(kind: str, file: ClassFile) -> list[int]:
+    return [top for top in ([255, 65535] if kind == "16-bit" else [255]) if top not in file.said]
 
 
 def _is_binary(group: UsedBy, file: ClassFile) -> bool:
     """Whether 255 (65535) is the second of two classes; raises where it may be, and as well may be void."""
     sets = [set(values.ids or ()) for _, values in group]
     used, void, names = set().union(*sets), file.void, file.label_space.classes
-    tops = used.intersection(_tops(group[0][1].kind))
+    tops = used.intersection(_tops(group[0][1].kind, file))
     top = max(tops, default=255)
     labels = {int(file.table[i]) for i in used if file.known(i)} - {void}
     white = file.colors.get(WHITE) if top == 255 else None
@@ -297,14 +287,14 @@ class MaskReading:
             self.readings = decide(used, file)
         # One mask of each sort, for those that were not looked at.
         self._examples = {
-            (u.kind, evidence(u, file), frozenset(u.ids or ()).intersection((1, *_tops(u.kind)))): (path, u)
+            (u.kind, evidence(u, file), frozenset(u.ids or ()).intersection((1, *_tops(u.kind, file)))): (path, u)
             for path, u in used
         }
 
     def __str__(self) -> str:
         first, *_, last = self.file.label_space.classes * 2
         words = {IDS: "masks as ids", COLORS: "masks by the colours that they show"}
-        top = {kind: " or ".join(map(str, _tops(kind))) for kind in self.readings}
+        top = {kind: " or ".join(map(str, _tops(kind, self.file))) for kind in self.readings}
         said = (
             (k, words.get(r, f"masks, 0 for {first!r} and {top[k]} for {last!r}")) for k, r in self.readings.items()
         )
@@ -325,7 +315,7 @@ class MaskReading:
             label = labels_of_colors(path, mask, colors, table.dtype)
         else:
             if reading == BINARY:
-                ids = np.where(np.isin(ids, _tops(mask.kind)), ids.dtype.type(1), ids)
+                ids = np.where(np.isin(ids, _tops(mask.kind, self.file)), ids.dtype.type(1), ids)
             mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
             label = labels_of_ids(path, ids, table, mask.clear)
         if mask.clear is None or not mask.clear.any():

@@ -75,10 +75,10 @@ def export_predictions(labels: Path, output: Path, name: str) -> list[Path]:
 def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> tuple[int, int]:
     """Copy the images and masks of ``datasets`` to the same places under another folder, PNGs re-encoded.
 
-    Images are stored without compression, masks with little, both without PNG's filters: inflating and unfiltering is
-    most of the time that decoding takes. Other files (JPEGs, class files, lists of splits) are copied, and those that
-    are there already are kept. Returns the bytes of the files before and after. Raises ProtosegError: a file that is no
-    image, does not lie in ``root`` or cannot be written, or ``output`` is in ``root``.
+    Images are stored without compression, masks with little, both without PNG's filters (by OpenCV 4.12 on): inflating
+    and unfiltering is most of the time that decoding takes. Other files (JPEGs, class files, lists of splits) are
+    copied, and those that are there are kept. Returns the bytes of the files before and after. Raises ProtosegError: a
+    file that is no image, does not lie in ``root`` or cannot be written, or ``output`` is in ``root``.
     """
     if output.resolve().is_relative_to(root.resolve()):
         raise ProtosegError(f"pack: expected a folder outside that of the data, {root}, got {output}")
@@ -102,7 +102,7 @@ def pack(datasets: Sequence[SegmentationDataset], root: Path, output: Path) -> t
 
 
 def packed_png(path: Path, level: int) -> bytes | None:
-    """The PNG with the same pixels, unfiltered; None for one that is better left; raises ProtosegError for no image."""
+    """The PNG with the same pixels; None for one that is better left; raises ProtosegError for no image."""
     data = read_bounded(path, "image")
     with reading(path, "image"):
         with open_picture(data) as file:
@@ -144,7 +144,7 @@ def convert(
     ids = {name: i for i, name in enumerate(names)} | {"void": file_ignored(len(names))}
     base = inputs[0] if inputs[0].is_dir() else inputs[0].parent
     where = images or base
-    root = base if where.absolute().is_relative_to(base.absolute()) else where
+    root = base if where.absolute().is_relative_to(base.absolute()) else where.absolute().parent
     index: dict[str, list[Path]] = defaultdict(list)
     folder: dict[Any, str] = {}  # that an image lies in, or is said to; "" where that is the uppermost
     for path in list_images(where, recursive=True) if where.is_dir() else ():
@@ -154,6 +154,7 @@ def convert(
             index[key].append(path)
     drawings, there = [drawing for _, each in found for drawing in each], {*folder.values()}
     said = {_folder(str(drawing.image)) for drawing in drawings}
+    by_file = form not in ("coco", "coco_panoptic", "cvat")  # the name of an image is that of a file beside it
     left_out, done = defaultdict[str, list[str]](list), set()
     for drawing in progress(drawings, "converting"):
         try:
@@ -161,7 +162,7 @@ def convert(
             if len(matches) != 1:
                 raise LeftOut("images whose name several files have" if matches else "images that are missing")
             one, other = folder[matches[0]], _folder(str(drawing.image))
-            if one and other and one != other and (other in there or one in said):
+            if by_file and one and other and one != other and (other in there or one in said):
                 raise LeftOut("images that are missing, where another folder has one of the name")
             name = Path(*parts_of(matches[0].relative_to(where).as_posix()))
             if name.with_suffix("") in done:
@@ -189,7 +190,7 @@ def _ends(name: str) -> list[str]:
 
 
 def _folder(name: str) -> str:
-    return "".join(parts_of(name)[-2:-1])
+    return "/".join(parts_of(name)[:-1])
 
 
 def _label(image: Path, drawing: Drawing, form: Form, ids: dict[str, int], rest: int, left_out: Places) -> Ids:

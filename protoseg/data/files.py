@@ -185,8 +185,10 @@ def as_mask(file: Image.Image, data: bytes) -> Mask | None:
         colors = np.full((256, 3), -1)
         palette = np.reshape(file.getpalette() or [], (-1, 3))
         colors[: len(palette)] = palette
+        if file.format == "GIF" and (palette == palette[:, :1]).all():  # of grey levels, which are renumbered in it
+            return Mask("grey", colors[pixels, 0].astype(np.uint8), np.arange(256)[:, None].repeat(3, 1), clear)
         return Mask("palette", pixels, colors, clear)
-    level = file.info.get("transparency")  # of grey levels, as they are stored
+    level = file.info.get("transparency")  # of grey levels, as they are stored, but for those of one bit
     if mode in ("I;16", "I;16B", "I"):
         return Mask("16-bit", pixels, None, None if level is None else pixels == level)
     if depth > 8 or mode not in ("1", "L", "LA", "RGB", "RGBA"):
@@ -199,7 +201,7 @@ def as_mask(file: Image.Image, data: bytes) -> Mask | None:
     levels = np.arange(1 << bits) * (255 // ((1 << bits) - 1))
     values = pixels.reshape(pixels.shape[:2]).astype(np.uint8, copy=False)
     values = values if mode == "1" or bits == 8 else values // np.uint8(levels[1])
-    clear = clear if level is None else values == level
+    clear = clear if level is None else values == (level > 0 if mode == "1" else level)
     return Mask("grey" if bits == 8 else f"{bits}-bit", values, levels[:, None].repeat(3, 1), clear)
 
 

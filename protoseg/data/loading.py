@@ -93,6 +93,11 @@ class RareClasses:
     min_pixels: int = 3000
     min_crop_ratio: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.min_pixels < 0 or self.min_crop_ratio < 0:
+            text = "rare_classes: expected a temperature above 0, min_pixels and min_crop_ratio of at least 0"
+            raise ProtosegError(f"{text}, got {self.temperature}, {self.min_pixels} and {self.min_crop_ratio}")
+
 
 class RareClassDraw:
     """Draws a class by its rarity, then an image with enough of it, both from a seed alone.

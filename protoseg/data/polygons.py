@@ -179,8 +179,10 @@ def _labelme(file: Path, root: Path, listed: Listed) -> Iterator[Drawing]:
     size = content.get("imageWidth"), content.get("imageHeight")
     shapes = [(special.get(each["label"], each["label"]), each) for each in content["shapes"]]
     folder = file.parent.relative_to(root).as_posix() if root.is_dir() else ""
-    place = posixpath.normpath(posixpath.join(folder, content["imagePath"].replace("\\", "/")))
-    yield Drawing(place, size if any(size) else None, shapes)
+    place = str(content["imagePath"]).replace("\\", "/")
+    beside = posixpath.basename(place)
+    place = beside if beside and file.with_name(beside).is_file() else place
+    yield Drawing(posixpath.normpath(posixpath.join(folder, place)), size if any(size) else None, shapes)
 
 
 def _fill_labelme(each: Any, size: Size) -> Pixels:

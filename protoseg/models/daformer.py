@@ -38,7 +38,7 @@ class DAFormerDecoder(nn.Module):
     :class:`SeparableASPP` fuses them. With MiT-B5 and 19 classes: 3 707 392 parameters, with a 1 x 1 classifier
     3 712 275, the whole model 85 155 283 (the paper's 3.7 M and 85.2 M). ``width`` is that of each embedding and of the
     result, of which a share of ``dropout`` is dropped while training; ``dilations`` are of the fusion's branches.
-    Raises ProtosegError: maps not finest first; no dilation, or below 1.
+    Raises ProtosegError: maps not finest first.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,18 +18,20 @@ from protoseg.checkpoint import check_same_classes
 from protoseg.data.channels import OPTIONS
 from protoseg.data.decoding import limit_pixels
 from protoseg.data.label_spaces import relabelled
-from protoseg.data.statistics import spread, stamp
+from protoseg.data.statistics import spread
 from protoseg.distributed import rank
 from protoseg.evaluation.predict import predict
 from protoseg.evaluation.predictor import Predictor, choose_device
 from protoseg.files import write_text
 from protoseg.models.build import compile_networks
 from protoseg.models.segmentor import Segmentor
-from protoseg.trained import TrainedFile, open_file
+from protoseg.trained import TrainedFile, digest, open_file
 from protoseg.types import LabelSpace, ProtosegError, check_choice
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
+
+RESULTS = ("labels", "overlays", "panels", "probabilities", "report.html")  # what is added to, file by file
 
 
 class Trained(NamedTuple):
@@ -59,27 +61,25 @@ def open_checkpoint(cfg: DictConfig, ckpt_path: Path | None = None, network: str
     return Trained(file, file.label_space, model, predictor)
 
 
-def claim_folder(cfg: DictConfig) -> None:
-    """Let no results of another command stand beside those of this one: an earlier evaluation's pictures are removed.
+def claim_folder(cfg: DictConfig, trained: Trained) -> None:
+    """See that no results of another command stand beside those of this one; with ``overwrite`` these are removed.
 
-    Raises ProtosegError where either command predicts, unless with ``overwrite``.
+    Raises ProtosegError: there are some, in a folder whose ``made_by.json`` says that it is another's.
     """
-    output, place = Path(cfg.paths.output), Path(cfg.images or "")
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    now = {key: settings.get(key) for key in ("mode", "network", "fall_back", "inference", "data", "root", "split")}
-    now["checkpoint"] = str(Path(cfg.ckpt_path).absolute()), *stamp(Path(cfg.ckpt_path))
-    now["images"] = cfg.images and str((place if place.is_dir() else place.parent).absolute())
-    record, text = output / "made_by.json", json.dumps(now, indent=2)
-    if record.is_file() and (before := record.read_text()) != text:
-        known, new = json.loads(before), json.loads(text)
-        if "predict" in (known.get("mode"), cfg.mode) and not cfg.overwrite:
-            others = ", ".join(key for key in new if known.get(key) != new[key])
-            got = f"{output}: expected no results of another command, got some of another {others}"
-            raise ProtosegError(f"{got}: choose another hydra.run.dir=FOLDER, or remove them with overwrite=true")
-        for kind in ("labels", "overlays", "panels", "probabilities"):
-            shutil.rmtree(output / kind, ignore_errors=True)
-        (output / "report.html").unlink(missing_ok=True)
-    write_text(record, text)
+    place, output, settings = Path(cfg.images or "").resolve(), Path(cfg.paths.output), OmegaConf.to_container(cfg)
+    now = {key: cast(Any, settings).get(key) for key in ("mode", "fall_back", "data", "root", "split")}
+    now["images"] = str(place.parent if place.is_file() else place) if cfg.images else None
+    now |= {"network": digest(trained.model.state_dict()), "classes": trained.label_space.classes}
+    record, text = output / "made_by.json", json.dumps(now | {"inference": str(vars(trained.predictor))}, indent=2)
+    there = [name for name in RESULTS if (output / name).exists()]
+    if there and record.is_file() and record.read_text() != text:
+        if not cfg.overwrite:
+            got = f"{output}: expected no results of another command, got {', '.join(there)} of that in made_by.json"
+            raise ProtosegError(f"{got}: choose another hydra.run.dir=FOLDER, or remove these with overwrite=true")
+        for name in there if rank() == 0 else ():
+            shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink()
+    if rank() == 0:
+        write_text(record, text)
 
 
 def run_prediction(cfg: DictConfig) -> None:
@@ -89,8 +89,7 @@ def run_prediction(cfg: DictConfig) -> None:
     if cfg.images is None:
         raise ProtosegError("mode=predict: expected images, got none; give images=FOLDER, an image or a video")
     trained = open_checkpoint(cfg)
-    if rank() == 0:
-        claim_folder(cfg)
+    claim_folder(cfg, trained)
     save = tuple(kind for kind in cfg.save if kind != "panels")  # those need a truth
     to = (trained.predictor, trained.label_space, cfg.paths.output, choose_device(cfg.device), save, cfg.overwrite)
     predict(trained.model, cfg.images, *to, cfg.follow, trained.file.reader)
@@ -107,7 +106,7 @@ def run_evaluation(cfg: DictConfig) -> float | None:
     trained = open_checkpoint(cfg)
     datamodule, output = open_data(cfg, trained), Path(cfg.paths.output)
     loader = datamodule.target.eval_dataloader(cfg.split or datamodule.target.val_split)
-    claim_folder(cfg)
+    claim_folder(cfg, trained)
     subsets = (trained.file.content["protoseg"]["config"].get("method") or {}).get("subsets")
     worst, unlabelled = None, datamodule.target.unlabelled
     if cfg.report:

@@ -88,7 +88,7 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     callbacks, interval = instances(cfg.get("callbacks")), validation_interval(cfg)
     numbered = LambdaCallback(on_train_batch_start=lambda trainer, *_: log_by_global_step(trainer))
     precisions = ("32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64")
-    check_choice("trainer.precision", str(cfg.trainer.precision), precisions)  # what classes are made of stays fp32
+    check_choice("trainer.precision", str(cfg.trainer.precision or 32), precisions)  # prototypes stay in fp32
     with wrong_input("trainer", ValueError, TypeError):
         trainer = instantiate(cfg.trainer, _partial_=True)(
             logger=loggers,
@@ -229,6 +229,8 @@ def learned_parameters(module: SegmentationModule) -> int:
 def validation_interval(cfg: DictConfig) -> int:
     """Batches between validations: never more than there are, so that short trial runs validate too."""
     interval, accumulate = cfg.trainer.val_check_interval, cfg.trainer.accumulate_grad_batches
+    if not isinstance(interval, int) or interval < 1:  # fractions of an epoch mean nothing in a training by steps
+        raise ProtosegError(f"trainer.val_check_interval: expected a number of batches, at least 1, got {interval}")
     # A multiple of the accumulated batches: a checkpoint between two optimizer steps would lose half a gradient.
     return max(accumulate, min(interval, cfg.trainer.max_steps * accumulate) // accumulate * accumulate)
 
@@ -277,11 +279,10 @@ def summarise(
     elif not validated:
         again = program("evaluate", override("ckpt_path", output / "checkpoints" / "last.ckpt"))
         say(f"Nothing is known of how right it is. Look at it: {again} mode=predict images=FOLDER")
-    if monitor == "val/mIoU":
+    if "mIoU" in monitor:  # that of a teacher, or of SYNTHIA's 16 classes, too
         return score
-    # What a sweep compares, and a search maximises, is mIoU, whatever chose the checkpoint.
     logged = [float(row.get("val/mIoU") or math.nan) for row in read_log(output)]
-    return max(filter(math.isfinite, logged), default=math.nan)
+    return max(filter(math.isfinite, logged), default=math.nan)  # sweeps compare mIoU, whatever chose the checkpoint
 
 
 def explain_folder(output: Path, rows: list[tuple[str, str]]) -> None:

@@ -78,6 +78,38 @@ def test_labelme_names_are_of_their_own_folder(tmp_path: Path, written: str) -> 
     assert masks(tmp_path / "again") == {"s2/001.png": 2}
 
 
+def test_labelme_takes_the_image_beside_it_whatever_it_says(tmp_path: Path) -> None:
+    """After images were moved; and what names no image is counted."""
+    for name, said in (("train/1", "1.jpg"), ("val/2", "/home/x/train/2.jpg"), ("val/3", None)):
+        shape = {"label": "cat", "points": [[0, 0], [8, 0], [8, 6], [0, 6]], "shape_type": "polygon"}
+        content = {"imagePath": said, "imageWidth": 8, "imageHeight": 6, "shapes": [shape]}
+        text(tmp_path / "in" / f"{name}.json", json.dumps(content))
+        image(tmp_path / "in" / f"{name}.jpg")
+    *_, left_out = convert([tmp_path / "in"], tmp_path / "out")
+    assert masks(tmp_path / "out") == {"train/1.png": 1, "val/2.png": 1}
+    assert {reason: len(places) for reason, places in left_out.items()} == {"images that are missing": 1}
+
+
+def test_folders_within_a_split(yolo: Path, tmp_path: Path) -> None:
+    for name, line in (("train/seq/2", FULL), ("val/seq/2", None), ("val/seq/3", DOG)):
+        image(yolo / "images" / f"{name}.jpg")
+        text(yolo / "labels" / f"{name}.txt", line) if line else None
+    (yolo / "images/train/seq/2.jpg").rename(yolo / "images/train/seq/9.jpg")
+    convert([yolo], tmp_path / "out")
+    assert masks(tmp_path / "out") == {"train/1.png": 1, "val/1.png": 2, "val/seq/3.png": 2}
+
+
+def test_coco_says_itself_which_image_it_means(tmp_path: Path) -> None:
+    image(tmp_path / "in/images/train/1.jpg")
+    image(tmp_path / "in/images/val/2.jpg")  # moved since
+    images = [{"id": i, "file_name": f"train/{i}.jpg", "width": 8, "height": 6} for i in (1, 2)]
+    shapes = [{"image_id": i, "category_id": 1, "segmentation": [[0, 0, 8, 0, 8, 6, 0, 6]]} for i in (1, 2)]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": shapes}
+    text(tmp_path / "in/coco.json", json.dumps(content))
+    convert([tmp_path / "in/coco.json"], tmp_path / "out", images=tmp_path / "in/images")
+    assert masks(tmp_path / "out") == {"train/1.png": 1, "val/2.png": 1}
+
+
 def test_class_masks_of_what_is_transparent_and_of_two_colours(tmp_path: Path) -> None:
     image(tmp_path / "images" / "1.png")
     pixels = np.full((6, 8, 4), 255, np.uint8)

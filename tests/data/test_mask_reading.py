@@ -109,6 +109,7 @@ READ = {
     "0/255, class colours of another kind": (COLORS, [mask(0, 255)], {0: 0, 255: 1}),
     "0/255, no colours": (NAMES, [mask(0, 255)], {0: 0, 255: 1}),
     "0/255 in 16 bits": (NAMES, [mask(0, 255, depth=16)], {0: 0, 255: 1}),
+    "0/255/65535 with void": (f"{NAMES}\nvoid: [255]", [mask(0, 255, 65535, depth=16)], {0: 0, 255: V, 65535: 1}),
     "0/65535": (NAMES, [mask(0, 65535, depth=16)], {0: 0, 65535: 1}),
     "0/255 and void": (f"{COLORS}\nvoid: [7]", [mask(0, 7, 255)], {0: 0, 7: V, 255: 1}),
     "0/128/255": (THREE, [mask(0, 128, 255)], {0: 0, 128: 1, 255: 2}),
@@ -166,6 +167,8 @@ READ = {
         [mask(0, 1, 2, alpha=b"\0\2"), mask(0, 1, 3, depth=2, alpha=b"\0\3"), mask(0, 1, 2, depth=16, alpha=b"\0\2")],
         {0: 0, 1: 1, 2: V, 3: V},
     ),
+    "a transparent bit": (f"{NAMES}\nvoid: [transparent]", [mask(0, 1, depth=1, alpha=b"\0\1")], {0: 0, 1: V}),
+    "a palette of black and white": (GREYS, [palette(0, 1, palette=[BLACK, WHITE])], {0: 0, 1: 1}),
     "a palette of grey levels as its numbers": ("classes: [a, b]", [palette(0, 1, palette=GREY_PALETTE)], {0: 0, 1: 1}),
     "a palette of grey levels that are no ids": (
         "classes: [a, b]",
@@ -185,6 +188,15 @@ def test_every_pixel_is_read_right(tmp_path: Path, name: str, capsys: pytest.Cap
         assert label.tolist() == expected
     run_tool("data", ["check", "folder", f"data.root={root}"])
     assert "masks are read as: " in capsys.readouterr().out
+
+
+def test_grey_levels_in_a_gif_are_the_ids(tmp_path: Path) -> None:
+    """A GIF numbers the grey levels of an image anew."""
+    root = folder(tmp_path, "classes: [a, b, c, d]", *[mask(0, 1, 3)] * 3)
+    for path in [*(root / "masks").iterdir()]:
+        Image.open(path).save(path.with_suffix(".gif"))
+        path.unlink()
+    assert {tuple(label[0].tolist()) for label in labels(root).values()} == {(0, 1, 3)}
 
 
 def test_more_classes_than_bytes_have_numbers(tmp_path: Path) -> None:
@@ -239,11 +251,6 @@ REFUSED = {
         r"got 4 transparent ones.*: add transparent to void",
     ),
     "255 and 65535": (NAMES, [mask(0, 255, 65535, depth=16)], r"got 0, 255, 65535, of which 65535 .* is no class"),
-    "numbers and grey levels of a palette": (
-        "classes: [a, b, c, d]",
-        [palette(0, 1, 2, palette=[(0, 0, 0), (1, 1, 1), (3, 3, 3)])],
-        r"those of its grey levels, or levels that are no ids, got both",
-    ),
     "colours of 16 bits": (ABC, [mask(RED, BLUE, kind=RGB, depth=16)], r"RGB colours of 8 bits, got RGB of other bits"),
 }
 

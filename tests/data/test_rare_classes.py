@@ -57,6 +57,12 @@ def test_a_class_that_does_not_occur_is_never_drawn() -> None:
     assert {draw(seed)[1].train_id for seed in range(200)} == {0, 2}
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"min_pixels": -1}, {"min_crop_ratio": -0.5}])
+def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(ProtosegError, match="rare_classes: expected a temperature above 0"):
+        RareClasses(**options)
+
+
 # The crop
 
 

@@ -93,7 +93,7 @@ def test_any_image_size_and_gradients_reach_everything(size: tuple[int, int]) ->
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_wrong_maps_and_dilations() -> None:
+def test_wrong_maps() -> None:
     with pytest.raises(ProtosegError, match=r"finest map first, got strides \[32, 16, 8, 4\]"):
         DAFormerDecoder(CHANNELS, STRIDES[::-1])
     with pytest.raises(ProtosegError, match=r"one stride per map.*got strides \[4, 8\]"):

@@ -92,11 +92,16 @@ def test_the_checkpoint_is_complete_and_evaluates_alone(
         "save=[]",
         output=tmp_path / "d",
     )
-    (tmp_path / "d" / "labels").mkdir(parents=True)
     assert run_evaluation(dusk) != pytest.approx(best, abs=1e-6)
-    again = configure("evaluate", f"ckpt_path={path}", "num_workers=0", "save=[]", output=tmp_path / "d")
-    assert run_evaluation(again) == pytest.approx(best, abs=1e-6)
-    assert not (tmp_path / "d" / "labels").exists()  # of the numbers that were there before
+    again = (f"ckpt_path={path}", "num_workers=0", "save=[]")
+    assert run_evaluation(configure("evaluate", *again, output=tmp_path / "d")) == pytest.approx(best, abs=1e-6)
+    (tmp_path / "evaluation" / "mine").mkdir()
+    with pytest.raises(ProtosegError, match=r"expected no results of another command, got labels, .*overwrite=true"):
+        run_evaluation(configure("evaluate", *again, "split=train", output=tmp_path / "evaluation"))
+    assert any((tmp_path / "evaluation" / "labels").iterdir())
+    run_evaluation(configure("evaluate", *again, "split=train", "overwrite=true", output=tmp_path / "evaluation"))
+    assert {"mine", "metrics.json"} <= {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert not (tmp_path / "evaluation" / "labels").exists()  # of the numbers that were there before
     with pytest.raises(ProtosegError, match=r"inference: expected a choice.*'scales'.*; add inference=auto"):
         run_evaluation(configure("evaluate", f"ckpt_path={path}", "+inference.scales=[2.0]", "num_workers=0"))
 
@@ -119,8 +124,12 @@ def test_predict_a_folder(
     label = cv2.imread(str(output / "labels" / "1.png"), cv2.IMREAD_COLOR)
     assert label.shape == (61, 47, 3)
 
-    other = shutil.copy(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(ProtosegError, match="expected no results of another command, got some of another checkpoint"):
+    same = shutil.copy(checkpoint, tmp_path / "same.ckpt")
+    assert run_evaluation(configure("evaluate", f"ckpt_path={same}", *words, "inference=auto", output=output)) is None
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["model.head.memory.prototypes"].mul_(-1)
+    torch.save(content, other := tmp_path / "other.ckpt")
+    with pytest.raises(ProtosegError, match=r"of another command, got labels, overlays of that in made_by.json"):
         run_evaluation(configure("evaluate", f"ckpt_path={other}", *words, output=output))
     run_evaluation(configure("evaluate", f"ckpt_path={other}", *words, "overwrite=true", output=output))
 
@@ -248,7 +257,7 @@ def test_model_and_data_must_agree(configure: Callable[..., DictConfig]) -> None
     ("override", "message"),
     [
         ("trainer.val_check_interval=0.25", "number of batches"),
-        ("trainer.precision=half", "trainer: .*half"),
+        ("trainer.precision=half", r"trainer\.precision: .*half"),
         ("+head.bogus=1", "bogus"),
         ("+loss.foo.weight=1", r"loss\.foo"),
         ("loss.ce=null", None),

@@ -1,7 +1,6 @@
 """How well a model knows where it is wrong: by prototype margin, distance to the prototypes, softmax confidence.
 
-Everything is read from histograms over the pixels, of ``BINS`` cells for each measure, so any number of pixels fits;
-pixels of one cell count as equally certain.
+Any number of pixels fits: all is read from histograms of ``BINS`` cells; those of one cell count as equally certain.
 """
 
 from collections.abc import Mapping, Sequence

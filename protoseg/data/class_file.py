@@ -314,8 +314,8 @@ class MaskReading:
         if ids is None:
             label = labels_of_colors(path, mask, colors, table.dtype)
         else:
-            if reading == BINARY:
-                ids = np.where(np.isin(ids, _tops(mask.kind, self.file)), ids.dtype.type(1), ids)
+            for top in _tops(mask.kind, self.file) if reading == BINARY else ():
+                ids = np.where(ids == top, ids.dtype.type(1), ids)
             mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
             label = labels_of_ids(path, ids, table, mask.clear)
         if mask.clear is None or not mask.clear.any():

@@ -69,8 +69,9 @@ class FeatureDistance(Term):
 
     def forward(self, step: Step) -> Tensor:
         seen: Any = step.labelled
+        reference = self.reference.eval() if self.reference.training else self.reference
         with torch.no_grad():
-            theirs = step.model.encoder_maps(seen.image, self.reference.eval())[-1]
+            theirs = step.model.encoder_maps(seen.image, reference)[-1]
         distance = at_least_fp32(seen.output.features[-1] - theirs).norm(dim=1)
         classes = len(self.things) - 1
         cells = majority_label(seen.label, step.model.feature_strides[-1], self.min_ratio, classes)

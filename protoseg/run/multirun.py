@@ -137,7 +137,7 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
     from rich.progress import track
 
     (combinations,) = BasicSweeper.split_arguments(overrides, None)
-    if twice := [c for i, c in enumerate(combinations) if set(c) in map(set, combinations[:i])]:
+    if twice := [c for c, times in Counter(map(tuple, combinations)).items() if times > 1]:
         text = f"no job was started: the sweep has {' '.join(twice[0])} twice, which would count one result as two"
         raise ProtosegError(f"{text}: name each value once")
     jobs = []

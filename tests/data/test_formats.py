@@ -245,3 +245,14 @@ def test_no_other_decoder_is_let_near_a_file(tmp_path: Path) -> None:
         open_picture(tmp_path / "a.png")
     with pytest.raises(ProtosegError, match=r"a\.png: expected a complete image file"):
         read_image(tmp_path / "a.png")
+
+
+def test_grey_levels_in_a_gif_are_the_ids(tmp_path: Path) -> None:
+    """A GIF numbers the grey levels of an image anew."""
+    for kind, pixels in (("images", np.zeros((4, 3, 3), np.uint8)), ("masks", np.uint8([[0, 1, 3]] * 4))):
+        (tmp_path / kind).mkdir()
+        for name in ("a", "b", "c"):
+            Image.fromarray(pixels).save(tmp_path / kind / f"{name}.gif")
+    (tmp_path / "classes.yaml").write_text("classes: [a, b, c, d]")
+    data = LabelledFolder(tmp_path, tmp_path / "classes.yaml")
+    assert [data.read_label(i).tolist() for i in range(len(data))] == [[[0, 1, 3]] * 4] * 2

@@ -190,15 +190,6 @@ def test_every_pixel_is_read_right(tmp_path: Path, name: str, capsys: pytest.Cap
     assert "masks are read as: " in capsys.readouterr().out
 
 
-def test_grey_levels_in_a_gif_are_the_ids(tmp_path: Path) -> None:
-    """A GIF numbers the grey levels of an image anew."""
-    root = folder(tmp_path, "classes: [a, b, c, d]", *[mask(0, 1, 3)] * 3)
-    for path in [*(root / "masks").iterdir()]:
-        Image.open(path).save(path.with_suffix(".gif"))
-        path.unlink()
-    assert {tuple(label[0].tolist()) for label in labels(root).values()} == {(0, 1, 3)}
-
-
 def test_more_classes_than_bytes_have_numbers(tmp_path: Path) -> None:
     names = ", ".join(f"c{i}" for i in range(400))
     root = folder(tmp_path, f"classes: [{names}]", *[mask(0, 255, 399, 65535, depth=16)] * 2, mask(0, 255))

@@ -22,6 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_no_page_is_faulted_in_anew() -> None:
     faults = {}
@@ -46,6 +47,7 @@ print(kept, full - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc_trim is glibc's")
 def test_gaps_between_what_is_in_use_are_given_back_when_asked() -> None:
     result = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True)

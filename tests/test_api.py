@@ -51,6 +51,7 @@ def test_importing_the_package_stays_light() -> None:
         protoseg.lod  # noqa: B018
 
 
+@pytest.mark.slow
 def test_to_load_and_predict_needs_nothing_of_training(run: Path) -> None:
     code = f"""import sys, numpy, protoseg
 protoseg.load({str(run)!r}, device="cpu").predict(numpy.zeros((40, 40, 3), "uint8"))

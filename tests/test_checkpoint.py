@@ -280,6 +280,7 @@ def test_parts_of_another_form(part: str, value: Any, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "bad.ckpt")
 
 
+@pytest.mark.slow
 def test_complex_weights_and_two_million_classes(tmp_path: Path) -> None:
     torch.save(EMPTY | {"state_dict": {"w": torch.zeros(2, dtype=torch.complex64)}}, tmp_path / "bad.ckpt")
     with pytest.raises(ProtosegError, match="ComplexFloat"):

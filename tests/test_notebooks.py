@@ -32,8 +32,8 @@ SMALL = {
 }
 """What the cell tagged ``parameters`` says, otherwise."""
 
-LONG = ("02_choose_k", "04_new_classes", "05_own_folder")
-"""Too long for every day even so: a sweep; a trial and its training; a check, a training, a report and four lessons."""
+LONG = ("02_choose_k", "03_domain_adaptation", "04_new_classes", "05_own_folder")
+"""Too long for every day even so: a sweep; two trainings; a trial; a check, a training, a report and four lessons."""
 
 STEPS = ("trainer.max_steps=2", "trainer.val_check_interval=2", "threads=1", "callbacks.dashboard=null")
 FAST = (*(setting for setting in TINY if not setting.startswith(("head.", "trainer.max_steps"))), *STEPS)
@@ -116,6 +116,7 @@ def test_runs_as_it_is_in_a_kernel(path: Path, tmp_path: Path, monkeypatch: pyte
     assert not [output for output in outputs if output.output_type == "error"]
 
 
+@pytest.mark.slow
 def test_a_training_is_done_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = train("run", "head.num_prototypes=2")
     written = checkpoint.stat().st_mtime_ns

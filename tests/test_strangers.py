@@ -360,7 +360,7 @@ def _mutate_tensor(content: dict[str, Any], rng: random.Random) -> None:
         state[name] = rng.choice(changes)()
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
 def test_fuzz(count: int, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutations of a real checkpoint end in a ProtosegError or a right load, and leave no marker."""
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,7 @@ def test_prototypes(save: Callable[..., Path], tmp_path: Path, capsys: pytest.Ca
     assert sorted(path.name for path in (out / "patches").iterdir()) == ["003_Road.jpg", "008_Car.jpg"]
 
 
+@pytest.mark.slow
 def test_uncertainty_of_twins(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     softmax = ("head=parametric", "loss=parametric", *WITHOUT_HEAD)
     paths = [save("p.ckpt", *TINY), save("s.ckpt", *softmax)]
@@ -79,6 +80,7 @@ def test_uncertainty_of_twins(save: Callable[..., Path], tmp_path: Path, capsys:
     assert len(list((tmp_path / "out" / "maps").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_adaptation(save: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapted, before = save("a.ckpt", *ADAPT), save("b.ckpt", "seed=1", *ADAPT)
     asked = ["--images", "3", "--panels", "2", "--out", str(tmp_path / "out"), "num_workers=0"]

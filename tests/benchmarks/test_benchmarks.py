@@ -40,7 +40,7 @@ TINY = {
     "data": "--width 128 --height 96 --crop-height 48 --crop-width 64 --images 2",
     "inference": "--height 32 --width 64 --channels 8",
 }
-SLOW = ("precision", "adaptation", "against", "loader")
+SLOW = ("precision", "adaptation", "against", "loader", "tuning")
 FIRST = {
     "head": "floor",
     "twins": "parametric",

@@ -53,6 +53,7 @@ def annotator(tmp_path: Path) -> Annotator:
     return Annotator(Photos(SPACE, photos[:3], photos[3:]), tmp_path, file)
 
 
+@pytest.mark.slow
 def test_curves_and_their_picture(annotator: Annotator, tmp_path: Path) -> None:
     """Every ranking begins with a click of each class, counts clicks, and forgets those of the one before."""
     runs = {how: [curve(annotator, how, 0, 10)] for how in RANKINGS}

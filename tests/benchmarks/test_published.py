@@ -11,7 +11,8 @@ from benchmarks import published
 from tests.convert.conftest import published_state
 
 
-@pytest.mark.parametrize("kind", ["daformer_mit_b0", pytest.param("protoseg_hrnet_w48", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["daformer_mit_b0", "protoseg_hrnet_w48"])
 def test_a_rehearsal(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

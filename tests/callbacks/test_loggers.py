@@ -101,7 +101,7 @@ def test_wandb_is_online_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert wandb_logger(save_dir=tmp_path)._offline is True
 
 
-@pytest.mark.parametrize("log_model", ["true", "all"])
+@pytest.mark.parametrize("log_model", ["true", pytest.param("all", marks=pytest.mark.slow)])
 def test_artefact_is_the_best_checkpoint(
     log_model: str, configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +161,7 @@ def test_activation_rows_show_the_classes_of_the_truth() -> None:
     assert wide.shape[1] == MARGIN + 3 * tile
 
 
+@pytest.mark.slow
 def test_tensorboard(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -195,6 +195,7 @@ def test_images_that_were_trained_on_make_no_label_sets(base: Path, tmp_path: Pa
     assert known.sets is None
 
 
+@pytest.mark.slow
 def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     less, out = tmp_path / "less.ckpt", tmp_path / "car.json"
     call("remove", base, "--name Car --out", less)

@@ -228,7 +228,7 @@ def test_one_pass_is_the_whole_training(camvid: Path, tmp_path: Path, num_worker
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_exception"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_sees_the_batches_that_follow(camvid: Path, tmp_path: Path, hook: str, num_workers: int) -> None:
     options: dict[str, Any] = {"val_check_interval": 4, "limit_val_batches": 1.0, "check_val_every_n_epoch": None}
     make: Callable[[], AdaptationDataModule] = partial(module, camvid, num_workers=num_workers, validate_source=True)

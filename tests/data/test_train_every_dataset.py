@@ -30,7 +30,7 @@ SPLITS = {
 
 
 # The others differ in their files alone, which other tests read.
-ALWAYS = ("camvid", "folder", "ade20k_full")
+ALWAYS = ("camvid", "folder")
 
 
 @pytest.mark.parametrize(

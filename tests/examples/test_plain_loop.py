@@ -29,6 +29,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return image, label
 
 
+@pytest.mark.slow
 def test_a_network_by_name(batch: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     torch.manual_seed(0)
     train([batch] * 40, ["left", "right"], str(tmp_path / "own.ckpt"), *SMALL)

@@ -47,6 +47,7 @@ def both(model: Segmentor, backend: str) -> tuple[dict[str, Tensor], dict[str, T
     return one, other
 
 
+@pytest.mark.slow
 def test_one_graph_and_the_same_training_step(model: Segmentor) -> None:
     one, other = both(model, "eager")
     for name, value in one.items():

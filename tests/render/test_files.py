@@ -83,6 +83,7 @@ def test_vehicles_stand_on_the_ground(build, label, size) -> None:  # type: igno
         assert abs(vertices[:, 2].min()) < 0.06
 
 
+@pytest.mark.slow
 def test_streets_hold_every_class_and_repeat() -> None:
     seen: set[int] = set()
     for index in range(12):

@@ -54,6 +54,7 @@ def started(config: DictConfig) -> Sweep:
     return read_sweep(Path(config.hydra.sweep.dir))
 
 
+@pytest.mark.slow
 def test_every_combination_is_planned(multirun: Multirun, tmp_path: Path) -> None:
     sweep = started(multirun("sweep=num_prototypes", "head.logits=layernorm", "seed=range(2)"))
     assert sweep.swept == ("head.num_prototypes", "seed")
@@ -115,6 +116,7 @@ def test_a_sweep_that_grows_keeps_its_jobs(multirun: Multirun) -> None:
     assert {job.score for job in grown.jobs if job.state == "done"} == {0.0, 0.1}
 
 
+@pytest.mark.slow
 def test_seeds_added_to_a_sweep_that_named_none(multirun: Multirun) -> None:
     finish(started(multirun("head.num_prototypes=1,5")).jobs[0])
     with pytest.raises(ProtosegError, match="holds another sweep"):
@@ -124,6 +126,7 @@ def test_seeds_added_to_a_sweep_that_named_none(multirun: Multirun) -> None:
     assert len(grown.jobs) == 4
 
 
+@pytest.mark.slow
 def test_a_result_is_not_given_up(multirun: Multirun, tmp_path: Path) -> None:
     first = started(multirun("head.num_prototypes=1,2", "threads=1"))
     finish(first.jobs[0])

@@ -18,7 +18,8 @@ from tests.conftest import TINY
 SHORT = (*TINY, "trainer.max_steps=2", "trainer.val_check_interval=2")
 
 
-@pytest.mark.parametrize("head", ["prototype", pytest.param("parametric", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["prototype", "parametric"])
 def test_page_of_a_run(
     head: str,
     configure: Callable[..., DictConfig],

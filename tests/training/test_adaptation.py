@@ -89,6 +89,7 @@ def test_every_method_trains_and_resumes(
     assert_resumes(configure, tmp_path, monkeypatch, settings, 2, "on_validation_end")
 
 
+@pytest.mark.slow
 def test_student_and_teacher_are_judged_apart(configure: Configure, few_streets: Path, tmp_path: Path) -> None:
     few = (f"data.source.root={few_streets}", f"data.target.root={few_streets}")
     once = (*few, "trainer.limit_val_batches=1.0", "trainer.max_steps=3", "trainer.val_check_interval=3")
@@ -113,17 +114,13 @@ def test_a_supervised_checkpoint_has_no_teacher(configure: Configure, tmp_path: 
         run_evaluation(configure("evaluate", f"ckpt_path={path}", "network=teacher", output=tmp_path / "e"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "hook", "extra"),
     [
         (1, "on_train_batch_start", ()),
-        pytest.param(3, "on_validation_end", (), marks=pytest.mark.slow),
-        pytest.param(
-            2,
-            "on_train_batch_start",
-            ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4"),
-            marks=pytest.mark.slow,
-        ),
+        (3, "on_validation_end", ()),
+        (2, "on_train_batch_start", ("trainer.accumulate_grad_batches=2", "trainer.max_steps=4")),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(

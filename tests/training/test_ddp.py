@@ -55,6 +55,7 @@ def judged(configure: Callable[..., DictConfig], folder: Path, name: str, networ
     return run_evaluation(configure("evaluate", *words, output=folder / f"evaluation_{network}"))
 
 
+@pytest.mark.slow
 def test_two_ranks_train_and_are_judged_as_one(
     configure: Callable[..., DictConfig], few_streets: Path, tmp_path: Path
 ) -> None:

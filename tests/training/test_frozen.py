@@ -43,6 +43,7 @@ def check_still(checkpoint: Path, start: SegmentationModule, networks: tuple[str
         assert not torch.equal(state[network + rest], first["model." + rest])
 
 
+@pytest.mark.slow
 def test_frozen_over_a_resume(configure: Callable[..., DictConfig], tmp_path: Path, start: SegmentationModule) -> None:
     for steps in (5, 10):
         run_training(configure("train", *FROZEN, f"trainer.max_steps={steps}", "resume=auto"))

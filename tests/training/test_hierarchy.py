@@ -312,7 +312,9 @@ def camvid(tmp_path: Path) -> Path:
 # All of it
 
 
-@pytest.mark.parametrize("recipe", ["camvid_hierarchy", "camvid_hierarchy_prototype"])
+@pytest.mark.parametrize(
+    "recipe", ["camvid_hierarchy", pytest.param("camvid_hierarchy_prototype", marks=pytest.mark.slow)]
+)
 def test_train_evaluate_predict(recipe: str, camvid: Path, configure: Configure, tmp_path: Path) -> None:
     tiny = [word for word in TINY if "num_prototypes" not in word]
     run_training(configure("train", f"experiment={recipe}", f"data.root={camvid}", *tiny))
@@ -359,6 +361,7 @@ def test_what_knows_no_hierarchy_refuses_it(configure: Configure, camvid: Path, 
         run_evaluation(cfg)
 
 
+@pytest.mark.slow
 def test_a_part_with_groups_alone_is_trained_on_and_judged(camvid: Path, configure: Configure, tmp_path: Path) -> None:
     parts = [f"+data@data.parts.{name}=camvid" for name in ("weak", "strong")]
     parts += [f"data.parts.{name}.root={camvid}" for name in ("weak", "strong")]

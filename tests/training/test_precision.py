@@ -59,11 +59,12 @@ def trained(run: Path, cfg: DictConfig) -> tuple[list[dict[str, float]], dict[st
     return losses, read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "prototypes", "terms"),
     [
         ((*TINY, "head.num_prototypes=1"), "model.head.memory.prototypes", {"ce", "ppc", "ppd"}),
-        pytest.param(PGPC, "terms.contrast.memory.prototypes", {"ce", "mixed", "contrast"}, marks=pytest.mark.slow),
+        (PGPC, "terms.contrast.memory.prototypes", {"ce", "mixed", "contrast"}),
     ],
     ids=["supervised", "adaptation"],
 )

@@ -52,6 +52,7 @@ def logged(folder: Path) -> dict[int, dict[str, str]]:
     return {step: {k: v for k, v in row.items() if v and k not in unlike} for step, row in rows.items()}
 
 
+@pytest.mark.slow
 def test_stopped_in_training_and_in_validation_and_resumed_is_never_stopped(
     configure: Callable[..., DictConfig],
     tmp_path: Path,

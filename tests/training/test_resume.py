@@ -309,6 +309,7 @@ def test_no_validation_is_due_after_the_end(tmp_path: Path) -> None:
         assert restart.state_dict() == {"validation_due": due}
 
 
+@pytest.mark.slow
 def test_the_best_of_several_checkpoints_is_best(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,7 @@ def test_gradient_clipping(configure: Callable[..., DictConfig], monkeypatch: py
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_of_moved_data_and_of_a_data_set_of_ones_own(
     configure: Callable[..., DictConfig], few_streets: Path, tmp_path: Path
 ) -> None:

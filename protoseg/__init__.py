@@ -1,11 +1,11 @@
 """Semantic segmentation with class prototypes: supervised (ProtoSeg) and domain-adaptive (PGPC)."""
 
+import ast
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
-
-_LAZY = {"Model": "api", "Prediction": "api", "load": "api", "wrap": "api"}
-_LAZY |= {"evaluate": "run.library", "build": "run.library"}
 
 try:
     __version__ = version("protoseg")
@@ -13,12 +13,21 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH that was never installe
     __version__ = "0+unknown"
 
 
-def __getattr__(name: str) -> Any:
-    """``protoseg.load`` and its kin, imported when they are first used: ``import protoseg`` stays light (PEP 562)."""
-    if name in _LAZY:
-        return getattr(import_module(f"protoseg.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def lazy(file: str) -> tuple[Callable[[str], Any], list[str]]:
+    """``__getattr__`` (PEP 562) and ``__all__`` of a package: what its ``.pyi`` imports, so late that it is light."""
+    stub: Any = ast.parse(Path(file).with_suffix(".pyi").read_text("utf-8"))
+    places = {alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+    def get(name: str) -> Any:
+        if name in places:
+            return getattr(import_module(places[name]), name)
+        raise AttributeError(f"{file} has no attribute {name!r}")
+
+    return get, [*places]
+
+
+__getattr__, __all__ = lazy(__file__)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_LAZY]
+    return [*globals(), *__all__]

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from protoseg.models.own import NetworkEncoder
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.stranger import look_inside
 from protoseg.text import markdown_text, visible
-from protoseg.trained import TrainedFile, open_file
+from protoseg.trained import TrainedFile, moved, open_file
 from protoseg.trusted import SLOTS
-from protoseg.types import LabelSpace, Names, ProtosegError, StrPath, first_line
+from protoseg.types import LabelSpace, Names, ProtosegError, StrPath, first_line, told
 
 WEIGHTS = "model.ckpt"  # the file of a saved model, in a folder or on the hub
 _IN_FOLDER = (WEIGHTS, "checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt")
@@ -84,7 +85,8 @@ class Prediction:
 class Model:
     """A network in eval mode, its classes, its device and how it looks at an image; made by :func:`load`.
 
-    Set another ``predictor`` to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``.
+    Set another ``predictor`` to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``; a saved model
+    has that of its training.
     """
 
     network: Segmentor
@@ -213,11 +215,6 @@ class Model:
         trust = (type(encoder.network).__module__,)  # the network is the caller's
         return cls.of_file(TrainedFile(Path(WEIGHTS), content, trust, encoder if arguments is None else None))
 
-    @classmethod
-    def from_pretrained(cls, source: StrPath, **options: Any) -> "Model":
-        """The same as :func:`load`."""
-        return load(source, **options)
-
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
         """Upload the model to ``user/name`` on the Hugging Face hub, made if it is not there; returns its address.
 
@@ -228,15 +225,11 @@ class Model:
         repo_id = repo_id.removeprefix(HUB)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            try:
+            remedy = "log in with `hf auth login`, or save_pretrained(FOLDER), to upload later"
+            with _from_hub(f"push_to_hub: {repo_id} was refused or is out of reach", remedy):
                 api = HfApi(token=token)
                 api.create_repo(repo_id, private=private, exist_ok=True)
-                commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="protoseg model")
-            except Exception as error:  # the hub's client raises whatever its layers raise
-                reason = f"{repo_id} was refused or is out of reach ({type(error).__name__}: {first_line(error)})"
-                remedy = "log in with `hf auth login`, or save_pretrained(FOLDER), to upload later"
-                raise ProtosegError(f"push_to_hub: {reason}: {remedy}") from error
-        return str(commit)
+                return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="protoseg model"))
 
 
 def load(
@@ -302,18 +295,22 @@ def _find(source: StrPath, revision: str | None) -> Path:
         raise ProtosegError(f"load: expected {HUB}user/name, got {name!r}")
     from huggingface_hub import hf_hub_download
 
-    try:
+    remedy = "check the name and the connection, or give a checkpoint or a folder"
+    with _from_hub(f"load: {name!r} cannot be had from the Hugging Face hub", remedy):
         return Path(hf_hub_download(name.removeprefix(HUB), WEIGHTS, revision=revision))
-    except Exception as error:  # the hub's client raises whatever its layers raise
-        text = f"load: {name!r} cannot be had from the Hugging Face hub ({type(error).__name__}: {first_line(error)})"
-        raise ProtosegError(f"{text}: check the name and the connection, or give a checkpoint or a folder") from error
+
+
+def _from_hub(failed: str, remedy: str) -> AbstractContextManager[None]:
+    """The hub's client raises whatever its layers raise."""
+    return told(lambda error: f"{failed} ({type(error).__name__}: {first_line(error)}): {remedy}", Exception)
 
 
 def _without_places(node: Any) -> Any:
     """A config without folders of the machine: data is looked for in ``data/``, as documented."""
+    if isinstance(node, str) and os.path.isabs(node):
+        return os.path.basename(node)
     if not isinstance(node, dict):
         return node
+    node = moved(node, f"data/{Path(str(node['root'])).name}") if node.get("root") else node
     plain = {key: _without_places(value) for key, value in node.items()}
-    if plain.get("root"):
-        plain["root"] = f"data/{Path(str(plain['root'])).name}"
     return plain | ({"weights": None} if "weights" in plain else {})

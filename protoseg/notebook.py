@@ -32,12 +32,9 @@ def train(folder: str | Path, settings: str) -> Path:
     folder, words = Path(folder), shlex.split(settings)
     sweep = "-m" in words
     result = folder if sweep else folder / "checkpoints" / "last.ckpt"
-    if not sweep and (folder / "curves.png").exists():  # a run's last file; a sweep goes on where it stopped
-        say(f"found: {result} (delete its folder to train anew)")
-        return result
     words.append(override(f"hydra.{'sweep' if sweep else 'run'}.dir", folder))
     if not sweep and folder.exists():
-        words.append("resume=auto")  # it was interrupted
+        words.append("resume=auto")  # interrupted, or done: it is not done again
     say(f"python train.py {command(*words)}")
     argv = sys.argv
     try:

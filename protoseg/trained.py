@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import mismatch, read_weights, weights_at_hand
 from protoseg.nn import Discriminant
 from protoseg.trusted import NETWORK, checked_sections
-from protoseg.types import LabelSpace, ProtosegError, check_choice
+from protoseg.types import LabelSpace, ProtosegError, causes, check_choice, told
 
 if TYPE_CHECKING:
     from protoseg.data import AdaptationDataModule, SegmentationDataModule
@@ -110,9 +110,9 @@ class TrainedFile:
         if data is None:
             raise ProtosegError(f"checkpoint {self.path}: expected the data of its training, got none; give data=NAME")
         data = copy.deepcopy(data)
-        if root is not None:
-            data.get("target", data)["root"] = root
         with _refused(self.path, "data"):
+            if root is not None:
+                data = data | {"target": moved(data["target"], root)} if "target" in data else moved(data, root)
             data = data if change is None else change(data)
             return instantiate(OmegaConf.create(data | changes))
 
@@ -177,19 +177,23 @@ def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
     return TrainedFile(Path(path), read_checkpoint(path), (trust,) if isinstance(trust, str) else tuple(trust)).whole()
 
 
-@contextmanager
-def _refused(path: Path, what: str) -> Iterator[None]:
+def moved(part: dict[str, Any], root: str) -> dict[str, Any]:
+    """Settings of a data set whose folder is ``root`` now, as is that of its file of classes, if it lay there."""
+    of = part.get("dataset") or {}
+    if isinstance(classes := of.get("classes"), str) and Path(classes).parent == Path(str(part["root"])):
+        part = part | {"dataset": of | {"classes": f"{root}/{Path(classes).name}"}}
+    return part | {"root": root}
+
+
+def _refused(path: Path, what: str) -> AbstractContextManager[None]:
     """Tell whatever a stranger's values make a constructor raise as one sentence."""
-    try:
-        yield
-    except Exception as error:  # the values are arbitrary, and so is what they lead to
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ProtosegError):
-            cause = cause.__cause__
-        reason = " ".join(str(cause or error).split()) or type(error).__name__
-        if reason.startswith("checkpoint "):
-            raise ProtosegError(reason) from error
-        raise ProtosegError(f"checkpoint {path}: its {what} cannot be built: {reason[:500]}") from error
+
+    def refusal(error: Exception) -> str:
+        cause = next((cause for cause in causes(error) if isinstance(cause, ProtosegError)), error)
+        why = " ".join(str(cause).split()) or type(error).__name__
+        return why if why.startswith("checkpoint ") else f"checkpoint {path}: its {what} cannot be built: {why[:500]}"
+
+    return told(refusal, Exception, ProtosegError)  # the values are arbitrary, and so is what they lead to
 
 
 @contextmanager

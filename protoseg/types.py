@@ -48,6 +48,13 @@ def told(message: Callable[[Any], str | None], *kinds: type[Exception]) -> Itera
         raise ProtosegError(text) from error
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def check_choice(setting: str, value: object, choices: Collection[object]) -> None:
     """Raise ProtosegError unless the value of a setting is one of the choices."""
     if value not in choices:

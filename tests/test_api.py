@@ -124,7 +124,7 @@ def test_saved_and_loaded_again(
     assert not np.array_equal(want.labels, protoseg.load(run, device="cpu").predict(picture).labels)
     path = model.save_pretrained(tmp_path / "saved")
     assert path == tmp_path / "saved" / "model.ckpt"
-    for again in (protoseg.load(tmp_path / "saved"), protoseg.Model.from_pretrained(path, device="cpu")):
+    for again in (protoseg.load(tmp_path / "saved"), protoseg.load(path, device="cpu")):
         assert np.array_equal(again.predict(picture).labels, want.labels)
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "library_name: protoseg" in card
@@ -139,6 +139,23 @@ def test_saved_and_loaded_again(
         configure("evaluate", f"ckpt_path={path}", "mode=predict", f"images={tmp_path / 'photo.png'}", output=out)
     )
     assert np.array_equal(np.asarray(Image.open(out / "labels" / "photo.png")), want.labels)
+
+
+def test_places_do_not_travel_and_data_are_found_where_they_are_looked_for(
+    run: Path, few_streets: Path, tmp_path: Path
+) -> None:
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    config = content["protoseg"]["config"]
+    own = {"_target_": "protoseg.data.LabelledFolder", "_partial_": True, "classes": "/home/me/mine/classes.yaml"}
+    config["data"]["target"] |= {"root": "/home/me/mine", "dataset": own, "train_list": "/home/me/few.txt"}
+    config["data"]["source"]["dataset"] = own | {"classes": "/home/me/elsewhere/classes.yaml"}
+    torch.save(content, checkpoint)
+    saved = protoseg.load(run, device="cpu").save_pretrained(tmp_path / "saved")
+    said = read_checkpoint(saved)["protoseg"]["config"]
+    assert "/home/me" not in str(said)
+    target = said["data"]["target"]
+    assert (target["root"], target["dataset"]["classes"]) == ("data/mine", "data/mine/classes.yaml")
 
 
 def test_the_range_of_deep_images_goes_along(run: Path, tmp_path: Path) -> None:

@@ -6,16 +6,15 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import protoseg.data
-
 PACKAGE = Path(__file__).parents[1] / "protoseg"
 
 FLOORS = (
-    {"types", "text", "files", "distributed", "archive", "checkpoint", "job_records", "lightning", "allocator"},
+    {"types", "text", "files", "distributed", "archive", "checkpoint", "job_records", "lightning", "allocator", "lazy"},
     {"functional", "data"},
     {"nn"},
     {"losses", "models", "trusted"},
@@ -64,10 +63,13 @@ def test_mathematics_needs_no_data_library() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_what_the_data_room_offers_is_there() -> None:
-    assert all(getattr(protoseg.data, name) is not None for name in protoseg.data.__all__)
+@pytest.mark.parametrize("room", ["", ".callbacks", ".data", ".losses", ".nn", ".teach"])
+def test_what_a_room_offers_is_there(room: str) -> None:
+    package = import_module(f"protoseg{room}")
+    assert package.__all__
+    assert all(getattr(package, name) is not None for name in package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Street'"):
-        protoseg.data.Street  # noqa: B018
+        package.Street  # noqa: B018
 
 
 INTERNALS = ("fit_loop", "epoch_loop", "trainer._", "_connector", "_batches_that_stepped")

@@ -123,7 +123,10 @@ def test_a_training_is_done_once(workplace: Path, capsys: pytest.CaptureFixture[
     assert "python train.py head.num_prototypes=2 hydra.run.dir=run" in capsys.readouterr().out
     assert train("run", "head.num_prototypes=2") == checkpoint == Path("run/checkpoints/last.ckpt")
     assert checkpoint.stat().st_mtime_ns == written
-    assert "found: run/checkpoints/last.ckpt" in capsys.readouterr().out
+    assert "Nothing to do: all 2 steps were done before" in capsys.readouterr().out
+    with pytest.raises(ProtosegError, match="exit code 1"):
+        train("run", "head.num_prototypes=3")  # another training is not what is there
+    assert "head.num_prototypes" in capsys.readouterr().err
 
     run = open_run(checkpoint, limit=2)
     assert (len(run.images.dataset), run.model.training) == (2, False)

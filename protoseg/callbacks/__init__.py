@@ -1,6 +1,5 @@
 """Lightning callbacks: prototype memory, throughput, pictures and tables."""
 
-from protoseg.callbacks.cached import CachedViews
-from protoseg.callbacks.checkpoint import Checkpoint
-from protoseg.callbacks.dashboard import Dashboard
-from protoseg.callbacks.loggers import ProgressBar, PrototypeMemoryCallback, Throughput, wandb_logger
+from protoseg import lazy
+
+__getattr__, __all__ = lazy(__file__)

@@ -57,6 +57,8 @@ class CachedViews(pl.Callback):
         if adapts or type(model) is not Segmentor or data.rare_classes or data.train_dataset().partial:
             wanted = "views that stay, and all classes annotated"
             raise ProtosegError(f"callbacks=cached: expected {wanted}, got adaptation, HRDA, rare_classes or annotated")
+        if pl_module.config is None:
+            raise ProtosegError("callbacks=cached: expected a module with its config, on which maps depend, got none")
         names = [str(image) for image, _ in data.train_dataset().samples]
         folder = self.folder / self._key(trainer, pl_module)
         missing = [i for i in range(rank(), len(names), world_size()) if not (folder / f"{i}.npy").is_file()]
@@ -78,7 +80,7 @@ class CachedViews(pl.Callback):
         data.kept_views = KeptViews(folder, names)
 
     def _key(self, trainer: Any, module: Any) -> str:
-        config, dataset = module.config or {}, trainer.datamodule.train_dataset()
+        config, dataset = module.config, trainer.datamodule.train_dataset()
         loading = dict.fromkeys(("batch_size", "val_batch_size", "num_workers", "timeout", "val_split"))  # all the same
         augment = {f"augment.{name}": step for name, step in config.get("augment", {}).items()}
         settings = config.get("encoder"), {**config.get("data", {}), **loading, **augment}, module.model.encoder

@@ -13,11 +13,11 @@ from torch import Tensor
 from protoseg.analysis.activations import activation_rows
 from protoseg.analysis.embedding import embedding_plane, plane_picture
 from protoseg.analysis.stream import look
+from protoseg.analysis.structure import between_figure
 from protoseg.callbacks.loggers import log_picture, log_table, prepare_charts
-from protoseg.evaluation.pictures import adaptation_panel, heatmap_figure, panel
+from protoseg.evaluation.pictures import adaptation_panel, figure_picture, heatmap_figure, panel
 from protoseg.evaluation.predictor import Predictor, evaluating
 from protoseg.files import write_file
-from protoseg.functional.prototypes import nearest_class_cosine
 from protoseg.lightning import batches_begun
 from protoseg.text import visible
 from protoseg.types import Batch
@@ -80,12 +80,11 @@ class Dashboard(pl.Callback):
         memory = next(iter(pl_module.memories.values()), None)
         if memory is not None:
             share = memory.occupancy / memory.occupancy.sum(1, keepdim=True).clamp_min(1)
-            nearest = nearest_class_cosine(memory.prototypes)
-            for name, values, title in (
-                ("occupancy", share, "prototype occupancy: share of the class's pixels, last step"),
-                ("similarity", nearest, "cosine of the nearest prototypes of two classes (columns as rows)"),
-            ):
-                self._show(trainer, name, f"prototypes/{name}", heatmap_figure(values.cpu().numpy(), classes, title))
+            title = "prototype occupancy: share of the class's pixels, last step"
+            occupied = heatmap_figure(share.cpu().numpy(), classes, title)
+            self._show(trainer, "occupancy", "prototypes/occupancy", occupied)
+            alike = figure_picture(between_figure(memory.prototypes, space))
+            self._show(trainer, "similarity", "prototypes/similarity", alike)
         if first is None or model.head.memory is None:  # a pixel contrast may have prototypes of its own
             return
         with torch.no_grad(), evaluating(model):

@@ -37,6 +37,7 @@ def evaluate(places: Sequence[str] = ("ckpt_path",)) -> None:
     sys.argv[1:] = config.named(sys.argv[1:], places)
     given = next((word.partition("=")[2] for word in sys.argv if word.startswith("ckpt_path=")), "")
     checkpoints = Path(given.strip("'\"")).parent
+    os.environ.pop("PROTOSEG_RUN", None)  # of another command in this process
     if checkpoints.name == "checkpoints" and os.access(checkpoints.parent, os.W_OK):
         os.environ["PROTOSEG_RUN"] = str(checkpoints.parent)  # for the folder in conf/evaluate.yaml
     _run("evaluate", _evaluate)

@@ -138,7 +138,8 @@ def with_made_colors(colors: Iterable[Color | None], taken: Collection[Color]) -
 
 def own_space(classes: Sequence[str] | Mapping[str, Color]) -> LabelSpace:
     """Classes by their names, perhaps with colours; raises ProtosegError unless these are different texts."""
-    if isinstance(classes, str) or not classes or len({str(name) for name in classes}) < len(classes):
+    texts = {name for name in classes if isinstance(name, str) and 0 < len(name) <= 1000}
+    if isinstance(classes, str) or not classes or len(texts) < len(classes):
         raise ProtosegError(f"classes: expected a list of different names, got {classes!r}")
     colors = classes.values() if isinstance(classes, Mapping) else [None] * len(classes)
     return LabelSpace("own", tuple(classes), with_made_colors(colors, ()))

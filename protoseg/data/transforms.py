@@ -134,8 +134,6 @@ class TrainTransform:
         for name, span in (("scale", scale), ("aspect", aspect)):
             if len(span) != 2 or not 0 < span[0] <= span[1]:
                 raise ProtosegError(f"{name}: expected [low, high] with 0 < low <= high, got {list(span)}")
-        if not 0 <= brightness <= 255:
-            raise ProtosegError(f"brightness: expected 0 to 255, got {brightness}")
         if max_class_share is not None and not 0 < max_class_share <= 1:
             raise ProtosegError(f"max_class_share: expected a share in (0, 1] or null, got {max_class_share}")
         self.crop_size = (int(crop_size[0]), int(crop_size[1]))

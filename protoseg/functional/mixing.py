@@ -54,14 +54,6 @@ def paste(pasted: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return source.where(pasted if source.ndim == pasted.ndim else pasted.unsqueeze(1), target)
 
 
-def check_colours(where: str, jitter: float = 0.2, jitter_probability: float = 0.8, **flags: bool) -> None:
-    """Raise ProtosegError for arguments of :func:`strong_transform` that make no sense, or that it does not have."""
-    if jitter < 0 or not 0 <= jitter_probability <= 1 or not {"blur", "kornia"} >= flags.keys():
-        got = f"{jitter}, {jitter_probability} and {', '.join(flags) or 'nothing else'}"
-        wanted = "jitter of at least 0, jitter_probability in [0, 1], blur and kornia"
-        raise ProtosegError(f"{where}: expected {wanted}, got {got}")
-
-
 def strong_transform(
     image: Tensor, jitter: float = 0.2, jitter_probability: float = 0.8, blur: bool = True, kornia: bool = False
 ) -> Tensor:

@@ -120,11 +120,12 @@ def sinkhorn(
 
     From the cosines of each pixel to the K prototypes of its own class, ``n k``, and that class, int64 ``n``, to the
     plan, ``n k``, fp32 or fp64 as its input. Rows of pixels that take part (``valid``, bool ``n``; all by default) sum
-    to 1; the others are 0, and their label may be anything. ``epsilon``: smaller is sharper; ``rounds`` normalise.
+    to 1; the others are 0, their label may be anything. ``epsilon`` >= 0.003: smaller is sharper; ``rounds`` normalise.
     """
-    own = at_least_fp32(own)
+    dtype = at_least_fp32(own).dtype
     # Cosines are at most 1; the shift keeps exp in range (exp(1 / 0.05) overflows fp16) and cancels in the plan.
-    plan = ((own - 1) / epsilon).exp()
+    # Below 0.03 the shares of a far pixel would all be 0 in fp32.
+    plan = ((own.to(torch.float64 if epsilon < 0.03 else dtype) - 1) / epsilon).exp()
     if valid is not None:
         label = label.where(valid, 0)
         plan = plan * valid.unsqueeze(1)
@@ -133,7 +134,7 @@ def sinkhorn(
         share = all_reduce_(plan.new_zeros(num_classes, plan.shape[1]).index_add_(0, label, plan))
         plan = plan / share[label].clamp_min(tiny)
         plan = plan / plan.sum(1, keepdim=True).clamp_min(tiny)
-    return plan
+    return plan.to(dtype)
 
 
 class ClassPrototypes(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protoseg.distributed import mean_over_ranks
-from protoseg.functional.mixing import check_colours, mask_image, random_patch_mask, strong_transform
+from protoseg.functional.mixing import mask_image, random_patch_mask, strong_transform
 from protoseg.functional.precision import at_least_fp32
 from protoseg.functional.resize import image_size, majority_label
 from protoseg.losses.segmentation import CrossEntropy, weighted_cross_entropy
@@ -144,7 +145,7 @@ class MaskedImageConsistency(Term):
         super().__init__(weight)
         random_patch_mask(0, (1, 1), block_size, ratio)  # refuses wrong settings now, not at the first step
         self.block_size, self.ratio, self.detail_weight = block_size, ratio, detail_weight
-        check_colours("method.terms.masked", **colours)
+        signature(strong_transform).bind(None, **colours)
         self.colours, self.all_pixels = colours, all_pixels
 
     def forward(self, step: Step) -> Tensor:

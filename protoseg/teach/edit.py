@@ -71,10 +71,13 @@ def editable_memories(file: TrainedFile) -> dict[str, Memory]:
 
 
 def fingerprint(checkpoint: Mapping[str, Any]) -> str:
-    """The same for two checkpoints of the same weights (prototypes and auxiliary heads aside) and statistics."""
-    networks, statistics = tuple(NETWORKS.values()), checkpoint["protoseg"].get("statistics") or {}
+    """The same for equal weights (prototypes and auxiliary heads aside), statistics and, once changed, classes."""
+    own, networks = checkpoint["protoseg"], tuple(NETWORKS.values())
+    statistics = own.get("statistics") or {}
     names = [name for name in checkpoint["state_dict"] if name.startswith(networks) and _MEMORY not in name]
     state = {name: checkpoint["state_dict"][name] for name in names if not name.startswith(_AUXILIARY)}
+    if "relabel" in own:
+        state[repr(own["label_space"]["classes"])] = torch.empty(0)
     return digest(state, *(statistics[network]["factor"] for network in sorted(statistics)))[:16]
 
 
@@ -85,9 +88,9 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     ProtosegError if the edit was made for another network.
     """
     if edit.base != fingerprint(checkpoint):
-        got = f"another (network {fingerprint(checkpoint)}): prototypes of one network mean nothing to another"
-        text = f"classes: expected the checkpoint that the change was made for (network {edit.base})"
-        raise ProtosegError(f"{text}, got {got}")
+        got = f"another network or other classes ({fingerprint(checkpoint)})"
+        text = f"classes: expected the checkpoint that the change was made for ({edit.base}), got {got}"
+        raise ProtosegError(f"{text}: prototypes of one network mean nothing to another")
     state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_AUXILIARY)}
     for network, old in memories(checkpoint).items():
         # Old rows first, new ones from behind: -1 is the first new one.
@@ -102,10 +105,10 @@ def apply_edit(checkpoint: dict[str, Any], edit: ClassEdit) -> dict[str, Any]:
     own, names = dict(checkpoint["protoseg"]), checkpoint["protoseg"]["label_space"]["classes"]
     own["label_space"] = {"name": own["label_space"]["name"], "classes": edit.classes, "colors": edit.colors}
     # Two changes, one after the other, as one.
-    before = own.get("relabel", {}).items()
-    after = {first: edit.relabel.get(last, last) if last is not None else None for first, last in before} | edit.relabel
-    old_names = {*names, *edit.relabel.values()}  # others in the classes are new
-    own["relabel"] = {old: new for old, new in after.items() if old not in edit.classes or (new and old in old_names)}
+    composed = {first: edit.relabel.get(last, last) for first, last in own.get("relabel", {}).items()}
+    old_names = {*names, *edit.relabel.values()} - {old for old, new in edit.relabel.items() if new is None}
+    fresh = {*edit.classes} - old_names  # whose labels are read as they are
+    own["relabel"] = {old: new for old, new in (edit.relabel | composed).items() if old not in fresh}
     own["config"] = _config_for(own["config"], edit, names)
     if kept := own.get("statistics"):
         own["statistics"] = {n: _placed(Statistics(**kept[n]), names, edit, edit.means.get(n, {})) for n in kept}

@@ -202,6 +202,8 @@ class SegmentationModule(pl.LightningModule):
         self._unjudged = (wrong, values, files, self.global_step)
         if wrong.device.type == "cpu":
             self.judge_loss()
+        if not self.training:  # a loss that is looked at moves nothing
+            return {"loss": loss, **more}
         if any(observation.memory.balances for observation in observations):
             self._waiting.append(observations)  # they cluster (K > 1), at the end of the step
         else:
@@ -294,11 +296,17 @@ class SegmentationModule(pl.LightningModule):
 class SupervisedModule(SegmentationModule):
     """Cross-entropy plus, for a head with prototypes, PPC and PPD on its online clustering; and a pixel contrast."""
 
+    _looked_at = False
+
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
         """The whole loss of images ``b 3 h w`` (uint8, or float in [0, 1]) and int64 labels ``b h w``, -1 ignored.
 
-        For a loop without a Trainer. After each step of its optimizer it calls ``after_optimizer_step()``.
+        For a loop without a Trainer. After each step of its optimizer it calls ``after_optimizer_step()``; in eval mode
+        nothing moves. Raises ProtosegError: others (on a GPU, which would be waited for, of the first batch alone).
         """
+        if label.device.type == "cpu" or not self._looked_at:
+            self._looked_at = True
+            check_batch(image, label, self.label_space.num_classes)
         size = torch.tensor([label.shape[1:]] * len(label))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*self.log.*")  # there is no Trainer to log to
@@ -309,3 +317,15 @@ class SupervisedModule(SegmentationModule):
         loss, values = self.sum_terms({**self.losses, **self.terms}, Step(self.model, replace(seen, rest=batch.rest)))
         observations += [o for term in self.terms.values() for o in term.observations]
         return self.step_output(loss, values, batch.name, observations)
+
+
+def check_batch(image: Tensor, label: Tensor, classes: int) -> None:
+    """Raise ProtosegError unless images and labels are as :meth:`SupervisedModule.loss` says."""
+    fits = label.dtype == torch.int64 and image.ndim == 4 and label.shape == image[:, 0].shape
+    fits = fits and -1 <= int(label.min()) <= int(label.max()) < classes
+    if image.dtype != torch.uint8:  # resized floats may be a little beyond
+        fits = fits and image.is_floating_point() and bool(-0.5 < image.min() <= image.max() < 1.5)
+    if not fits:
+        got = [f"{x.dtype} {tuple(x.shape)} of {float(x.min()):g} to {float(x.max()):g}" for x in (image, label)]
+        wanted = f"images b 3 h w, uint8 or in [0, 1], and int64 labels b h w of 0 to {classes - 1}, or -1: ignored"
+        raise ProtosegError(f"loss: expected {wanted}; got {got[0]} and {got[1]}")

@@ -1,12 +1,13 @@
 """Moves of an adaptation step that a config may replace: callables that ``AdaptationModule`` is given."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from protoseg.functional.mixing import check_colours, class_mix_mask, cut_mix_mask, paste, strong_transform
+from protoseg.functional.mixing import class_mix_mask, cut_mix_mask, paste, strong_transform
 from protoseg.losses import Target
 from protoseg.types import IGNORE_INDEX, Batch
 
@@ -34,7 +35,7 @@ class ClassMix:
     def __init__(
         self, of_batch: bool = False, ignored: bool = False, target_weight: float = 1.0, **colours: Any
     ) -> None:
-        check_colours("method.mix", **colours)
+        signature(strong_transform).bind(None, **colours)  # refuses others at once
         self.choice, self.target_weight, self.colours = (of_batch, ignored), target_weight, colours
 
     def mask(self, label: Tensor, num_classes: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,20 +13,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from protoseg.callbacks.checkpoint import Checkpoint, own_state
 from protoseg.lightning import failed_while_restoring, loops_state, optimizer_steps
-from protoseg.types import ProtosegError
+from protoseg.types import ProtosegError, told
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
 
-@contextmanager
-def restoring(path: str | None) -> Iterator[None]:
+def restoring(path: str | None) -> AbstractContextManager[None]:
     """Tell in one message where Lightning cannot restore the checkpoint at ``path``; errors of the training pass."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, ProtosegError) or path is None or not failed_while_restoring(error):
-            raise
-        raise _damaged(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+    def message(error: Exception) -> str | None:
+        damaged = _damaged(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return str(damaged) if path is not None and failed_while_restoring(error) else None
+
+    return told(message, Exception)
 
 
 def prepare(checkpoint: dict[str, Any], trainer: pl.Trainer) -> None:

@@ -213,3 +213,14 @@ def test_two_processes_fill_a_part_each(configure: Callable[..., DictConfig], wo
         one = np.load(folder / name)
         for field in one.dtype.names:  # with another number of threads the last bits differ
             np.testing.assert_allclose(one[field], there[field], atol=5e-3, rtol=5e-3)
+
+
+def test_a_module_that_does_not_say_how_it_sees_images_is_refused(
+    configure: Callable[..., DictConfig], words: list[str]
+) -> None:
+    """Crop, scale and augmentation are in the key by its config alone: without, maps of others would be read."""
+    cfg = configure("train", *words, *CNN, "encoder.pretrained=false")
+    module, data = filled(cfg)
+    module.config = None
+    with pytest.raises(ProtosegError, match="expected a module with its config"):
+        fill(cfg, module, data)

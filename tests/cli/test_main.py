@@ -62,6 +62,13 @@ def test_more_words_than_places_are_left_to_hydra() -> None:
     assert named(["a.ckpt", "b.ckpt"], ("ckpt_path",)) == ["ckpt_path=a.ckpt", "b.ckpt"]
 
 
+def test_a_path_may_look_like_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r u=n").mkdir()
+    Path("r u=n/a.ckpt").touch()
+    assert named(["r u=n/a.ckpt", "seed=1"], ("ckpt_path",)) == ['ckpt_path="r u=n/a.ckpt"', "seed=1"]
+
+
 TOOLS = [(name, entry, of) for name, entry in COMMANDS.items() for of in entry.get("commands", {"": entry}).items()]
 
 

@@ -189,3 +189,13 @@ def test_the_rules_of_resuming_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "resuming.md").read_text()
     table = page.split("| settings | a change is |\n|---|---|\n")[1].split("\n\n")[0]
     assert table.splitlines() == rules
+
+
+def test_every_block_of_code_ends(page: Path) -> None:
+    """Else all that follows is shown as code, up to the next block."""
+    inside = False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            assert not inside or line == "```", line
+            inside = not inside
+    assert not inside

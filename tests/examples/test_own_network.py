@@ -124,6 +124,12 @@ def test_scores_of_pairs(tmp_path: Path) -> None:
         protoseg.evaluate(model, [(PHOTO, truth[:5])])
     with pytest.raises(ProtosegError, match="expected ids 0 to 2"):
         protoseg.evaluate(model, [(PHOTO, truth + 5)])
+    with pytest.raises(ProtosegError, match="expected class ids h w, whole numbers, got float64"):
+        protoseg.evaluate(model, [(PHOTO, truth / 2)])
+
+
+def beside() -> NetworkEncoder:
+    return NetworkEncoder(Tiny(3), channels=3, stride=2)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +139,8 @@ def test_scores_of_pairs(tmp_path: Path) -> None:
         (lambda: tiny({"channels": 4}), "2 of another shape: body"),
         (lambda: tiny(None).save_pretrained("unused"), r"expected a network made with Model.from_network\(…, arg"),
         (lambda: protoseg.build(["a", "a"]), "a list of different names"),
+        (lambda: protoseg.build(CLASSES, encoder="resnet50", network=beside()), "no encoder or decoder beside"),
+        (lambda: protoseg.build(CLASSES, "encoder.freeze=true", network=beside()), "no encoder or decoder beside"),
         (lambda: protoseg.build("road"), "a list of different names"),
         (
             lambda: protoseg.Model.from_network(Tiny(3), CLASSES, stride=2).predict(PHOTO),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import protoseg
 from examples.plain_loop.plain_loop import loss_of_own_network, train
-from protoseg.nn import PrototypeHead
+from protoseg.nn import ClassQueues, PrototypeHead
 from protoseg.types import Batch, ProtosegError
 
 SMALL = ("encoder.name=test_resnet", "encoder.pretrained=false", "head.num_prototypes=2")
@@ -82,3 +82,61 @@ def test_with_lightning_and_batches_of_ones_own(batch: tuple[Tensor, Tensor], tm
     assert 0 <= float(trainer.callback_metrics["val/mIoU"]) <= 1
     network.save(tmp_path / "own.ckpt")
     assert protoseg.load(tmp_path / "own.ckpt").classes == ("left", "right")
+
+
+def test_a_loss_that_is_looked_at_moves_nothing(batch: tuple[Tensor, Tensor]) -> None:
+    network = protoseg.build(["left", "right"], *SMALL, contrast="pixel_contrast", method="supervised")
+    queue = next(part for part in network.modules() if isinstance(part, ClassQueues))
+    with torch.no_grad():
+        network.eval().loss(*batch)
+        network.after_optimizer_step()
+    assert network.model.head.memory.updates.sum() == queue.fill.sum() == 0
+    network.train().loss(*batch)
+    network.after_optimizer_step()
+    assert network.model.head.memory.updates.sum() > 0
+    assert queue.fill.sum() > 0
+
+
+def test_images_and_labels_of_another_form(batch: tuple[Tensor, Tensor]) -> None:
+    network, (image, label) = protoseg.build(["left", "right"], *SMALL), batch
+    for wrong in (
+        (image.float(), label),
+        (image.int(), label),
+        (image, label.masked_fill(label < 0, 255)),
+        (image, label - 1),
+        (image, label.int()),
+        (image, label[:, None]),
+        (image, label[:1]),
+    ):
+        with pytest.raises(ProtosegError, match=r"expected images b 3 h w, .* int64 labels b h w of 0 to 1, or -1"):
+            network.loss(*wrong)
+    assert network.loss(image.float() / 255, label).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("loss.ce.class_weights=balanced",), "got class_weights=balanced"),
+        (("method=dacs", "loss=parametric", "head=parametric", "~contrast"), "got AdaptationModule"),
+    ],
+)
+def test_what_needs_data_is_refused(words: tuple[str, ...], message: str) -> None:
+    small = [word for word in SMALL if "prototypes" not in word or "method=dacs" not in words]
+    with pytest.raises(ProtosegError, match=message):
+        protoseg.build(["left", "right"], *small, *words)
+
+
+@pytest.mark.parametrize("classes", [[1, 2], ["", "b"], ["a" * 1001, "b"], ["a", "a"], "ab"])
+def test_names_that_no_checkpoint_could_say(classes: list[str]) -> None:
+    with pytest.raises(ProtosegError, match="expected a list of different names"):
+        protoseg.build(classes, *SMALL)
+
+
+def test_random_numbers_of_the_program_stay() -> None:
+    torch.manual_seed(3)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    one = protoseg.build(["left", "right"], *SMALL)
+    assert torch.rand(1) == drawn
+    other = protoseg.build(["left", "right"], *SMALL, "seed=1")
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))

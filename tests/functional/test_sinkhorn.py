@@ -59,3 +59,13 @@ def test_half_precision_is_finite_at_cosine_one(dtype: torch.dtype) -> None:
 def test_no_valid_pixel_gives_zeros() -> None:
     plan = sinkhorn(torch.rand(5, 2), torch.full((5,), -1), 3, torch.zeros(5, dtype=torch.bool))
     assert (plan == 0).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.01, 0.003])
+def test_a_sharp_plan_is_that_of_fp64(epsilon: float) -> None:
+    torch.manual_seed(0)
+    similarity = torch.rand(400, 10) * 0.6 - 0.3
+    plan = sinkhorn(similarity, torch.zeros(400, dtype=torch.int64), 1, epsilon=epsilon)
+    assert plan.dtype == torch.float32
+    torch.testing.assert_close(plan, naive_plan(similarity.double(), epsilon, 3).float(), atol=1e-4, rtol=0)
+    assert (plan.sum(0) > 20).all()

@@ -92,6 +92,9 @@ def test_an_evaluation_lies_beside_its_run(
     monkeypatch.setattr(sys, "argv", ["e", f"ckpt_path={quote}{tmp_path}/a=b/checkpoints/best.ckpt{quote}"])
     cli.evaluate()
     assert os.environ["PROTOSEG_RUN"] == str(tmp_path / "a=b")
+    monkeypatch.setattr(sys, "argv", ["e", "ckpt_path=alone.ckpt"])
+    cli.evaluate()  # in the same process, as a notebook does
+    assert "PROTOSEG_RUN" not in os.environ
 
 
 def test_short_words_of_the_tests_are_left_alone(

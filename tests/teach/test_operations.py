@@ -262,3 +262,21 @@ def test_wrong_input(base: Path, patches: tuple[Path, Path]) -> None:
         ProtosegError, match=r"two or more, and a name that no other class has, got Car, Sky into 'Tree'"
     ):
         merge_classes(TrainedFile(base, old), ["Car", "Sky"], "Tree")
+
+
+def test_a_change_fits_its_own_classes_only(base: Path, patches: tuple[Path, Path]) -> None:
+    """Its rows are places among them: on others of the same network each class would take another's prototypes."""
+    old = read_checkpoint(base)
+    added = add_classes(TrainedFile(base, old), green(patches, "patch"), ["patch"])[0]
+    removed = remove_classes(TrainedFile(base, old), ["Pole"])
+    for first, second in ((added, removed), (removed, added), (removed, removed)):
+        with pytest.raises(ProtosegError, match="got another network or other classes"):
+            apply_edit(apply_edit(old, first), second)
+
+
+def test_pixels_of_a_removed_class_stay_ignored_where_a_merge_takes_its_name(base: Path) -> None:
+    new = apply_edit(read_checkpoint(base), remove_classes(TrainedFile(base, read_checkpoint(base)), ["Fence"]))
+    for names, into in ((["Pole", "SignSymbol"], "Fence"), (["Fence", "Car"], "Car")):
+        new = apply_edit(new, merge_classes(TrainedFile(base, new), names, into))
+        assert new["protoseg"]["relabel"]["Fence"] is None
+        assert new["protoseg"]["relabel"]["Pole"] == into

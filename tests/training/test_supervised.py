@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -21,7 +22,7 @@ from protoseg.nn import PrototypeMemory
 from protoseg.run.build import build_datamodule, build_module
 from protoseg.run.evaluate import run_evaluation
 from protoseg.run.train import in_words, run_training, validation_interval
-from protoseg.trained import TrainedFile
+from protoseg.trained import TrainedFile, open_file
 from protoseg.types import ProtosegError
 from tests.conftest import DRAWN, SAVED, TINY
 
@@ -315,3 +316,28 @@ def test_evaluation_of_moved_data_and_of_a_data_set_of_ones_own(
     with pytest.raises(ProtosegError, match="data=NAME"):
         run_evaluation(configure("evaluate", *common, output=tmp_path / "c"))
     assert run_evaluation(configure("evaluate", *common, "data=streets", output=tmp_path / "d")) is not None
+
+
+def test_evaluation_of_a_folder_that_was_moved(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Its masks are read by the classes.yaml that lies beside them, not by that of the folder of the training."""
+    colors = {"left": [200, 0, 0], "right": [0, 200, 0]}
+    for name, swapped in (("old", False), ("new", True)):
+        palette = dict(zip(colors, [*colors.values()][:: -1 if swapped else 1], strict=True))
+        mask = np.zeros((64, 64, 3), np.uint8)
+        mask[:, :32], mask[:, 32:] = palette.values()
+        for kind, picture in (("images", np.full((64, 64, 3), 90, np.uint8)), ("masks", mask)):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i in range(6):
+                Image.fromarray(picture).save(tmp_path / name / kind / f"{i}.png")
+        (tmp_path / name / "classes.yaml").write_text(f"classes: {palette}".replace("'", ""))
+    run_training(configure("train", *TINY, "trainer.max_steps=1", "data=folder", f"data.root={tmp_path}/old"))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    scores = []
+    for folder in ("old", "new"):
+        out = tmp_path / f"out_{folder}"
+        words = (f"ckpt_path={last}", "num_workers=0", "save=[]", f"root={tmp_path}/{folder}")
+        scores.append(run_evaluation(configure("evaluate", *words, output=out)))
+    assert scores[0] == scores[1]
+    (tmp_path / "old").rename(tmp_path / "older")
+    moved = open_file(last).datamodule(str(tmp_path / "older"), num_workers=0)
+    assert moved.label_space.classes == ("left", "right")

@@ -1,0 +1,17 @@
+from protoseg.losses.adaptation import DetailCrossEntropy as DetailCrossEntropy
+from protoseg.losses.adaptation import FeatureDistance as FeatureDistance
+from protoseg.losses.adaptation import MaskedImageConsistency as MaskedImageConsistency
+from protoseg.losses.adaptation import MixedCrossEntropy as MixedCrossEntropy
+from protoseg.losses.adaptation import MixedDetailCrossEntropy as MixedDetailCrossEntropy
+from protoseg.losses.adaptation import StrongViews as StrongViews
+from protoseg.losses.segmentation import AuxiliaryCrossEntropy as AuxiliaryCrossEntropy
+from protoseg.losses.segmentation import CrossEntropy as CrossEntropy
+from protoseg.losses.segmentation import LogitsLoss as LogitsLoss
+from protoseg.losses.segmentation import PixelPrototypeContrast as PixelPrototypeContrast
+from protoseg.losses.segmentation import PixelPrototypeDistance as PixelPrototypeDistance
+from protoseg.losses.segmentation import RegionMutualInformation as RegionMutualInformation
+from protoseg.losses.term import Mixed as Mixed
+from protoseg.losses.term import Seen as Seen
+from protoseg.losses.term import Step as Step
+from protoseg.losses.term import Target as Target
+from protoseg.losses.term import Term as Term

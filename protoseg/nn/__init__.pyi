@@ -1,0 +1,11 @@
+from protoseg.nn.discriminant import Discriminant as Discriminant
+from protoseg.nn.heads import AtrousHead as AtrousHead
+from protoseg.nn.heads import Head as Head
+from protoseg.nn.heads import LinearHead as LinearHead
+from protoseg.nn.heads import LogitsHead as LogitsHead
+from protoseg.nn.heads import ParametricHead as ParametricHead
+from protoseg.nn.heads import PrototypeHead as PrototypeHead
+from protoseg.nn.prototype_memory import Observation as Observation
+from protoseg.nn.prototype_memory import PrototypeMemory as PrototypeMemory
+from protoseg.nn.queues import ClassQueues as ClassQueues
+from protoseg.nn.teacher import EMATeacher as EMATeacher

@@ -1,0 +1,11 @@
+from protoseg.teach.edit import ClassEdit as ClassEdit
+from protoseg.teach.edit import apply_edit as apply_edit
+from protoseg.teach.edit import read_edit as read_edit
+from protoseg.teach.edit import write_edit as write_edit
+from protoseg.teach.normalisation import adapt_normalisation as adapt_normalisation
+from protoseg.teach.operations import add_classes as add_classes
+from protoseg.teach.operations import merge_classes as merge_classes
+from protoseg.teach.operations import refresh_class as refresh_class
+from protoseg.teach.operations import remove_classes as remove_classes
+from protoseg.teach.statistics import with_statistics as with_statistics
+from protoseg.teach.tuning import tune_classes as tune_classes

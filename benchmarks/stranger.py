@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ CITYSCAPES = (
     *("Road", "Sidewalk", "Building", "Building", "Fence", "Pole", "SignSymbol", "SignSymbol", "Tree", "Tree", "Sky"),
     *("Pedestrian", "Bicyclist", "Car", "Car", "Car", "Car", "Bicyclist", "Bicyclist", None),
 )  # CamVid's class of each channel: 19 train ids, and all else
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: Any = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 COLORS = dict(zip(CAMVID.classes, CAMVID.colors, strict=True))
 SHOTS, DRAWS = (1, 5, 20), 3
 

@@ -1,9 +1,11 @@
 """Semantic segmentation with class prototypes: supervised (ProtoSeg) and domain-adaptive (PGPC)."""
 
 import ast
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,20 @@ except PackageNotFoundError:  # a checkout on PYTHONPATH that was never installe
     __version__ = "0+unknown"
 
 
-def lazy(file: str) -> tuple[Callable[[str], Any], list[str]]:
-    """``__getattr__`` (PEP 562) and ``__all__`` of a package: what its ``.pyi`` imports, so late that it is light."""
-    stub: Any = ast.parse(Path(file).with_suffix(".pyi").read_text("utf-8"))
+def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` (PEP 562) and ``__all__`` for what a package's ``.pyi`` imports: once it is used."""
+    module = sys.modules[package]
+    stub: Any = ast.parse(Path(str(module.__file__)).with_suffix(".pyi").read_text("utf-8"))
     places = {alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
     def get(name: str) -> Any:
         if name in places:
             return getattr(import_module(places[name]), name)
-        raise AttributeError(f"{file} has no attribute {name!r}")
+        if find_spec(f"{package}.{name}"):
+            return import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, [*places]
+    return get, lambda: [*vars(module), *places], [*places]
 
 
-__getattr__, __all__ = lazy(__file__)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__, __all__ = lazy(__name__)

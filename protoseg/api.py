@@ -85,8 +85,7 @@ class Prediction:
 class Model:
     """A network in eval mode, its classes, its device and how it looks at an image; made by :func:`load`.
 
-    Set another ``predictor`` to change how images are seen, e.g. ``Predictor("slide", crop_size=512)``; a saved model
-    has that of its training.
+    Set another ``predictor``, which is not saved, to change how images are seen: ``Predictor("slide", crop_size=512)``.
     """
 
     network: Segmentor
@@ -307,10 +306,11 @@ def _from_hub(failed: str, remedy: str) -> AbstractContextManager[None]:
 
 def _without_places(node: Any) -> Any:
     """A config without folders of the machine: data is looked for in ``data/``, as documented."""
-    if isinstance(node, str) and os.path.isabs(node):
-        return os.path.basename(node)
+    if isinstance(node, list):
+        return [_without_places(value) for value in node]
     if not isinstance(node, dict):
-        return node
+        return os.path.basename(node) if isinstance(node, str) and os.path.isabs(node) else node
     node = moved(node, f"data/{Path(str(node['root'])).name}") if node.get("root") else node
-    plain = {key: _without_places(value) for key, value in node.items()}
+    kept = ("network", "relabel")  # arguments of a class of one's own; names
+    plain = {key: value if key in kept else _without_places(value) for key, value in node.items()}
     return plain | ({"weights": None} if "weights" in plain else {})

@@ -180,8 +180,9 @@ def open_file(path: str | Path, trust: Sequence[str] = ()) -> TrainedFile:
 def moved(part: dict[str, Any], root: str) -> dict[str, Any]:
     """Settings of a data set whose folder is ``root`` now, as is that of its file of classes, if it lay there."""
     of = part.get("dataset") or {}
-    if isinstance(classes := of.get("classes"), str) and Path(classes).parent == Path(str(part["root"])):
-        part = part | {"dataset": of | {"classes": f"{root}/{Path(classes).name}"}}
+    classes, before = Path(str(of.get("classes"))), Path(str(part.get("root")))
+    if classes.suffix and classes.parent == before:  # no table's name
+        part = part | {"dataset": of | {"classes": f"{root}/{classes.name}"}}
     return part | {"root": root}
 
 

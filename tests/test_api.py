@@ -23,6 +23,7 @@ from protoseg.data.channels import ImageReader
 from protoseg.evaluation.predictor import Predictor
 from protoseg.run.build import build_module
 from protoseg.run.evaluate import run_evaluation
+from protoseg.trained import moved
 from protoseg.types import ProtosegError
 from tests.conftest import TINY
 
@@ -149,13 +150,16 @@ def test_places_do_not_travel_and_data_are_found_where_they_are_looked_for(
     config = content["protoseg"]["config"]
     own = {"_target_": "protoseg.data.LabelledFolder", "_partial_": True, "classes": "/home/me/mine/classes.yaml"}
     config["data"]["target"] |= {"root": "/home/me/mine", "dataset": own, "train_list": "/home/me/few.txt"}
-    config["data"]["source"]["dataset"] = own | {"classes": "/home/me/elsewhere/classes.yaml"}
+    elsewhere = {"classes": "/home/me/elsewhere/classes.yaml", "masks": ["/home/me/m_*"]}
+    config["data"]["source"]["dataset"] = own | elsewhere
     torch.save(content, checkpoint)
     saved = protoseg.load(run, device="cpu").save_pretrained(tmp_path / "saved")
     said = read_checkpoint(saved)["protoseg"]["config"]
     assert "/home/me" not in str(said)
     target = said["data"]["target"]
     assert (target["root"], target["dataset"]["classes"]) == ("data/mine", "data/mine/classes.yaml")
+    table = {"root": ".", "dataset": {"classes": "potsdam"}}  # a table's name is no file
+    assert moved(table, "elsewhere") == table | {"root": "elsewhere"}
 
 
 def test_the_range_of_deep_images_goes_along(run: Path, tmp_path: Path) -> None:

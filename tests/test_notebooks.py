@@ -116,7 +116,6 @@ def test_runs_as_it_is_in_a_kernel(path: Path, tmp_path: Path, monkeypatch: pyte
     assert not [output for output in outputs if output.output_type == "error"]
 
 
-@pytest.mark.slow
 def test_a_training_is_done_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = train("run", "head.num_prototypes=2")
     written = checkpoint.stat().st_mtime_ns

@@ -96,7 +96,7 @@ class Session(Photos):
         if self.journal.is_file() and (whole := self.journal.read_bytes().rpartition(b"\n")[0]):
             first, *actions = map(json.loads, whole.split(b"\n"))
             if first["base"] != head["base"]:
-                raise ValueError(f"of {first['network']}, another network")
+                raise ValueError(f"of {first['network']}, another network or other classes")
             for action in actions:
                 self._apply(action)
             self._end, self._pending = len(whole) + 1, []

@@ -122,6 +122,8 @@ def sinkhorn(
     plan, ``n k``, fp32 or fp64 as its input. Rows of pixels that take part (``valid``, bool ``n``; all by default) sum
     to 1; the others are 0, their label may be anything. ``epsilon`` >= 0.003: smaller is sharper; ``rounds`` normalise.
     """
+    if epsilon < 0.003:  # exp(-2 / epsilon) is 0 in fp64, too
+        raise ProtosegError(f"sinkhorn: expected an epsilon of 0.003 or more, got {epsilon}; see head.epsilon")
     dtype = at_least_fp32(own).dtype
     # Cosines are at most 1; the shift keeps exp in range (exp(1 / 0.05) overflows fp16) and cancels in the plan.
     # Below 0.03 the shares of a far pixel would all be 0 in fp32.

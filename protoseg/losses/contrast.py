@@ -214,7 +214,8 @@ class ClassMeanContrast(ProjectedContrast):
         embeddings, label = embed(self.projection, rows), torch.cat([label for _, label in parts])
         on_source = embeddings[: len(source)].detach()
         means, placed = self.means.prototypes[:, 0].clone(), self.means.updates[:, 0] > 0
-        self.means.observe(on_source, source, torch.ones_like(source, dtype=torch.bool))
+        if self.training:
+            self.means.observe(on_source, source, torch.ones_like(source, dtype=torch.bool))
         self.statistics = {"anchors": (label != IGNORE_INDEX).sum().float()}
         sizes = (embeddings, label, means, placed, self.temperature)
         return formulas.class_mean_contrast(*sizes) + self.uniformity * formulas.mean_feature_uniformity(*sizes)

@@ -1,7 +1,6 @@
 """Adapters of frozen encoders: LoRA (Hu et al., arXiv 2106.09685), Rein (Wei et al., CVPR 2024, arXiv 2312.04265)."""
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -53,14 +52,6 @@ def merge(model: nn.Module) -> None:
             layer.__class__ = parametrize.type_before_parametrizations(layer)
             del layer.parametrizations
             layer.register_parameter("weight", weight)
-
-
-def merge_state(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """As :func:`merge`, in a state dict: updates that ``wanted`` does not have, or has of another rank."""
-    for name in [name for name in state if name.endswith(ORIGINAL)]:
-        up, down = (f"{name.removesuffix('original')}0.{part}" for part in ("up", "down"))
-        if {up, down} <= state.keys() and (down not in wanted or wanted[down].shape != state[down].shape):
-            state[name.removesuffix(ORIGINAL) + ".weight"] = state.pop(name) + state.pop(up) @ state.pop(down)
 
 
 class Rein(nn.Module):

@@ -63,9 +63,9 @@ class PrototypeMemory(nn.Module):
         super().__init__()
         check_choice("head.init", init, INITS)
         check_choice("head.assignment", assignment, ASSIGNMENTS)
-        if min(num_classes, num_prototypes, dim) < 1 or not 0 <= momentum <= 1 or epsilon < 0.003:
-            text = "expected at least one class, prototype and channel, momentum in [0, 1], epsilon >= 0.003"
-            raise ProtosegError(f"memory: {text}, got {num_classes=}, {num_prototypes=}, {dim=}, {momentum=}, {epsilon=}")
+        if min(num_classes, num_prototypes, dim) < 1 or not 0 <= momentum <= 1:
+            text = "prototype memory: expected at least one class, prototype and channel, momentum in [0, 1]"
+            raise ProtosegError(f"{text}, got {num_classes=}, {num_prototypes=}, {dim=}, {momentum=}")
         self.momentum, self.momentum_warmup = momentum, momentum_warmup
         self.init, self.assignment, self.epsilon, self.rounds = init, assignment, epsilon, rounds
         self.parents: Sequence[int] = ()  # of a tree of classes, see ``LabelSpace``

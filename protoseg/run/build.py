@@ -12,7 +12,7 @@ from protoseg.data import AdaptationDataModule, SegmentationDataModule, limit_pi
 from protoseg.data.channels import OPTIONS, ImageReader
 from protoseg.data.statistics import channel_statistics
 from protoseg.losses import FeatureDistance, Term
-from protoseg.models.adapters import ORIGINAL, merge_state
+from protoseg.models.adapters import ORIGINAL
 from protoseg.models.build import build_model, compile_networks
 from protoseg.models.segmentor import Segmentor
 from protoseg.models.weights import listed_keys
@@ -103,7 +103,6 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
         by_class = {name for name in now if now[name].shape != wider[name].shape}
     same = [name for name in new if name in old]
     taken = {}
-    merge_state(given, now)
     for name in [name for name in now if name.endswith(ORIGINAL)]:  # a weight that is adapted from now on
         plain_name = name.removesuffix(ORIGINAL) + ".weight"
         if plain_name in given:

@@ -120,7 +120,7 @@ def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or before in _VALUED:
             options.append(word)
-        elif not free or word.startswith(("~", "+")) or ("=" in word.partition("/")[0] and not os.path.exists(word)):
+        elif not free or word.startswith(("~", "+")) or ("=" in word.partition("/")[0] and not os.path.isfile(word)):
             overrides.append(word)
         else:
             overrides.append(override(free.pop(0), word))

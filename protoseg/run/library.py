@@ -17,7 +17,7 @@ from protoseg.evaluation.metrics import SegmentationMetrics
 from protoseg.models.own import NetworkEncoder
 from protoseg.run.build import build_module
 from protoseg.run.config import check_ranges, composed, explained
-from protoseg.training.base import SegmentationModule, SupervisedModule
+from protoseg.training.base import SegmentationModule
 from protoseg.types import IGNORE_INDEX, ProtosegError
 
 
@@ -52,10 +52,6 @@ def build(
                 raise ProtosegError("build: expected no encoder or decoder beside a network of one's own, got both")
             cfg.encoder = OmegaConf.create(network.config(arguments or {}))
         module = build_module(cfg, own_space(classes))
-        balanced = any(getattr(term, "needs_frequencies", False) for term in module.losses.values())
-        if balanced or not isinstance(module, SupervisedModule):  # there are no data to count, or to adapt to
-            got = "class_weights=balanced" if balanced else type(module).__name__
-            raise ProtosegError(f"build: expected method=supervised and class_weights=null or numbers, got {got}")
         module.model.encoder = module.model.encoder if network is None else network
         return module
 

@@ -2,4 +2,4 @@
 
 from protoseg import lazy
 
-__getattr__, __all__ = lazy(__file__)
+__getattr__, __dir__, __all__ = lazy(__name__)

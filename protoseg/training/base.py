@@ -125,11 +125,17 @@ class SegmentationModule(pl.LightningModule):
     on_train_start = follow_settings
 
     def on_fit_start(self) -> None:
+        self.train()  # Lightning leaves the mode as it is: nothing would move in that of a network that was looked at
+        self.count(getattr(getattr(self.trainer, "datamodule", None), "source", None))
+
+    def count(self, data: Any) -> None:
+        """Let losses know how frequent classes are in ``data``; ProtosegError where one needs that, and it is None."""
         balanced = [m for m in self.modules() if isinstance(m, CrossEntropy) and m.needs_frequencies]
-        if balanced:
-            frequencies = self.trainer.datamodule.source.class_frequencies()  # type: ignore[attr-defined]
-            for term in balanced:
-                term.set_frequencies(frequencies)
+        if balanced and data is None:
+            raise ProtosegError("class_weights=balanced: expected the data of a DataModule of protoseg; give numbers")
+        frequencies: Any = data.class_frequencies() if balanced else None
+        for term in balanced:
+            term.set_frequencies(frequencies)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.judge_loss()
@@ -305,8 +311,9 @@ class SupervisedModule(SegmentationModule):
         nothing moves. Raises ProtosegError: others (on a GPU, which would be waited for, of the first batch alone).
         """
         if label.device.type == "cpu" or not self._looked_at:
-            self._looked_at = True
             check_batch(image, label, self.label_space.num_classes)
+            self.count(None)
+            self._looked_at = True
         size = torch.tensor([label.shape[1:]] * len(label))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*self.log.*")  # there is no Trainer to log to
@@ -321,11 +328,11 @@ class SupervisedModule(SegmentationModule):
 
 def check_batch(image: Tensor, label: Tensor, classes: int) -> None:
     """Raise ProtosegError unless images and labels are as :meth:`SupervisedModule.loss` says."""
-    fits = label.dtype == torch.int64 and image.ndim == 4 and label.shape == image[:, 0].shape
-    fits = fits and -1 <= int(label.min()) <= int(label.max()) < classes
-    if image.dtype != torch.uint8:  # resized floats may be a little beyond
-        fits = fits and image.is_floating_point() and bool(-0.5 < image.min() <= image.max() < 1.5)
+    fits = label.dtype == torch.int64 and image.ndim == 4 and label.shape == image[:, 0].shape and label.numel() > 0
+    fits = fits and int(label.min()) >= -1 and int(label.max()) < classes
+    if fits and image.dtype != torch.uint8:  # resized floats may be a little beyond
+        fits = image.is_floating_point() and -0.5 < float(image.min()) <= float(image.max()) < 1.5
     if not fits:
-        got = [f"{x.dtype} {tuple(x.shape)} of {float(x.min()):g} to {float(x.max()):g}" for x in (image, label)]
+        got = f"{image.dtype} {tuple(image.shape)} and {label.dtype} {tuple(label.shape)}, or other numbers"
         wanted = f"images b 3 h w, uint8 or in [0, 1], and int64 labels b h w of 0 to {classes - 1}, or -1: ignored"
-        raise ProtosegError(f"loss: expected {wanted}; got {got[0]} and {got[1]}")
+        raise ProtosegError(f"loss: expected {wanted}; got {got}")

@@ -119,7 +119,6 @@ def test_same_bits_after_a_fill_and_a_training_that_were_stopped(
 FLIP = "+augment.scale={_target_: albumentations.VerticalFlip}"
 
 
-@pytest.mark.slow
 def test_another_folder_for_whatever_the_maps_depend_on(
     configure: Callable[..., DictConfig], words: list[str], tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_path_may_look_like_a_setting(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     Path("r u=n").mkdir()
     Path("r u=n/a.ckpt").touch()
+    Path("seed=1").mkdir()
     assert named(["r u=n/a.ckpt", "seed=1"], ("ckpt_path",)) == ['ckpt_path="r u=n/a.ckpt"', "seed=1"]
 
 

@@ -86,8 +86,9 @@ def is_there(name: str) -> bool:
     place = PACKAGE.joinpath(*folders)
     if place.joinpath(last).is_dir() or place.joinpath(f"{last}.py").is_file():
         return True
-    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    return file.is_file() and (defines(file, last) or re.search(rf"\b{last}\b", file.read_text()) is not None)
+    files = [place / "__init__.py", place / "__init__.pyi"] if place.is_dir() else [place.with_suffix(".py")]
+    texts = [file.read_text() for file in files if file.is_file()]
+    return any(re.search(rf"\b{last}\b", text) for text in texts)
 
 
 def test_every_name_of_the_code_exists(page: Path) -> None:

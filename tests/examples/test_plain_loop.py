@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import protoseg
 from examples.plain_loop.plain_loop import loss_of_own_network, train
-from protoseg.nn import ClassQueues, PrototypeHead
+from protoseg.nn import PrototypeHead
 from protoseg.types import Batch, ProtosegError
 
 SMALL = ("encoder.name=test_resnet", "encoder.pretrained=false", "head.num_prototypes=2")
@@ -29,7 +29,6 @@ def batch() -> tuple[Tensor, Tensor]:
     return image, label
 
 
-@pytest.mark.slow
 def test_a_network_by_name(batch: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     torch.manual_seed(0)
     train([batch] * 40, ["left", "right"], str(tmp_path / "own.ckpt"), *SMALL)
@@ -84,17 +83,20 @@ def test_with_lightning_and_batches_of_ones_own(batch: tuple[Tensor, Tensor], tm
     assert protoseg.load(tmp_path / "own.ckpt").classes == ("left", "right")
 
 
-def test_a_loss_that_is_looked_at_moves_nothing(batch: tuple[Tensor, Tensor]) -> None:
-    network = protoseg.build(["left", "right"], *SMALL, contrast="pixel_contrast", method="supervised")
-    queue = next(part for part in network.modules() if isinstance(part, ClassQueues))
-    with torch.no_grad():
-        network.eval().loss(*batch)
+@pytest.mark.parametrize("contrast", ["pixel_contrast", "sepico_proto"])
+def test_a_loss_that_is_looked_at_moves_nothing(batch: tuple[Tensor, Tensor], contrast: str) -> None:
+    network = protoseg.build(["left", "right"], *SMALL, contrast=contrast, method="supervised")
+
+    def moved() -> set[str]:
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        network.loss(*batch)
         network.after_optimizer_step()
-    assert network.model.head.memory.updates.sum() == queue.fill.sum() == 0
-    network.train().loss(*batch)
-    network.after_optimizer_step()
-    assert network.model.head.memory.updates.sum() > 0
-    assert queue.fill.sum() > 0
+        return {name.rpartition(".")[2] for name, buffer in network.named_buffers() if not buffer.equal(before[name])}
+
+    network.eval()
+    assert moved() == set()
+    network.train()
+    assert {"prototypes", "updates"} | ({"fill"} if contrast == "pixel_contrast" else set()) <= moved()
 
 
 def test_images_and_labels_of_another_form(batch: tuple[Tensor, Tensor]) -> None:
@@ -107,23 +109,35 @@ def test_images_and_labels_of_another_form(batch: tuple[Tensor, Tensor]) -> None
         (image, label.int()),
         (image, label[:, None]),
         (image, label[:1]),
+        (image[:0], label[:0]),
+        (image.to(torch.complex64), label),
     ):
         with pytest.raises(ProtosegError, match=r"expected images b 3 h w, .* int64 labels b h w of 0 to 1, or -1"):
             network.loss(*wrong)
     assert network.loss(image.float() / 255, label).isfinite()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("loss.ce.class_weights=balanced",), "got class_weights=balanced"),
-        (("method=dacs", "loss=parametric", "head=parametric", "~contrast"), "got AdaptationModule"),
-    ],
-)
-def test_what_needs_data_is_refused(words: tuple[str, ...], message: str) -> None:
-    small = [word for word in SMALL if "prototypes" not in word or "method=dacs" not in words]
-    with pytest.raises(ProtosegError, match=message):
-        protoseg.build(["left", "right"], *small, *words)
+def test_weights_by_frequency_need_data(batch: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    words = ("loss.ce.class_weights=balanced", "schedule.warmup_steps=0")
+    network = protoseg.build(["left", "right"], *SMALL, *words)
+    with pytest.raises(ProtosegError, match="balanced: expected the data"):
+        network.loss(*batch)
+    loader = DataLoader([0], collate_fn=lambda _: Batch(*batch, torch.tensor([[64, 64]] * 2), ["a", "b"]))
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    with pytest.raises(ProtosegError, match="balanced: expected the data"):
+        trainer.fit(network, loader)
+
+
+def test_a_network_that_was_looked_at_is_trained_all_the_same(batch: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    network = protoseg.build(["left", "right"], *SMALL, "schedule.warmup_steps=0").eval()
+    loader = DataLoader([0, 1], collate_fn=lambda _: Batch(*batch, torch.tensor([[64, 64]] * 2), ["a", "b"]))
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    trainer.fit(network, loader)
+    assert network.model.head.memory.updates.sum() > 0
 
 
 @pytest.mark.parametrize("classes", [[1, 2], ["", "b"], ["a" * 1001, "b"], ["a", "a"], "ab"])

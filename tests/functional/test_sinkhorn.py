@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from protoseg.functional.prototypes import sinkhorn
+from protoseg.types import ProtosegError
 
 
 def naive_plan(similarity: Tensor, epsilon: float, rounds: int) -> Tensor:
@@ -69,3 +70,5 @@ def test_a_sharp_plan_is_that_of_fp64(epsilon: float) -> None:
     assert plan.dtype == torch.float32
     torch.testing.assert_close(plan, naive_plan(similarity.double(), epsilon, 3).float(), atol=1e-4, rtol=0)
     assert (plan.sum(0) > 20).all()
+    with pytest.raises(ProtosegError, match=r"expected an epsilon of 0\.003 or more, got 0\.002"):
+        sinkhorn(similarity, torch.zeros(400, dtype=torch.int64), 1, epsilon=0.002)

@@ -154,7 +154,6 @@ def test_update_between_forward_and_backward() -> None:
         ({"assignment": "soft"}, "assignment: expected"),
         ({"momentum": 1.5}, "momentum in"),
         ({"num_prototypes": 0}, "at least one"),
-        ({"epsilon": 0.002}, "epsilon >= 0.003"),
     ],
 )
 def test_bad_memory(arguments: dict, message: str) -> None:

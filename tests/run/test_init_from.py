@@ -118,22 +118,3 @@ def test_the_feature_distance_is_from_an_encoder_that_knows_something(make: Make
     start_from(second, read_checkpoint(tmp_path / "a.ckpt"), cfg)
     now = second.model.encoder.state_dict()
     assert all(torch.equal(reference[name], before[name] if known else now[name]) for name in now)
-
-
-@pytest.mark.parametrize("rank", [None, 3])
-def test_what_lora_has_learned_goes_along(make: Make, tmp_path: Path, rank: int | None) -> None:
-    """To a plain network, or to one with updates of another rank, which begin at nothing."""
-    vit = ("encoder=vit_small", "encoder.name=test_vit", "encoder.pyramid_channels=8")
-    first = make("a b", *vit, "encoder.lora_rank=2")[1]
-    for name, parameter in first.model.encoder.named_parameters():
-        if name.endswith(".up"):
-            torch.nn.init.normal_(parameter)
-    first.save(tmp_path / "a.ckpt")
-    cfg, second = make("a b", *vit, f"encoder.lora_rank={'null' if rank is None else rank}", "seed=1")
-    said = start_from(second, read_checkpoint(tmp_path / "a.ckpt"), cfg)
-    image = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        maps = [model.encoder.eval()(image) for model in (first.model, second.model)]
-    for one, other in zip(*maps, strict=True):
-        torch.testing.assert_close(one, other)
-    assert "not used" not in said

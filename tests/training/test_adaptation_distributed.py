@@ -139,8 +139,7 @@ def on_rank(rank: int, head: str) -> dict[str, Any]:
     return run(slice(0, 2) if rank == 0 else slice(2, B), head)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("head", ["parametric", "prototype"])
+@pytest.mark.parametrize("head", [pytest.param("parametric", marks=pytest.mark.slow), "prototype"])
 def test_two_ranks_equal_one_process(two_ranks: TwoRanks, head: str) -> None:
     one = run(slice(None), head)
     assert one["teacher.n_averaged"] == STEPS + 1

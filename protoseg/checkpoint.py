@@ -134,6 +134,8 @@ def _kind(value: object) -> str:
 def check_same_classes(path: str | Path, trained: LabelSpace, data: LabelSpace) -> None:
     """Raise ProtosegError unless the data has the classes that a model was trained for."""
     if trained.classes != data.classes:
-        one, other = (f"{s.num_classes} classes ({s.name}: {', '.join(s.classes[:4])}, …)" for s in (trained, data))
+        at = next(i for i in range(len(trained.classes) + 1) if trained.classes[i : i + 1] != data.classes[i : i + 1])
+        spaces = (trained, data)  # of each is shown where it begins to differ
+        one, other = (f"{s.num_classes} classes ({s.name}: {', '.join(s.classes[at:][:4])}, …)" for s in spaces)
         remedy = "choose the data that it was trained on, or predict without labels: evaluate.py mode=predict"
         raise ProtosegError(f"the checkpoint {path} was trained on {one}, the data has {other}; {remedy}")

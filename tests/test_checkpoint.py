@@ -17,10 +17,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from protoseg.callbacks.checkpoint import AtomicCheckpointIO
-from protoseg.checkpoint import read_checkpoint, save_checkpoint
+from protoseg.checkpoint import check_same_classes, read_checkpoint, save_checkpoint
 from protoseg.trained import open_file
 from protoseg.trusted import SLOTS, Slot, checked_sections
-from protoseg.types import ProtosegError
+from protoseg.types import LabelSpace, ProtosegError
 from tests.conftest import CONF, at_most
 
 HEAD = {"_target_": "protoseg.nn.PrototypeHead", "num_prototypes": 2}
@@ -320,3 +320,10 @@ def test_a_full_disk_is_told_with_what_was_wanted(tmp_path: Path, monkeypatch: p
     with pytest.raises(ProtosegError) as error:
         save_checkpoint(state, tmp_path / "new" / "last.ckpt")
     assert "last.ckpt: No space left on device (5.0 MB wanted, 1.5 MB free). What was written" in str(error.value)
+
+
+def test_other_classes_are_told_by_where_they_differ() -> None:
+    colors = tuple((i, i, i) for i in range(6))
+    one, other = LabelSpace("toy", tuple("abcdef"), colors), LabelSpace("toy", tuple("abcdfe"), colors)
+    with pytest.raises(ProtosegError, match=r"6 classes \(toy: e, f, …\), the data has 6 classes \(toy: f, e, …\)"):
+        check_same_classes("a.ckpt", one, other)

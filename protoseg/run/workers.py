@@ -124,7 +124,7 @@ def main() -> None:
         sys.exit(1)  # the parent says it
     except Exception:
         # Where another rank died first, the parent ends this one meanwhile, before it tells of a lost connection.
-        time.sleep(1)
+        time.sleep(3)  # the parent looks twice a second, on a busy machine less often
         raise
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from protoseg import __version__
 from protoseg.archive import read_archive
 from protoseg.files import existing_checkpoint, write_file
-from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, told
+from protoseg.types import MAX_CLASSES, MAX_NAME, LabelSpace, ProtosegError, told
 
 NETWORKS = {"student": "model.", "teacher": "teacher.module."}  # what the names of a network's weights begin with
 
@@ -74,8 +74,8 @@ def checkpoint_label_space(checkpoint: dict[str, Any]) -> LabelSpace:
     name, classes, colors = (space[key] for key in keys)
     if not isinstance(classes, (list, tuple)) or not 0 < len(classes) <= MAX_CLASSES:
         raise ProtosegError(f"label space: expected 1 to {MAX_CLASSES} classes, got {_kind(classes)}")
-    if not all(isinstance(each, str) and 0 < len(each) <= 1000 for each in (name, *classes)):
-        raise ProtosegError("label space: expected names of at most 1000 letters, got others")
+    if not all(isinstance(each, str) and 0 < len(each) <= MAX_NAME for each in (name, *classes)):
+        raise ProtosegError(f"label space: expected names of at most {MAX_NAME} letters, got others")
     if len(set(classes)) < len(classes):
         raise ProtosegError("label space: expected every class once, got one twice")
     listed = isinstance(colors, (list, tuple)) and all(isinstance(color, (list, tuple)) for color in colors)

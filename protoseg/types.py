@@ -20,6 +20,7 @@ IGNORE_INDEX = -1
 """Label of pixels that count in no loss and no metric, in every tensor; what files hold is known in ``data`` alone."""
 
 MAX_CLASSES = 65534  # more do not fit into the 16 bits of a label file, beside its two other values
+MAX_NAME = 1000  # letters of the name of a class
 
 Names = Sequence[str]
 Size = tuple[int, int]  # height and width

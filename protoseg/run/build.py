@@ -123,8 +123,10 @@ def start_from(module: SegmentationModule, checkpoint: dict[str, Any], cfg: Dict
     for part in module.modules():
         if isinstance(part, Segmentor):
             part.load_state_dict(taken, strict=False)
-        elif isinstance(part, FeatureDistance) and blank:
-            part.reference.load_state_dict(module.model.encoder.state_dict())  # what it knew was nothing
+        elif isinstance(part, FeatureDistance):  # of what its reference knew nothing: all, or a plain ViT's pyramid
+            known = module.model.encoder.state_dict().items()
+            unlearned = {name: value for name, value in known if blank or name.startswith("pyramid.")}
+            part.reference.load_state_dict(unlearned, strict=False)
     if old == new:
         return said
     others = {"classes of the same name": same, "new classes": [name for name in new if name not in old]}

@@ -13,6 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.conf import RuntimeConf
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -181,12 +182,18 @@ def explain(error: BaseException, config_name: str) -> str | None:
 
             return worker_failure(cause)
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{disk_refusal(error, Path(os.fsdecode(error.filename or '.')))}; choose another folder, or free space"
+        # An error of write() names no file.
+        run = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
+        return f"{disk_refusal(error, Path(os.fsdecode(error.filename or run)))}; choose another folder, or free space"
     if isinstance(error, HydraException):
+        text = " ".join(str(error).replace(_ADVICE, "").split())
+        if found := re.search(r"(\w+)': TypeError.* unexpected keyword argument '(\w+)'.* full_key: (\S+)", text):
+            kind, name, section = found.groups()
+            text = f"{section}.{name}: expected settings of {kind}, got one that it does not have"
+            return f"{text}; leave it out, or with ~{section}.{name} where an experiment sets it for another choice"
         missing = next((cause for cause in causes(error) if isinstance(cause, ModuleNotFoundError)), None)
         # Packages that look for others themselves give advice, and no name.
-        where = f" ({missing}): put its folder on PYTHONPATH" if missing and missing.name else ""
-        return f"{' '.join(str(error).replace(_ADVICE, '').split())}{where}"
+        return text + (f" ({missing}): put its folder on PYTHONPATH" if missing and missing.name else "")
     return None
 
 

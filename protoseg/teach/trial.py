@@ -98,7 +98,8 @@ def data_with(file: TrainedFile, name: str, root: str | None = None) -> tuple[An
         remedy = command(f"data.relabel={{{escape_special_characters(name)}: null}}")
         raise ProtosegError(f"{text}; {known}: train with {remedy}")
     space = LabelSpace(space.name, (*space.classes, name), (*space.colors, there.colors[there.classes.index(name)]))
-    target.map_classes(space, {known: known for known in there.classes})
+    changed = file.content["protoseg"].get("relabel", {}) | {name: name}  # classes merged or removed since
+    target.map_classes(space, {known: changed.get(known, known) for known in there.classes})
     return target, space
 
 

@@ -99,6 +99,7 @@ def test_every_number_of_conf_is_checked() -> None:
         ("data.crop_size", 96, "two whole numbers [A,B] from 1 to 8192"),
         ("data.scale", [1.0], "two numbers [A,B] above 0 up to 16"),
         ("inference.crop_size", "big", "a whole number or two whole numbers [A,B] from 1 to 65536 or null"),
+        ("segmentor.detail_size", 0, "a whole number or two whole numbers [A,B] from 1 to 65536"),
         ("loss.ce.class_weights", "balance", "a list of numbers [A,…] from 0 to 1000000 or null or balanced"),
         ("threads", 0, "a whole number from 1 to 1000000 or null"),
         ("data.root", 5, "a path (of a number alone ./5) or null"),
@@ -111,6 +112,11 @@ def test_the_sentence_says_what_is_allowed(key: str, value: Any, allowed: str) -
     with pytest.raises(ProtosegError) as raised:
         check_ranges(OmegaConf.create(nested(key, value)))
     assert str(raised.value) == f"{key}: expected {allowed}, got {value!r}; give {key}=VALUE"
+
+
+def test_one_side_stands_for_a_square() -> None:
+    for key in ("segmentor.detail_size", "inference.crop_size"):
+        check_ranges(OmegaConf.create(nested(key, 64)))
 
 
 def test_what_a_strangers_class_is_given_is_for_that_class() -> None:

@@ -209,6 +209,21 @@ def test_trial(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["images"][1] == 4
 
 
+def test_a_trial_reads_classes_that_were_merged_or_removed_before_as_the_checkpoint_does(
+    base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "less.ckpt"
+    call("remove", base, "--name Car --out", file)
+    call("merge", file, "--name Pedestrian --name Bicyclist --into Person --out", file)
+    call("remove", file, "--name Pole --out", file)
+    data, space = trial.data_with(open_file(file), "Car", None)
+    assert space.classes == (*classes(file), "Car")
+    found = {"Bicyclist": "Person", "Pedestrian": "Person", "Car": "Car", "Road": "Road", "Pole": None}
+    table = data.dataset("train").id_table
+    for name, new in found.items():
+        assert table[CAMVID.classes.index(name)] == (255 if new is None else space.classes.index(new)), name
+
+
 @pytest.mark.slow
 def test_trial_scores_are_those_of_evaluation(
     base: Path, cars: tuple[Path, Path], configure: Callable[..., DictConfig], tmp_path: Path

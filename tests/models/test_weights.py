@@ -77,6 +77,15 @@ def test_an_encoders_own_names_are_taken(name: str, tmp_path: Path) -> None:
         assert all(torch.equal(loaded[key], value) for key, value in encoder.state_dict().items())
 
 
+@pytest.mark.parametrize("adapter", [{"rein_tokens": 2}, {"lora_rank": 1}])
+def test_a_trained_encoder_with_adapters_is_refused_whole(adapter: dict[str, int], tmp_path: Path) -> None:
+    encoder = TimmEncoder("test_vit", **adapter)
+    own = {f"model.encoder.{key}": value for key, value in encoder.state_dict().items()}
+    torch.save({"protoseg": {}, "state_dict": own}, tmp_path / "run.ckpt")
+    with pytest.raises(ProtosegError, match=rf"without adapters \(LoRA, Rein\), got .*; use init_from={tmp_path}/run"):
+        TimmEncoder("test_vit", weights=tmp_path / "run.ckpt", **adapter)
+
+
 def test_head_of_another_class_count_and_missing_counters_are_no_mismatch(tmp_path: Path) -> None:
     state = timm.create_model("resnet18", num_classes=7).state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}

@@ -78,6 +78,26 @@ def test_what_is_left_out_is_what_stays_and_comes_back(
         protoseg.load(file)
 
 
+def test_the_feature_distance_keeps_no_frozen_weights_either(
+    configure: Configure, tmp_path: Path, weights: Path
+) -> None:
+    things = "+method.source_terms.feature_distance.classes=[a]"
+    words = (KINDS["rein"], f"encoder.weights={weights}", "method=daformer", "data=streets_day_to_dusk", things)
+    module, file = saved(configure, tmp_path, *words)
+    term = module.losses.feature_distance
+    reference, mine = (dict(part.named_parameters()) for part in (term.reference, module.model.encoder))
+    held = {name: value for name, value in reference.items() if value is mine[name]}
+    assert {name for name, value in mine.items() if not value.requires_grad} == held.keys()
+    kept = read_checkpoint(file)["state_dict"]
+    within = "losses.feature_distance.reference."
+    assert {name for name in kept if name.startswith(within)} == {within + name for name in reference.keys() - held}
+    whole = module.state_dict()
+    module.load_state_dict(open_file(file).content["state_dict"])
+    before = {f"{within}{name}": value.clone() for name, value in held.items()}  # of versions that kept them
+    module.load_state_dict(whole | before)
+    assert all(torch.equal(value, mine[name]) for name, value in held.items())
+
+
 def trained(configure: Configure, run: Path, weights: Path, *words: str) -> dict[str, Tensor]:
     """Weights after two steps, a stop, and two more."""
     shutil.rmtree(run, ignore_errors=True)

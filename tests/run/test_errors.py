@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from protoseg import data as data_module
 from protoseg.checkpoint import read_checkpoint
+from protoseg.run.build import method_terms
 from protoseg.run.config import explain
 from protoseg.run.train import run_training
 from protoseg.types import ProtosegError
@@ -186,6 +188,22 @@ def test_bad_files_are_named_by_a_worker(
     said = explain(error.value, "train")
     assert said is not None
     assert all(word in said for word in expected), said
+
+
+def test_what_an_experiment_set_for_another_choice_is_told(configure: Callable[..., DictConfig]) -> None:
+    cfg = configure("train", "experiment=small_pgpc", "data=streets_day_to_dusk", "contrast=sepico_proto")
+    with pytest.raises(Exception) as error:  # noqa: PT011 - Hydra's
+        method_terms(cfg)
+    said = explain(error.value, "train") or ""
+    assert said.startswith("contrast.reliable: expected settings of ClassMeanContrast, got one that it does not have;")
+    assert "~contrast.reliable" in said
+
+
+def test_a_full_disk_of_the_runs_folder_is_named_where_the_system_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": {"runtime": {"output_dir": "/a/b"}}}))
+    assert "cannot write /a/b: No space left" in (explain(OSError(28, "No space left on device"), "train") or "")
+    named = OSError(28, "No space left on device", "/c/d")
+    assert "cannot write /c/d: No space left" in (explain(named, "train") or "")
 
 
 @pytest.mark.slow

@@ -118,3 +118,18 @@ def test_the_feature_distance_is_from_an_encoder_that_knows_something(make: Make
     start_from(second, read_checkpoint(tmp_path / "a.ckpt"), cfg)
     now = second.model.encoder.state_dict()
     assert all(torch.equal(reference[name], before[name] if known else now[name]) for name in now)
+
+
+def test_the_feature_distance_is_through_the_pyramid_of_the_file(make: Make, tmp_path: Path) -> None:
+    """A plain ViT's pyramid has no weights but the training's: the random one would draw the student back to noise."""
+    vit = ("encoder=vit_small", "encoder.name=test_vit", "encoder.pyramid_channels=8", "encoder.pretrained=false")
+    make("a b", *vit)[1].save(tmp_path / "a.ckpt")
+    things = "method.source_terms.feature_distance.classes=[a]"
+    cfg, second = make("a b", *vit, "method=daformer", "data=streets_day_to_dusk", "seed=1", things)
+    cfg.encoder.pretrained = True
+    reference = second.losses.feature_distance.reference.state_dict()
+    before = {name: value.clone() for name, value in reference.items()}
+    start_from(second, read_checkpoint(tmp_path / "a.ckpt"), cfg)
+    now = second.model.encoder.state_dict()
+    for name, value in reference.items():
+        assert torch.equal(value, (now if name.startswith("pyramid.") else before)[name])

@@ -24,7 +24,7 @@ from protoseg.data.dataset import Sample, SegmentationDataset, to_sample
 from protoseg.data.label_spaces import rest_in
 from protoseg.data.statistics import ClassStatistics, rare_class_probability
 from protoseg.data.transforms import Wanted
-from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest, yaml_beside
+from protoseg.types import IGNORE_INDEX, AdaptationBatch, Batch, ProtosegError, Rest, told, yaml_beside
 
 TIMEOUT = 600.0  # seconds that a batch of the workers is waited for
 PREFETCH = 2  # batches that each worker makes ahead, torch's own number
@@ -209,16 +209,11 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
-        except ProtosegError as error:
+            with told(worker_failure, ProtosegError, RuntimeError):
+                yield from super().__iter__()
+        except Exception:
             self.shutdown()
-            # torch puts the worker's traceback before the message: "...\nprotoseg.types.ProtosegError: message\n".
-            raise ProtosegError(str(error).rsplit("ProtosegError: ", 1)[-1].strip()) from None
-        except RuntimeError as error:
-            self.shutdown()
-            if (message := worker_failure(error)) is None:
-                raise
-            raise ProtosegError(message) from error
+            raise
 
     def shutdown(self) -> None:
         """End the workers."""
@@ -264,8 +259,11 @@ def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:
     warnings.warn(text, stacklevel=2)
 
 
-def worker_failure(error: RuntimeError) -> str | None:
-    """What torch says of a worker that died or gives nothing, in one message with the remedy; None for other errors."""
+def worker_failure(error: Exception) -> str | None:
+    """What a worker raised, or torch says of one that died or gives nothing, with the remedy; None for other errors."""
+    if isinstance(error, ProtosegError):
+        # torch puts the worker's traceback before the message: "...\nprotoseg.types.ProtosegError: message\n".
+        return str(error).rsplit("ProtosegError: ", 1)[-1].strip()
     cause = error.__cause__ or error.__context__  # which may name the signal
     text = f"{error} {cause or ''}"
     free = f"{shutil.disk_usage(SHARED_MEMORY).free / 1e6:.1f} MB free now" if SHARED_MEMORY.is_dir() else "none here"

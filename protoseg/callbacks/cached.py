@@ -75,7 +75,7 @@ class CachedViews(pl.Callback):
             if i == missing[0]:
                 rank_zero_only(say)(f"{self.views * row.itemsize * len(missing) / 1e6:.1f} MB are written")
             write_file(folder / f"{i}.npy", partial(np.save, arr=np.rec.fromarrays(values, row)))
-        loader.shutdown()
+        loader.close()
         trainer.strategy.barrier()  # what the others fill is there
         data.kept_views = KeptViews(folder, names)
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -212,10 +213,10 @@ class Loader(DataLoader[Batch]):
             with told(worker_failure, ProtosegError, RuntimeError):
                 yield from super().__iter__()
         except Exception:
-            self.shutdown()
+            self.close()
             raise
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """End the workers."""
         if self._iterator is not None:
             # Left to the garbage collector, workers are waited for 5 s each: their queues are gone by then.
@@ -234,11 +235,9 @@ class PairedLoader:
         return len(self.source)
 
     def __iter__(self) -> Iterator[AdaptationBatch]:
-        try:
+        # Also where the trainer drops what is left of the pass: it does not know these loaders.
+        with closing(self.source), closing(self.target):
             yield from map(AdaptationBatch._make, zip(self.source, self.target, strict=True))
-        finally:  # also where the trainer drops what is left of the pass: it does not know these loaders
-            self.source.shutdown()
-            self.target.shutdown()
 
 
 def check_shared_memory(num_workers: int, batch: Callable[[], int]) -> None:

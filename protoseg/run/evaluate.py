@@ -5,8 +5,8 @@ What opens a checkpoint and predicts needs none of a training's packages, which 
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -148,8 +148,9 @@ def open_data(cfg: DictConfig, trained: Trained) -> "SegmentationDataModule | Ad
     return datamodule
 
 
-@contextmanager
-def image_loader(cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False) -> Iterator[Any]:
+def image_loader(
+    cfg: DictConfig, trained: Trained, limit: int | None = None, training: bool = False
+) -> AbstractContextManager[Any]:
     """A ``Loader`` of at most ``limit`` images with labels, unchanged, spread evenly: of ``cfg.split``, or validation.
 
     Of data for adaptation, the target's; with ``training`` the training split, of adaptation the source's.
@@ -161,11 +162,7 @@ def image_loader(cfg: DictConfig, trained: Trained, limit: int | None = None, tr
         dataset = Subset(dataset, spread(len(dataset), limit))
     from protoseg.data.loading import Loader
 
-    loader = Loader(dataset, cfg.num_workers, seed=0, batch_size=1)
-    try:
-        yield loader
-    finally:
-        loader.shutdown()
+    return closing(Loader(dataset, cfg.num_workers, seed=0, batch_size=1))
 
 
 def match_classes(data: "SegmentationDataModule", label_space: LabelSpace, relabel: Mapping[str, str | None]) -> None:

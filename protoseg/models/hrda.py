@@ -1,7 +1,9 @@
 """HRDA: the whole image at half resolution, its details at full resolution, and a learned attention between them."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,19 +58,6 @@ def _upsample(feature: Tensor) -> Tensor:
     return F.interpolate(feature, scale_factor=CONTEXT_SCALE, mode="bilinear", align_corners=False)
 
 
-class ScaleAttention(nn.Module):
-    """Where, and for which class, the detail is to be trusted: the encoder's maps to ``b channels h w`` in [0, 1]."""
-
-    def __init__(self, decoder: nn.Module, channels: int, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(decoder.out_channels, channels, 1)  # type: ignore[arg-type]
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        return at_least_fp32(self.classifier(self.dropout(self.decoder(features)))).sigmoid()
-
-
 class HRDASegmentor(Segmentor):
     """Context and detail through one network, fused by scale attention (Hoyer et al., HRDA, arXiv 2204.13132).
 
@@ -111,8 +100,11 @@ class HRDASegmentor(Segmentor):
             raise ProtosegError(f"{text}; e.g. half of data.crop_size")
         self.detail_size = (size[0], size[1])
         self.released_fusion = released_fusion
-        channels = num_classes if attention_per_class else 1
-        self.attention = ScaleAttention(attention(encoder.channels, encoder.strides), channels)
+        # Of the encoder's maps, whose sigmoid says where, and for which class, the detail is to be trusted.
+        scale_decoder: Any = attention(encoder.channels, encoder.strides)
+        classifier = nn.Conv2d(scale_decoder.out_channels, num_classes if attention_per_class else 1, 1)
+        parts = {"decoder": scale_decoder, "dropout": nn.Dropout2d(0.1), "classifier": classifier}
+        self.attention = nn.Sequential(OrderedDict(parts))
 
     @property
     def feature_strides(self) -> list[int]:
@@ -144,7 +136,8 @@ class HRDASegmentor(Segmentor):
         return SegOutput(logits, embeddings, similarities, maps, auxiliary, detail if self.training else None)
 
     def _fused(self, context: Tensor, detail: Detail, features: list[Tensor], size: Size) -> Tensor:
-        attention, corner = self.attention(features), (detail.box[0] // self.stride, detail.box[1] // self.stride)
+        attention = at_least_fp32(self.attention(features)).sigmoid()
+        corner = (detail.box[0] // self.stride, detail.box[1] // self.stride)
         if self.released_fusion:
             height, width = context.shape[-2:]
             attention = self._on_grid(attention, features)[..., :height, :width]

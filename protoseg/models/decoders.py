@@ -5,6 +5,7 @@ All take ``(channels, strides)`` of the encoder's maps, have ``out_channels`` an
 batch of two or more (per process) while training, and raise ProtosegError for one.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -249,13 +250,10 @@ class HRNetDecoder(nn.Module):
         return self.fuse(torch.cat([features[0], *coarse], dim=1))
 
 
-class AuxiliaryHead(nn.Module):
+class AuxiliaryHead(nn.Sequential):
     """A small FCN with its own classifier on map ``in_index``: class logits ``b c h w`` for an auxiliary loss."""
 
     def __init__(self, channels: Ints, strides: Ints, num_classes: int, in_index: int = 2, width: int = 256) -> None:
-        super().__init__()
-        self.decoder = FCNDecoder(channels, strides, in_index, width, num_convs=1)
-        self.classifier = nn.Conv2d(self.decoder.out_channels, num_classes, 1)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        return self.classifier(self.decoder(features))
+        decoder = FCNDecoder(channels, strides, in_index, width, num_convs=1)
+        classifier = nn.Conv2d(decoder.out_channels, num_classes, 1)
+        super().__init__(OrderedDict(decoder=decoder, classifier=classifier))

@@ -102,11 +102,7 @@ def read_mask(path: Path) -> Mask:
     """
     data = _mask_bytes(path)
     with reading(path, "mask"), decoding.open_picture(data) as file:
-        mask, mode = as_mask(file, data), file.mode
-    if mask is None:
-        text = f"mask {path}: expected class ids in one channel (grey or palette PNG) or RGB colours of 8 bits"
-        raise ProtosegError(f"{text}, got {mode} of other bits: export the mask again")
-    return mask
+        return _as_mask(path, file, data)
 
 
 def _mask_bytes(path: Path) -> bytes:
@@ -170,8 +166,8 @@ def reading(path: Path, kind: str) -> AbstractContextManager[None]:
     return told(message, *decoding.FAILURES, cv2.error)
 
 
-def as_mask(file: Image.Image, data: bytes) -> Mask | None:
-    """What Pillow's image holds, or None where that is nothing for a mask; raises ``decoding.FAILURES``.
+def _as_mask(path: Path, file: Image.Image, data: bytes) -> Mask:
+    """What Pillow's image holds; raises ``decoding.FAILURES``, and ProtosegError where that is nothing for a mask.
 
     The image is not decoded yet. ``data`` are its bytes: Pillow scales grey levels of 2 and 4 bits up, and keeps the
     high bytes of colours of 16.
@@ -192,7 +188,8 @@ def as_mask(file: Image.Image, data: bytes) -> Mask | None:
     if mode in ("I;16", "I;16B", "I"):
         return Mask("16-bit", pixels, None, None if level is None else pixels == level)
     if depth > 8 or mode not in ("1", "L", "LA", "RGB", "RGBA"):
-        return None
+        text = f"mask {path}: expected class ids in one channel (grey or palette PNG) or RGB colours of 8 bits"
+        raise ProtosegError(f"{text}, got {mode} of other bits: export the mask again")
     if mode in ("LA", "RGBA"):
         clear, pixels = pixels[..., -1] == 0, pixels[..., :-1]
     if mode in ("RGB", "RGBA"):

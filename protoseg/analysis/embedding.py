@@ -1,9 +1,8 @@
 """Flat maps of the embedding space, pixels and prototypes: of many images by t-SNE, of one image in the dashboard."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -55,42 +54,47 @@ class EmbeddingCollector:
         return EmbeddingSample(embeddings, label, image)
 
 
-class EmbeddingMap(NamedTuple):
-    """Places on a plane that keeps neighbours together: pixels ``n 2``, with their class, and prototypes ``c k 2``."""
+class Plane(NamedTuple):
+    """Embeddings in two dimensions, prototypes first."""
 
-    points: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
-    stars: npt.NDArray[np.float32]
+    places: Tensor  # n 2
+    label: Tensor  # int64 n: class; of a pixel as of :class:`EmbeddingSample`
+    prototypes: int  # how many of the n are prototypes
+    number: Tensor | None = None  # n: of the prototype; of a pixel that of the nearest of its class; None of t-SNE's
+
+    def rows(self, space: LabelSpace) -> list[list[str | int | float]]:
+        """Kind, class, number of the prototype, x and y of each."""
+        assert self.number is not None
+        columns = zip(self.label.tolist(), self.number.tolist(), self.places.tolist(), strict=True)
+        return [
+            ["prototype" if i < self.prototypes else "pixel", space.classes[label], number, round(x, 4), round(y, 4)]
+            for i, (label, number, (x, y)) in enumerate(columns)
+        ]
 
 
-def embedding_map(sample: EmbeddingSample, prototypes: Tensor) -> EmbeddingMap:
+def embedding_map(sample: EmbeddingSample, prototypes: Tensor) -> Plane:
     """t-SNE (van der Maaten & Hinton, 2008) of pixels and prototypes ``c k d`` together, by scikit-learn.
 
-    Of unit vectors, so that Euclidean neighbours are neighbours by cosine. A PCA is the start, so that the seed changes
-    little. Raises ProtosegError: scikit-learn is not installed, or fewer than 4 points.
+    Of unit vectors, so that Euclidean neighbours, which it keeps together, are neighbours by cosine. A PCA is the
+    start, so that the seed changes little. Raises ProtosegError: scikit-learn is not installed, or fewer than 4 points.
     """
     require("analysis", "sklearn")
     from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
+    c, k, _ = prototypes.shape
     vectors = torch.cat([sample.embeddings, prototypes.detach().to(sample.embeddings).flatten(0, 1)])
     if len(vectors) < 4:
         raise ProtosegError(f"embedding map: expected at least 4 points, got {len(vectors)}; choose more images")
     tsne = TSNE(perplexity=min(30.0, (len(vectors) - 1) / 3), random_state=0)
-    places = tsne.fit_transform(vectors.numpy()).astype(np.float32)
-    n = len(sample.embeddings)
-    return EmbeddingMap(places[:n], sample.label.numpy(), places[n:].reshape(*prototypes.shape[:2], 2))
+    places = torch.from_numpy(tsne.fit_transform(vectors.numpy()).astype(np.float32)).roll(c * k, 0)
+    return Plane(places, torch.cat([torch.arange(c).repeat_interleave(k), sample.label]), c * k)
 
 
-def embedding_figure(found: EmbeddingMap, label_space: LabelSpace) -> Figure:
+def embedding_figure(
+    found: Plane, space: LabelSpace, title: str = "t-SNE of the embeddings: dots are pixels, stars the prototypes"
+) -> Figure:
     """Pixels as dots and prototypes as stars, in the colours of their classes, which are named beside the map."""
-    c, k, _ = found.stars.shape
-    places = np.concatenate([found.stars.reshape(-1, 2), found.points])
-    label = np.concatenate([np.arange(c).repeat(k), found.label])
-    return _figure(places, label, c * k, label_space, "t-SNE of the embeddings: dots are pixels, stars the prototypes")
-
-
-def _figure(places: npt.NDArray[Any], label: npt.NDArray[Any], p: int, space: LabelSpace, title: str) -> Figure:
-    """Places ``n 2`` of classes ``n``: ``p`` prototypes, then pixels."""
+    places, label, p = found.places.numpy(), found.label.numpy(), found.prototypes
     figure = empty_figure(11, 8)
     axes = figure.add_subplot()
     colors = np.array(space.colors)[label] / 255
@@ -105,25 +109,11 @@ def _figure(places: npt.NDArray[Any], label: npt.NDArray[Any], p: int, space: La
     return figure
 
 
-class Plane(NamedTuple):
-    """Embeddings in two dimensions, prototypes first."""
-
-    places: Tensor  # n 2: the first two principal components of the prototypes
-    label: Tensor  # n: class; of a pixel the true one
-    number: Tensor  # n: of the prototype; of a pixel that of the nearest of its class
-    prototypes: int  # how many of the n are prototypes
-
-    def rows(self, space: LabelSpace) -> list[list[str | int | float]]:
-        """Kind, class, number of the prototype, x and y of each."""
-        columns = zip(self.label.tolist(), self.number.tolist(), self.places.tolist(), strict=True)
-        return [
-            ["prototype" if i < self.prototypes else "pixel", space.classes[label], number, round(x, 4), round(y, 4)]
-            for i, (label, number, (x, y)) in enumerate(columns)
-        ]
-
-
 def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
-    """Prototypes (of more than 40 classes, the image's) and some pixels on the plane where prototypes spread most."""
+    """Prototypes (of more than 40 classes, the image's) and some pixels on the plane where prototypes spread most.
+
+    That is of their first two principal components.
+    """
     vectors = prototype_memory(model).prototypes.cpu().float()
     c, k, _ = vectors.shape
     collector = EmbeddingCollector(25)
@@ -139,10 +129,10 @@ def embedding_plane(model: nn.Module, scene: Scene) -> Plane:
     places = (torch.cat([prototypes, sample.embeddings]) - centre) @ axes.T
     label = torch.cat([chosen.repeat_interleave(k), sample.label])
     number = torch.cat([torch.arange(k).repeat(len(chosen)), number])
-    return Plane(F.pad(places, (0, 2 - places.shape[1])), label, number, len(prototypes))
+    return Plane(F.pad(places, (0, 2 - places.shape[1])), label, len(prototypes), number)
 
 
 def plane_picture(plane: Plane, space: LabelSpace) -> Picture:
     """As :func:`embedding_figure`, of one image."""
     title = "prototypes (stars) and pixels of one image: principal components"
-    return figure_picture(_figure(plane.places.numpy(), plane.label.numpy(), plane.prototypes, space, title))
+    return figure_picture(embedding_figure(plane, space, title))

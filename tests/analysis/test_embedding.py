@@ -66,12 +66,15 @@ def test_the_map_keeps_clusters_and_their_prototypes_together() -> None:
     vectors = F.normalize(centers + noise, dim=2).flatten(0, 1)
     label = torch.arange(3).repeat_interleave(40)
     found = embedding_map(EmbeddingSample(vectors, label, label), centers)
-    assert found.points.shape == (120, 2)
-    assert found.stars.shape == (3, 1, 2)
-    middles = np.stack([found.points[label == i].mean(0) for i in range(3)])
-    distance = np.linalg.norm(found.points[:, None] - middles, axis=2)
+    assert found.prototypes == 3
+    stars, points = np.split(found.places.numpy(), [found.prototypes])
+    assert points.shape == (120, 2)
+    assert stars.shape == (3, 2)
+    assert found.label.tolist() == [0, 1, 2, *label.tolist()]
+    middles = np.stack([points[label == i].mean(0) for i in range(3)])
+    distance = np.linalg.norm(points[:, None] - middles, axis=2)
     assert (distance.argmin(1) == label.numpy()).all()
-    assert np.linalg.norm(found.stars[:, 0, None] - middles, axis=2).argmin(1).tolist() == [0, 1, 2]
+    assert np.linalg.norm(stars[:, None] - middles, axis=2).argmin(1).tolist() == [0, 1, 2]
     assert len(embedding_figure(found, SPACE).axes[0].texts) == 3
 
 

@@ -16,7 +16,6 @@ from protoseg.analysis.stream import look
 from protoseg.analysis.wrong_labels import judged_regions, region_picture
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
-from protoseg.data.concat import ConcatDataModule
 from protoseg.data.export import convert, export_predictions, pack, progress, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
@@ -183,7 +182,7 @@ def stats(cfg: DictConfig, data: str) -> None:
 def draw(cfg: DictConfig, data: str, share: Fraction, seed: int, out: Path) -> None:
     """Write the names of some training images, in which every class occurs, as ``train_list`` takes them."""
     part = build_datamodule(cfg).source
-    if isinstance(part, ConcatDataModule):
+    if part.parts:
         text = f"draw: expected one data set, got {data!r}, of several: draw of each of them"
         raise ProtosegError(f"{text}, for its data.parts.NAME.train_list")
     names = part.train_dataset().names
@@ -235,7 +234,7 @@ def _parts(
 
 
 def _splits(part: SegmentationDataModule, title: str, validated: bool) -> dict[str, Callable[[], SegmentationDataset]]:
-    if isinstance(part, ConcatDataModule):
+    if part.parts:
         found = [_splits(one, f"{title}{name} ", validated) for name, one in part.parts.items()]
         return {title: make for splits in found for title, make in splits.items()}
     labels = {part.train_split: part.labels} | ({part.val_split: True} if validated else {})

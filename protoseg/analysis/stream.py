@@ -5,6 +5,7 @@ collectors share one pass of the model.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from protoseg.nn import PrototypeMemory
 from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Similarities
 
 Loader = DataLoader[Batch]
+progress = partial(track, console=Console(stderr=True))
 _NO_PROTOTYPES = (
     "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
     "for what needs none: protoseg analyse uncertainty"
@@ -93,7 +95,7 @@ class Scene(NamedTuple):
 def images(loader: Loader, title: str) -> Iterator[tuple[int, str, Tensor, Tensor]]:
     """Number, name, image and label, as of :class:`Scene`, of each image of a loader; a progress bar has the title."""
     padded = (one for batch in loader for one in zip(batch.name, batch.image, batch.label, batch.size, strict=True))
-    shown = track(padded, title, len(cast(Any, loader.dataset)), console=Console(stderr=True))
+    shown = progress(padded, title, len(cast(Any, loader.dataset)))
     for number, (name, image, label, (height, width)) in enumerate(shown):
         yield number, name, image[:, :height, :width], label[:height, :width]
 

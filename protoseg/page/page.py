@@ -14,13 +14,11 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from protoseg import __version__
 from protoseg.analysis.activations import PatchCollector, activation, assignment_picture, heat_picture, prototype_colors
-from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_memory, scenes
+from protoseg.analysis.stream import Loader, Scene, collect, look, progress, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
@@ -155,7 +153,7 @@ def prototype_report(model: nn.Module, loader: Loader, space: LabelSpace) -> Pro
         "How near the classes are to one another": figure_uri(between_figure(vectors, space)),
     }
     drawn = []
-    for i in track(chosen, "activation maps", console=Console(stderr=True)):
+    for i in progress(chosen, "activation maps"):
         drawn.append({"id": i, "entry": entries[i], "patches": nearest[i]})
         if occupancy.example[i] >= 0:
             image, label, name = cast(Any, loader.dataset[int(occupancy.example[i])])

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 
 from protoseg.analysis.activations import PatchCollector, activation, activation_panel, patch_sheet
 from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
 from protoseg.analysis.embedding import EmbeddingCollector, embedding_figure, embedding_map
-from protoseg.analysis.stream import collect, look, prototype_memory, scenes
+from protoseg.analysis.stream import collect, look, progress, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel
 from protoseg.checkpoint import check_same_classes
@@ -46,7 +44,6 @@ def prototypes(
     ids = space.ids(classes, "--class") if classes else None
     occupancy, nearest = OccupancyCollector(c, k), PatchCollector(c, k, patches)
     embeddings = EmbeddingCollector(max(1, pixels // c))
-    console = Console(stderr=True)
     parts: dict[str, Any] = {"patches": nearest, "embedding": embeddings}
     with image_loader(cfg, trained, images, training=True) as loader:
         collect(scenes(model, loader), occupancy, *(part for name, part in parts.items() if name not in skip))
@@ -61,17 +58,17 @@ def prototypes(
         write_file(out / "occupancy.png", occupancy_figure(found, space, ids).savefig)
         if "patches" not in skip:
             best = nearest.compute()
-            for i in track(ids, "patches", console=console):
+            for i in progress(ids, "patches"):
                 sheet = patch_sheet(best[i], i, space, entries[i]["shares"])
                 write_file(out / "patches" / _class_file(i, space), jpeg(sheet))
         if "activations" not in skip:
-            for i in track([i for i in ids if found.example[i] >= 0], "activations", console=console):
+            for i in progress([i for i in ids if found.example[i] >= 0], "activations"):
                 image, label, name = loader.dataset[int(found.example[i])]
                 scene = look(model, image, label, name=name, shown=space.shown)
                 panel = activation_panel(scene.image.cpu(), activation(model, scene, i), space)
                 write_file(out / "activations" / _class_file(i, space), jpeg(panel))
     if "embedding" not in skip:
-        with console.status("t-SNE"):
+        with Terminal(stderr=True).status("t-SNE"):
             places = embedding_map(embeddings.compute(), vectors)
         write_file(out / "embedding.png", embedding_figure(places, space).savefig)
     header = ("class", "cells", "in use", "mean cosine", "dead", "double", "nearest class")

@@ -97,6 +97,9 @@ class Session(Photos):
             first, *actions = map(json.loads, whole.split(b"\n"))
             if first["base"] != head["base"]:
                 raise ValueError(f"of {first['network']}, another network or other classes")
+            before = Path(first["images"])
+            if before.exists() and not before.samefile(head["images"]):  # else it was moved
+                raise ValueError(f"on {before}")
             for action in actions:
                 self._apply(action)
             self._end, self._pending = len(whole) + 1, []

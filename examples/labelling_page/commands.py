@@ -36,7 +36,8 @@ def page(
         wanted = "a checkpoint and a folder of images" if encoder is None else "a folder of images beside --encoder"
         raise ProtosegError(f"expected {wanted}, got {', '.join(map(str, places))}: give these")
     network, images = encoder or str(places[0].absolute()), places[-1]
-    out = out or images.absolute().with_name(f"{images.absolute().stem}_labels")
+    whole = images.absolute()  # of a folder dots are a part of the name
+    out = out or whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}_labels")
     made = session(network, encoder is not None, images, out, trust, device, read_only)
     if encoder is None and made.file.statistics() is None:
         say(

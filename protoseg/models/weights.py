@@ -128,10 +128,10 @@ def _pypi_file(name: str) -> Path | None:
 def weights_at_hand(section: Mapping[str, Any], folder: Path) -> Path:
     """The file with the weights that a config's ``encoder`` begins with, of this machine: nothing is downloaded.
 
-    ``weights``, at its place or in ``folder``, else PyPI's or timm's cached one; raises ProtosegError: none of these.
+    ``weights``, in ``folder`` or at its place, else PyPI's or timm's cached one; raises ProtosegError: none of these.
     """
     name, given, missing = str(section.get("name")), section.get("weights"), ""
-    files: list[Any] = [Path(given), folder / Path(given).name] if given is not None else [_pypi_file(name)]
+    files: list[Any] = [folder / Path(given).name, Path(given)] if given is not None else [_pypi_file(name)]
     if given is None and section.get("pretrained") and timm.is_model(name):
         hub: Any = timm.get_pretrained_cfg(name)
         files.append(try_to_load_from_cache(hub.hf_hub_id, "model.safetensors"))

@@ -36,7 +36,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 _MEMORY = re.compile("out of memory|allocate memory")  # torch's, of GPUs and of this machine
 # Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
 _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
-_VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+_OF_NAMES = ("relabel", "mapping", "hierarchy", "weights")  # whose keys are classes, or parts of the data
+_VALUED = ["--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"]
+_VALUED += ["--cfg", "-c", "--info", "-i"]
 
 
 def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -91,11 +93,12 @@ def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[
         last = str(name)
         key = path + last
         words = next((_RANGES[known] for known in (key, path and f".{last}", last) if known in _RANGES), None)
-        if words is not None and ours:
-            value = section[name]
+        value = section[name]
+        inner = isinstance(value, DictConfig)
+        if inner and (words is None or "_target_" in value):  # an object of the user's may have a setting's name
+            yield from _ranged(value, f"{key}.", ours) if last not in _OF_NAMES else ()
+        elif words is not None and ours:
             yield key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, words
-        elif isinstance(section[name], DictConfig):
-            yield from _ranged(section[name], f"{key}.", ours)
 
 
 def _allowed(value: Any, words: str) -> bool:
@@ -125,7 +128,7 @@ def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
             overrides.append(word)
         else:
             overrides.append(override(free.pop(0), word))
-    return options + overrides
+    return overrides + options
 
 
 def run_with_clear_errors(main: Callable[[], None], config_name: str) -> None:

@@ -188,7 +188,9 @@ def export(checkpoint: str, out: Path, size: Size | None, network: str, trust: S
     difference = compare_onnx(trained.network, path, [size] if size else several, scaled=bool(ranges))
     logits, labels = f"{difference.logits:.1e}", f"{difference.labels:.4%}"
     seen = f"logits differ from torch's by at most {logits}, {labels} of the labels differ"
-    if difference.logits > TOLERANCE:
-        raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {TOLERANCE}: do not use it")
+    # Of a taught class it is a log-likelihood of many maps, in which torch differs from itself by 5e-3.
+    most = 100 * TOLERANCE if (known := trained.network.discriminant) is not None and known.taught else TOLERANCE
+    if difference.logits > most or difference.labels > TOLERANCE:
+        raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {most:g}: do not use it")
     free = "" if size else "any size; " if multiple == 1 else f"height and width multiples of {multiple}; "
     terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {free}{seen}")

@@ -155,7 +155,7 @@ class SegmentationModule(pl.LightningModule):
         for name, term in terms:
             if missing := [part for part in term.needs if part not in cls.parts]:
                 text = f"{name}: {type(term).__name__} needs {' and '.join(missing)} images, which {cls.__name__} lacks"
-                remedy = "use method=dacs, daformer or mic with data=SOURCE_to_TARGET, or another term"
+                remedy = "use data=SOURCE_to_TARGET with method=dacs or daformer, data=semi with cutmix, or others"
                 raise ProtosegError(f"{text}; {remedy}")
         names = [name for name, _ in terms]
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from protoseg.cli import _group_options
 from protoseg.run.build import build_datamodule, build_model, build_module, instances, plain
+from protoseg.run.config import check_ranges
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if not path.name.startswith("_"))
@@ -87,6 +88,7 @@ def test_composes_and_instantiates(file: Path, configure: Callable[..., DictConf
         overrides = ["ckpt_path=x.ckpt"]
     cfg = configure(config_name, *overrides)
     plain(cfg)
+    check_ranges(cfg)
     if config_name == "evaluate":
         return
     if group in MODEL_GROUPS or group == ".":

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from protoseg.run.config import CONFIG_DIR, check_ranges
 from protoseg.types import ProtosegError
 
-UNCHECKED = ("hydra.", "trainer.devices", "augment.")
-"""Hydra's own, with types; Lightning knows the devices of this machine; albumentations checks its arguments."""
+UNCHECKED = ("hydra.", "trainer.devices", "augment.", "data.source.weights.")
+"""Hydra's own, with types; Lightning knows the devices of this machine; albumentations checks its arguments; a number
+for each part, of any name, ConcatDataModule."""
 MINUS_ONE = {"num_sanity_val_steps", "save_top_k", "max_epochs", "in_index", "ignore_index"}
 ZERO = MINUS_ONE | {
     *("num_workers", "warmup_steps", "num_convs", "low_rank", "high_rank", "ignore_top", "ignore_bottom", "brightness"),
@@ -112,6 +113,26 @@ def test_the_sentence_says_what_is_allowed(key: str, value: Any, allowed: str) -
     with pytest.raises(ProtosegError) as raised:
         check_ranges(OmegaConf.create(nested(key, value)))
     assert str(raised.value) == f"{key}: expected {allowed}, got {value!r}; give {key}=VALUE"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"augment": {"flip": {"_target_": "albumentations.VerticalFlip", "p": 0.5}}},
+        {"data": {"parts": {"weak": {"_target_": "protoseg.data.SegmentationDataModule", "scale": [0.5, 2.0]}}}},
+        {"data": {"relabel": {"plain": None, "blur": "flip"}, "weights": {"scale": 2, "weak": 1.5}}},
+        {"data": {"hierarchy": {"nested": {"report": ["root", "size"]}, "flip": ["a"]}}},
+    ],
+)
+def test_names_of_the_users_are_no_settings(section: Any) -> None:
+    check_ranges(OmegaConf.create(section))
+
+
+def test_a_setting_of_an_object_of_the_users_name_is_looked_at() -> None:
+    part = {"_target_": "protoseg.data.SegmentationDataModule", "batch_size": 0}
+    for wrong in ({"data": {"parts": {"weak": part}}}, {"encoder": {"freeze": {"a": 1}}}):
+        with pytest.raises(ProtosegError, match=r"(weak\.batch_size|freeze): expected"):
+            check_ranges(OmegaConf.create(wrong))
 
 
 def test_one_side_stands_for_a_square() -> None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule
+from protoseg.data import CITYSCAPES, AdaptationDataModule, RareClasses, SegmentationDataModule
+from protoseg.data.label_spaces import CAMVID_TO_CITYSCAPES
 from protoseg.trusted import checked_sections
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -92,3 +94,20 @@ def test_pair_reads_both_ends(camvid: Path) -> None:
 def test_the_docs_list_every_data_set() -> None:
     pages = "".join((CONF.parent / "docs" / page).read_text() for page in ("data.md", "recipes.md", "own_data.md"))
     assert [name for name in NAMES if f"`{name}`" not in pages and f"`data={name}" not in pages] == []
+
+
+def test_cityscapes_and_camvid_are_joined_by_name(cityscapes: Path, camvid: Path) -> None:
+    roots = (
+        "data.parts.cityscapes.val_split=null",
+        f"data.parts.cityscapes.root={cityscapes}",
+        f"data.parts.camvid.root={camvid}",
+        "data.num_workers=0",
+    )
+    data = instantiate(composed("cityscapes_and_camvid", *roots))
+    assert data.label_space.classes == CITYSCAPES.classes
+    data.setup("fit")
+    part = data.parts["camvid"].train_dataset()
+    labels = {int(label) for i in range(len(part)) for label in np.unique(part.read(i)[1])} - {-1, 255}
+    names = {CITYSCAPES.classes[label] for label in labels}
+    assert {"road", "rider"} <= names <= set(CAMVID_TO_CITYSCAPES.values())
+    assert [CITYSCAPES.classes[i] for i in data.parts["camvid"]._hidden] == []

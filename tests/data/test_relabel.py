@@ -71,3 +71,8 @@ def test_a_source_is_mapped_after_that(camvid: Path) -> None:
     assert np.array_equal(data.source.dataset("train").read(0)[1], alone.dataset("train").read(0)[1])
     with pytest.raises(ProtosegError, match="expected the same classes"):
         AdaptationDataModule(partial(part, relabel=without), part, batch_size=1, crop_size=[16, 24])
+
+
+def test_the_name_of_a_mapping_between_data_sets_is_no_change() -> None:
+    with pytest.raises(ProtosegError, match=r"relabel: expected \{CLASS: CLASS or null\}, got 'camvid_to_cityscapes'"):
+        relabelled(SPACE, "camvid_to_cityscapes")  # type: ignore[arg-type]

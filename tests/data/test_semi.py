@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig
 
 from protoseg.data import CAMVID, AdaptationDataModule, CamVid, SegmentationDataModule, SegmentationDataset
 from protoseg.data.concat import ConcatDataModule
 from protoseg.data.statistics import ClassStatistics
+from protoseg.run.data import draw
 from protoseg.types import ProtosegError
 
 FEW = ["0006R0_f00000", "0001TP_000003"]
@@ -129,3 +133,9 @@ def test_every_class_that_occurs_is_drawn() -> None:
     assert {i for found in draws for i in found} == {*range(40)}
     with pytest.raises(ProtosegError, match="expected at least 3 images, to show every class, got 2"):
         drawn(counts, 2, 0)
+
+
+def test_the_shipped_list_of_few_labels_is_what_is_drawn(tmp_path: Path, configure: Callable[..., DictConfig]) -> None:
+    draw(configure("train", "data=streets"), "streets", Fraction(1, 8), 0, tmp_path / "few.txt")
+    names = [line for line in (tmp_path / "few.txt").read_text().splitlines() if not line.startswith("#")]
+    assert configure("train", "data=semi").data.source.train_list == names

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from protoseg import cli
 from protoseg.cli.main import COMMANDS, main
+from protoseg.run.config import check_ranges
 from protoseg.run.resuming import RULES, SAID, SILENT
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,7 @@ def test_a_command_composes(line: str, configure: Callable[..., DictConfig], mon
     search = [f"hydra.searchpath=[file://{ROOT / options.config_dir}]"] if options.config_dir else []
     cfg = configure(HYDRA[command], *map(first_of, options.overrides), *search)
     OmegaConf.to_container(cfg, resolve=True)
+    check_ranges(cfg)
 
 
 def first_of(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_page_and_replay(base: Path, patches: tuple[Path, Path], served: list, t
     out = tmp_path / "again.ckpt"
     main([*REPLAY, str(session.out / "clicks.jsonl"), "--out", str(out)])
     assert checkpoint_label_space(read_checkpoint(out)).classes[-2:] == ("weed", "soil")
+
+
+def test_a_dot_in_a_folders_name_stays(base: Path, patches: tuple[Path, Path], served: list, tmp_path: Path) -> None:
+    for day in ("2024.05.01", "2024.05.02"):
+        shutil.copytree(patches[0], tmp_path / day)
+        main([*PAGE, str(base), str(tmp_path / day), "--no-open"])
+    assert [session.out.name for session, *_ in served] == ["2024.05.01_labels", "2024.05.02_labels"]
 
 
 @pytest.mark.slow

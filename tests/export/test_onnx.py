@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 from protoseg.data.label_spaces import CAMVID
 from protoseg.evaluation.predictor import Predictor
 from protoseg.export import compare_onnx, export_onnx
-from protoseg.export.onnx import _Network, multiple_of
+from protoseg.export.onnx import Difference, _Network, multiple_of
 from protoseg.models.decoders import FPNDecoder, SETRMLADecoder
 from protoseg.models.encoders import Encoder, TimmEncoder
 from protoseg.models.hrda import HRDASegmentor
 from protoseg.models.segmentor import Segmentor
 from protoseg.nn import PrototypeHead
+from protoseg.run import convert
 from protoseg.types import ProtosegError
 
 onnx = pytest.importorskip("onnx", reason="pip install 'protoseg[onnx]'")
@@ -122,6 +125,30 @@ def test_a_file_that_computes_nan_is_no_equal(monkeypatch: pytest.MonkeyPatch) -
     assert compare_onnx(tiny(), "x.onnx", [(50, 70)]).logits == 0
     poisoned = True
     assert compare_onnx(tiny(), "x.onnx", [(50, 70)]).logits == np.inf
+
+
+@pytest.mark.parametrize(
+    ("taught", "logits", "labels", "fine"),
+    [
+        *(([], 5e-4, 0.0, True), ([], 5e-3, 0.0, False), ([], 5e-4, 0.01, False)),
+        *(([3], 5e-2, 0.0, True), ([3], 0.2, 0.0, False), ([3], 5e-3, 0.01, False)),
+    ],
+)
+def test_what_the_logits_may_differ_by(
+    taught: list[int], logits: float, labels: float, fine: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of classes that were taught are log-likelihoods, in which torch differs from itself by more."""
+    (tmp_path / "m.onnx").touch()
+    network = SimpleNamespace(discriminant=SimpleNamespace(taught=taught))
+    for name, made in {
+        "load": SimpleNamespace(network=network, reader=None, label_space=CAMVID),
+        "export_onnx": tmp_path / "m.onnx",
+        "multiple_of": 1,
+        "compare_onnx": Difference(logits, labels),
+    }.items():
+        monkeypatch.setattr(convert, name, lambda *_, made=made, **__: made)
+    with nullcontext() if fine else pytest.raises(ProtosegError, match="do not use it"):
+        convert.export("x.ckpt", tmp_path / "m.onnx", None, "student", ())
 
 
 @pytest.mark.slow

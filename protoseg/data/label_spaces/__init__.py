@@ -100,6 +100,8 @@ def relabelled(space: LabelSpace, changes: Changes) -> tuple[LabelSpace, Changes
     it becomes: another of ``space``, or a new one, which takes the colour of the first class that becomes it. Raises
     ProtosegError: a change to a class that is not there, or no class left.
     """
+    if not isinstance(changes, Mapping):
+        raise ProtosegError(f"relabel: expected {{CLASS: CLASS or null}}, got {changes!r}")
     unknown = changes.keys() - set(space.classes)
     mapping = {name: changes.get(name, name) for name in space.classes}
     gone = (None, NOT_ANNOTATED)

@@ -61,7 +61,8 @@ def _run(config_name: str, task: Callable[[DictConfig], float | None]) -> None:
                 config.check_names(values, load(hydra_config.job.config_name, choices, RunMode.RUN))
             config.check_hidden(hydra_config.runtime)
             config.check_ranges(cfg)
-            return task(cfg)
+            with config.explained(config_name):  # while Hydra's folder is known
+                return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the sweeper wants to know

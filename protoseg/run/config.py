@@ -36,9 +36,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 _MEMORY = re.compile("out of memory|allocate memory")  # torch's, of GPUs and of this machine
 # Lightning's, and submitit's for jobs that the cluster ended; by name, for neither is to be imported here.
 _OTHERS = ("MisconfigurationException", "UncompletedJobError", "FailedJobError")
-_OF_NAMES = ("relabel", "mapping", "hierarchy", "weights")  # whose keys are classes, or parts of the data
-_VALUED = ["--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"]
-_VALUED += ["--cfg", "-c", "--info", "-i"]
+_OF_NAMES = ("relabel", "mapping", "hierarchy", "weights", "subsets")  # whose keys are the user's names of no object
+_VALUED = ("--cfg", "-c", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 
 
 def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -94,10 +93,10 @@ def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[
         key = path + last
         words = next((_RANGES[known] for known in (key, path and f".{last}", last) if known in _RANGES), None)
         value = section[name]
-        inner = isinstance(value, DictConfig)
-        if inner and (words is None or "_target_" in value):  # an object of the user's may have a setting's name
-            yield from _ranged(value, f"{key}.", ours) if last not in _OF_NAMES else ()
-        elif words is not None and ours:
+        # An object of the user's may have a setting's name.
+        if isinstance(value, DictConfig) and (words is None or "_target_" in value):
+            yield from _ranged(value, f"{key}.", ours) if last not in _OF_NAMES or "_target_" in value else ()
+        elif words is not None and ours and (value is not None or path not in ("augment.", "callbacks.", "logger.")):
             yield key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, words
 
 
@@ -185,12 +184,11 @@ def explain(error: BaseException, config_name: str) -> str | None:
 
             return worker_failure(cause)
     if isinstance(error, OSError) and error.errno in _DISK:
-        # An error of write() names no file.
-        run = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
+        run = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."  # write() names no file
         return f"{disk_refusal(error, Path(os.fsdecode(error.filename or run)))}; choose another folder, or free space"
     if isinstance(error, HydraException):
         text = " ".join(str(error).replace(_ADVICE, "").split())
-        if found := re.search(r"(\w+)': TypeError.* unexpected keyword argument '(\w+)'.* full_key: (\S+)", text):
+        if found := re.search(r"(\w+)': TypeError\(.\1.* unexpected keyword argument '(\w+)'.* full_key: (\S+)", text):
             kind, name, section = found.groups()
             text = f"{section}.{name}: expected settings of {kind}, got one that it does not have"
             return f"{text}; leave it out, or with ~{section}.{name} where an experiment sets it for another choice"

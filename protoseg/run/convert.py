@@ -27,7 +27,7 @@ from protoseg.text import Terminal, override, program
 from protoseg.types import LabelSpace, ProtosegError, Size, check_choice, require, told
 
 _TEACHER, _FROZEN = "ema_model.", "imnet_model."
-TOLERANCE = 1e-3  # by which logits around 10 may differ: another order of sums, not another network
+TOLERANCE = 1e-3  # of logits around 10, and share of labels: another order of sums, not another network
 _PREFIXES = ("module.", "model.")  # of DistributedDataParallel, and of the student or of a whole Lightning module
 
 
@@ -191,6 +191,8 @@ def export(checkpoint: str, out: Path, size: Size | None, network: str, trust: S
     # Of a taught class it is a log-likelihood of many maps, in which torch differs from itself by 5e-3.
     most = 100 * TOLERANCE if (known := trained.network.discriminant) is not None and known.taught else TOLERANCE
     if difference.logits > most or difference.labels > TOLERANCE:
-        raise ProtosegError(f"export: {path} was written, but its {seen}; expected at most {most:g}: do not use it")
+        raise ProtosegError(
+            f"export: {path} was written, but {seen}; expected {most:g}, {TOLERANCE:.1%}: do not use it"
+        )
     free = "" if size else "any size; " if multiple == 1 else f"height and width multiples of {multiple}; "
     terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {free}{seen}")

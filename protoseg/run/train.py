@@ -211,8 +211,7 @@ def announce(cfg: DictConfig, module: SegmentationModule, output: Path) -> None:
     model, space = module.model, module.label_space
     images = f"{cfg.data.batch_size} + {cfg.data.batch_size}" if "target" in cfg.data else cfg.data.batch_size
     parts = " + ".join(type(part).__name__ for part in (model.encoder, model.decoder, model.head))
-    tree = " in a tree (tree-min loss in place of a softmax's)" if space.parents else ""
-    what = f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes{tree}"
+    what = f"{parts}, {learned_parameters(module) / 1e6:.2f} M learned parameters, {space.num_classes} classes"
     say(f"{what} ({space.name}), {cfg.trainer.max_steps} steps of {images} images. Folder: {output}")
     if any(side % model.encoder.patch for side in cfg.data.crop_size):
         say(f"Crops of {cfg.data.crop_size} are padded to whole patches of {model.encoder.patch} pixels")

@@ -49,8 +49,8 @@ def test_tools_answer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "ckpt_path=a.ckpt"], ["ckpt_path=a.ckpt"]),
         (["train", "-m", "seed=0,1"], ["seed=0,1", "-m"]),
         (["train", "data=camvid", "--cfg", "job", "seed=1"], ["data=camvid", "seed=1", "--cfg", "job"]),
-        (["train", "--info", "defaults", "data=camvid"], ["data=camvid", "--info", "defaults"]),
-        (["evaluate", "-c", "all", "a.ckpt", "-i"], ["ckpt_path=a.ckpt", "-c", "all", "-i"]),
+        (["evaluate", "-c", "all", "a.ckpt"], ["ckpt_path=a.ckpt", "-c", "all"]),
+        (["train", "data=camvid", "--info"], ["data=camvid", "--info"]),
     ],
 )  # fmt: skip
 def test_what_a_place_means(words: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def test_the_sentence_says_what_is_allowed(key: str, value: Any, allowed: str) -
         {"augment": {"flip": {"_target_": "albumentations.VerticalFlip", "p": 0.5}}},
         {"data": {"parts": {"weak": {"_target_": "protoseg.data.SegmentationDataModule", "scale": [0.5, 2.0]}}}},
         {"data": {"relabel": {"plain": None, "blur": "flip"}, "weights": {"scale": 2, "weak": 1.5}}},
+        {"augment": {"flip": None}, "callbacks": {"compile": None}, "method": {"subsets": {"listed": ["car"]}}},
         {"data": {"hierarchy": {"nested": {"report": ["root", "size"]}, "flip": ["a"]}}},
     ],
 )
@@ -130,8 +131,9 @@ def test_names_of_the_users_are_no_settings(section: Any) -> None:
 
 def test_a_setting_of_an_object_of_the_users_name_is_looked_at() -> None:
     part = {"_target_": "protoseg.data.SegmentationDataModule", "batch_size": 0}
-    for wrong in ({"data": {"parts": {"weak": part}}}, {"encoder": {"freeze": {"a": 1}}}):
-        with pytest.raises(ProtosegError, match=r"(weak\.batch_size|freeze): expected"):
+    parts = {"data": {"parts": {"weak": part}}}, {"data": {"parts": {"weights": part}}}
+    for wrong in (*parts, {"encoder": {"freeze": {"a": 1}}}):
+        with pytest.raises(ProtosegError, match=r"(weak\.batch_size|weights\.batch_size|freeze): expected"):
             check_ranges(OmegaConf.create(wrong))
 
 

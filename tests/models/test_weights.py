@@ -82,7 +82,7 @@ def test_a_trained_encoder_with_adapters_is_refused_whole(adapter: dict[str, int
     encoder = TimmEncoder("test_vit", **adapter)
     own = {f"model.encoder.{key}": value for key, value in encoder.state_dict().items()}
     torch.save({"protoseg": {}, "state_dict": own}, tmp_path / "run.ckpt")
-    with pytest.raises(ProtosegError, match=rf"without adapters \(LoRA, Rein\), got .*; use init_from={tmp_path}/run"):
+    with pytest.raises(ProtosegError, match=rf"without LoRA and Rein, got .*; use init_from={tmp_path}/run"):
         TimmEncoder("test_vit", weights=tmp_path / "run.ckpt", **adapter)
 
 

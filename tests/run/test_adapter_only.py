@@ -149,15 +149,6 @@ def test_what_cannot_be_read_again_is_refused_before_the_training(
         leave_out_frozen(module, tmp_path / "a.ckpt")
 
 
-def test_weights_beside_the_checkpoint_go_before_others_at_the_place_of_the_training(
-    configure: Configure, tmp_path: Path, weights: Path
-) -> None:
-    _, file = saved(configure, tmp_path / "run", "encoder.freeze=true", f"encoder.weights={weights}")
-    shutil.copy(weights, file.with_name(weights.name))
-    torch.save({name: value + 1 for name, value in torch.load(weights, weights_only=True).items()}, weights)
-    assert open_file(file).networks == ["student"]
-
-
 def test_a_stranger_builds_no_more_than_the_file_has(configure: Configure, tmp_path: Path, weights: Path) -> None:
     _, file = saved(configure, tmp_path, "encoder.freeze=true", f"encoder.weights={weights}")
     content = torch.load(file, weights_only=True)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
+from protoseg import cli
 from protoseg import data as data_module
 from protoseg.checkpoint import read_checkpoint
 from protoseg.run.build import method_terms
@@ -199,11 +199,17 @@ def test_what_an_experiment_set_for_another_choice_is_told(configure: Callable[.
     assert "~contrast.reliable" in said
 
 
-def test_a_full_disk_of_the_runs_folder_is_named_where_the_system_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": {"runtime": {"output_dir": "/a/b"}}}))
-    assert "cannot write /a/b: No space left" in (explain(OSError(28, "No space left on device"), "train") or "")
-    named = OSError(28, "No space left on device", "/c/d")
-    assert "cannot write /c/d: No space left" in (explain(named, "train") or "")
+def test_a_full_disk_of_the_runs_folder_is_named_where_the_system_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(cfg: DictConfig) -> float:
+        raise OSError(28, "No space left on device", *named)
+
+    monkeypatch.setattr(sys, "argv", ["protoseg", f"hydra.run.dir={tmp_path}/run"])
+    for named, place in ([], f"{tmp_path}/run"), (["/c/d"], "/c/d"):
+        with pytest.raises(SystemExit, match="1"):
+            cli._run("train", task)
+        assert f"cannot write {place}: No space left" in capsys.readouterr().err
 
 
 @pytest.mark.slow

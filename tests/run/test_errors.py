@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,13 +203,13 @@ def test_what_an_experiment_set_for_another_choice_is_told(configure: Callable[.
 def test_a_full_disk_of_the_runs_folder_is_named_where_the_system_names_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def task(cfg: DictConfig) -> float:
+    def task(named: list[str], cfg: DictConfig) -> float:
         raise OSError(28, "No space left on device", *named)
 
-    monkeypatch.setattr(sys, "argv", ["protoseg", f"hydra.run.dir={tmp_path}/run"])
     for named, place in ([], f"{tmp_path}/run"), (["/c/d"], "/c/d"):
+        monkeypatch.setattr(sys, "argv", ["protoseg", f"hydra.run.dir={tmp_path}/run"])
         with pytest.raises(SystemExit, match="1"):
-            cli._run("train", task)
+            cli._run("train", partial(task, named))
         assert f"cannot write {place}: No space left" in capsys.readouterr().err
 
 

@@ -50,7 +50,7 @@ class FeatureDistance(Term):
     DAFormer (arXiv 2111.14887, Sec. 3.3): mean, over the cells of the coarsest map that one thing class covers by at
     least ``min_ratio``, of the Euclidean distance between the features of the source image by the student and by a
     copy of its initial encoder (where weights are frozen, these). Weight 0.005 and ``min_ratio`` 0.75 are the paper's;
-    ``classes`` names those that count, by default the label space's things. ProtosegError: the label space lacks them.
+    ``classes`` names those that count (default: the label space's things). Raises ProtosegError: it lacks them.
     """
 
     things: Tensor

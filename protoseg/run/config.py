@@ -116,7 +116,7 @@ def _allowed(value: Any, words: str) -> bool:
 
 
 def named(words: Sequence[str], places: Sequence[str]) -> list[str]:
-    """Words as Hydra takes them, options first: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt`` by its place."""
+    """Words as Hydra takes them, options last: ``RUN/best.ckpt`` becomes ``ckpt_path=RUN/best.ckpt`` by its place."""
     free = [place for place in places if not any(word.startswith(f"{place}=") for word in words)]
     options: list[str] = []
     overrides: list[str] = []

@@ -192,7 +192,7 @@ def export(checkpoint: str, out: Path, size: Size | None, network: str, trust: S
     most = 100 * TOLERANCE if (known := trained.network.discriminant) is not None and known.taught else TOLERANCE
     if difference.logits > most or difference.labels > TOLERANCE:
         raise ProtosegError(
-            f"export: {path} was written, but {seen}; expected {most:g}, {TOLERANCE:.1%}: do not use it"
+            f"export: {path} was written, but its {seen}; expected at most {most:g} and {TOLERANCE:.1%}: do not use it"
         )
     free = "" if size else "any size; " if multiple == 1 else f"height and width multiples of {multiple}; "
     terminal.say(f"{path}, {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s; {free}{seen}")

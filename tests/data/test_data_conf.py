@@ -103,7 +103,10 @@ def test_cityscapes_and_camvid_are_joined_by_name(cityscapes: Path, camvid: Path
         f"data.parts.camvid.root={camvid}",
         "data.num_workers=0",
     )
-    data = instantiate(composed("cityscapes_and_camvid", *roots))
+    cfg = composed("cityscapes_and_camvid", *roots)
+    assert cfg.parts.camvid.relabel == CAMVID_TO_CITYSCAPES  # written out there, for all to read
+    assert cfg.parts.camvid.annotated == list(CAMVID_TO_CITYSCAPES.values())
+    data = instantiate(cfg)
     assert data.label_space.classes == CITYSCAPES.classes
     data.setup("fit")
     part = data.parts["camvid"].train_dataset()

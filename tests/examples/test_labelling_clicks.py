@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -449,18 +447,3 @@ def test_a_checkpoint_without_statistics_learns_by_those_of_the_folder(
     assert (session.labels(0) == green).any()
     assert protoseg.load(str(session.save()["checkpoint"])).classes[-1] == "green"
     session.close()
-
-
-def test_clicks_on_another_folder_are_not_taken(base: Path, patches: tuple[Path, Path], tmp_path: Path) -> None:
-    other = shutil.copytree(patches[0], tmp_path / "other")
-    with closing(Session(open_file(base), patches[0], tmp_path / "out")) as session:
-        session.click(0, 5, 5, session.add_class("weed"))
-    with pytest.raises(ProtosegError, match=rf"got others \(on {patches[0]}\): put back .* --out"):
-        Session(open_file(base), other, tmp_path / "out")
-    (tmp_path / "link").symlink_to(patches[0])
-    with closing(Session(open_file(base), tmp_path / "link", tmp_path / "out")) as again:
-        assert again.space.classes[-1] == "weed"
-    shutil.rmtree(patches[0])  # moved
-    (tmp_path / "link").unlink()
-    with closing(Session(open_file(base), other, tmp_path / "out")) as again:
-        assert again.space.classes[-1] == "weed"

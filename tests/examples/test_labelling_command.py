@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from protoseg.checkpoint import checkpoint_label_space, read_checkpoint, save_ch
 from protoseg.cli.main import main
 from protoseg.run import teach
 from protoseg.trained import open_file
+from protoseg.types import ProtosegError
 from tests.teach import conftest as made
 
 PAGE, REPLAY = ("teach", "page"), ("teach", "replay")
@@ -122,3 +124,18 @@ def test_a_wheel_has_the_application_where_the_command_looks(monkeypatch: pytest
     with pytest.raises(AttributeError):
         teach.page()
     assert asked == ["protoseg.labelling_page.commands"]
+
+
+def test_clicks_on_another_folder_are_not_taken(base: Path, patches: tuple[Path, Path], tmp_path: Path) -> None:
+    other = shutil.copytree(patches[0], tmp_path / "other")
+    with closing(Session(open_file(base), patches[0], tmp_path / "out")) as session:
+        session.click(0, 5, 5, session.add_class("weed"))
+    with pytest.raises(ProtosegError, match=rf"got others \(on {patches[0]}\): put back .* --out"):
+        Session(open_file(base), other, tmp_path / "out")
+    (tmp_path / "link").symlink_to(patches[0])
+    with closing(Session(open_file(base), tmp_path / "link", tmp_path / "out")) as again:
+        assert again.space.classes[-1] == "weed"
+    shutil.rmtree(patches[0])  # moved
+    (tmp_path / "link").unlink()
+    with closing(Session(open_file(base), other, tmp_path / "out")) as again:
+        assert again.space.classes[-1] == "weed"

@@ -150,7 +150,7 @@ def test_what_the_logits_may_differ_by(
     with (
         nullcontext()
         if fine
-        else pytest.raises(ProtosegError, match=f"expected 0.{1 if taught else '001'}, 0.1%: do not use it")
+        else pytest.raises(ProtosegError, match=f"expected at most 0.{1 if taught else '001'} and 0.1%: do not use it")
     ):
         convert.export("x.ckpt", tmp_path / "m.onnx", None, "student", ())
 

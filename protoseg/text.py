@@ -8,15 +8,18 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rich
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 Row = Sequence[str | Text]
+progress = partial(track, transient=True, console=Console(stderr=True))
 # What Hydra reads as it stands: a text, no number, no null, no list.
 _PLAIN_VALUE = re.compile(r"(?!(?:null|true|false|nan|inf)$)(?:\.{0,2}/|[a-z_])[\w./@%+-]*", re.ASCII | re.IGNORECASE)
 # An underscore inside a word is none of Markdown's marks.
@@ -51,8 +54,9 @@ class Terminal(Console):
     def table(self, title: str, header: Sequence[str], rows: Iterable[Row], left: Collection[int] = (0,)) -> None:
         """Print a table; the columns ``left`` are of words, the others of numbers; a header of no names is left out."""
         if self.as_json:
-            print(json.dumps({"title": title, "rows": [_plain_row(header, row, left) for row in rows]}))
-            return
+            plain = ([str(x) if i in left else _number(str(x)) for i, x in enumerate(row)] for row in rows)
+            found = [{name: x for name, x in zip(header, row, strict=True) if name} for row in plain]
+            return print(json.dumps({"title": title, "rows": found}))
         table = Table(title=title, show_header=any(header))
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i in left else "right", overflow="fold")
@@ -71,12 +75,6 @@ def tables_as_json() -> Iterator[None]:
     finally:
         Terminal.as_json = False
         rich.reconfigure()
-
-
-def _plain_row(header: Sequence[str], row: Row, left: Collection[int]) -> dict[str, Any]:
-    """By column; None for a number that there is not, and without a column that has no name."""
-    cells = enumerate(zip(header, row, strict=True))
-    return {name: str(cell) if i in left else _number(str(cell)) for i, (name, cell) in cells if name}
 
 
 def _number(cell: str) -> float | str | None:

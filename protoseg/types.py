@@ -118,7 +118,7 @@ class LabelSpace:
 
     def ids(self, names: Iterable[str], where: str) -> list[int]:
         """Train ids of classes by name; ProtosegError, which begins with ``where``, for no class here, or no name."""
-        names = list(names)
+        names = [names] if isinstance(names, str) else list(map(str, names))
         unknown = sorted(set(names) - set(self.classes))
         if unknown or not names:
             wanted = f"classes of the label space {self.name!r} ({', '.join(self.classes)})"

@@ -5,13 +5,10 @@ collectors share one pass of the model.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,10 +16,10 @@ from protoseg.evaluation.pictures import rgb
 from protoseg.evaluation.predictor import evaluating
 from protoseg.functional.resize import downsample_label, image_size, upsample_logits
 from protoseg.nn import PrototypeMemory
+from protoseg.text import progress
 from protoseg.types import IGNORE_INDEX, Batch, ProtosegError, SegOutput, Similarities
 
 Loader = DataLoader[Batch]
-progress = partial(track, console=Console(stderr=True))
 _NO_PROTOTYPES = (
     "analysis: expected a model with prototypes, got one with a learned classifier; train with head=prototype, or ask "
     "for what needs none: protoseg analyse uncertainty"

@@ -110,9 +110,9 @@ def _call(settings: dict[str, Any], entry: Mapping[str, Any]) -> None:
 
 def _share(text: str) -> Fraction:
     with suppress(ValueError, ZeroDivisionError):
-        if (share := Fraction(text)) > 0:
+        if (share := Fraction(text)) > 0 and (share < 1 or text.isdecimal()):
             return share
-    raise ArgumentTypeError(f"expected a share above 0, e.g. 1/8, or how many, e.g. 20, got {text!r}")
+    raise ArgumentTypeError(f"expected a share above 0 and below 1, e.g. 1/8, or how many, e.g. 20, got {text!r}")
 
 
 def _numbers(form: str, separator: str, count: int, most: float, text: str) -> tuple[int, ...]:

@@ -162,18 +162,19 @@ def in_tree(space: LabelSpace, tree: Mapping[str, Any]) -> LabelSpace:
     """
 
     def hang(members: Any, group: Any) -> Iterator[tuple[Any, Any]]:
-        for name in members if isinstance(members, Mapping | Sequence) else [members]:
+        for name in members if isinstance(members, Mapping | Sequence) and not isinstance(members, str) else [members]:
             yield from hang(members[name], name) if isinstance(members, Mapping) and members[name] else ()
             yield name, group
 
     found = [*hang(tree, None)]  # names and their groups, members before groups
     group_of = dict(found)
-    groups = [name for name in group_of if name in group_of.values()]
+    groups = [name for name in group_of if name in {group for _, group in found}]
     known = {name: color for name, color in zip(space.classes, space.colors, strict=True) if name not in groups}
     names = (*known, *groups)
-    if len(group_of) < len(found) or not group_of.keys() <= {*names}:
+    said = [name for name, _ in found]
+    if wrong := {str(name): None for name in said if name not in names or said.count(name) > 1}:
         text = f"hierarchy: expected {{group: [class, …]}} of {', '.join(space.classes)}, each once"
-        raise ProtosegError(f"{text}, got {', '.join(str(name) for name, _ in found)}; see conf/hierarchy")
+        raise ProtosegError(f"{text}, got {', '.join(wrong)}, which are no classes or named twice; see conf/hierarchy")
     parents = tuple(-1 if (group := group_of.get(name)) is None else names.index(group) for name in names)
     return replace(space, classes=names, colors=with_made_colors(map(known.get, names), space.colors), parents=parents)
 
@@ -317,7 +318,8 @@ class MaskReading:
         else:
             for top in _tops(mask.kind, self.file) if reading == BINARY else ():
                 ids = np.where(ids == top, ids.dtype.type(1), ids)
-            mask = mask._replace(clear=None) if mask.kind == "palette" else mask  # there, a colour for the eye
+            if mask.kind == "palette" and not self.file.transparent:  # there, a colour for the eye
+                mask = mask._replace(clear=None)
             label = labels_of_ids(path, ids, table, mask.clear)
         if mask.clear is None or not mask.clear.any():
             return label

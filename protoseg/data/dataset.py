@@ -135,11 +135,12 @@ class SegmentationDataset(Dataset[Sample]):
     def keep(self, given: str | Sequence[str], listed: bool) -> None:
         """Forget all images but those of these ``names``, or, not ``listed``, those.
 
-        ``given`` may be a text file with one a line, where lines that begin with ``#`` are comments. Raises
-        ProtosegError: no name, those of all images, or a name that no image has.
+        ``given`` may be a text file with one a line, where those that begin with ``#`` are comments, unless an image is
+        called so. Raises ProtosegError: no name, those of all images, or a name that no image has.
         """
-        lines = read_lines(Path(given)) if isinstance(given, str) else map(str, given)
-        names, known = {normalize("NFC", line.strip()) for line in lines if line.strip() and line[0] != "#"}, self.names
+        lines, known = read_lines(Path(given)) if isinstance(given, str) else map(str, given), self.names
+        said = {normalize("NFC", line.strip()) for line in lines} - {""}
+        names = {name for name in said if name[0] != "#" or name in known}
         missing = sorted(names.difference(known))
         if missing or not 0 < len(names) < len(known):
             lacking = f", of which {len(missing)} are not there ({', '.join(missing[:5])})" if missing else ""

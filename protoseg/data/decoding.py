@@ -153,10 +153,11 @@ def geotiff(path: Path) -> Iterator[Any]:
     with told(lambda _: text, ImportError):
         import rasterio
     # One driver: others would follow what is written in a file to further files.
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, driver="GTiff") as file:
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        check_pixels(f"image {path}", file.width, file.height)
-        yield file
+        with rasterio.open(path, driver="GTiff") as file:
+            check_pixels(f"image {path}", file.width, file.height)
+            yield file
 
 
 def to_bytes(pixels: NDArray[np.uint16], value_range: Range | None) -> NDArray[np.uint8]:

@@ -17,8 +17,6 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from protoseg.data import public
 from protoseg.data.class_file import MaskReading, read_class_file
@@ -30,12 +28,12 @@ from protoseg.data.pairing import IMAGE_SUFFIXES, by_key, by_stem, list_images
 from protoseg.data.polygons import FOREIGN, FORMS, Drawing, Form, LeftOut, parts_of, read, recognise
 from protoseg.data.statistics import in_threads
 from protoseg.files import write_file, write_text
+from protoseg.text import progress
 from protoseg.types import MAX_CLASSES, LabelSpace, ProtosegError, require, yaml_beside
 
 FORMATS: dict[str, dict[str, Any]] = yaml_beside(__file__, "export.yaml")
 _KEPT_MODES = ("P", "1", "LA")  # small and unfiltered already; OpenCV would turn ids into colours, as it scales 2 bits
 Places = dict[str, list[str]]  # images by the reason for which they, or shapes in them, are left out
-progress = partial(track, transient=True, console=Console(stderr=True))
 
 
 def wanted_ids(name: str) -> Ids:

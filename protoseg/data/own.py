@@ -236,8 +236,8 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
     num_val = max(1, round(val_share * len(samples)))
     if split not in ("train", "val") or num_val >= len(samples):
         text = f"{images}: expected split train or val and at least 2 images, to draw the splits by chance"
-        remedy = f"make subfolders images/{split}, masks/{split}, or a list {split}.txt"
-        raise ProtosegError(f"{text}, got {split!r} and {len(samples)} images: {remedy}")
+        remedy = f"make subfolders images/{split}, masks/{split}, a list {split}.txt, or set data.dataset.val_share"
+        raise ProtosegError(f"{text}, got {split!r} and {len(samples)} images, {num_val} of them val: {remedy}")
     hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
     val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}
     return [sample for sample in samples if (sample[0] in val) == (split == "val")]

@@ -42,8 +42,8 @@ def export_onnx(
     Input ``image``: uint8 RGB, ``b 3 h w``; it is normalised inside. With ``ranges``, the values of each channel that
     become 0 and 1, it is float32 ``b c h w`` in [0, 1]. Outputs ``labels``: class ids ``b h w``, uint8 or, of more than
     255 classes, int32; ``logits``: ``b c h/s w/s`` on the decoder's grid; and of a model with statistics ``confidence``
-    and ``unknown``, fp32 ``b h w``, as of :class:`protoseg.evaluation.predictor.Doubt`. Classes, colours and ranges
-    stand in the file's metadata, as JSON.
+    and ``unknown``, fp32 ``b h w``, as of :class:`protoseg.evaluation.predictor.Doubt`. Classes, colours, ranges
+    and the groups of a tree (``parents`` of :class:`LabelSpace`) stand in the file's metadata, as JSON.
 
     The file is for one ``size``, height and width, or for any: padding and cropping are inside. Only where the exporter
     cannot follow an encoder so (windows of attention) is it for multiples of its coarsest stride: :func:`multiple_of`.
@@ -76,7 +76,7 @@ def export_onnx(
             break
     kind = f"float32 in [0, 1], b {len(ranges)} h w" if ranges else "uint8 RGB, b 3 h w"
     program.model.metadata_props.update({"multiple": str(step), "input": f"image: {kind}, not normalised"})
-    values = {"ranges": ranges, "classes": label_space.classes, "colors": label_space.colors}
+    values = {"ranges": ranges} | {key: getattr(label_space, key) for key in ("classes", "colors", "parents")}
     program.model.metadata_props.update({name: json.dumps(value) for name, value in values.items()})
     write_file(Path(path), lambda partial: program.save(str(partial), external_data=False))
     return Path(path)

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from protoseg import __version__
 from protoseg.analysis.activations import PatchCollector, activation, assignment_picture, heat_picture, prototype_colors
-from protoseg.analysis.stream import Loader, Scene, collect, look, progress, prototype_memory, scenes
+from protoseg.analysis.stream import Loader, Scene, collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.evaluation import pictures
 from protoseg.evaluation.curves import curves_figure
 from protoseg.evaluation.metrics import confusion_matrix, scores
 from protoseg.files import without_nan, write_text
+from protoseg.text import progress
 from protoseg.types import IGNORE_INDEX, LabelSpace
 
 MOST_CELLS = 20_000  # of an image to click into, 7 bytes each; of more every second cell is kept, or every third, …

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from protoseg.analysis.activations import PatchCollector, activation, activation_panel, patch_sheet
 from protoseg.analysis.adaptation import ConfusionCollector, compared, comparison_panel, iou_figure
 from protoseg.analysis.embedding import EmbeddingCollector, embedding_figure, embedding_map
-from protoseg.analysis.stream import collect, look, progress, prototype_memory, scenes
+from protoseg.analysis.stream import collect, look, prototype_memory, scenes
 from protoseg.analysis.structure import OccupancyCollector, between_figure, describe, occupancy_figure, within_figure
 from protoseg.analysis.uncertainty import UncertaintyCollector, error_detection, uncertainty_figure, uncertainty_panel
 from protoseg.checkpoint import check_same_classes
@@ -23,7 +23,7 @@ from protoseg.functional.discriminant import COVERAGE
 from protoseg.models.segmentor import Segmentor
 from protoseg.page.page import PrototypeReport, WorstImage, figure_uri, pixel_view, prototype_report, write_page
 from protoseg.run.evaluate import Trained, image_loader, open_checkpoint, open_data
-from protoseg.text import Terminal, say
+from protoseg.text import Terminal, progress, say
 from protoseg.types import LabelSpace, Names, ProtosegError
 
 _TITLES = {"margin": "prototype margin", "distance": "prototype distance", "confidence": "softmax confidence"}

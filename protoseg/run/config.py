@@ -103,7 +103,7 @@ def _ranged(section: DictConfig, path: str = "", ours: bool = True) -> Iterator[
 def _allowed(value: Any, words: str) -> bool:
     if words == "true or false":
         return isinstance(value, bool)
-    path = words.startswith("a path")
+    path = words.startswith(("a path", "a text"))
     if path or value is None or isinstance(value, str):
         return (path and isinstance(value, str)) or ("null" if value is None else value) in words.split(" or ")
     many, numbers = isinstance(value, list), value if isinstance(value, list) else [value]

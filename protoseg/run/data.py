@@ -16,7 +16,7 @@ from protoseg.analysis.stream import look
 from protoseg.analysis.wrong_labels import judged_regions, region_picture
 from protoseg.checkpoint import check_same_classes
 from protoseg.data import AdaptationDataModule, RareClasses, SegmentationDataModule, SegmentationDataset, checking
-from protoseg.data.export import convert, export_predictions, pack, progress, write_form
+from protoseg.data.export import convert, export_predictions, pack, write_form
 from protoseg.data.statistics import channel_statistics, class_statistics, image_sizes, rare_class_probability, spread
 from protoseg.evaluation import pictures
 from protoseg.evaluation.predictor import choose_device
@@ -24,7 +24,7 @@ from protoseg.evaluation.writer import jpeg
 from protoseg.files import write_file, write_text
 from protoseg.losses.segmentation import balanced_class_weights
 from protoseg.run.build import build_datamodule
-from protoseg.text import Terminal, command, override, say, write_csv
+from protoseg.text import Terminal, command, override, progress, say, write_csv
 from protoseg.trained import TrainedFile, open_file
 from protoseg.types import ProtosegError
 
@@ -89,7 +89,7 @@ def _doubt(file: TrainedFile, datasets: dict[str, SegmentationDataset], out: Pat
     model, classes, found = file.model().to(choose_device(None)), file.label_space.classes, []
     for title, dataset in datasets.items():
         dataset.reader = file.reader
-        for index in progress(range(len(dataset)), escape(title), transient=False):
+        for index in progress(range(len(dataset)), escape(title)):
             scene = look(model, *dataset[index][:2], index)
             found += [(title, x) for x in judged_regions(scene, file.label_space.leaves) if x.score > 0]
     rows: list[list[Any]] = []

@@ -15,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.callbacks import LambdaCallback, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
 from protoseg.allocator import keep_freed_memory
@@ -89,12 +89,14 @@ def _train(cfg: DictConfig, request: StopRequest) -> float:
     numbered = LambdaCallback(on_train_batch_start=lambda trainer, *_: log_by_global_step(trainer))
     precisions = ("32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64")
     check_choice("trainer.precision", str(cfg.trainer.precision or 32), precisions)  # prototypes stay in fp32
+    bar = any(isinstance(callback, ProgressBar) for callback in callbacks)  # else Lightning brings its own
     with wrong_input("trainer", ValueError, TypeError):
         trainer = instantiate(cfg.trainer, _partial_=True)(
             logger=loggers,
             callbacks=[numbered, Restart(request, last), *callbacks],  # in this order
             plugins=[AtomicCheckpointIO(), *own_environment()],
             default_root_dir=output,
+            enable_progress_bar=cfg.trainer.get("enable_progress_bar", bar),
             val_check_interval=interval,
         )
     for logger in loggers:

@@ -50,7 +50,7 @@ def test_a_list_of_images_in_which_every_class_occurs(data: Path, capsys: pytest
         assert head == f"# {number} of the 2 images of camvid: protoseg data draw camvid --share {share} --seed 3"
         assert names[-1] == "0006R0_f00001"  # the only one with cars
         assert f"{number} of 2 images: {few}" in capsys.readouterr().out
-    for share in ("half", "1/0", "0", "-1/2"):
+    for share in ("half", "1/0", "0", "-1/2", "1/1", "3/2", "2.7"):
         with pytest.raises(SystemExit) as error:
             run_tool("data", ["draw", "camvid", f"--share={share}", "--out", str(few)])
         assert error.value.code == 2

@@ -277,6 +277,21 @@ def test_a_geotiff_for_an_rgb_model_keeps_its_place(
 
 
 @needs_rasterio
+@pytest.mark.filterwarnings("error")
+def test_a_tiff_that_is_nowhere_on_earth(tmp_path: Path) -> None:
+    import rasterio
+
+    pixels, path = numbers(5)[:8, :8], tmp_path / "a.tif"
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        file = rasterio.open(path, "w", driver="GTiff", height=8, width=8, count=5, dtype="uint16")
+    with file:
+        file.write(pixels.transpose(2, 0, 1))
+    assert ImageReader(channels=5, image_range=[0, 65535]).read(path).shape == (8, 8, 5)
+    with pytest.raises(ProtosegError, match=r"a\.tif: .*a TIFF of N channels: set data\.dataset\.channels=N"):
+        read_image(path)
+
+
+@needs_rasterio
 def test_windows_narrower_than_a_step_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_windows(monkeypatch)
     monkeypatch.setattr("protoseg.evaluation.predict.SIDE", 13)

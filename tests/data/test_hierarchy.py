@@ -40,20 +40,19 @@ def test_groups_stand_behind_the_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "named"),
     [
-        {"x": ["a", "z"]},
-        {"x": ["a"], "y": ["a"]},
-        {"x": ["a", "a"]},
-        {"a": ["b"], "x": ["a", "b"]},
-        {"x": 5},
-        {"z": None},
+        ({"x": ["a", "z"]}, "z"),
+        ({"x": ["a"], "y": ["a"]}, "a"),
+        ({"x": ["a", "a"], "y": "road"}, "a, road"),
+        ({"a": ["b"], "x": ["a", "b"]}, "b, a"),
+        ({"x": 5}, "5"),
+        ({"z": None}, "z"),
     ],
 )
-def test_a_tree_that_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(
-        ProtosegError, match=r"^hierarchy: expected \{group: \[class, …\]\} of a, b, c, d, e, each once, got "
-    ):
+def test_a_tree_that_does_not_fit_is_refused(wrong: dict[str, Any], named: str) -> None:
+    text = r"^hierarchy: expected \{group: \[class, …\]\} of a, b, c, d, e, each once, got "
+    with pytest.raises(ProtosegError, match=f"{text}{named}, which are no classes or named twice"):
         in_tree(SPACE, wrong)
 
 

@@ -167,6 +167,12 @@ READ = {
         [mask(0, 1, 2, alpha=b"\0\2"), mask(0, 1, 3, depth=2, alpha=b"\0\3"), mask(0, 1, 2, depth=16, alpha=b"\0\2")],
         {0: 0, 1: 1, 2: V, 3: V},
     ),
+    "a palette with a clear entry, as ids": (
+        f"{NAMES}\nvoid: [transparent]",
+        [palette(0, 1, alpha=b"\xff\0")],
+        {0: 0, 1: V},
+    ),
+    "a palette with an entry that is clear for the eye": (NAMES, [palette(0, 1, alpha=b"\xff\0")], {0: 0, 1: 1}),
     "a transparent bit": (f"{NAMES}\nvoid: [transparent]", [mask(0, 1, depth=1, alpha=b"\0\1")], {0: 0, 1: V}),
     "a palette of black and white": (GREYS, [palette(0, 1, palette=[BLACK, WHITE])], {0: 0, 1: 1}),
     "a palette of grey levels as its numbers": ("classes: [a, b]", [palette(0, 1, palette=GREY_PALETTE)], {0: 0, 1: 1}),

@@ -83,6 +83,10 @@ def test_drawn_split(folder: Path, write_image: Callable[..., None], write_mask:
         ProtosegError, match=r"expected split train or val and at least 2 images.*got 'test' and 5 images"
     ):
         load(folder, "test")
+    with pytest.raises(
+        ProtosegError, match=r"got 'train' and 5 images, 5 of them val: .*, or set data\.dataset\.val_share"
+    ):
+        load(folder, "train", val_share=1.0)
 
 
 def test_drawn_split_moves_little_when_images_are_added(folder: Path, write_image: Callable[..., None]) -> None:

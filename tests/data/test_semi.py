@@ -73,6 +73,17 @@ def test_a_list_of_others_of_none_or_of_all_is_refused(camvid: Path, few: list[s
             getattr(semi(camvid, few), side).train_dataset()
 
 
+def test_a_name_that_begins_as_a_comment(tmp_path: Path) -> None:
+    def kept(*lines: str) -> list[str]:
+        data = SegmentationDataset([(tmp_path / f"{name}.png", None) for name in ("#1", "2", "3")], "train")
+        (tmp_path / "few.txt").write_text("\n".join(lines))
+        data.keep(str(tmp_path / "few.txt"), listed=True)
+        return data.names
+
+    assert kept("# 2 of 3", "#1", "2") == ["#1", "2"]
+    assert kept("  # indented", "2") == ["2"]
+
+
 def test_a_resumed_run_has_the_same_list(camvid: Path) -> None:
     state = semi(camvid).state_dict()
     semi(camvid, FEW[::-1]).load_state_dict(state)

@@ -100,6 +100,7 @@ def test_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(metadata["classes"]) == list(CAMVID.classes)
     assert json.loads(metadata["colors"])[0] == list(CAMVID.colors[0])
+    assert json.loads(metadata["parents"]) == []
 
     with torch.no_grad():  # the comparison sees another model
         model.head.memory.prototypes.copy_(model.head.memory.prototypes.flip(0))

@@ -63,6 +63,7 @@ def test_without_validation_no_score_is_told(configure: Callable[..., DictConfig
     assert math.isnan(run_training(configure("train", *TINY, "trainer.limit_val_batches=0", "trainer.max_steps=1")))
     printed = capsys.readouterr().out
     assert printed.count("none: nothing was validated") == 2
+    assert "Epoch" not in printed  # callbacks.progress=null: nor a bar of Lightning's own
     assert "inf" not in printed
     assert in_words(-math.inf, True) == in_words(math.nan, True) == "none: no validated pixel was labelled"
 

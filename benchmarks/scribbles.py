@@ -2,8 +2,9 @@
 
 OUT is CamVid again, to be read with ``data=camvid data.root=OUT``; of the training masks only what somebody might have
 drawn by hand is left, the rest is ignored: in each connected region of a class, of 100 pixels at least, one dot where
-it is deepest, or a stroke along its longer side through the deepest place of each 20 pixels. The validation masks stay
-whole. The images and those are linked, not copied.
+it is deepest, or a stroke along its longer side: that is cut into parts of as many pixels, one for each 20 of its
+length, and the stroke goes through the deepest place of each. The validation masks stay whole. The images and those are
+linked, not copied.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.progress import track
 
 VOID = 11
 SMALLEST = 100  # pixels of a region
-REACH = 20  # pixels of a stroke between two of its points
+REACH = 20  # pixels of a region's length for each point of its stroke
 WIDTH = 7  # of dots and strokes: more than a cell of the network's grid
 
 
@@ -60,11 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> float:
     parser.add_argument("out", type=Path)
     parser.add_argument("--points", action="store_true", help="dots in place of strokes")
     chosen = parser.parse_args(arguments)
+    masks = sorted((chosen.camvid / "trainannot").glob("*.png"))
+    if not masks or chosen.out.exists():
+        parser.error(
+            f"expected masks in {chosen.camvid / 'trainannot'} ({len(masks)} there) and a new folder {chosen.out}"
+        )
     (chosen.out / "trainannot").mkdir(parents=True)
     for name in ("train", "val", "valannot"):
         (chosen.out / name).symlink_to((chosen.camvid / name).resolve())
     before = after = 0
-    for file in track(sorted((chosen.camvid / "trainannot").glob("*.png")), "training masks"):
+    for file in track(masks, "training masks"):
         label = np.asarray(Image.open(file))
         sparse = drawn(label, chosen.points)
         Image.fromarray(sparse).save(chosen.out / "trainannot" / file.name)

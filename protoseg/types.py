@@ -118,8 +118,8 @@ class LabelSpace:
 
     def ids(self, names: Iterable[str], where: str) -> list[int]:
         """Train ids of classes by name; ProtosegError, which begins with ``where``, for no class here, or no name."""
-        names = [names] if isinstance(names, str) else list(map(str, names))
-        unknown = sorted(set(names) - set(self.classes))
+        names = [f"{names!r}, no list"] if isinstance(names, str) else [*names]
+        unknown = sorted({str(name) for name in names if name not in self.classes})
         if unknown or not names:
             wanted = f"classes of the label space {self.name!r} ({', '.join(self.classes)})"
             got = ", ".join(unknown) or "none (an empty list)"

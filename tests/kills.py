@@ -51,7 +51,6 @@ SHORT = (
     "data.num_workers=1",
     "threads=1",
     "resume=auto",
-    "+trainer.enable_progress_bar=false",
 )
 
 

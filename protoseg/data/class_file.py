@@ -35,6 +35,7 @@ class ClassFile(NamedTuple):
     said: frozenset[int] = frozenset()  # the ids that the file names
     ids_given: bool = False  # it says which id is which class
     transparent: bool = False  # transparent pixels count nowhere
+    clear_palettes: bool = False  # those of palettes that are read by index, too: else that is a colour for the eye
 
     @property
     def void(self) -> int:
@@ -109,7 +110,7 @@ def class_file(content: Any, path: Path) -> ClassFile:
     name = str(content.get("name") or path.absolute().parent.name)
     with told(lambda error: str(_wrong(path, "things that are classes", error)), ProtosegError):
         space = LabelSpace(name, tuple(colors), with_made_colors(colors.values(), labels), things=things)
-    return ClassFile(space, table, labels, frozenset(said), bool(content.get("ids")), _TRANSPARENT in entries)
+    return ClassFile(space, table, labels, frozenset(said), bool(content.get("ids")), *[_TRANSPARENT in entries] * 2)
 
 
 def _classes(path: Path, content: Any) -> dict[str, Color | None]:
@@ -168,11 +169,11 @@ def in_tree(space: LabelSpace, tree: Mapping[str, Any]) -> LabelSpace:
 
     found = [*hang(tree, None)]  # names and their groups, members before groups
     group_of = dict(found)
-    groups = [name for name in group_of if name in {group for _, group in found}]
+    said, heads = zip(*found, strict=True) if found else ((), ())
+    groups = [name for name in group_of if name in heads]
     known = {name: color for name, color in zip(space.classes, space.colors, strict=True) if name not in groups}
     names = (*known, *groups)
-    said = [name for name, _ in found]
-    if wrong := {str(name): None for name in said if name not in names or said.count(name) > 1}:
+    if wrong := {f"{n}": n for n in said if n not in names or said.count(n) > 1 or not isinstance(n, str)}:
         text = f"hierarchy: expected {{group: [class, …]}} of {', '.join(space.classes)}, each once"
         raise ProtosegError(f"{text}, got {', '.join(wrong)}, which are no classes or named twice; see conf/hierarchy")
     parents = tuple(-1 if (group := group_of.get(name)) is None else names.index(group) for name in names)
@@ -318,8 +319,7 @@ class MaskReading:
         else:
             for top in _tops(mask.kind, self.file) if reading == BINARY else ():
                 ids = np.where(ids == top, ids.dtype.type(1), ids)
-            if mask.kind == "palette" and not self.file.transparent:  # there, a colour for the eye
-                mask = mask._replace(clear=None)
+            mask = mask._replace(clear=None) if mask.kind == "palette" and not self.file.clear_palettes else mask
             label = labels_of_ids(path, ids, table, mask.clear)
         if mask.clear is None or not mask.clear.any():
             return label

@@ -152,12 +152,11 @@ def geotiff(path: Path) -> Iterator[Any]:
     text = f"image {path}: expected rasterio for such a TIFF, got none: pip install 'protoseg[geo]'"
     with told(lambda _: text, ImportError):
         import rasterio
-    # One driver: others would follow what is written in a file to further files.
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, driver="GTiff") as file:
-            check_pixels(f"image {path}", file.width, file.height)
-            yield file
+    # For good: threads open several at once. One driver: others would follow what a file says to further files.
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, driver="GTiff") as file:
+        check_pixels(f"image {path}", file.width, file.height)
+        yield file
 
 
 def to_bytes(pixels: NDArray[np.uint16], value_range: Range | None) -> NDArray[np.uint8]:

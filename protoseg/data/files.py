@@ -159,7 +159,8 @@ def reading(path: Path, kind: str) -> AbstractContextManager[None]:
         if isinstance(reason, FileNotFoundError):
             return f"{kind} {path}: expected a file, got none there; correct the path, or copy it again"
         if isinstance(reason, UnidentifiedImageError):
-            reason = "it is no image, or a TIFF of N channels: set data.dataset.channels=N"  # Pillow names the buffer
+            more = ", or a TIFF of N channels: train with data.dataset.channels=N" if kind == "image" else ""
+            reason = f"it is no image{more}"  # Pillow names the buffer
         text = f"{kind} {path}: expected a complete image file, got one that cannot be read ({reason})"
         return f"{text}: copy the file again, or move it elsewhere (of labelled data, image and mask)"
 

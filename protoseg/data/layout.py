@@ -175,10 +175,12 @@ def described_classes(
 ) -> tuple[LabelSpace, Ids, Mapping[Color, int]]:
     """Label space, train id of each id, and label of each colour; raises ProtosegError."""
     setting = "data.dataset.classes"
-    if not isinstance(classes, str):
-        return class_file(OmegaConf.to_container(OmegaConf.create({"name": name, **classes})), Path(setting))[:3]
-    if classes.endswith((".yaml", ".yml")):
-        return read_class_file(classes)[:3]
+    plain = None if isinstance(classes, str) else OmegaConf.to_container(OmegaConf.create({"name": name, **classes}))
+    if plain is not None or str(classes).endswith((".yaml", ".yml")):
+        file = read_class_file(str(classes)) if plain is None else class_file(plain, Path(setting))
+        if file.transparent:
+            raise ProtosegError(f"{setting}: expected void ids or colours, got transparent, for data=folder alone")
+        return file[:3]
     known = sorted(path.stem for path in _TABLES.glob("*.tsv"))
     if classes not in known:
         raise ProtosegError(f"{setting}: expected one of {', '.join(known)}, or a file FILE.yaml, got {classes!r}")

@@ -236,7 +236,7 @@ def _drawn(samples: list[FilePair], images: Path, split: str, val_share: float, 
     num_val = max(1, round(val_share * len(samples)))
     if split not in ("train", "val") or num_val >= len(samples):
         text = f"{images}: expected split train or val and at least 2 images, to draw the splits by chance"
-        remedy = f"make subfolders images/{split}, masks/{split}, a list {split}.txt, or set data.dataset.val_share"
+        remedy = f"make subfolders images/{split}, masks/{split}, a list {split}.txt, or another data.dataset.val_share"
         raise ProtosegError(f"{text}, got {split!r} and {len(samples)} images, {num_val} of them val: {remedy}")
     hashes = {image: sha256(os.fsencode(f"{seed} {stem_in(images, image)}")).digest() for image, _ in samples}
     val = {*sorted(hashes, key=hashes.__getitem__)[:num_val]}

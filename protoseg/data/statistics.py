@@ -249,7 +249,7 @@ def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
     """A name that is apart for every split, choice of images and masks, label space and mapping."""
     space, parts = dataset.label_space, dataset.parts or [dataset]
     what = [type(dataset).__qualname__, space.classes, *(part.id_table.tolist() for part in parts), names]
-    what += [[str(part.mask_reading), *part.colors.items()] for part in parts if part.mask_reading is not None]
+    what += [[f"{m}{m.file.clear_palettes or ''}", *part.colors.items()] for part in parts if (m := part.mask_reading)]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"\W+", "-", part) for part in (dataset.split, space.name))
     return f"protoseg_statistics_{readable}_{key}.json"

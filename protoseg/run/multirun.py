@@ -29,7 +29,7 @@ from protoseg.job_records import Job, Sweep, alone_in, read_job, read_sweep, set
 from protoseg.run.config import check_ranges, explain, explained
 from protoseg.run.launch import first_process, launch
 from protoseg.run.resuming import check_folder, reserve
-from protoseg.text import Terminal, command, override, say, visible
+from protoseg.text import Terminal, command, override, progress, say, visible
 from protoseg.types import ProtosegError, told
 
 log = logging.getLogger(__name__)
@@ -134,14 +134,12 @@ def plan(config: DictConfig, loader: ConfigLoader) -> Sweep:
     sweep = Sweep(folder, tuple(arguments), tuple(swept), planned, ())
     if not planned:
         return sweep
-    from rich.progress import track
-
     (combinations,) = BasicSweeper.split_arguments(overrides, None)
     if twice := [c for c, times in Counter(map(tuple, combinations)).items() if times > 1]:
         text = f"no job was started: the sweep has {' '.join(twice[0])} twice, which would count one result as two"
         raise ProtosegError(f"{text}: name each value once")
     jobs = []
-    for number, combination in enumerate(track(combinations, "Composing the jobs", transient=True)):
+    for number, combination in enumerate(progress(combinations, "Composing the jobs")):
         job = Job(number, tuple(combination), folder)
         jobs.append(replace(job, folder=folder / compose_job(config, loader, sweep, job)))
     several = [key for key in swept if len({job.values.get(key) for job in jobs}) > 1]

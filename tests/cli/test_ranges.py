@@ -104,7 +104,7 @@ def test_every_number_of_conf_is_checked() -> None:
         ("loss.ce.class_weights", "balance", "a list of numbers [A,…] from 0 to 1000000 or null or balanced"),
         ("threads", 0, "a whole number from 1 to 1000000 or null"),
         ("data.root", 5, "a path (of a number alone ./5) or null"),
-        ("data.dataset.mask_suffix", 1, "a text (of digits alone in quotes) or null"),
+        ("data.dataset.mask_suffix", 1, "a text (a number as '\"1\"') or null"),
         ("encoder.freeze", 1, "true or false"),
         ("encoder.freeze", None, "true or false"),
         ("encoder.freeze", "false", "true or false"),

@@ -287,7 +287,7 @@ def test_a_tiff_that_is_nowhere_on_earth(tmp_path: Path) -> None:
     with file:
         file.write(pixels.transpose(2, 0, 1))
     assert ImageReader(channels=5, image_range=[0, 65535]).read(path).shape == (8, 8, 5)
-    with pytest.raises(ProtosegError, match=r"a\.tif: .*a TIFF of N channels: set data\.dataset\.channels=N"):
+    with pytest.raises(ProtosegError, match=r"a\.tif: .*a TIFF of N channels: train with data\.dataset\.channels=N"):
         read_image(path)
 
 

@@ -67,6 +67,9 @@ def test_what_is_not_0_or_black(
 def test_one_bit_and_colours(folders: tuple[Path, Path]) -> None:
     Image.fromarray(np.array([[False, True, True, False]])).save(folders[1] / "a" / "0.png")
     assert ClassMasks(*folders, ["car"], [RED]).read_label(0).tolist() == [[1, 0, 0, 1]]
+    path = row(folders, 0, 1, 0, 1, palette=[0, 0, 255, 0, 255, 0])
+    Image.open(path).save(path, transparency=0)  # the index that is not the class, clear for the eye
+    assert ClassMasks(*folders, ["car"], [RED]).read_label(0).tolist() == [[1, 0, 1, 0]]
     row(folders, BLUE, RED, (0, 0, 0), RED)
     assert ClassMasks(*folders, ["car", "dog"], [RED, BLUE], [1, 2]).read_label(0).tolist() == [[1, 0, 2, 0]]
     assert ClassMasks(*folders, ["car"], [RED]).read_label(0).tolist() == [[1, 0, 1, 0]]  # and blue is another

@@ -48,6 +48,7 @@ def test_groups_stand_behind_the_classes() -> None:
         ({"a": ["b"], "x": ["a", "b"]}, "b, a"),
         ({"x": 5}, "5"),
         ({"z": None}, "z"),
+        ({2024: ["a"], None: ["b"]}, "2024, None"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_refused(wrong: dict[str, Any], named: str) -> None:

@@ -232,6 +232,8 @@ def test_a_strangers_data_set_is_one_yaml(tmp_path: Path) -> None:
         ProtosegError, match=r"data.dataset.classes: expected ids: .* for every class, got \{'bog': 1\}"
     ):
         LayoutDataset.space(classes={**classes, "ids": {"bog": 1}})
+    with pytest.raises(ProtosegError, match="expected void ids or colours, got transparent, for data=folder alone"):
+        LayoutDataset.space(classes={**classes, "void": ["transparent"]})
 
 
 def test_a_subclass_of_a_public_data_set(cityscapes: Path) -> None:

@@ -22,6 +22,7 @@ from protoseg.data.class_file import _used_in
 from protoseg.data.decoding import largest_deep_value
 from protoseg.data.files import read_image
 from protoseg.data.label_spaces import mapping_table
+from protoseg.data.statistics import class_statistics
 from protoseg.types import LabelSpace, ProtosegError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
@@ -260,6 +261,16 @@ def test_what_could_be_read_wrongly_is_refused(tmp_path: Path, name: str, capsys
         labels(root)
     with pytest.raises(SystemExit):
         run_tool("data", ["check", "folder", f"data.root={root}"])
+
+
+def test_clear_pixels_that_become_void_are_counted_anew(tmp_path: Path) -> None:
+    counts = []
+    for void in ("", "\nvoid: [transparent]"):
+        root = folder(tmp_path, NAMES + void, *[palette(0, 1, alpha=b"\xff\0")] * 4)
+        train = LabelledFolder(root, root / "classes.yaml", val_share=0.25)
+        counts.append(class_statistics(train).counts.sum(0).tolist())
+    assert counts[0][0] == counts[1][0] > 0
+    assert counts[0][1] > counts[1][1] == 0
 
 
 def test_splits_and_samples_agree(tmp_path: Path) -> None:

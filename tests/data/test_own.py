@@ -84,7 +84,7 @@ def test_drawn_split(folder: Path, write_image: Callable[..., None], write_mask:
     ):
         load(folder, "test")
     with pytest.raises(
-        ProtosegError, match=r"got 'train' and 5 images, 5 of them val: .*, or set data\.dataset\.val_share"
+        ProtosegError, match=r"got 'train' and 5 images, 5 of them val: .*, or another data\.dataset\.val_share"
     ):
         load(folder, "train", val_share=1.0)
 

@@ -75,7 +75,7 @@ def test_everything_but_the_loss_takes_the_rest_as_ignored(camvid: Path) -> None
     assert data.unlabelled == SCENE  # which have no IoU
     assert "pixels of classes not annotated (Sky, Building, " in data.dataset("val").notes[0]
     assert batches(whole, 1)[0].rest is None
-    for wrong, got in (([1], "1"), ("Car, Bus", "Car, Bus"), ([True, "Car"], "True")):
+    for wrong, got in (([1], "1"), ("Car", "'Car', no list"), ([True, "Car"], "True")):
         with pytest.raises(ProtosegError, match=rf"annotated: expected classes of .*, got {got}; correct the names"):
             part(camvid, None, annotated=wrong)
     assert (halves(camvid).class_statistics().counts.sum(0) > 0).all()

@@ -264,9 +264,9 @@ def test_what_could_be_read_wrongly_is_refused(tmp_path: Path, name: str, capsys
 
 
 def test_clear_pixels_that_become_void_are_counted_anew(tmp_path: Path) -> None:
-    counts = []
+    root, counts = folder(tmp_path, NAMES, *[palette(0, 1, alpha=b"\xff\0")] * 4), []
     for void in ("", "\nvoid: [transparent]"):
-        root = folder(tmp_path, NAMES + void, *[palette(0, 1, alpha=b"\xff\0")] * 4)
+        (root / "classes.yaml").write_text(NAMES + void, encoding="utf-8")  # the masks stay as they are
         train = LabelledFolder(root, root / "classes.yaml", val_share=0.25)
         counts.append(class_statistics(train).counts.sum(0).tolist())
     assert counts[0][0] == counts[1][0] > 0

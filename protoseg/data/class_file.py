@@ -173,7 +173,7 @@ def in_tree(space: LabelSpace, tree: Mapping[str, Any]) -> LabelSpace:
     groups = [name for name in group_of if name in heads]
     known = {name: color for name, color in zip(space.classes, space.colors, strict=True) if name not in groups}
     names = (*known, *groups)
-    if wrong := {f"{n}": n for n in said if n not in names or said.count(n) > 1 or not isinstance(n, str)}:
+    if wrong := dict.fromkeys(f"{n}" for n in said if n not in names or said.count(n) > 1 or not isinstance(n, str)):
         text = f"hierarchy: expected {{group: [class, …]}} of {', '.join(space.classes)}, each once"
         raise ProtosegError(f"{text}, got {', '.join(wrong)}, which are no classes or named twice; see conf/hierarchy")
     parents = tuple(-1 if (group := group_of.get(name)) is None else names.index(group) for name in names)

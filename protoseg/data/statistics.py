@@ -246,7 +246,7 @@ def stamp(mask: Path | None) -> tuple[int, int]:
 
 
 def _file_name(dataset: SegmentationDataset, names: tuple[str, ...]) -> str:
-    """A name that is apart for every split, choice of images and masks, label space and mapping."""
+    """A name that is apart for every split, choice of images and masks, reading of these, label space and mapping."""
     space, parts = dataset.label_space, dataset.parts or [dataset]
     what = [type(dataset).__qualname__, space.classes, *(part.id_table.tolist() for part in parts), names]
     what += [[f"{m}{m.file.clear_palettes or ''}", *part.colors.items()] for part in parts if (m := part.mask_reading)]
